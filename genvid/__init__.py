@@ -1,0 +1,3 @@
+"""genvid: generative video modelling on adaptive tokens."""
+
+__version__ = "0.1.0"

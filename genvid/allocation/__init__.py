@@ -1,0 +1,1 @@
+"""Token budgets: the integer program and the rules that decide how many tokens each block keeps."""

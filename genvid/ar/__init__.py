@@ -1,0 +1,1 @@
+"""The autoregressive model over packed rows of block tokens."""

@@ -1,0 +1,136 @@
+"""Configuration: frozen dataclasses <- YAML <- dotted command line, parsed by draccus, errors in one sentence.
+
+A config is a dataclass beside the class it configures. A choice between several (`quantizer: {type: fsq, ...}`) is a
+`Choice` with registered subclasses.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import draccus
+import yaml
+from draccus import ChoiceRegistry as Choice
+from draccus.utils import DecodingError, ParsingError
+
+from genvid.files import write_atomically
+
+__all__ = ["Choice", "ConfigError", "decode", "dump", "encode", "load", "parse"]
+
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used, said in one sentence."""
+
+
+def decode(cls: type[T], data: dict[str, Any], *, source: str = "the configuration") -> T:
+    """A dict as read from YAML or JSON -> an instance of the dataclass `cls`; ConfigError in words otherwise."""
+    try:
+        return typing.cast(T, draccus.decode(cls, data))
+    except DecodingError as error:
+        message = str(error).replace("`", "'")
+        raise ConfigError(f"{source}: {message}{_advice(cls, data)}") from None
+    except ParsingError as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ConfigError(f"{source}: {cause}") from None
+
+
+def encode(config: Any) -> dict[str, Any]:
+    """The inverse of `decode`: plain dicts, lists and scalars."""
+    return typing.cast(dict[str, Any], draccus.encode(config))
+
+
+def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
+    """A YAML file and dotted overrides (`--train.steps 10` or `--train.steps=10`) -> a config of type `cls`."""
+    file = Path(path)
+    if not file.is_file():
+        raise ConfigError(f"no configuration file {file}")
+    try:
+        data = yaml.safe_load(file.read_text()) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
+    for key, value in _pairs(overrides):
+        _set(data, key, value)
+    return decode(cls, data, source=str(file))
+
+
+def parse(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
+    """`[CONFIG.yaml, --key value, ...]` as a recipe receives it -> a config."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"usage: {usage}")
+    return load(cls, argv[0], argv[1:])
+
+
+def dump(config: Any, path: str | Path) -> None:
+    """Write a config as YAML that `load` reads back to an equal one (as JSON when `path` ends in .json)."""
+    path = Path(path)
+    data = encode(config)
+    text = json.dumps(data, indent=2) + "\n" if path.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
+    with write_atomically(path) as temporary:
+        temporary.write_text(text)
+
+
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    pairs, words = [], list(overrides)
+    while words:
+        word = words.pop(0)
+        if not word.startswith("--"):
+            raise ConfigError(f"expected --section.key value, got '{word}'")
+        key, separator, value = word[2:].partition("=")
+        if not separator:
+            if not words:
+                raise ConfigError(f"--{key} needs a value")
+            value = words.pop(0)
+        pairs.append((key, yaml.safe_load(value)))
+    return pairs
+
+
+def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        child = data.get(parent)
+        if not isinstance(child, dict):
+            child = data[parent] = {}
+        data = child
+    data[last] = value
+
+
+def _advice(cls: Any, data: Any, path: str = "") -> str:
+    """Name the valid keys beside the first unknown one, at whatever depth it stands."""
+    cls = _dataclass_of(cls, data)
+    if cls is None or not isinstance(data, dict):
+        return ""
+    hints = typing.get_type_hints(cls)
+    names = [field.name for field in dataclasses.fields(cls)]
+    for key, value in data.items():
+        if key == "type" and issubclass(cls, Choice):
+            continue
+        if key not in names:
+            near = difflib.get_close_matches(str(key), names, n=1)
+            meant = f"; did you mean '{near[0]}'?" if near else ""
+            return f"{meant} (valid {f'keys of {path}' if path else 'keys'}: {', '.join(names)})"
+        deeper = _advice(hints[key], value, f"{path}.{key}".lstrip("."))
+        if deeper:
+            return deeper
+    return ""
+
+
+def _dataclass_of(cls: Any, data: Any) -> type | None:
+    if typing.get_origin(cls) in (typing.Union, types.UnionType):
+        members = [m for m in typing.get_args(cls) if dataclasses.is_dataclass(m)]
+        cls = members[0] if len(members) == 1 else None
+    if isinstance(cls, type) and issubclass(cls, Choice) and isinstance(data, dict):
+        cls = typing.cast(Any, cls).get_known_choices().get(data.get("type"))
+    return cls if isinstance(cls, type) and dataclasses.is_dataclass(cls) else None

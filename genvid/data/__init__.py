@@ -1,0 +1,1 @@
+"""Video in: folders, UCF-101, generated clips; decoding, clip sampling, and the cache of tokens."""

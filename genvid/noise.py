@@ -1,0 +1,56 @@
+"""Counter-based random numbers: a pure function of (seed, stream, position).
+
+Every random choice that concerns one video (its crop, its tail drop, its sampled codes, its sampled tokens) is
+drawn from that video's own seed. Results then do not depend on batch size, order, number of processes or device,
+and an interrupted run continues exactly, without saving generator states.
+
+The mixing function is the 64-bit finaliser of SplitMix (Steele, Lea and Flood 2014), in wrapping int64 arithmetic.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+_GOLDEN = 0x9E3779B97F4A7C15 - 2**64
+_MIX1 = 0xBF58476D1CE4E5B9 - 2**64
+_MIX2 = 0x94D049BB133111EB - 2**64
+
+
+def _shift_right(x: Tensor, bits: int) -> Tensor:
+    """Logical shift of int64 (torch shifts arithmetically)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(x: Tensor) -> Tensor:
+    x = (x ^ _shift_right(x, 30)) * _MIX1
+    x = (x ^ _shift_right(x, 27)) * _MIX2
+    return x ^ _shift_right(x, 31)
+
+
+def fold(seeds: Tensor, value: int | str | Tensor) -> Tensor:
+    """New int64 seeds from old ones and a step number, a stream name or a tensor that broadcasts with them."""
+    if isinstance(value, str):
+        value = zlib.crc32(value.encode())
+    if isinstance(value, int):
+        value = (value * _GOLDEN + 2**63) % 2**64 - 2**63
+    else:
+        value = value * _GOLDEN
+    return _mix(_mix(seeds + _GOLDEN) ^ value)
+
+
+def uniform(seeds: Tensor, stream: str, *shape: int) -> Tensor:
+    """(B,) int64 seeds -> (B, *shape) float64 in the open interval (0, 1)."""
+    count = 1
+    for size in shape:
+        count *= size
+    counter = torch.arange(count, device=seeds.device)
+    bits = fold(fold(seeds, stream)[:, None], counter)
+    return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).view(len(seeds), *shape)
+
+
+def sample_seeds(seed: int, stream: str, indices: Tensor) -> Tensor:
+    """One int64 seed for each of the (N,) indices of a run."""
+    return fold(fold(torch.tensor(seed, device=indices.device), stream), indices)

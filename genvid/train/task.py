@@ -1,0 +1,59 @@
+"""What a stage of training must say: its loss on a batch, in which phases, and what is exported."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from genvid.checkpoint import Model
+
+Batch = dict[str, Tensor]
+"""Named tensors with a common first dimension. `seed` (B,) int64 is always there: the clip's own random seed."""
+
+
+@dataclass
+class StepOutput:
+    """Loss of one phase on one batch."""
+
+    loss: Tensor
+    """Scalar *sum* over the items that `TrainingTask.num_items` counts; the trainer divides by the global count."""
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    """Named detached *means*, for the journal."""
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    """Detached tensors that the next phase of the same step receives."""
+
+
+class TrainingTask(nn.Module, ABC):
+    """A module that owns everything one stage trains, and computes its loss.
+
+    Randomness that concerns a clip is drawn from its seed (genvid.noise), never from global state: losses are then
+    the same however a global batch is split over processes.
+    """
+
+    phases: ClassVar[tuple[str, ...]] = ("model",)
+    """One optimizer each; run in this order in every step."""
+
+    @abstractmethod
+    def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
+        """Loss of `phase`. `step` counts finished optimizer steps."""
+
+    @abstractmethod
+    def exportable(self) -> Model:
+        """The part that users load; the moving average tracks its parameters."""
+
+    def trainable(self, phase: str) -> Iterable[nn.Parameter]:
+        """Parameters that `phase` optimizes."""
+        return (p for p in self.parameters() if p.requires_grad)
+
+    def num_items(self, batch: Batch) -> Tensor:
+        """How many items the loss sums over (clips, or target tokens): a scalar tensor."""
+        return torch.tensor(len(batch["seed"]))
+
+    def log_images(self, batch: Batch) -> dict[str, Any]:
+        """Optional pictures for the tracker: name -> (3, H, W) uint8."""
+        return {}
