@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,10 +50,10 @@ class TrainingTask(nn.Module, ABC):
         """Parameters that `phase` optimizes."""
         return (p for p in self.parameters() if p.requires_grad)
 
+    def compilable(self) -> Iterable[nn.Module]:
+        """Modules whose forward `torch.compile` may take when `train.compile` is set."""
+        return ()
+
     def num_items(self, batch: Batch) -> Tensor:
         """How many items the loss sums over (clips, or target tokens): a scalar tensor."""
         return torch.tensor(len(batch["seed"]))
-
-    def log_images(self, batch: Batch) -> dict[str, Any]:
-        """Optional pictures for the tracker: name -> (3, H, W) uint8."""
-        return {}
