@@ -1,0 +1,39 @@
+"""Sizes of an AdapTok tokenizer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.quantizer import QuantizerConfig, VQConfig
+
+
+@dataclass(frozen=True)
+class AdapTokConfig:
+    """The defaults are the published model: 16 frames at 128 x 128 in 4 blocks of 512 tokens."""
+
+    frames: int = 16
+    """Of the longest clip; shorter ones of whole blocks are fine."""
+    resolution: tuple[int, int] = (128, 128)
+    patch: tuple[int, int, int] = (4, 8, 8)
+    """Frames, height, width. The frames of a patch are the frames of a block."""
+    block_capacity: int = 512
+    encoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(768, 12, 12))
+    decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(768, 12, 12))
+    quantizer: QuantizerConfig = field(default_factory=VQConfig)
+
+    def __post_init__(self) -> None:
+        for name, size, part in zip(
+            ("frames", "height", "width"), (self.frames, *self.resolution), self.patch, strict=True
+        ):
+            if size % part or size < part:
+                raise ValueError(f"{size} ({name}) is not a multiple of the patch's {part}")
+
+    @property
+    def grid(self) -> tuple[int, int, int]:
+        """Blocks, patch rows and patch columns."""
+        return (
+            self.frames // self.patch[0],
+            self.resolution[0] // self.patch[1],
+            self.resolution[1] // self.patch[2],
+        )

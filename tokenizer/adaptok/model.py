@@ -1,0 +1,142 @@
+"""AdapTok (arXiv 2505.17011): video -> ordered tokens per causal block -> video, from any prefix of each block.
+
+A block's tokens and pixels depend on that block and earlier ones only, so shorter clips are exact and blocks can be
+coded as they come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genvid.checkpoint import Model
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.attention import block_causal, latents_then_pixels
+from genvid.tokenizer.layers import initialize_linear
+from genvid.tokenizer.patches import patchify, unpatchify
+from genvid.tokenizer.positions import DecoderPositions, EncoderPositions
+from genvid.tokens import BlockTokens, TokenizerSpec
+
+
+class AdapTok(Model):
+    """The tokenizer. Training uses `features`, `quantizer` and `render`; everyone else `encode` and `decode`."""
+
+    model_type = "adaptok"
+    config_type = AdapTokConfig
+    config: AdapTokConfig
+
+    def __init__(self, config: AdapTokConfig) -> None:
+        super().__init__(config)
+        channels = 3 * config.patch[0] * config.patch[1] * config.patch[2]
+        encoder, decoder = config.encoder, config.decoder
+        self.patch_embedding = nn.Linear(channels, encoder.width)
+        self.encoder_positions = EncoderPositions(config.grid, config.block_capacity, encoder.width)
+        self.encoder = encoder.build()
+        self.quantizer = config.quantizer.build(encoder.width, decoder.width)
+        self.decoder_positions = DecoderPositions(config.grid, config.block_capacity, decoder.width)
+        self.decoder = decoder.build()
+        self.output_norm = nn.LayerNorm(decoder.width, eps=1e-6)
+        self.output = nn.Linear(decoder.width, channels)
+        self.apply(initialize_linear)
+        nn.init.zeros_(self.output.weight)
+
+    @property
+    def spec(self) -> TokenizerSpec:
+        return TokenizerSpec(
+            frames_per_block=self.config.patch[0],
+            resolution=self.config.resolution,
+            block_capacity=self.config.block_capacity,
+            token_dim=self.quantizer.code_dim,
+            codebook_size=self.quantizer.codebook_size,
+            max_blocks=self.config.grid[0],
+        )
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> BlockTokens:
+        """(B, 3, T, H, W) in [-1, 1] -> codes (the nearest) and features of every slot, all kept."""
+        features = self.features(video)
+        codes = self.quantizer.encode(features)
+        return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
+
+    @torch.no_grad()
+    def decode(self, tokens: BlockTokens) -> Tensor:
+        """Tokens -> (B, 3, T, H, W), about [-1, 1]. Cut to the longest of each block: dropped tokens are free."""
+        self._check(tokens)
+        lengths = _longest(tokens.keep)
+        blocks = tokens.keep.shape[1]
+        short = [tokens.keep[:, g, :n] for g, n in enumerate(lengths)]
+        keep = None if all(bool(part.all()) for part in short) else torch.cat(short, 1)
+        return self._render(self.embed(tokens), keep, lengths, range(blocks))
+
+    def features(self, video: Tensor) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
+        blocks = self.spec.check_video(video)
+        places, queries = self.encoder_positions(blocks)
+        patches = self.patch_embedding(patchify(video, self.config.patch)) + places
+        x = torch.cat([patches, queries.expand(len(video), -1, -1, -1).to(patches.dtype)], 2)
+        attend = block_causal((x.shape[2],) * blocks)
+        x = x.flatten(1, 2)
+        for layer in self.encoder:
+            x = layer(x, attend)
+        return x.unflatten(1, (blocks, -1))[:, :, -self.config.block_capacity :]
+
+    def embed(self, tokens: BlockTokens) -> Tensor:
+        """Codes -> (B, G, L, W) decoder input. Dropped slots hold nothing meaningful, but are valid to pass on."""
+        assert tokens.codes is not None
+        return self.quantizer.project(self.quantizer.lookup(tokens.codes.masked_fill(~tokens.keep, 0)))
+
+    def render(self, embeddings: Tensor, keep: Tensor) -> Tensor:
+        """Decoder input (B, G, L, W) and the kept slots (B, G, L) -> (B, 3, T, H, W), differentiable.
+
+        Works on all slots, so that shapes never depend on `keep`.
+        """
+        lengths = (keep.shape[2],) * keep.shape[1]
+        return self._render(embeddings, keep.flatten(1), lengths, range(keep.shape[1]))
+
+    def render_block(self, embeddings: Tensor, keep: Tensor, block: int) -> Tensor:
+        """Only the frames (B, 3, frames_per_block, H, W) of one block, from the latents up to it: equal and cheaper."""
+        lengths = (keep.shape[2],) * (block + 1)
+        return self._render(embeddings[:, : block + 1], keep[:, : block + 1].flatten(1), lengths, [block])
+
+    def _render(self, embeddings: Tensor, keep: Tensor | None, lengths: Sequence[int], blocks: Sequence[int]) -> Tensor:
+        """Frames of `blocks` from the first `lengths[g]` latents of each block; `keep` (B, sum(lengths)), None: all."""
+        batch = len(embeddings)
+        places, queries = self.decoder_positions(len(lengths))
+        placed = [embeddings[:, g, :n] for g, n in enumerate(lengths)]
+        latents = torch.cat(placed, 1)
+        if keep is not None:
+            latents = torch.where(keep[..., None], latents, 0)
+        latents = latents + torch.cat([places[g, :n] for g, n in enumerate(lengths)])
+        pixels = queries[list(blocks)]
+        x = torch.cat([latents, pixels.flatten(0, 1).expand(batch, -1, -1).to(latents.dtype)], 1)
+        attend = latents_then_pixels(lengths, pixels.shape[1], blocks, keep)
+        for layer in self.decoder:
+            x = layer(x, attend)
+        patches = self.output(self.output_norm(x[:, latents.shape[1] :])).unflatten(1, (len(blocks), -1))
+        return unpatchify(patches, self.config.patch, self.config.resolution)
+
+    def _check(self, tokens: BlockTokens) -> None:
+        blocks, capacity = tokens.keep.shape[1:]
+        if tokens.codes is None:
+            raise ValueError("these tokens carry no codes; AdapTok decodes discrete tokens")
+        if capacity != self.config.block_capacity or not 1 <= blocks <= self.config.grid[0]:
+            raise ValueError(
+                f"tokens of {blocks} blocks of {capacity} do not fit this tokenizer: "
+                f"it holds 1 to {self.config.grid[0]} blocks of {self.config.block_capacity}"
+            )
+        kept = tokens.codes[tokens.keep]
+        if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < self.quantizer.codebook_size:
+            raise ValueError(
+                f"codes {int(kept.min())} to {int(kept.max())} are not of this tokenizer's codebook of "
+                f"{self.quantizer.codebook_size}; they come from another tokenizer"
+            )
+
+
+def _longest(keep: Tensor) -> list[int]:
+    """For each block, the slots up to the last one that any clip of the batch keeps."""
+    used = keep.any(0)
+    slots = torch.arange(1, used.shape[1] + 1, device=used.device)
+    lengths: list[int] = (used * slots).amax(1).tolist()
+    return lengths

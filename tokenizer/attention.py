@@ -1,0 +1,77 @@
+"""Who sees whom: exact block-causal attention by prefixes.
+
+What a block may see is a prefix of the sequence (and, for pixel queries, their own block), so one call per block on
+sliced keys computes it exactly: nothing of size (S, S) is ever built, no masked product is computed, and without
+dropped tokens the fast kernels run unmasked. Dropped tokens are a (B, 1, 1, S) mask over keys.
+
+Each function here returns an `Attend` for one pass over the layers. A dropped token is seen by no other token and
+sees itself alone, as in the published models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from genvid.tokenizer.layers import Attend
+
+
+def block_causal(sizes: Sequence[int], keep: Tensor | None = None) -> Attend:
+    """Tokens of block g see the kept tokens of blocks <= g.
+
+    The sequence holds `sizes[g]` tokens of each block, in order. `keep` (B, sum(sizes)) bool; None: all kept.
+    """
+    ends = list(accumulate(sizes))
+    masks = [None if keep is None else key_mask(keep[:, :end]) for end in ends]
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        parts = [
+            scaled_dot_product_attention(
+                queries[:, :, end - size : end], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+            )
+            for size, end, mask in zip(sizes, ends, masks, strict=True)
+            if size
+        ]
+        return alone(torch.cat(parts, 2), values, keep) if parts else values
+
+    return attend
+
+
+def latents_then_pixels(sizes: Sequence[int], pixels: int, blocks: Sequence[int], keep: Tensor | None = None) -> Attend:
+    """The decoder's rule, for `sizes[g]` latents of every block g followed by `pixels` queries of each of `blocks`.
+
+    Latents are block-causal among themselves and never see pixel queries. Pixel queries of block g see the kept
+    latents of blocks <= g and each other, not the queries of other blocks. `keep` (B, sum(sizes)) bool; None: all.
+    """
+    ends = list(accumulate(sizes))
+    total = sum(sizes)
+    among_latents = block_causal(sizes, keep)
+    masks: list[Tensor | None] = [None] * len(blocks)
+    if keep is not None:
+        own = keep.new_ones(len(keep), pixels)
+        masks = [torch.cat([keep[:, : ends[block]], own], 1)[:, None, None] for block in blocks]
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        parts = [among_latents(queries[:, :, :total], keys[:, :, :total], values[:, :, :total])]
+        for index, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
+            own = slice(total + index * pixels, total + (index + 1) * pixels)
+            seen = [torch.cat([x[:, :, : ends[block]], x[:, :, own]], 2) for x in (keys, values)]
+            parts.append(scaled_dot_product_attention(queries[:, :, own], *seen, attn_mask=mask))
+        return torch.cat(parts, 2)
+
+    return attend
+
+
+def key_mask(keep: Tensor) -> Tensor:
+    """(B, S) kept keys -> (B, 1, 1, S) attention mask. A row that keeps nothing is opened: only dropped tokens are
+    then asking, and an empty softmax has no gradient."""
+    return (keep | ~keep.any(-1, keepdim=True))[:, None, None]
+
+
+def alone(attended: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
+    """Let dropped tokens (B, S) see their own value and nothing else."""
+    return attended if keep is None else torch.where(keep[:, None, :, None], attended, values)

@@ -1,0 +1,68 @@
+"""Pre-norm transformer blocks in the geometry of the published models.
+
+A block does not know who may see whom: it hands its queries, keys and values to an `attend` function
+(genvid.tokenizer.attention), so the same weights serve one-shot, ragged and cached computation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import gelu
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim)."""
+
+
+@dataclass(frozen=True)
+class TransformerConfig:
+    """Size of a stack of transformer blocks."""
+
+    width: int
+    depth: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        if self.width % self.heads or self.width % 4:
+            raise ValueError(f"width {self.width} must be a multiple of 4 and of the number of heads ({self.heads})")
+
+    def build(self) -> nn.ModuleList:
+        """`depth` blocks."""
+        return nn.ModuleList(TransformerBlock(self.width, self.heads) for _ in range(self.depth))
+
+
+class TransformerBlock(nn.Module):
+    """Attention and a GELU MLP, each on the layer-normed input of a residual branch."""
+
+    def __init__(self, dim: int, heads: int, *, mlp_ratio: float = 4.0, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(dim, eps=eps)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.out = nn.Linear(dim, dim)
+        self.mlp_norm = nn.LayerNorm(dim, eps=eps)
+        self.up = nn.Linear(dim, int(mlp_ratio * dim))
+        self.down = nn.Linear(int(mlp_ratio * dim), dim)
+
+    def forward(self, x: Tensor, attend: Attend) -> Tensor:
+        """(B, S, dim) -> (B, S, dim)."""
+        queries, keys, values = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
+        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        return x + self.down(gelu(self.up(self.mlp_norm(x))))
+
+
+def initialize_linear(module: nn.Module) -> None:
+    """For `nn.Module.apply`: Xavier-uniform weights and zero biases in every linear layer."""
+    if isinstance(module, nn.Linear):
+        nn.init.xavier_uniform_(module.weight)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def learned_table(*shape: int, std: float = 0.02) -> nn.Parameter:
+    """A learned table of position or query vectors."""
+    return nn.Parameter(torch.randn(shape) * std)

@@ -1,0 +1,212 @@
+"""From continuous latents to codes and back: a learned cosine codebook (VQ) and finite scalar quantization (FSQ).
+
+One contract for both: `encode` picks codes, `lookup` turns codes into vectors, `project` turns vectors into decoder
+input, and calling the quantizer does it with gradients (straight-through) and the loss that training needs.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, normalize
+
+from genvid import noise
+from genvid.config import Choice
+
+_SIMILARITIES = 1 << 23
+"""Token-to-codebook similarities that may exist at a time (32 MB)."""
+
+
+@dataclass(frozen=True)
+class QuantizerConfig(Choice):  # type: ignore[misc]
+    """Which quantizer, and its parameters."""
+
+    def build(self, features_width: int, embeddings_width: int) -> Quantizer:
+        """The quantizer between encoder features and decoder input of these widths."""
+        raise NotImplementedError
+
+
+@dataclass
+class Quantized:
+    """What a quantizer made of the features of B clips."""
+
+    vectors: Tensor
+    """(B, G, L, code_dim) float32; gradients pass straight through to the features."""
+    codes: Tensor
+    """(B, G, L) int64."""
+    loss: Tensor
+    """(B,) each clip's mean over its kept tokens, so that it does not depend on the rest of the batch."""
+
+
+class Quantizer(nn.Module, ABC):
+    """Features (B, G, L, W) <-> codes (B, G, L). Computes in float32, also under autocast."""
+
+    codebook_size: int
+    code_dim: int
+
+    def __init__(self, features_width: int, embeddings_width: int) -> None:
+        super().__init__()
+        self.input = nn.Linear(features_width, self.code_dim)
+        self.output = nn.Linear(self.code_dim, embeddings_width)
+
+    def forward(self, features: Tensor, keep: Tensor, seeds: Tensor | None = None) -> Quantized:
+        """Quantize with gradients. `keep` (B, G, L) bool: the tokens that the loss counts.
+
+        `seeds` (B,) int64 ask a stochastic quantizer in training mode to sample its codes; None is deterministic.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            return self._quantize(self.input(features.float()), keep, seeds)
+
+    @torch.no_grad()
+    def encode(self, features: Tensor) -> Tensor:
+        """(..., W) features -> (...) int64 codes, deterministic."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self._nearest(self.input(features.float()))
+
+    def project(self, vectors: Tensor) -> Tensor:
+        """(..., code_dim) vectors -> (..., W) decoder input."""
+        projected: Tensor = self.output(vectors)
+        return projected
+
+    @abstractmethod
+    def lookup(self, codes: Tensor) -> Tensor:
+        """(...) codes -> (..., code_dim) vectors, in [-1, 1]."""
+
+    def codebook(self) -> Tensor:
+        """(codebook_size, code_dim): the vector of every code."""
+        return self.lookup(torch.arange(self.codebook_size, device=self.output.weight.device))
+
+    @abstractmethod
+    def _nearest(self, latents: Tensor) -> Tensor:
+        """(..., code_dim) -> (...) codes."""
+
+    @abstractmethod
+    def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized: ...
+
+
+@QuantizerConfig.register_subclass("vq")
+@dataclass(frozen=True)
+class VQConfig(QuantizerConfig):
+    """Cosine codebook as in AdapTok and LARP; in training, codes are sampled by similarity / temperature."""
+
+    codebook_size: int = 8192
+    code_dim: int = 16
+    temperature: float = 0.03
+    commitment_weight: float = 0.25
+    codebook_weight: float = 1.0
+
+    def build(self, features_width: int, embeddings_width: int) -> Quantizer:
+        return VectorQuantizer(self, features_width, embeddings_width)
+
+
+class VectorQuantizer(Quantizer):
+    """The code whose direction is nearest to the latent's (arXiv 2410.21264, 2505.17011)."""
+
+    def __init__(self, config: VQConfig, features_width: int, embeddings_width: int) -> None:
+        self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
+        super().__init__(features_width, embeddings_width)
+        self.config = config
+        self.embedding = nn.Parameter(torch.empty(config.codebook_size, config.code_dim))
+        nn.init.kaiming_uniform_(self.embedding)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        return normalize(embedding(codes, self.embedding.float()), dim=-1)
+
+    def _nearest(self, latents: Tensor) -> Tensor:
+        flat = normalize(latents.flatten(0, -2), dim=-1)
+        codebook = normalize(self.embedding.float(), dim=-1)
+        codes = [(part @ codebook.T).argmax(-1) for part in flat.split(self._chunk)]
+        return torch.cat(codes).view(latents.shape[:-1])
+
+    @torch.no_grad()
+    def _sample(self, latents: Tensor, seeds: Tensor) -> Tensor:
+        """Draw from softmax(cosine / temperature) by inverting its cumulative sum at one number per token."""
+        flat = normalize(latents.flatten(0, -2), dim=-1)
+        codebook = normalize(self.embedding.float(), dim=-1)
+        levels = noise.uniform(seeds, "quantizer", *latents.shape[1:-1]).float().flatten()[:, None]
+        codes = []
+        for part, level in zip(flat.split(self._chunk), levels.split(self._chunk), strict=True):
+            # Cosines are at most 1, so this never overflows and needs no row maximum.
+            mass = ((part @ codebook.T - 1) / self.config.temperature).exp().cumsum(-1)
+            codes.append(torch.searchsorted(mass, level * mass[:, -1:]).clamp(max=self.codebook_size - 1)[:, 0])
+        return torch.cat(codes).view(latents.shape[:-1])
+
+    def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:
+        latents = normalize(latents, dim=-1)
+        sampled = self.training and seeds is not None
+        codes = self._sample(latents, seeds) if sampled and seeds is not None else self._nearest(latents.detach())
+        chosen = self.lookup(codes)
+        commitment = (chosen.detach() - latents).square().mean(-1)
+        fit = (chosen - latents.detach()).square().mean(-1)
+        loss = self.config.commitment_weight * commitment + self.config.codebook_weight * fit
+        return Quantized(latents + (chosen - latents).detach(), codes, kept_mean(loss, keep))
+
+    @property
+    def _chunk(self) -> int:
+        return max(1, _SIMILARITIES // self.codebook_size)
+
+
+@QuantizerConfig.register_subclass("fsq")
+@dataclass(frozen=True)
+class FSQConfig(QuantizerConfig):
+    """Round each of a few bounded channels to one of its levels."""
+
+    levels: tuple[int, ...] = (8, 8, 8, 5, 5, 5)
+
+    def __post_init__(self) -> None:
+        if not self.levels or min(self.levels) < 2:
+            raise ValueError(f"every FSQ channel needs at least 2 levels, got {self.levels}")
+
+    def build(self, features_width: int, embeddings_width: int) -> Quantizer:
+        return FiniteScalarQuantizer(self, features_width, embeddings_width)
+
+
+class FiniteScalarQuantizer(Quantizer):
+    """A grid of levels per channel as the codebook (arXiv 2309.15505): nothing to learn, no loss, no sampling."""
+
+    levels: Tensor
+    strides: Tensor
+
+    def __init__(self, config: FSQConfig, features_width: int, embeddings_width: int) -> None:
+        self.codebook_size, self.code_dim = math.prod(config.levels), len(config.levels)
+        super().__init__(features_width, embeddings_width)
+        self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
+        self.register_buffer("strides", torch.tensor(_strides(config.levels)), persistent=False)
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        digits = codes[..., None] // self.strides % self.levels
+        return (digits - self.levels // 2) / (self.levels // 2)
+
+    def _nearest(self, latents: Tensor) -> Tensor:
+        return self._codes(self._bound(latents).round())
+
+    def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:
+        bounded = self._bound(latents)
+        rounded = bounded + (bounded.round() - bounded).detach()
+        return Quantized(
+            rounded / (self.levels // 2), self._codes(rounded.detach().round()), latents.new_zeros(len(latents))
+        )
+
+    def _bound(self, latents: Tensor) -> Tensor:
+        """Squash each channel so that rounding yields exactly its levels; 0 stays 0."""
+        half = (self.levels - 1) * (1 + 1e-3) / 2
+        offset = (self.levels % 2 == 0) * 0.5
+        return torch.tanh(latents + torch.atanh(offset / half)) * half - offset
+
+    def _codes(self, rounded: Tensor) -> Tensor:
+        return ((rounded.long() + self.levels // 2) * self.strides).sum(-1)
+
+
+def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
+    """(B, G, L) values -> (B,) mean over the kept tokens of each clip; 0 where none is kept."""
+    weights = keep.to(values.dtype).flatten(1)
+    return (values.flatten(1) * weights).sum(1) / weights.sum(1).clamp(min=1)
+
+
+def _strides(levels: Sequence[int]) -> list[int]:
+    return [math.prod(levels[:i]) for i in range(len(levels))]
