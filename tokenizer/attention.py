@@ -4,7 +4,7 @@ What a block may see is a prefix of the sequence (and, for pixel queries, their 
 sliced keys computes it exactly: nothing of size (S, S) is ever built, no masked product is computed, and without
 dropped tokens the fast kernels run unmasked. Dropped tokens are a (B, 1, 1, S) mask over keys.
 
-Each function here returns an `Attend` for one pass over the layers. A dropped token is seen by no other token and
+The block-causal functions return an `Attend` for one pass over the layers. A dropped token is seen by no other token and
 sees itself alone, as in the published models.
 """
 
@@ -18,6 +18,16 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.tokenizer.layers import Attend
+
+
+def full_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Every token sees every token."""
+    return scaled_dot_product_attention(queries, keys, values)
+
+
+def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Every token sees itself and those before it."""
+    return scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
 
 def block_causal(sizes: Sequence[int], keep: Tensor | None = None) -> Attend:
@@ -59,8 +69,8 @@ def latents_then_pixels(sizes: Sequence[int], pixels: int, blocks: Sequence[int]
         parts = [among_latents(queries[:, :, :total], keys[:, :, :total], values[:, :, :total])]
         for index, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
             own = slice(total + index * pixels, total + (index + 1) * pixels)
-            seen = [torch.cat([x[:, :, : ends[block]], x[:, :, own]], 2) for x in (keys, values)]
-            parts.append(scaled_dot_product_attention(queries[:, :, own], *seen, attn_mask=mask))
+            key, value = (torch.cat([x[:, :, : ends[block]], x[:, :, own]], 2) for x in (keys, values))
+            parts.append(scaled_dot_product_attention(queries[:, :, own], key, value, attn_mask=mask))
         return torch.cat(parts, 2)
 
     return attend

@@ -52,15 +52,17 @@ class TransformerBlock(nn.Module):
         queries, keys, values = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
         x = x + self.out(attended.transpose(1, 2).flatten(2))
-        return x + self.down(gelu(self.up(self.mlp_norm(x))))
+        hidden: Tensor = self.down(gelu(self.up(self.mlp_norm(x))))
+        return x + hidden
 
 
-def initialize_linear(module: nn.Module) -> None:
-    """For `nn.Module.apply`: Xavier-uniform weights and zero biases in every linear layer."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def initialise(module: nn.Module) -> None:
+    """Xavier-uniform weights and zero biases in every linear layer within `module`."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.xavier_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def learned_table(*shape: int, std: float = 0.02) -> nn.Parameter:

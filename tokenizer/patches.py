@@ -1,22 +1,42 @@
-"""Videos as rows of flat patches, block by block, and back."""
+"""Videos as grids of flat patches, and back."""
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
 Patch = tuple[int, int, int]
 """Frames, height and width of a patch."""
 
 
+class PatchEmbedding(nn.Module):
+    """(B, 3, T, H, W) -> (B, T / t, H / h, W / w, width): one vector per patch, a convolution by its own size."""
+
+    def __init__(self, patch: Patch, width: int) -> None:
+        super().__init__()
+        self.patch = patch
+        self.linear = nn.Linear(channels(patch), width)
+
+    def forward(self, video: Tensor) -> Tensor:
+        vectors: Tensor = self.linear(patchify(video, self.patch))
+        return vectors
+
+
+def channels(patch: Patch) -> int:
+    """Numbers in an RGB patch."""
+    return 3 * patch[0] * patch[1] * patch[2]
+
+
 def patchify(video: Tensor, patch: Patch) -> Tensor:
-    """(B, 3, T, H, W) -> (B, G, P, patch volume * 3): one block per patch depth in time, patches row by row."""
+    """(B, 3, T, H, W) -> (B, T / t, H / h, W / w, t * h * w * 3)."""
     t, h, w = patch
-    grid = video.unflatten(4, (-1, w)).unflatten(3, (-1, h)).unflatten(2, (-1, t))  # B C G t y h x w
-    return grid.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4).flatten(2, 3)
+    batch, colours, frames, height, width = video.shape
+    grid = video.reshape(batch, colours, frames // t, t, height // h, h, width // w, w)
+    return grid.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
 
 
-def unpatchify(patches: Tensor, patch: Patch, resolution: tuple[int, int]) -> Tensor:
-    """The inverse of `patchify` for frames of `resolution` (height, width)."""
+def unpatchify(patches: Tensor, patch: Patch) -> Tensor:
+    """The inverse of `patchify`."""
     t, h, w = patch
-    grid = patches.unflatten(3, (t, h, w, 3)).unflatten(2, (resolution[0] // h, resolution[1] // w))
-    return grid.permute(0, 7, 1, 4, 2, 5, 3, 6).flatten(6, 7).flatten(4, 5).flatten(2, 3)
+    batch, blocks, rows, columns, _ = patches.shape
+    grid = patches.reshape(batch, blocks, rows, columns, t, h, w, 3).permute(0, 7, 1, 4, 2, 5, 3, 6)
+    return grid.reshape(batch, 3, blocks * t, rows * h, columns * w)

@@ -21,7 +21,7 @@ class EncoderPositions(nn.Module):
 
     def __init__(self, grid: Grid, block_capacity: int, width: int) -> None:
         super().__init__()
-        self.register_buffer("patches", patch_sincos(grid, width), persistent=False)
+        self.register_buffer("patches", patch_positions(grid, width).flatten(1, 2), persistent=False)
         self.queries = learned_table(grid[0], block_capacity, width)
 
     def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
@@ -30,16 +30,16 @@ class EncoderPositions(nn.Module):
 
 
 class DecoderPositions(nn.Module):
-    """Fixed sin-cos vectors for latents (by their index in the clip) and pixel queries; the latter share a learned one."""
+    """Fixed sin-cos vectors for latents (by their index in the clip) and for pixel queries, which share a learned one."""
 
     latents: Tensor
     pixels: Tensor
 
     def __init__(self, grid: Grid, block_capacity: int, width: int) -> None:
         super().__init__()
-        latents = sincos(torch.arange(grid[0] * block_capacity), width).unflatten(0, (grid[0], block_capacity))
-        self.register_buffer("latents", latents.float(), persistent=False)
-        self.register_buffer("pixels", patch_sincos(grid, width), persistent=False)
+        latents = sincos(torch.arange(grid[0] * block_capacity), width).float()
+        self.register_buffer("latents", latents.view(grid[0], block_capacity, width), persistent=False)
+        self.register_buffer("pixels", patch_positions(grid, width).flatten(1, 2), persistent=False)
         self.pixel_type = learned_table(width)
 
     def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
@@ -54,10 +54,9 @@ def sincos(positions: Tensor, width: int) -> Tensor:
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def patch_sincos(grid: Grid, width: int) -> Tensor:
-    """(blocks, rows * columns, width) float32: half the channels tell the column, half the row; time is added."""
-    blocks, rows, columns = grid
-    column = sincos(torch.arange(columns), width // 2).expand(rows, -1, -1)
-    row = sincos(torch.arange(rows), width // 2)[:, None].expand(-1, columns, -1)
-    place = torch.cat([column, row], -1).flatten(0, 1)
-    return (place + sincos(torch.arange(blocks), width)[:, None]).float()
+def patch_positions(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:
+    """(blocks, rows, columns, width) float32: half the channels tell the column, half the row; time is added to all."""
+    time, row, column = (torch.arange(size, device=device) for size in grid)
+    across = sincos(column, width // 2).expand(grid[1], -1, -1)
+    down = sincos(row, width // 2)[:, None].expand(-1, grid[2], -1)
+    return (torch.cat([across, down], -1) + sincos(time, width)[:, None, None]).float()

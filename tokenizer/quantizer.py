@@ -120,7 +120,7 @@ class VectorQuantizer(Quantizer):
     def _nearest(self, latents: Tensor) -> Tensor:
         flat = normalize(latents.flatten(0, -2), dim=-1)
         codebook = normalize(self.embedding.float(), dim=-1)
-        codes = [(part @ codebook.T).argmax(-1) for part in flat.split(self._chunk)]
+        codes = [(part @ codebook.T).argmax(-1) for part in torch.split(flat, self._chunk)]
         return torch.cat(codes).view(latents.shape[:-1])
 
     @torch.no_grad()
@@ -130,7 +130,7 @@ class VectorQuantizer(Quantizer):
         codebook = normalize(self.embedding.float(), dim=-1)
         levels = noise.uniform(seeds, "quantizer", *latents.shape[1:-1]).float().flatten()[:, None]
         codes = []
-        for part, level in zip(flat.split(self._chunk), levels.split(self._chunk), strict=True):
+        for part, level in zip(torch.split(flat, self._chunk), torch.split(levels, self._chunk), strict=True):
             # Cosines are at most 1, so this never overflows and needs no row maximum.
             mass = ((part @ codebook.T - 1) / self.config.temperature).exp().cumsum(-1)
             codes.append(torch.searchsorted(mass, level * mass[:, -1:]).clamp(max=self.codebook_size - 1)[:, 0])

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.attention import block_causal, latents_then_pixels
-from genvid.tokenizer.layers import initialize_linear
-from genvid.tokenizer.patches import patchify, unpatchify
+from genvid.tokenizer.layers import initialise
+from genvid.tokenizer.patches import PatchEmbedding, channels, unpatchify
 from genvid.tokenizer.positions import DecoderPositions, EncoderPositions
 from genvid.tokens import BlockTokens, TokenizerSpec
 
@@ -29,17 +29,16 @@ class AdapTok(Model):
 
     def __init__(self, config: AdapTokConfig) -> None:
         super().__init__(config)
-        channels = 3 * config.patch[0] * config.patch[1] * config.patch[2]
         encoder, decoder = config.encoder, config.decoder
-        self.patch_embedding = nn.Linear(channels, encoder.width)
+        self.patches = PatchEmbedding(config.patch, encoder.width)
         self.encoder_positions = EncoderPositions(config.grid, config.block_capacity, encoder.width)
         self.encoder = encoder.build()
         self.quantizer = config.quantizer.build(encoder.width, decoder.width)
         self.decoder_positions = DecoderPositions(config.grid, config.block_capacity, decoder.width)
         self.decoder = decoder.build()
         self.output_norm = nn.LayerNorm(decoder.width, eps=1e-6)
-        self.output = nn.Linear(decoder.width, channels)
-        self.apply(initialize_linear)
+        self.output = nn.Linear(decoder.width, channels(config.patch))
+        initialise(self)
         nn.init.zeros_(self.output.weight)
 
     @property
@@ -74,7 +73,7 @@ class AdapTok(Model):
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
         blocks = self.spec.check_video(video)
         places, queries = self.encoder_positions(blocks)
-        patches = self.patch_embedding(patchify(video, self.config.patch)) + places
+        patches = self.patches(video).flatten(2, 3) + places
         x = torch.cat([patches, queries.expand(len(video), -1, -1, -1).to(patches.dtype)], 2)
         attend = block_causal((x.shape[2],) * blocks)
         x = x.flatten(1, 2)
@@ -114,8 +113,8 @@ class AdapTok(Model):
         attend = latents_then_pixels(lengths, pixels.shape[1], blocks, keep)
         for layer in self.decoder:
             x = layer(x, attend)
-        patches = self.output(self.output_norm(x[:, latents.shape[1] :])).unflatten(1, (len(blocks), -1))
-        return unpatchify(patches, self.config.patch, self.config.resolution)
+        patches = self.output(self.output_norm(x[:, latents.shape[1] :]))
+        return unpatchify(patches.view(batch, len(blocks), *self.config.grid[1:], -1), self.config.patch)
 
     def _check(self, tokens: BlockTokens) -> None:
         blocks, capacity = tokens.keep.shape[1:]

@@ -95,6 +95,13 @@ class Scorer(Model):
         """Distortion in the units of `config.metric` -> the scores to be predicted."""
         return (distortion - self.target_mean) / self.target_std
 
+    def update_statistics(self, mean: Tensor, square: Tensor, step: int) -> None:
+        """Average the mean and the mean square of the distortions of step `step` (from 0) into those of earlier ones."""
+        old_square = self.target_std.square() + self.target_mean.square()
+        self.target_mean.lerp_(mean.to(self.target_mean), 1 / (step + 1))
+        square = old_square.lerp(square.to(old_square), 1 / (step + 1))
+        self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
+
     def _tokens(self, features: Tensor, embeddings: Tensor, blocks: range) -> Tensor:
         positions = self.positions[blocks.start : blocks.stop]
         return self.input(torch.cat([features, embeddings], -1)) + positions  # type: ignore[no-any-return]
