@@ -36,7 +36,8 @@ def decode(cls: type[T], data: dict[str, Any], *, source: str = "the configurati
     try:
         return typing.cast(T, draccus.decode(cls, data))
     except DecodingError as error:
-        message = str(error).replace("`", "'")
+        lines = str(error).replace("`", "'").splitlines()
+        message = " ".join(line.strip() for line in lines if line.strip(" -"))
         raise ConfigError(f"{source}: {message}{_advice(cls, data)}") from None
     except ParsingError as error:
         cause: BaseException = error

@@ -48,7 +48,7 @@ def make_accelerator(
         cpu=not cuda and not deepspeed,
         mixed_precision=precision,
         gradient_accumulation_steps=accumulation,
-        log_with=_installed(trackers),
+        log_with=_installed(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         kwargs_handlers=handlers,
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +36,7 @@ class TrainingTask(nn.Module, ABC):
     """
 
     phases: ClassVar[tuple[str, ...]] = ("model",)
-    """One optimizer each; run in this order in every step."""
+    """One optimizer each, in the order in which they run."""
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
@@ -45,6 +45,22 @@ class TrainingTask(nn.Module, ABC):
     @abstractmethod
     def exportable(self) -> Model:
         """The part that users load; the moving average tracks its parameters."""
+
+    def phases_at(self, step: int) -> tuple[str, ...]:
+        """The phases that run in this step."""
+        return self.phases
+
+    def frozen(self) -> Iterable[nn.Module]:
+        """Networks that are used but not trained: they follow the task to its device and are not saved with it.
+
+        Keep them out of `nn.Module`'s registry (in a tuple).
+        """
+        return ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        for module in self.frozen():
+            module._apply(fn)
+        return super()._apply(fn, recurse)
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         """Parameters that `phase` optimizes."""

@@ -136,7 +136,7 @@ class Trainer:
         total = self.accelerator.reduce(torch.stack(items).sum(), "sum")
         # accelerate divides by the micro-batches, the processes' gradients are averaged: undo both.
         scale = self.config.accumulation * self.accelerator.num_processes / total
-        for phase in self.task.phases:
+        for phase in self.task.phases_at(step):
             optimizer, settings = self.optimizers[phase], self.config.optimizers[phase]
             lr = settings.lr_at(step, self.config.steps)
             set_lr(optimizer, lr)

@@ -1,0 +1,34 @@
+import numpy as np
+import torch
+
+from genvid import noise
+
+
+def test_numbers_belong_to_the_seed_not_to_the_batch():
+    seeds = noise.sample_seeds(7, "clips", torch.arange(6))
+    everything = noise.uniform(seeds, "tail drop", 4, 3)
+    assert torch.equal(noise.uniform(seeds[2:4], "tail drop", 4, 3), everything[2:4])
+    assert torch.equal(noise.uniform(seeds, "tail drop", 12).view(6, 4, 3), everything)
+    assert not torch.equal(noise.uniform(seeds, "label", 4, 3), everything)
+
+
+def test_uniform_fills_the_open_interval_evenly():
+    values = noise.uniform(noise.sample_seeds(0, "x", torch.arange(400)), "y", 500)
+    assert 0 < values.min() < 1e-4
+    assert 1 - 1e-4 < values.max() < 1
+    histogram = torch.histc(values, bins=20, min=0, max=1) / values.numel()
+    assert (histogram - 0.05).abs().max() < 0.002
+    correlation = torch.corrcoef(torch.stack([values[:-1].flatten(), values[1:].flatten()]))[0, 1]
+    assert abs(correlation) < 0.01
+
+
+def test_mixing_matches_unsigned_arithmetic():
+    def mix(x: int) -> int:
+        mask = 2**64 - 1
+        x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+        return x ^ (x >> 31)
+
+    values = [1, 2**40 + 17, 2**63 - 1, -5]
+    expected = np.array([mix(v % 2**64) for v in values], dtype=np.uint64).view(np.int64)
+    assert noise._mix(torch.tensor(values)).tolist() == expected.tolist()

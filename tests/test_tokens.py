@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from genvid.tokens import BlockTokens, TokenizerSpec
+
+SPEC = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=8, token_dim=4, max_blocks=2)
+
+
+def test_tail_drop_keeps_a_prefix_of_what_was_kept():
+    tokens = BlockTokens(torch.ones(2, 3, 8, dtype=torch.bool))
+    lengths = torch.tensor([[8, 0, 3], [1, 5, 8]])
+    dropped = tokens.tail_drop(lengths)
+    assert torch.equal(dropped.lengths, lengths)
+    assert torch.equal(dropped.tail_drop(lengths + 2).lengths, lengths)
+
+
+def test_selecting_and_concatenating_videos_are_inverse():
+    tokens = BlockTokens(torch.ones(4, 2, 8, dtype=torch.bool), codes=torch.arange(64).view(4, 2, 8))
+    again = BlockTokens.concatenate([tokens[:1], tokens[1:]])
+    assert torch.equal(again.codes, tokens.codes)
+    assert again.latents is None
+
+
+def test_fields_must_agree():
+    with pytest.raises(ValueError, match="codes of shape"):
+        BlockTokens(torch.ones(1, 2, 8, dtype=torch.bool), codes=torch.zeros(1, 2, 7))
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ((1, 3, 6, 16, 16), "multiple of 4"),
+        ((1, 3, 12, 16, 16), "at most 2"),
+        ((1, 3, 8, 16, 20), "takes 16x16 frames, got 16x20"),
+        ((1, 1, 8, 16, 16), r"\(B, 3, T, H, W\)"),
+    ],
+)
+def test_videos_that_do_not_fit_are_refused_in_words(shape, words):
+    with pytest.raises(ValueError, match=words):
+        SPEC.check_video(torch.zeros(shape))
+    assert SPEC.check_video(torch.zeros(1, 3, 8, 16, 16)) == 2

@@ -1,0 +1,191 @@
+"""The training loop on a toy task: resume, accumulation, several processes, two phases, bad folders."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from genvid import noise
+from genvid.checkpoint import Model, load_weights, read_weights
+from genvid.train.optim import OptimizerConfig
+from genvid.train.run import RunError
+from genvid.train.task import StepOutput, TrainingTask
+from genvid.train.trainer import Shard, TrainConfig, Trainer
+
+
+@dataclass(frozen=True)
+class ToyConfig:
+    width: int = 4
+
+
+class Toy(Model):
+    model_type = "toy"
+    config_type = ToyConfig
+
+    def __init__(self, config: ToyConfig) -> None:
+        super().__init__(config)
+        self.layer = nn.Linear(config.width, 1)
+
+
+class ToyTask(TrainingTask):
+    """Regression with noise per clip; rows count as many items as their label says."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.model = Toy(ToyConfig())
+
+    def exportable(self) -> Toy:
+        return self.model
+
+    def num_items(self, batch: dict[str, Tensor]) -> Tensor:
+        return batch["label"].sum()
+
+    def forward(self, batch, phase, step, carry):
+        x = noise.uniform(batch["seed"], "x", 4).float()
+        error = (self.model.layer(x)[:, 0] - x.sum(1)).square() * batch["label"]
+        return StepOutput(error.sum(), {"error": (error / batch["label"]).mean().detach()})
+
+
+class TwoPlayerTask(ToyTask):
+    phases = ("generator", "discriminator")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.critic = nn.Linear(4, 1)
+
+    def trainable(self, phase):
+        return self.model.parameters() if phase == "generator" else self.critic.parameters()
+
+    def forward(self, batch, phase, step, carry):
+        if phase == "discriminator":
+            return StepOutput((self.critic(carry["x"])[:, 0] - 1).square().sum())
+        output = super().forward(batch, phase, step, carry)
+        return StepOutput(output.loss, output.terms, carry={"x": noise.uniform(batch["seed"], "x", 4).float()})
+
+
+def stream(shard: Shard, batch_size: int = 8) -> Iterator[list[dict[str, Tensor]]]:
+    step = shard.start_step
+    while True:
+        seeds = noise.sample_seeds(3, "clips", torch.arange(step * batch_size, (step + 1) * batch_size))
+        batch = {"seed": seeds, "label": 1 + torch.arange(batch_size)}
+        size = batch_size // shard.world_size
+        own = {k: v[shard.rank * size : (shard.rank + 1) * size] for k, v in batch.items()}
+        chunk = size // shard.micro_batches
+        yield [{k: v[i * chunk : (i + 1) * chunk] for k, v in own.items()} for i in range(shard.micro_batches)]
+        step += 1
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    train: TrainConfig
+    output_dir: str = ""
+    other: int = 0
+
+
+def train(folder: Path, task: type[TrainingTask] = ToyTask, *, other: int = 0, **settings) -> list[dict]:
+    optimizers = {phase: OptimizerConfig(lr=0.05, warmup_steps=2) for phase in task.phases}
+    config = TrainConfig(**{"steps": 4, "batch_size": 8, "log_every": 1, "optimizers": optimizers, **settings})
+    Trainer(task(), config, folder, run_config=RunConfig(config, str(folder), other)).fit(stream)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def exported(folder: Path) -> dict[str, Tensor]:
+    return read_weights(folder / "export")
+
+
+def assert_equal_runs(first: Path, second: Path) -> None:
+    for name, value in exported(first).items():
+        assert torch.equal(value, exported(second)[name]), name
+
+
+def test_the_loss_falls_and_the_average_is_exported(tmp_path):
+    records = train(tmp_path / "run", steps=60)
+    assert records[-1]["loss"] < 0.2 * records[0]["loss"]
+    assert [r["step"] for r in records] == list(range(1, 61))
+    load_weights(Toy(ToyConfig()), exported(tmp_path / "run"), source="export")
+
+
+@pytest.mark.parametrize("task", [ToyTask, TwoPlayerTask])
+def test_four_steps_equal_two_and_resume_and_two(tmp_path, task):
+    straight = train(tmp_path / "straight", task, steps=4)
+    config = {"optimizers": {p: OptimizerConfig(lr=0.05, warmup_steps=2, final_lr=1.0) for p in task.phases}}
+    straight = train(tmp_path / "constant", task, steps=4, **config)
+    train(tmp_path / "resumed", task, steps=2, **config)
+    resumed = train(tmp_path / "resumed", task, steps=4, **config)
+    assert [r["step"] for r in resumed] == [1, 2, 3, 4]
+    for a, b in zip(straight, resumed, strict=True):
+        assert {k: v for k, v in a.items() if "loss" in k} == {k: v for k, v in b.items() if "loss" in k}
+    assert_equal_runs(tmp_path / "constant", tmp_path / "resumed")
+
+
+def test_accumulation_equals_one_large_batch(tmp_path):
+    whole = train(tmp_path / "whole", accumulation=1)
+    parts = train(tmp_path / "parts", accumulation=4)
+    for a, b in zip(whole, parts, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
+
+
+@pytest.mark.parametrize("task", ["ToyTask", "TwoPlayerTask"])
+def test_two_processes_equal_one(tmp_path, task):
+    program = (
+        "import sys; from pathlib import Path; sys.path.insert(0, str(Path(sys.argv[1]).parent)); "
+        "import test_trainer as t; t.train(Path(sys.argv[2]), getattr(t, sys.argv[3]))"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    run = subprocess.run(
+        [*launch, str(script), __file__, str(tmp_path / "two"), task],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert run.returncode == 0, run.stderr
+    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    one = train(tmp_path / "one", globals()[task])
+    for a, b in zip(one, two, strict=True):
+        for name in a:
+            if "loss" in name or "grad_norm" in name:
+                assert a[name] == pytest.approx(b[name], rel=1e-5), name
+
+
+def test_a_folder_of_another_run_is_refused(tmp_path):
+    train(tmp_path / "run", steps=1)
+    with pytest.raises(RunError, match=r"already holds another run \(other is 0 there, 1 here\)"):
+        train(tmp_path / "run", steps=1, other=1)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "thoughts.txt").write_text("mine")
+    with pytest.raises(RunError, match="not empty and holds no run"):
+        train(tmp_path / "notes")
+
+
+def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):
+    train(tmp_path / "run", steps=2)
+    torn = tmp_path / "run" / "checkpoints" / ".step_00000003.tmp"
+    torn.mkdir()
+    assert [r["step"] for r in train(tmp_path / "run", steps=3)] == [1, 2, 3]
+
+
+def test_only_the_newest_checkpoints_stay(tmp_path):
+    train(tmp_path / "run", steps=5, save_every=1, keep_checkpoints=2)
+    kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
+    assert kept == ["step_00000004", "step_00000005"]
+
+
+def test_phases_without_an_optimizer_are_named(tmp_path):
+    with pytest.raises(ValueError, match="needs train.optimizers for generator, discriminator; got model"):
+        train(tmp_path / "run", TwoPlayerTask, optimizers={"model": OptimizerConfig()})
+
+
+def test_a_non_finite_loss_stops_the_run(tmp_path):
+    with pytest.raises(FloatingPointError, match="loss.*non-finite before step"):
+        train(tmp_path / "run", optimizers={"model": OptimizerConfig(lr=1e30, clip_norm=None)}, steps=50)

@@ -1,0 +1,35 @@
+"""How many tokens each block keeps in training: a truncated normal per clip and block (arXiv 2505.17011)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genvid import noise
+
+
+@dataclass(frozen=True)
+class TailDropConfig:
+    """Normal(mean, std) truncated to [minimum, maximum], rounded; all in tokens per block."""
+
+    mean: float = 256
+    std: float = 128
+    minimum: int = 32
+    maximum: int = 512
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.maximum:
+            raise ValueError(f"tail_drop needs 1 <= minimum <= maximum, got {self.minimum} and {self.maximum}")
+        if self.std <= 0:
+            raise ValueError(f"tail_drop.std must be positive, got {self.std}")
+
+
+def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Tensor:
+    """(B,) clip seeds -> (B, G) int64 lengths, by inversion of the truncated normal's distribution function."""
+    bounds = torch.tensor([config.minimum, config.maximum], dtype=torch.float64)
+    low, high = torch.special.ndtr((bounds - config.mean) / config.std).tolist()
+    position = low + noise.uniform(seeds, "tail drop", num_blocks) * (high - low)
+    lengths = config.mean + config.std * torch.special.ndtri(position)
+    return lengths.round().long().clamp(config.minimum, config.maximum)

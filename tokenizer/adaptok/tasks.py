@@ -1,0 +1,189 @@
+"""Training AdapTok and its scorer (arXiv 2505.17011)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from genvid import noise
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.curves import measure_curve
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
+from genvid.tokenizer.adaptok.scorer import Scorer
+from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
+from genvid.tokenizer.discriminator import (
+    Discriminator,
+    DiscriminatorConfig,
+    LeCam,
+    adversarial_loss,
+    discriminator_loss,
+    mean_over_processes,
+)
+from genvid.tokenizer.losses import Distortion
+from genvid.tokenizer.quantizer import Quantized
+from genvid.tokens import BlockTokens
+from genvid.train.task import Batch, StepOutput, TrainingTask
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Everything in the tokenizer's loss beside the distortion."""
+
+    tail_drop: TailDropConfig = field(default_factory=TailDropConfig)
+    quantizer_weight: float = 0.1
+    prior: PriorConfig | None = field(default_factory=PriorConfig)
+
+
+class AdapTokTask(TrainingTask):
+    """Tokenizer trained with tail drop: distortion + quantizer + prior losses."""
+
+    def __init__(self, model: AdapTokConfig, objective: ObjectiveConfig, distortion: Distortion) -> None:
+        super().__init__()
+        self.objective = objective
+        self.tokenizer = AdapTok(model)
+        self.prior = None
+        if objective.prior is not None:
+            num_tokens = model.block_capacity * self.tokenizer.spec.num_blocks(model.frames)
+            self.prior = TokenPrior(objective.prior, code_dim=self.tokenizer.quantizer.code_dim, num_tokens=num_tokens)
+        self._frozen = (distortion,)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        return self._frozen
+
+    def exportable(self) -> AdapTok:
+        return self.tokenizer
+
+    def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
+        reconstruction, losses, terms = self.reconstruct(batch)
+        return StepOutput(losses.sum(), terms)
+
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Reconstruction of the clips with randomly dropped tails, their losses (B,), and the journal's terms."""
+        video, seeds = batch["video"], batch["seed"]
+        features = self.tokenizer.features(video)
+        lengths = sample_lengths(self.objective.tail_drop, seeds, features.shape[1])
+        keep = BlockTokens(features.new_ones(features.shape[:3], dtype=torch.bool)).tail_drop(lengths).keep
+        quantized = self.tokenizer.quantizer(features, keep, seeds)
+        reconstruction = self.tokenizer.render(self.tokenizer.quantizer.project(quantized.vectors), keep)
+        parts = self._frozen[0].parts(reconstruction, video)
+        if self.objective.quantizer_weight:
+            parts["quantizer"] = self.objective.quantizer_weight * quantized.loss
+        if self.prior is not None and self.objective.prior is not None:
+            loss = self.prior(self.tokenizer.quantizer, quantized, keep, seeds)
+            parts["prior"] = self.objective.prior.weight * loss
+        losses = torch.stack(list(parts.values())).sum(0)
+        terms = {name: value.detach().mean() for name, value in parts.items()}
+        terms["tokens"] = lengths.double().sum(1).mean()
+        terms["codebook_perplexity"] = codebook_perplexity(quantized, keep, self.tokenizer.quantizer.codebook_size)
+        return reconstruction, losses, terms
+
+
+class AdversarialAdapTokTask(AdapTokTask):
+    """The same with a discriminator: a second phase, with its own optimizer."""
+
+    phases: ClassVar[tuple[str, ...]] = ("generator", "discriminator")
+
+    def __init__(
+        self,
+        model: AdapTokConfig,
+        objective: ObjectiveConfig,
+        distortion: Distortion,
+        discriminator: DiscriminatorConfig,
+    ) -> None:
+        super().__init__(model, objective, distortion)
+        self.adversary = discriminator
+        self.discriminator = Discriminator(discriminator)
+        self.lecam = LeCam(discriminator.lecam_decay)
+
+    def phases_at(self, step: int) -> tuple[str, ...]:
+        trains = step >= self.adversary.start_step and step % self.adversary.every == 0
+        return self.phases if trains else self.phases[:1]
+
+    def trainable(self, phase: str) -> Iterable[nn.Parameter]:
+        if phase == "discriminator":
+            return self.discriminator.parameters()
+        return (p for name, p in self.named_parameters() if not name.startswith("discriminator."))
+
+    def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
+        if phase == "discriminator":
+            return self._discriminate(batch, carry["reconstruction"])
+        reconstruction, losses, terms = self.reconstruct(batch)
+        if step >= self.adversary.start_step:
+            # The discriminator's weights enter as constants: this phase leaves no gradient in them.
+            weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
+            logits = functional_call(self.discriminator, weights, (reconstruction,))
+            fooling = self.adversary.weight * adversarial_loss(logits)
+            losses, terms["adversarial"] = losses + fooling, fooling.detach().mean()
+        return StepOutput(losses.sum(), terms, carry={"reconstruction": reconstruction.detach()})
+
+    def _discriminate(self, batch: Batch, reconstruction: Tensor) -> StepOutput:
+        video = batch["video"]
+        real, fake = self.discriminator(torch.cat([video, reconstruction.to(video.dtype)])).chunk(2)
+        separation = discriminator_loss(real, fake, batch["seed"], self.adversary.label_noise)
+        lecam = self.adversary.lecam_weight * self.lecam(real, fake)
+        terms = {
+            "lecam": lecam.detach().mean(),
+            "real_logit": real.detach().mean(),
+            "fake_logit": fake.detach().mean(),
+        }
+        return StepOutput((separation + lecam).sum(), terms)
+
+
+class ScorerTask(TrainingTask):
+    """Scorer trained online on the measured distortion of one block per step, the tokenizer frozen.
+
+    Earlier blocks are cut at random lengths, as they will be when the allocator has decided them. Targets are
+    normalised by statistics of the first `STATISTICS_STEPS` steps, which the checkpoint keeps.
+    """
+
+    STATISTICS_STEPS: ClassVar[int] = 100
+
+    def __init__(self, scorer: Scorer, tokenizer: AdapTok, tail_drop: TailDropConfig, distortion: Distortion) -> None:
+        super().__init__()
+        self.scorer, self.tail_drop = scorer, tail_drop
+        self._frozen = (tokenizer.eval().requires_grad_(False), distortion)
+
+    def frozen(self) -> Iterable[nn.Module]:
+        return self._frozen
+
+    def exportable(self) -> Scorer:
+        return self.scorer
+
+    def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
+        tokenizer, distortion = self._frozen
+        video, seeds = batch["video"], batch["seed"]
+        tokens = tokenizer.encode(video)
+        num_blocks = tokens.keep.shape[1]
+        block = int(num_blocks * noise.uniform(torch.tensor([step]), "scored block"))
+        tokens = tokens.tail_drop(sample_lengths(self.tail_drop, seeds, num_blocks))
+        target = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
+        self._update_statistics(target, step)
+        lengths = tokens.lengths
+        lengths[:, block] = tokens.keep.shape[2]
+        lengths[:, block + 1 :] = 0
+        keep = BlockTokens(torch.ones_like(tokens.keep)).tail_drop(lengths).keep
+        assert tokens.features is not None
+        predicted = self.scorer(tokens.features, tokenizer.embed(tokens), keep)[:, block].float()
+        errors = (predicted - self.scorer.normalize(target)).square().mean(1)
+        spread = self.scorer.denormalize(predicted.detach()) - target
+        terms = {"distortion": target.mean(), "absolute_error": spread.abs().mean()}
+        return StepOutput(errors.sum(), terms)
+
+    def _update_statistics(self, target: Tensor, step: int) -> None:
+        if self.training and step < self.STATISTICS_STEPS:
+            moments = mean_over_processes(torch.stack([target.mean(), target.square().mean()]))
+            self.scorer.update_statistics(moments[0], moments[1], step)
+
+
+def codebook_perplexity(quantized: Quantized, keep: Tensor, codebook_size: int) -> Tensor:
+    """Exponential of the entropy of the codes in use: between 1 and the codebook size."""
+    counts = torch.zeros(codebook_size, device=keep.device, dtype=torch.double)
+    counts.index_add_(0, quantized.codes.flatten(), keep.flatten().double())
+    share = counts / counts.sum()
+    return torch.special.entr(share).sum().exp()

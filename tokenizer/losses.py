@@ -1,0 +1,56 @@
+"""Distortion between a video and its reconstruction: what training lowers and what a scorer learns to predict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genvid.perceptual import PerceptualDistance
+
+
+@dataclass(frozen=True)
+class DistortionConfig:
+    """Weights of the parts. L1 and MSE are in units of the [0, 1] range, whatever range the tensors have."""
+
+    l1: float = 0.0
+    mse: float = 0.0
+    perceptual: float = 1.0
+
+    def __post_init__(self) -> None:
+        if min(self.l1, self.mse, self.perceptual) < 0 or self.l1 + self.mse + self.perceptual == 0:
+            raise ValueError(f"distortion weights must be non-negative and not all zero, got {self}")
+
+
+class Distortion(nn.Module):
+    """Weighted sum of L1, MSE and a perceptual distance, per clip."""
+
+    def __init__(self, config: DistortionConfig, perceptual: PerceptualDistance) -> None:
+        super().__init__()
+        self.config = config
+        self.perceptual = perceptual
+
+    @property
+    def name(self) -> str:
+        """What is measured, for reports: `1 l1 + 1 structure`."""
+        weights = {"l1": self.config.l1, "mse": self.config.mse, self.perceptual.name: self.config.perceptual}
+        return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
+
+    def forward(self, reconstruction: Tensor, video: Tensor) -> Tensor:
+        """Two (B, 3, T, H, W) videos in [-1, 1] -> (B,)."""
+        return sum(
+            (value for value in self.parts(reconstruction, video).values()), torch.zeros((), device=video.device)
+        )
+
+    def parts(self, reconstruction: Tensor, video: Tensor) -> dict[str, Tensor]:
+        """The weighted parts, each (B,), by name."""
+        difference = (reconstruction.float() - video.float()) / 2
+        parts = {}
+        if self.config.l1:
+            parts["l1"] = self.config.l1 * difference.abs().flatten(1).mean(1)
+        if self.config.mse:
+            parts["mse"] = self.config.mse * difference.square().flatten(1).mean(1)
+        if self.config.perceptual:
+            parts["perceptual"] = self.config.perceptual * self.perceptual(reconstruction, video)
+        return parts
