@@ -1,1 +1,28 @@
-"""Video in: folders, UCF-101, generated clips; decoding, clip sampling, and the cache of tokens."""
+"""Clips from files, folders, UCF-101 and a generator; batches of them; and the cache of their tokens."""
+
+from genvid.data.clips import ClipConfig, to_float, to_uint8
+from genvid.data.dataset import ClipDataset
+from genvid.data.files import FolderConfig, Ucf101Config
+from genvid.data.loader import StepSampler, one_pass, step_batches
+from genvid.data.source import SourceConfig
+from genvid.data.synthetic import SyntheticConfig
+from genvid.data.video import VideoError, probe, read_clip, video_bytes, write_video
+
+__all__ = [
+    "ClipConfig",
+    "ClipDataset",
+    "FolderConfig",
+    "SourceConfig",
+    "StepSampler",
+    "SyntheticConfig",
+    "Ucf101Config",
+    "VideoError",
+    "one_pass",
+    "probe",
+    "read_clip",
+    "step_batches",
+    "to_float",
+    "to_uint8",
+    "video_bytes",
+    "write_video",
+]

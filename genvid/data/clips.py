@@ -1,0 +1,80 @@
+"""What a clip is: how many frames of a video, which ones, at what size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from genvid import noise
+
+
+@dataclass(frozen=True)
+class ClipConfig:
+    """A clip: `frames` frames, every `stride`-th of the video, resized to cover `resolution` and cropped to it.
+
+    Defaults are AdapTok's and LARP's: 16 consecutive frames at the native frame rate, short side 128, centre crop.
+    """
+
+    frames: int = 16
+    stride: int = 1
+    resolution: tuple[int, int] = (128, 128)
+    """Height and width."""
+    crop: Literal["center", "random"] = "center"
+    window: Literal["random", "first", "all"] = "random"
+    """Where in its video a clip lies: drawn from its seed, the first frames, or (for evaluation) every
+    non-overlapping window as an item of its own."""
+    flip: bool = False
+    """Mirror half of the clips. Not where left and right are different classes."""
+
+    def __post_init__(self) -> None:
+        if self.frames < 1 or self.stride < 1:
+            raise ValueError(f"a clip needs frames >= 1 and stride >= 1, got {self.frames} and {self.stride}")
+        if min(self.resolution) < 1:
+            raise ValueError(f"resolution is (height, width) in pixels, got {self.resolution}")
+
+    @property
+    def span(self) -> int:
+        """Frames of the video that a clip covers."""
+        return (self.frames - 1) * self.stride + 1
+
+    def start(self, video_frames: int, seed: int) -> int:
+        """First frame of the random window of a clip with this seed."""
+        return math.floor(_draw(seed, "start", 1)[0] * (video_frames - self.span + 1))
+
+    def fit(self, video: Tensor, seed: int) -> Tensor:
+        """(T, H, W, 3) uint8 frames -> (3, T, *resolution) uint8: resized (antialiased bilinear), cropped, flipped."""
+        height, width = self.resolution
+        images = video.permute(0, 3, 1, 2)
+        scale = max(height / images.shape[2], width / images.shape[3])
+        size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
+        if size != tuple(images.shape[2:]):
+            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        down, across, mirror = _draw(seed, "fit", 3) if self.crop == "random" or self.flip else (0.5, 0.5, 1.0)
+        if self.crop == "center":
+            top, left = (size[0] - height) // 2, (size[1] - width) // 2
+        else:
+            top, left = math.floor(down * (size[0] - height + 1)), math.floor(across * (size[1] - width + 1))
+        images = images[:, :, top : top + height, left : left + width]
+        if self.flip and mirror < 0.5:
+            images = images.flip(-1)
+        return images.permute(1, 0, 2, 3).contiguous()
+
+
+def to_float(video: Tensor) -> Tensor:
+    """uint8 in 0..255 -> float32 in [-1, 1]."""
+    return video.float() / 127.5 - 1
+
+
+def to_uint8(video: Tensor) -> Tensor:
+    """Float, clamped to [-1, 1] -> uint8 in 0..255, rounded. The exact inverse of `to_float`."""
+    return ((video.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def _draw(seed: int, stream: str, count: int) -> list[float]:
+    values: list[float] = noise.uniform(torch.tensor([seed]), stream, count)[0].tolist()
+    return values

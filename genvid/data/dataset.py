@@ -1,0 +1,88 @@
+"""Clips as a map-style dataset: an item is a pure function of (index, seed)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from genvid import noise
+from genvid.config import encode
+from genvid.data.clips import ClipConfig
+from genvid.data.source import SourceConfig
+from genvid.data.video import VideoError
+
+logger = logging.getLogger(__name__)
+
+REPLACEMENTS = 8
+"""Other clips to try in place of one whose file fails, before giving up."""
+
+
+class ClipDataset(Dataset[dict[str, Tensor]]):
+    """Clips of a source.
+
+    `dataset[index, seed]` -> {"video": (3, T, H, W) uint8, "label", "index", "seed": () int64} and what else the
+    source knows of the item. `dataset[index]` takes the index as seed: evaluation is then deterministic.
+
+    A file that fails after it was listed is logged, counted (`failed`) and replaced by another item that the seed
+    decides; "index" and "label" are those of the clip that is returned. With `strict` it raises VideoError.
+    """
+
+    def __init__(self, source: SourceConfig, clip: ClipConfig, *, strict: bool = False) -> None:
+        self.source = source.open(clip, strict=strict)
+        self.clip, self.strict = clip, strict
+        # Shared with the data workers, so that the main process sees what failed in them.
+        self._failed = torch.zeros(len(self.source.names), dtype=torch.bool).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.source.names)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.source.classes
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.source.classes)
+
+    @property
+    def failed(self) -> list[str]:
+        """Names of the items that could not be read so far, in any data worker."""
+        return [self.source.names[i] for i in self._failed.nonzero().flatten().tolist()]
+
+    def name(self, index: int) -> str:
+        """Name of an item: its file below the source's folder, with the first frame where that is fixed."""
+        return self.source.names[index]
+
+    def fingerprint(self) -> str:
+        """Short hash of the items and of the clip rule: provenance of what was made from them."""
+        rows = [encode(self.clip), self.source.classes, self.source.labels, self.source.names]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:
+        index, seed = item if isinstance(item, tuple) else (item, item)
+        if not 0 <= index < len(self):
+            raise IndexError(f"no clip {index} among {len(self)}")
+        index, video = self._read(index, seed)
+        numbers = {"label": self.source.labels[index], "index": index, "seed": seed, **self.source.attributes(index)}
+        return {"video": video, **{name: torch.tensor(value) for name, value in numbers.items()}}
+
+    def _read(self, index: int, seed: int) -> tuple[int, Tensor]:
+        """The clip of an item, or of the first of its replacements that can be read."""
+        errors = []
+        for attempt in range(1 + REPLACEMENTS):
+            try:
+                return index, self.source.clip(index, seed)
+            except VideoError as error:
+                if self.strict:
+                    raise
+                errors.append(str(error))
+                self._failed[index] = True
+                logger.warning("%s. Another clip takes its place (%d items failed)", error, int(self._failed.sum()))
+            draw = noise.uniform(torch.tensor([seed]), f"replacement {attempt}")
+            index = int(draw * len(self))
+        raise VideoError(f"{len(errors)} clips in a row could not be read, last: {errors[-1]}")

@@ -1,0 +1,178 @@
+"""Clips from video files: a folder of classes, a manifest, or UCF-101 with its official lists."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genvid.data.clips import ClipConfig
+from genvid.data.index import probe_files
+from genvid.data.source import Source, SourceConfig
+from genvid.data.video import VideoError, VideoInfo, read_clip
+
+logger = logging.getLogger(__name__)
+
+EXTENSIONS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".gif")
+
+
+@dataclass(frozen=True)
+class VideoFile:
+    """One row of a listing: a path below the root, and its class."""
+
+    path: str
+    label: int
+
+
+class FileSource(Source):
+    """Clips of files below `root`. Unusable files are named, counted and left out; with `strict` they are an error."""
+
+    def __init__(
+        self, root: Path, files: Sequence[VideoFile], classes: list[str], *, clip: ClipConfig, strict: bool
+    ) -> None:
+        if not files:
+            raise ValueError(f"no video files under {root} (looked for {', '.join(EXTENSIONS)})")
+        self.root, self.classes, self.config = root, classes, clip
+        self._items: list[tuple[str, VideoInfo, int | None]] = []
+        self.labels, self.names, problems = [], [], []
+        found = probe_files(root, [root / file.path for file in files])
+        for file, info in zip(files, found, strict=True):
+            if isinstance(info, VideoInfo) and info.frames < clip.span:
+                info = VideoError(f"{root / file.path} has {info.frames} frames but a clip needs {clip.span}")
+            if isinstance(info, VideoError):
+                problems.append(str(info))
+                continue
+            for start in _window_starts(info, clip):
+                self._items.append((file.path, info, start))
+                self.labels.append(file.label)
+                self.names.append(file.path if start is None else f"{file.path}#{start}")
+        if problems:
+            _report(problems, total=len(files), strict=strict)
+
+    def clip(self, index: int, seed: int) -> Tensor:
+        path, info, start = self._items[index]
+        if start is None:
+            start = self.config.start(info.frames, seed)
+        frames = read_clip(self.root / path, start, self.config.frames, self.config.stride, info=info)
+        return self.config.fit(torch.from_numpy(frames), seed)
+
+
+@SourceConfig.register_subclass("folder")
+@dataclass(frozen=True)
+class FolderConfig(SourceConfig):
+    """Video files below a folder; the first subfolder is the class, and a flat folder is one class.
+
+    With a `manifest` (TSV or CSV with columns file, split, label; files are relative to the manifest) only its rows
+    below `path` count, and of these the rows of `split`. Labels are numbered over all splits.
+    """
+
+    path: str
+    manifest: str | None = None
+    split: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.split is not None and self.manifest is None:
+            raise ValueError(f"split '{self.split}' of {self.path} needs a manifest that says which files it holds")
+
+    def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
+        root = _folder(self.path)
+        names = self._scan(root) if self.manifest is None else self._select(root, Path(self.manifest))
+        classes = sorted({label for _, label, _ in names})
+        files = [VideoFile(path, classes.index(label)) for path, label, chosen in names if chosen]
+        return FileSource(root, files, classes, clip=clip, strict=strict)
+
+    def _scan(self, root: Path) -> list[tuple[str, str, bool]]:
+        paths = [p.relative_to(root) for p in sorted(root.rglob("*")) if p.suffix.lower() in EXTENSIONS]
+        loose = [path for path in paths if len(path.parts) == 1]
+        if loose and len(loose) < len(paths):
+            raise ValueError(f"{root} mixes files ({loose[0]}) and class folders; move the files into a class folder")
+        return [(str(path), root.name if loose else path.parts[0], True) for path in paths]
+
+    def _select(self, root: Path, manifest: Path) -> list[tuple[str, str, bool]]:
+        if not manifest.is_file():
+            raise ValueError(f"no manifest {manifest}")
+        with manifest.open(newline="") as stream:
+            reader = csv.DictReader(stream, delimiter="\t" if manifest.suffix == ".tsv" else ",")
+            lacking = {"file", "split", "label"} - set(reader.fieldnames or ())
+            if lacking:
+                raise ValueError(f"{manifest} lacks the column {', '.join(sorted(lacking))}")
+            rows = [row for row in reader if Path(row["file"]).suffix.lower() in EXTENSIONS]
+        names, splits = [], set()
+        for row in rows:
+            file = (manifest.parent / row["file"]).absolute()
+            if file.is_relative_to(root.absolute()):
+                path = str(file.relative_to(root.absolute()))
+                names.append((path, row["label"] or "unlabelled", self.split in (None, row["split"])))
+                splits.add(row["split"])
+        if names and not any(chosen for _, _, chosen in names):
+            raise ValueError(f"{manifest} has no split '{self.split}' under {root}; it has {', '.join(sorted(splits))}")
+        return names
+
+
+@SourceConfig.register_subclass("ucf101")
+@dataclass(frozen=True)
+class Ucf101Config(SourceConfig):
+    """UCF-101 as distributed: class folders of .avi below `path`, and the official lists in `split_lists`."""
+
+    path: str
+    split_lists: str
+    """The folder ucfTrainTestlist."""
+    split: Literal["train", "test"] = "train"
+    fold: int = 1
+
+    def __post_init__(self) -> None:
+        if self.fold not in (1, 2, 3):
+            raise ValueError(f"UCF-101 has folds 1, 2 and 3, got {self.fold}")
+
+    def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
+        root, lists = _folder(self.path), _folder(self.split_lists)
+        numbers = {}
+        for place, words in _lines(lists / "classInd.txt"):
+            if len(words) != 2 or not words[0].isdigit():
+                raise ValueError(f"{place}: expected a class number and a name, got '{' '.join(words)}'")
+            numbers[words[1]] = int(words[0])
+        classes = sorted(numbers, key=lambda name: numbers[name])
+        files = []
+        for place, words in _lines(lists / f"{self.split}list{self.fold:02d}.txt"):
+            name = words[0].split("/")[0]
+            if name not in numbers:
+                raise ValueError(f"{place}: class '{name}' is not in {lists / 'classInd.txt'}")
+            if words[1:] and words[1:] != [str(numbers[name])]:
+                raise ValueError(f"{place}: label {' '.join(words[1:])} is not that of {name}, {numbers[name]}")
+            files.append(VideoFile(words[0], classes.index(name)))
+        return FileSource(root, files, classes, clip=clip, strict=strict)
+
+
+def _folder(path: str) -> Path:
+    if not Path(path).is_dir():
+        raise ValueError(f"no folder {path}")
+    return Path(path)
+
+
+def _lines(file: Path) -> list[tuple[str, list[str]]]:
+    """Words of each line that has any, with the line's place for error messages."""
+    if not file.is_file():
+        raise ValueError(f"no list {file}; split_lists is the folder ucfTrainTestlist of UCF-101")
+    lines = file.read_text().splitlines()
+    return [(f"{file} line {number}", line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _window_starts(info: VideoInfo, clip: ClipConfig) -> list[int | None]:
+    """Start of each item that a file gives; None where the clip's seed decides."""
+    if clip.window == "random":
+        return [None]
+    return [*range(0, info.frames - clip.span + 1, clip.span)] if clip.window == "all" else [0]
+
+
+def _report(problems: list[str], *, total: int, strict: bool) -> None:
+    named = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+    message = f"{len(problems)} of {total} video files cannot be used: {named}"
+    if strict or len(problems) == total:
+        raise ValueError(message)
+    logger.warning("%s. They are left out", message)

@@ -1,0 +1,165 @@
+"""Batches that depend on (seed, step) alone: not on the number of processes, and not on where a run was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from genvid import noise
+from genvid.data.clips import to_float
+
+Batch = dict[str, Tensor]
+
+
+class SizedDataset(Protocol):
+    """What a loader needs: items by (index, seed)."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch: ...
+
+
+class StepSampler:
+    """Endless micro-batches of (index, clip seed) for one process.
+
+    The items of all global batches are one stream, reshuffled every epoch, so a batch may end one epoch and begin the
+    next. Rank r takes the r-th contiguous part of each global batch, in `micro_batches` equal pieces: two processes
+    with b clips each see what one process with 2b clips sees. Resuming means `start_step`.
+    """
+
+    def __init__(
+        self,
+        num_items: int,
+        global_batch_size: int,
+        seed: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        start_step: int = 0,
+        micro_batches: int = 1,
+    ) -> None:
+        if num_items < 1:
+            raise ValueError("cannot draw batches from an empty dataset")
+        if global_batch_size < 1 or global_batch_size % (world_size * micro_batches):
+            raise ValueError(
+                f"a global batch of {global_batch_size} clips cannot be split evenly over {world_size} processes with "
+                f"{micro_batches} micro-batches each; use a multiple of {world_size * micro_batches}"
+            )
+        self.num_items, self.global_batch_size, self.seed = num_items, global_batch_size, seed
+        self.rank, self.world_size = rank, world_size
+        self.start_step, self.micro_batches = start_step, micro_batches
+        self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
+
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """(index, clip seed) of every clip in the global batch of a step."""
+        positions = range(step * self.global_batch_size, (step + 1) * self.global_batch_size)
+        indices = [self._item(position) for position in positions]
+        step_seed = noise.fold(noise.fold(torch.tensor(self.seed), "clips"), step)
+        seeds = noise.fold(step_seed, torch.arange(self.global_batch_size))
+        return list(zip(indices, seeds.tolist(), strict=True))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        share = self.global_batch_size // self.world_size
+        size = share // self.micro_batches
+        step = self.start_step
+        while True:
+            mine = self.batch(step)[self.rank * share : (self.rank + 1) * share]
+            for first in range(0, share, size):
+                yield mine[first : first + size]
+            step += 1
+
+    def _item(self, position: int) -> int:
+        epoch, place = divmod(position, self.num_items)
+        if epoch != self._epoch:
+            keys = noise.sample_seeds(self.seed, f"epoch {epoch}", torch.arange(self.num_items))
+            self._epoch, self._order = epoch, keys.argsort(stable=True)
+        return int(self._order[place])
+
+
+def step_batches(
+    dataset: SizedDataset,
+    *,
+    batch_size: int,
+    seed: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    micro_batches: int = 1,
+) -> Iterator[list[Batch]]:
+    """For each training step, this process's micro-batches on `device`, without end.
+
+    `batch_size` is global: clips of a step over all processes and micro-batches. uint8 "video" becomes float in
+    [-1, 1] on the device.
+    """
+    sampler = StepSampler(
+        len(dataset),
+        batch_size,
+        seed,
+        rank=rank,
+        world_size=world_size,
+        start_step=start_step,
+        micro_batches=micro_batches,
+    )
+    loaded = _load(dataset, sampler, workers=workers, device=torch.device(device))
+    while True:
+        yield [next(loaded) for _ in range(micro_batches)]
+
+
+def one_pass(
+    dataset: SizedDataset,
+    *,
+    batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Every item once, in order, with its index as seed: for evaluation and caching.
+
+    Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so what is in a
+    batch does not depend on the number of processes.
+    """
+    starts = range(rank * batch_size, len(dataset), world_size * batch_size)
+    batches = [[(i, i) for i in range(start, min(start + batch_size, len(dataset)))] for start in starts]
+    yield from _load(dataset, batches, workers=workers, device=torch.device(device))
+
+
+def _load(
+    dataset: Any, batches: Iterable[list[tuple[int, int]]], *, workers: int, device: torch.device
+) -> Iterator[Batch]:
+    """Batches through a DataLoader, at most two waiting for each worker, moved to the device.
+
+    Workers start from a fork server: forking this process would copy CUDA's state and the locks of threads that
+    torch and FFmpeg have started, which deadlocks; spawning pays for the imports in every worker.
+    """
+    cuda = device.type == "cuda"
+    loader: DataLoader[Batch] = DataLoader(
+        dataset,
+        batch_sampler=batches,  # type: ignore[arg-type]
+        num_workers=workers,
+        pin_memory=cuda,
+        multiprocessing_context="forkserver" if workers else None,
+        prefetch_factor=2 if workers else None,
+    )
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise RuntimeError(
+                f"a data worker died ({error}); if it was killed for memory, use fewer workers or smaller batches"
+            ) from error
+        moved = {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
+        if "video" in moved:
+            moved["video"] = to_float(moved["video"])
+        yield moved
