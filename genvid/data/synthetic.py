@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -80,7 +81,7 @@ def render(seed: Tensor, motion: str, complexity: str, *, frames: int, resolutio
         cuts = [0.2 + 0.25 * first] + ([0.55 + 0.25 * second] if both < 0.5 else [])
     bounds = [0, *(round(cut * frames) for cut in cuts), frames]
     video = np.empty((3, frames, *resolution), np.float32)
-    for scene, (start, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+    for scene, (start, end) in enumerate(pairwise(bounds)):
         _draw_scene(video[:, start:end], _draws(seed, scene), motion, complexity, progress[start:end])
     return torch.from_numpy((video * 255 + 0.5).astype(np.uint8))
 
@@ -150,7 +151,8 @@ def _colour(draw: Draw, saturation: tuple[float, float], value: tuple[float, flo
 def _stripes(draw: Draw, x: Array, y: Array, low: float, high: float) -> Array:
     """Soft stripes in 0..1 at a random angle, `low` to `high` of them in a unit."""
     angle, waves, phase = draw(0, np.pi), 2 * np.pi * draw(low, high), draw(0, 2 * np.pi)
-    wave: Array = 0.5 + 0.5 * np.sin(np.float32(waves * np.cos(angle)) * x + np.float32(waves * np.sin(angle)) * y + phase)
+    along = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
+    wave: Array = 0.5 + 0.5 * np.sin(np.float32(waves) * along + np.float32(phase))
     return wave
 
 

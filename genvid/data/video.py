@@ -64,9 +64,7 @@ def probe(path: str | Path) -> VideoInfo:
         return VideoInfo(len(stamps), context.height, context.width, rate, first, step)
 
 
-def read_clip(
-    path: str | Path, start: int, frames: int, stride: int = 1, *, info: VideoInfo | None = None
-) -> Frames:
+def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, info: VideoInfo | None = None) -> Frames:
     """Frames start, start + stride, ... of a file, exact by index: (T, H, W, 3) uint8. Pass `info` to save a probe.
 
     Raises VideoError when the file has too few frames or cannot be decoded.
@@ -150,7 +148,7 @@ def _decode(path: str | Path, wanted: range, info: VideoInfo, *, seek: bool) -> 
             container.seek(math.floor(info.first_pts + wanted[0] * info.pts_step), stream=stream)
         for count, frame in enumerate(container.decode(stream)):
             index = _index(frame, info) if seek else count
-            if expected is None and index > wanted[0] or expected is not None and index != expected:
+            if index > wanted[0] if expected is None else index != expected:
                 return None
             expected = index + 1
             if index in wanted:

@@ -1,0 +1,212 @@
+"""Token caches: the kept codes of every clip, ragged, in memory-mapped Arrow files beside a fingerprint.
+
+Padded rows are never stored, and codes are uint16, or int32 where the codebook has more. The fingerprint says
+what made the tokens; it is written last, so a folder without one is not a cache.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, List, Value, concatenate_datasets
+from datasets.arrow_writer import ArrowWriter
+from numpy.typing import NDArray
+from torch import Tensor
+
+from genvid import config as configuration
+from genvid.files import write_atomically
+from genvid.tokens import BlockTokens
+
+FINGERPRINT = "fingerprint.json"
+
+
+class CacheError(ValueError):
+    """A token cache that cannot be read or written, said in one sentence."""
+
+
+@dataclass(frozen=True)
+class CacheInfo:
+    """What made the tokens of a cache, and their shape."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer's model folder."""
+    allocator: dict[str, Any]
+    """Config of the allocator."""
+    data: str
+    """Fingerprint of the dataset (`ClipDataset.fingerprint`)."""
+    group_size: int
+    """Clips that shared one token budget."""
+    frames: int
+    """Frames of a clip."""
+    num_blocks: int
+    block_capacity: int
+    codebook_size: int
+    classes: list[str]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.codebook_size <= 2**31:
+            raise ValueError(f"a token cache holds codebooks of 1 to 2^31 codes, got {self.codebook_size}")
+
+
+class TokenCacheWriter:
+    """Writes one process's part of a cache: a context manager, then `finish` on the main process.
+
+    with TokenCacheWriter(folder, info, rank=rank, world_size=world_size) as writer:
+        writer.add(tokens, labels, indices, sources)
+    (barrier)
+    if rank == 0: writer.finish()
+    """
+
+    def __init__(self, folder: str | Path, info: CacheInfo, *, rank: int = 0, world_size: int = 1) -> None:
+        self.folder, self.info, self.rank, self.world_size = Path(folder), info, rank, world_size
+        if (self.folder / FINGERPRINT).exists():
+            raise CacheError(f"{folder} already holds a token cache; choose another folder or remove it")
+        strangers = [p.name for p in self.folder.glob("*") if not p.name.lstrip(".").startswith("tokens-")]
+        if strangers:
+            raise CacheError(f"{folder} holds other files ({sorted(strangers)[0]}); a token cache needs its own folder")
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Self:
+        temporary = self._stack.enter_context(write_atomically(self._shard(self.rank)))
+        self._writer = ArrowWriter(path=str(temporary), features=_features(self.info))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.finalize()
+        self._stack.__exit__(kind, error, trace)
+
+    def add(self, tokens: BlockTokens, labels: Tensor, indices: Tensor, sources: list[str]) -> None:
+        """Store the kept codes of B clips: `labels` and item `indices` (B,) int64, and a name for each."""
+        info, lengths = self.info, tokens.lengths
+        if tokens.codes is None:
+            raise CacheError("a token cache holds codes; a continuous tokenizer has none")
+        if tuple(tokens.keep.shape[1:]) != (info.num_blocks, info.block_capacity):
+            raise CacheError(
+                f"the cache is for {info.num_blocks} blocks of {info.block_capacity} tokens, "
+                f"got {tokens.keep.shape[1]} of {tokens.keep.shape[2]}"
+            )
+        slots = torch.arange(info.block_capacity, device=tokens.keep.device)
+        if (tokens.keep != (slots < lengths[..., None])).any():
+            raise CacheError(
+                "a token cache stores the first codes of each block, but tokens inside a block were dropped"
+            )
+        kept = [codes[keep].cpu().numpy() for codes, keep in zip(tokens.codes, tokens.keep, strict=True)]
+        largest = max((int(codes.max()) for codes in kept if codes.size), default=0)
+        smallest = min((int(codes.min()) for codes in kept if codes.size), default=0)
+        if smallest < 0 or largest >= info.codebook_size:
+            raise CacheError(f"codes run from {smallest} to {largest}, outside the codebook of {info.codebook_size}")
+        self._writer.write_batch(
+            {
+                "codes": kept,
+                "lengths": list(lengths.cpu().numpy()),
+                "label": labels.tolist(),
+                "index": indices.tolist(),
+                "source": sources,
+            }
+        )
+
+    def finish(self) -> None:
+        """Make the cache whole. On one process, after every process has left its `with` block."""
+        shards = [self._shard(rank) for rank in range(self.world_size)]
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise CacheError(f"{self.folder} lacks {', '.join(missing)}: a process has not finished writing its part")
+        for stale in set(self.folder.glob("*tokens-*")) - set(shards):
+            stale.unlink()
+        clips = sum(len(_read_shard(shard)) for shard in shards)
+        if not clips:
+            raise CacheError(f"no clip was written to {self.folder}")
+        record = {**configuration.encode(self.info), "clips": clips, "shards": [shard.name for shard in shards]}
+        with write_atomically(self.folder / FINGERPRINT) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+
+    def _shard(self, rank: int) -> Path:
+        return self.folder / f"tokens-{rank:05d}-of-{self.world_size:05d}.arrow"
+
+
+class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
+    """A finished cache, in the order of the items' indices, memory-mapped.
+
+    `cache[i, seed]` (or `cache[i]`: seed i) -> {"codes": (G, L) int64, 0 beyond each length, "lengths": (G,) int64,
+    "label", "index" (of the clip in its dataset), "seed": () int64}.
+    """
+
+    def __init__(self, folder: Path, info: CacheInfo, rows: Dataset) -> None:
+        self.folder, self.info = folder, info
+        self._rows = rows.with_format("arrow")
+        self._order: NDArray[np.int64] = np.argsort(rows.data.column("index").to_numpy(), kind="stable")
+
+    @classmethod
+    def open(cls, folder: str | Path, **expected: Any) -> Self:
+        """Open a finished cache; CacheError unless the fields of `CacheInfo` named in `expected` have these values."""
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise CacheError(f"no token cache {folder}")
+        if not (folder / FINGERPRINT).is_file():
+            raise CacheError(f"{folder} is not a finished token cache: it has no {FINGERPRINT}; run the caching again")
+        record = json.loads((folder / FINGERPRINT).read_text())
+        clips, shards = record.pop("clips"), record.pop("shards")
+        info = configuration.decode(CacheInfo, record, source=str(folder / FINGERPRINT))
+        for name, value in expected.items():
+            if getattr(info, name) != value:
+                raise CacheError(f"{folder} was made with {name} {getattr(info, name)!r}, but {value!r} is asked for")
+        rows = concatenate_datasets([_read_shard(folder / shard) for shard in shards])
+        if len(rows) != clips:
+            raise CacheError(f"{folder} holds {len(rows)} of its {clips} clips; copy it again")
+        return cls(folder, info, rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @property
+    def classes(self) -> list[str]:
+        return self.info.classes
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.info.classes)
+
+    def source(self, i: int) -> str:
+        """Name of the clip of an item."""
+        return str(self._row(i).column("source")[0])
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:
+        i, seed = item if isinstance(item, tuple) else (item, item)
+        row = self._row(i)
+        lengths = torch.from_numpy(row.column("lengths")[0].values.to_numpy().astype(np.int64))
+        keep = torch.arange(self.info.block_capacity) < lengths[:, None]
+        codes = torch.zeros(keep.shape, dtype=torch.int64)
+        codes[keep] = torch.from_numpy(row.column("codes")[0].values.to_numpy().astype(np.int64))
+        numbers = {"label": row.column("label")[0].as_py(), "index": row.column("index")[0].as_py(), "seed": seed}
+        return {"codes": codes, "lengths": lengths, **{name: torch.tensor(value) for name, value in numbers.items()}}
+
+    def _row(self, i: int) -> Any:
+        """An Arrow table of one row."""
+        return self._rows[int(self._order[i])]
+
+
+def _features(info: CacheInfo) -> Features:
+    code = "uint16" if info.codebook_size <= 2**16 else "int32"
+    return Features(
+        codes=List(Value(code)),
+        lengths=List(Value("int32")),
+        label=Value("int64"),
+        index=Value("int64"),
+        source=Value("string"),
+    )
+
+
+def _read_shard(file: Path) -> Dataset:
+    try:
+        return Dataset.from_file(str(file))
+    except Exception as error:
+        raise CacheError(f"{file} cannot be read ({error}); copy the cache again") from None
