@@ -4,8 +4,8 @@ What a block may see is a prefix of the sequence (and, for pixel queries, their 
 sliced keys computes it exactly: nothing of size (S, S) is ever built, no masked product is computed, and without
 dropped tokens the fast kernels run unmasked. Dropped tokens are a (B, 1, 1, S) mask over keys.
 
-The block-causal functions return an `Attend` for one pass over the layers. A dropped token is seen by no other token and
-sees itself alone, as in the published models.
+The block-causal functions return an `Attend` for one pass over the layers. A dropped token is seen by no other token
+and sees itself alone, as in the published models.
 """
 
 from __future__ import annotations

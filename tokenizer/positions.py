@@ -30,7 +30,7 @@ class EncoderPositions(nn.Module):
 
 
 class DecoderPositions(nn.Module):
-    """Fixed sin-cos vectors for latents (by their index in the clip) and for pixel queries, which share a learned one."""
+    """Fixed sin-cos vectors for latents (by index in the clip) and pixel queries, which also share a learned one."""
 
     latents: Tensor
     pixels: Tensor

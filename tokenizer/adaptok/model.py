@@ -63,7 +63,7 @@ class AdapTok(Model):
     def decode(self, tokens: BlockTokens) -> Tensor:
         """Tokens -> (B, 3, T, H, W), about [-1, 1]. Cut to the longest of each block: dropped tokens are free."""
         self._check(tokens)
-        lengths = _longest(tokens.keep)
+        lengths = longest_kept(tokens.keep)
         blocks = tokens.keep.shape[1]
         short = [tokens.keep[:, g, :n] for g, n in enumerate(lengths)]
         keep = None if all(bool(part.all()) for part in short) else torch.cat(short, 1)
@@ -79,12 +79,13 @@ class AdapTok(Model):
         x = x.flatten(1, 2)
         for layer in self.encoder:
             x = layer(x, attend)
-        return x.unflatten(1, (blocks, -1))[:, :, -self.config.block_capacity :]
+        return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.config.block_capacity :]
 
     def embed(self, tokens: BlockTokens) -> Tensor:
-        """Codes -> (B, G, L, W) decoder input. Dropped slots hold nothing meaningful, but are valid to pass on."""
+        """Codes -> (B, G, L, W) decoder input. Dropped slots may hold any number; what becomes of it is not read."""
         assert tokens.codes is not None
-        return self.quantizer.project(self.quantizer.lookup(tokens.codes.masked_fill(~tokens.keep, 0)))
+        codes = tokens.codes.clamp(0, self.quantizer.codebook_size - 1)
+        return self.quantizer.project(self.quantizer.lookup(codes))
 
     def render(self, embeddings: Tensor, keep: Tensor) -> Tensor:
         """Decoder input (B, G, L, W) and the kept slots (B, G, L) -> (B, 3, T, H, W), differentiable.
@@ -133,7 +134,7 @@ class AdapTok(Model):
             )
 
 
-def _longest(keep: Tensor) -> list[int]:
+def longest_kept(keep: Tensor) -> list[int]:
     """For each block, the slots up to the last one that any clip of the batch keeps."""
     used = keep.any(0)
     slots = torch.arange(1, used.shape[1] + 1, device=used.device)

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
-from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.attention import block_causal
-from genvid.tokenizer.layers import TransformerConfig, learned_table
+from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
+from genvid.tokenizer.attention import alone, block_causal, key_mask
+from genvid.tokenizer.layers import Attend, TransformerConfig, learned_table
 from genvid.tokens import BlockTokens
 
 
@@ -62,6 +63,7 @@ class Scorer(Model):
     model_type = "adaptok_scorer"
     config_type = ScorerConfig
     config: ScorerConfig
+    slots: Tensor
     target_mean: Tensor
     target_std: Tensor
 
@@ -73,6 +75,7 @@ class Scorer(Model):
         self.layers = TransformerConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
+        self.register_buffer("slots", torch.tensor(config.sizes) - 1, persistent=False)
         self.register_buffer("target_mean", torch.tensor(0.0))
         self.register_buffer("target_std", torch.tensor(1.0))
 
@@ -82,10 +85,10 @@ class Scorer(Model):
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1))
-        x = self._tokens(features, embeddings, range(blocks)).flatten(1, 2)
+        x = self.embed(features, embeddings, 0).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
-        return self._read_out(x.unflatten(1, (blocks, capacity)))
+        return self.read_out(x.view(*keep.shape, -1))
 
     def denormalize(self, scores: Tensor) -> Tensor:
         """Normalised scores -> distortion in the units of `config.metric`."""
@@ -96,38 +99,113 @@ class Scorer(Model):
         return (distortion - self.target_mean) / self.target_std
 
     def update_statistics(self, mean: Tensor, square: Tensor, step: int) -> None:
-        """Average the mean and the mean square of the distortions of step `step` (from 0) into those of earlier ones."""
+        """Average the mean and the mean square of the targets of step `step` (from 0) into those of earlier ones."""
         old_square = self.target_std.square() + self.target_mean.square()
         self.target_mean.lerp_(mean.to(self.target_mean), 1 / (step + 1))
         square = old_square.lerp(square.to(old_square), 1 / (step + 1))
         self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
 
-    def _tokens(self, features: Tensor, embeddings: Tensor, blocks: range) -> Tensor:
-        positions = self.positions[blocks.start : blocks.stop]
-        return self.input(torch.cat([features, embeddings], -1)) + positions  # type: ignore[no-any-return]
+    def embed(self, features: Tensor, embeddings: Tensor, first: int) -> Tensor:
+        """Features and embeddings (B, G, L, W) of consecutive blocks from `first` -> layer input (B, G, L, width)."""
+        tokens: Tensor = self.input(torch.cat([features, embeddings], -1))
+        return tokens + self.positions[first : first + features.shape[1]]
 
-    def _read_out(self, x: Tensor) -> Tensor:
-        """(B, G, L, width) -> (B, G, K)."""
-        slots = torch.tensor(self.config.sizes, device=x.device) - 1
-        scores: Tensor = self.head(self.output_norm(x[:, :, slots]))
+    def read_out(self, x: Tensor) -> Tensor:
+        """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
+        scores: Tensor = self.head(self.output_norm(x[:, :, self.slots]))
         return scores[..., 0]
 
 
 class ScorerPredictor:
-    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`."""
+    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`.
+
+    Asked block after block, it runs each block once in full to score it and once as kept for the blocks after it,
+    from cached keys and values. What it answers never depends on what it was asked before: the cache is used only
+    where it holds exactly the earlier blocks of the question.
+    """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.tokenizer, self.scorer = tokenizer, scorer
         self.sizes = torch.tensor(scorer.config.sizes)
+        self._cache: _Cache | None = None
 
     @torch.no_grad()
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
-        """Distortion (B, K) of `block` at each size, when earlier blocks are cut as `tokens.keep` says."""
-        if tokens.features is None:
-            raise ValueError(
-                "the scorer reads encoder features, which these tokens do not carry; encode the video again"
-            )
-        keep = tokens.keep[:, : block + 1].clone()
-        keep[:, block] = True
-        scores = self.scorer(tokens.features[:, : block + 1], self.tokenizer.embed(tokens)[:, : block + 1], keep)
-        return self.scorer.denormalize(scores[:, block])
+        """Distortion (B, K) of `block` at each size, when earlier blocks are cut as `tokens.keep` says.
+
+        `block` itself is read whole, whatever `tokens.keep` says of it; later blocks are not read.
+        """
+        if tokens.features is None or tokens.codes is None:
+            raise ValueError("the scorer needs codes and encoder features, and these tokens lack one: encode the video")
+        cache = self._cache
+        if cache is None or not cache.precedes(tokens, block):
+            cache = _Cache(self.tokenizer, self.scorer)
+        while cache.blocks < block:
+            cache.append(tokens)
+        self._cache = cache if block + 1 < tokens.keep.shape[1] else None
+        return self.scorer.denormalize(cache.score(tokens))
+
+
+class _Cache:
+    """Keys and values of the blocks before the next one, as they were kept."""
+
+    def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
+        self.tokenizer, self.scorer = tokenizer, scorer
+        self.blocks = 0
+        self.tokens: BlockTokens | None = None
+        self.keep: list[Tensor] = []
+        self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in scorer.layers]
+
+    def precedes(self, tokens: BlockTokens, block: int) -> bool:
+        """Whether what is cached are the first blocks of `tokens`, and no more than those before `block`."""
+        if self.tokens is None or self.blocks > block:
+            return False
+        ours, theirs = self.tokens, _blocks(tokens, 0, self.blocks)
+        pairs = ((ours.keep, theirs.keep), (ours.codes, theirs.codes), (ours.features, theirs.features))
+        return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
+
+    def score(self, tokens: BlockTokens) -> Tensor:
+        """Normalised scores (B, K) of the next block of `tokens`, whole."""
+        x, _ = self._run(tokens, torch.ones_like(tokens.keep[:, self.blocks]))
+        return self.scorer.read_out(x[:, None])[:, 0]
+
+    def append(self, tokens: BlockTokens) -> None:
+        """Take the next block of `tokens` as it is kept, cut to its longest kept length."""
+        keep = tokens.keep[:, self.blocks]
+        (longest,) = longest_kept(keep[:, None])
+        _, layers = self._run(tokens, keep)
+        for past, (keys, values) in zip(self.layers, layers, strict=True):
+            past.append((keys[:, :, :longest], values[:, :, :longest]))
+        self.keep.append(keep[:, :longest])
+        self.blocks += 1
+        self.tokens = _blocks(tokens, 0, self.blocks)
+
+    def _run(self, tokens: BlockTokens, keep: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+        """The next block through all layers: its output (B, L, width), and its keys and values by layer."""
+        block = _blocks(tokens, self.blocks, self.blocks + 1)
+        assert block.features is not None
+        x = self.scorer.embed(block.features, self.tokenizer.embed(block), self.blocks)[:, 0]
+        mask = key_mask(torch.cat([*self.keep, keep], 1))
+        layers: list[tuple[Tensor, Tensor]] = []
+        for layer, past in zip(self.scorer.layers, self.layers, strict=True):
+            x = layer(x, _after(past, mask, keep, layers))
+        return x, layers
+
+
+def _after(
+    past: list[tuple[Tensor, Tensor]], mask: Tensor, keep: Tensor, record: list[tuple[Tensor, Tensor]]
+) -> Attend:
+    """One more block, of kept slots `keep`, attends to `past` and itself; its keys and values are added to `record`."""
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        record.append((keys, values))
+        seen_keys, seen_values = (torch.cat(parts, 2) for parts in zip(*past, (keys, values), strict=True))
+        return alone(scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=mask), values, keep)
+
+    return attend
+
+
+def _blocks(tokens: BlockTokens, start: int, stop: int) -> BlockTokens:
+    """The tokens of blocks start to stop - 1."""
+    fields = (tokens.keep, tokens.codes, tokens.latents, tokens.features)
+    return BlockTokens(*(None if field is None else field[:, start:stop] for field in fields))  # type: ignore[arg-type]
