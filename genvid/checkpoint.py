@@ -19,6 +19,7 @@ from genvid.files import sha256, write_atomically
 MODELS = {
     "adaptok": "genvid.tokenizer.adaptok.model:AdapTok",
     "adaptok_scorer": "genvid.tokenizer.adaptok.scorer:Scorer",
+    "adaptok_ar": "genvid.ar.published:PublishedTransformer",
     "llama": "genvid.ar.model:BlockTransformer",
     "video_classifier": "genvid.eval.classifier:VideoClassifier",
 }

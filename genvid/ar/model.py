@@ -1,0 +1,183 @@
+"""The autoregressive model: transformers' Llama over rows.
+
+A private architecture would buy nothing here, and a folder that every Llama server can run is worth much.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from pathlib import Path
+from typing import Any, ClassVar, Self, cast
+
+import safetensors.torch
+from torch import Tensor, nn
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+
+from genvid import config as configuration
+from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.checkpoint import CheckpointError, Model, load_weights, read_config, read_weights
+from genvid.sequence import BlockLayout
+
+
+class RowModel(Model):
+    """What training and sampling need of a model over rows."""
+
+    config: ARConfig
+
+    @property
+    def layout(self) -> BlockLayout:
+        return self.config.layout
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence of inputs; the last token of a row is no input."""
+        return self.config.transformer.max_positions
+
+    @abstractmethod
+    def new_cache(self) -> DynamicCache:
+        """An empty cache of keys and values, which the caller owns."""
+
+    @abstractmethod
+    def states(self, tokens: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """(B, S) ids that follow those in `cache`, which they join -> (B, S, width)."""
+
+    @abstractmethod
+    def logits(self, states: Tensor) -> Tensor:
+        """(..., width) -> (..., num_outputs): of codes and framing, the only ids that may be predicted."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, S) -> (B, S, num_outputs): logits of the token after each position. PAD at the end needs no mask."""
+        return self.logits(self.states(tokens))
+
+
+class BlockTransformer(RowModel):
+    """Llama with rotary positions. Its folder is a transformers folder; the layout stands in config.json at "genvid".
+
+    The output head spans the whole vocabulary, as Llama servers expect: classes and PAD are computed for nothing, with
+    8,192 codes and 101 classes about 1 % of the head.
+    """
+
+    model_type: ClassVar[str] = "llama"
+    config_type: ClassVar[type] = ARConfig
+
+    def __init__(self, config: ARConfig) -> None:
+        super().__init__(config)
+        if config.transformer.rope_theta is None:
+            raise ValueError("a BlockTransformer has rotary positions: give rope_theta a number")
+        self.llama = LlamaForCausalLM(llama_config(config.transformer, config.layout.vocab_size, config.layout.pad_id))
+        self.dropout = nn.Dropout(config.transformer.dropout)
+        add_residual_dropout(self.llama.model, config.transformer.dropout)
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.llama.config)
+
+    def states(self, tokens: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        embedded = self.dropout(self.llama.model.embed_tokens(tokens))
+        return run_llama(self.llama.model, embedded, cache)
+
+    def logits(self, states: Tensor) -> Tensor:
+        return cast(Tensor, self.llama.lm_head(states)[..., : self.layout.num_outputs])
+
+    def _write(self, folder: Path) -> None:
+        own = {"layout": configuration.encode(self.layout), "dropout": self.config.transformer.dropout}
+        state = {name: value.detach().cpu().contiguous() for name, value in self.llama.state_dict().items()}
+        dtype = str(self.llama.dtype).removeprefix("torch.")
+        data = {"architectures": ["LlamaForCausalLM"], **_llama_json(self.config), "dtype": dtype, "genvid": own}
+        (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n")
+        safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        model = cls(_read_llama_json(folder))
+        load_weights(model.llama, read_weights(folder), source=str(folder))
+        return model.eval()
+
+
+def add_residual_dropout(model: LlamaModel, dropout: float) -> None:
+    """Drop from what attention and SwiGLU add to the stream, which transformers' Llama cannot do by itself."""
+
+    def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return nn.functional.dropout(output, dropout, module.training)
+
+    for layer in model.layers if dropout else ():
+        layer.self_attn.o_proj.register_forward_hook(drop)
+        layer.mlp.down_proj.register_forward_hook(drop)
+
+
+def llama_config(config: TransformerConfig, vocab_size: int, pad_id: int | None) -> LlamaConfig:
+    """Our words -> transformers'."""
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=config.width,
+        intermediate_size=config.hidden,
+        num_hidden_layers=config.depth,
+        num_attention_heads=config.heads,
+        num_key_value_heads=config.kv_heads,
+        max_position_embeddings=config.max_positions,
+        rms_norm_eps=config.norm_eps,
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta or 10000.0},
+        pad_token_id=pad_id,
+        bos_token_id=None,
+        eos_token_id=None,
+        tie_word_embeddings=False,
+        attn_implementation="sdpa",
+    )
+
+
+def run_llama(model: LlamaModel, embedded: Tensor, cache: DynamicCache | None) -> Tensor:
+    """(B, S, width) embeddings -> (B, S, width) final states; causal, and right-padded rows need no mask."""
+    output = model(inputs_embeds=embedded, past_key_values=cache, use_cache=cache is not None)
+    return cast(Tensor, output.last_hidden_state)
+
+
+_SIZES = {
+    "width": "hidden_size",
+    "depth": "num_hidden_layers",
+    "heads": "num_attention_heads",
+    "kv_heads": "num_key_value_heads",
+    "hidden": "intermediate_size",
+    "max_positions": "max_position_embeddings",
+    "norm_eps": "rms_norm_eps",
+}
+"""Our word -> transformers' key."""
+
+_FIXED = (
+    "vocab_size",
+    "hidden_act",
+    "head_dim",
+    "rope_parameters",
+    "attention_bias",
+    "mlp_bias",
+    "tie_word_embeddings",
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_id",
+)
+"""Other keys of transformers that decide what the network computes: they follow from our config."""
+
+
+def _llama_json(config: ARConfig) -> dict[str, Any]:
+    """What transformers needs in order to build the network."""
+    values = llama_config(config.transformer, config.layout.vocab_size, config.layout.pad_id).to_dict()
+    return {key: values[key] for key in ("model_type", *_SIZES.values(), *_FIXED)}
+
+
+def _read_llama_json(folder: Path) -> ARConfig:
+    """config.json -> our config; what would make it another network than ours is an error that names the key."""
+    file, data = folder / "config.json", read_config(folder)
+    own: dict[str, Any] | None = data.get("genvid")
+    if own is None:
+        raise CheckpointError(f"{folder} holds a Llama, but not one of genvid: its config.json has no key 'genvid'")
+    absent = [key for key in (*_SIZES.values(), *_FIXED) if key not in data]
+    absent += [f"genvid.{key}" for key in ("layout", "dropout") if key not in own]
+    if absent:
+        raise CheckpointError(f"{file} lacks {', '.join(absent)}")
+    transformer = {ours: data[theirs] for ours, theirs in _SIZES.items()}
+    transformer |= {"dropout": own["dropout"], "rope_theta": (data["rope_parameters"] or {}).get("rope_theta")}
+    both = {"layout": own["layout"], "transformer": transformer}
+    config = configuration.decode(ARConfig, both, source=str(file))
+    for key, value in _llama_json(config).items():
+        if data[key] != value:
+            raise CheckpointError(f"{file} says {key} {data[key]!r}, where genvid's layout needs {value!r}")
+    return config

@@ -1,0 +1,128 @@
+"""Sampling rows from an autoregressive model: cache, guidance, top-k and top-p, under the grammar.
+
+What is drawn for a video depends on its own seed and condition only, not on its neighbours or the batch size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from genvid import noise
+from genvid.ar.model import RowModel
+from genvid.generation.grammar import BlockGrammar
+
+
+@dataclass(frozen=True)
+class SamplingConfig:
+    """How the next token is drawn."""
+
+    temperature: float = 1.0
+    """0: the most likely token."""
+    top_k: int = 0
+    """Draw from the k most likely tokens; 0: from all."""
+    top_p: float = 1.0
+    """Draw from the fewest tokens that together have this probability; 1: from all."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale w: logits are null + w (conditional - null); 1: no guidance."""
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 0:
+            raise ValueError(f"temperature, top_k and guidance are at least 0 and top_p is in (0, 1], got {self}")
+
+
+class Sampler:
+    """Draws rows from a model. It owns nothing but the model: caches live as long as a call."""
+
+    def __init__(self, model: RowModel) -> None:
+        self.model = model
+
+    @torch.inference_mode()
+    def __call__(
+        self,
+        prefix: Tensor,
+        seeds: Tensor,
+        config: SamplingConfig,
+        *,
+        num_blocks: int | None = None,
+        null_prefix: Tensor | None = None,
+        planned: Tensor | None = None,
+    ) -> Tensor:
+        """(B, P) prefix and (B,) seeds -> (B, S) rows: prefix, `num_blocks` blocks (all of the layout's), PAD.
+
+        Prefixes may have different lengths: they end in PAD, and rows stay aligned at the left, a shorter row being
+        ahead of a longer one. `null_prefix` (B, P) is what guidance is measured against; `planned` (B, num_blocks)
+        forces block lengths.
+        """
+        layout = self.model.layout
+        blocks = layout.num_blocks if num_blocks is None else num_blocks
+        given = layout.prefix_lengths(prefix)
+        prompts = prefix if config.guidance == 1.0 else self._both(prefix, null_prefix)
+        copies = len(prompts) // len(prefix)
+        self._check(given, seeds, blocks, planned)
+        grammar = BlockGrammar(layout, len(prefix), blocks, planned=planned, device=prefix.device)
+        position = int(given.min())
+        inputs, cache = prompts[:, :position], self.model.new_cache()
+        columns = [prefix[:, :position]]
+        while not grammar.finished.all():
+            logits = self.model.logits(self.model.states(inputs, cache)[:, -1]).float()
+            if copies == 2:
+                conditional, null = logits.chunk(2)
+                logits = null + config.guidance * (conditional - null)
+            token = draw(logits, grammar.allowed(), noise.fold(seeds, position), config)
+            token = token.masked_fill(grammar.finished, layout.pad_id)
+            free = given <= position
+            grammar.advance(token, free)
+            inputs = token[:, None].repeat(copies, 1)
+            if position < prefix.shape[1]:
+                inputs = inputs.where(free.repeat(copies)[:, None], prompts[:, position, None])
+            columns.append(inputs[: len(prefix)])
+            position += 1
+        return torch.cat(columns, 1)
+
+    def _both(self, prefix: Tensor, null_prefix: Tensor | None) -> Tensor:
+        if null_prefix is None:
+            raise ValueError("guidance other than 1 needs a null prefix, which frame prediction does not have")
+        lengths = self.model.layout.prefix_lengths
+        if null_prefix.shape != prefix.shape or not torch.equal(lengths(null_prefix), lengths(prefix)):
+            raise ValueError(f"null prefix {tuple(null_prefix.shape)} and prefix {tuple(prefix.shape)} must be alike")
+        return torch.cat([prefix, null_prefix])
+
+    def _check(self, given: Tensor, seeds: Tensor, blocks: int, planned: Tensor | None) -> None:
+        layout, positions = self.model.layout, self.model.max_positions
+        if seeds.shape != given.shape or not len(given) or int(given.min()) < 1:
+            raise ValueError(
+                f"each row needs a prefix of at least one id and one seed: {len(given)} rows, {len(seeds)} seeds"
+            )
+        if not 1 <= blocks <= layout.num_blocks:
+            raise ValueError(f"{blocks} blocks asked for, but rows of this model have 1 to {layout.num_blocks}")
+        new = blocks * (layout.largest + 1) if planned is None else planned.sum(1).to(given) + blocks
+        needed = int((given + new).max()) - 1
+        if needed > positions:
+            raise ValueError(
+                f"a prefix of {int(given.max())} and {blocks} blocks may need {needed} positions, but the model has "
+                f"{positions}; shorten the context or plan shorter blocks"
+            )
+
+
+def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
+    """(B, V) logits, (B, V) bool, (B,) seeds -> (B,) ids, by one uniform number a row and the inverse distribution."""
+    logits = logits.masked_fill(~allowed, float("-inf"))
+    if config.temperature == 0:
+        return logits.argmax(-1)
+    logits = logits / config.temperature
+    if 0 < config.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[:, -1:], float("-inf"))
+    if config.top_p < 1:
+        ordered = logits.sort(-1, descending=True).values
+        probability = ordered.softmax(-1)
+        unneeded = probability.cumsum(-1) - probability >= config.top_p
+        least = ordered.masked_fill(unneeded, float("inf")).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    cumulative = logits.double().softmax(-1).cumsum(-1)
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that the token found is one of positive probability.
+    target = torch.minimum(noise.uniform(seeds, "token", 1) * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
