@@ -85,7 +85,7 @@ class Scorer(Model):
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1))
-        x = self.embed(features, embeddings, 0).flatten(1, 2)
+        x = self.embed(features, embeddings, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
         return self.read_out(x.view(*keep.shape, -1))
@@ -105,9 +105,9 @@ class Scorer(Model):
         square = old_square.lerp(square.to(old_square), 1 / (step + 1))
         self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
 
-    def embed(self, features: Tensor, embeddings: Tensor, first: int) -> Tensor:
+    def embed(self, features: Tensor, embeddings: Tensor, keep: Tensor, first: int = 0) -> Tensor:
         """Features and embeddings (B, G, L, W) of consecutive blocks from `first` -> layer input (B, G, L, width)."""
-        tokens: Tensor = self.input(torch.cat([features, embeddings], -1))
+        tokens: Tensor = self.input(torch.where(keep[..., None], torch.cat([features, embeddings], -1), 0))
         return tokens + self.positions[first : first + features.shape[1]]
 
     def read_out(self, x: Tensor) -> Tensor:
@@ -184,7 +184,7 @@ class _Cache:
         """The next block through all layers: its output (B, L, width), and its keys and values by layer."""
         block = _blocks(tokens, self.blocks, self.blocks + 1)
         assert block.features is not None
-        x = self.scorer.embed(block.features, self.tokenizer.embed(block), self.blocks)[:, 0]
+        x = self.scorer.embed(block.features, self.tokenizer.embed(block), keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
         layers: list[tuple[Tensor, Tensor]] = []
         for layer, past in zip(self.scorer.layers, self.layers, strict=True):
