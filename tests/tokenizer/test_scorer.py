@@ -1,0 +1,152 @@
+"""The scorer reads kept tokens of earlier blocks, and its cached form gives the same numbers."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genvid.checkpoint import CheckpointError, load_model
+from genvid.tokenizer import load_tokenizer
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.quantizer import VQConfig
+
+TOKENIZER = AdapTokConfig(
+    frames=12,
+    resolution=(16, 16),
+    block_capacity=6,
+    encoder=TransformerConfig(16, 1, 2),
+    decoder=TransformerConfig(24, 1, 2),
+    quantizer=VQConfig(codebook_size=32, code_dim=8),
+)
+CONFIG = ScorerConfig.for_tokenizer(TOKENIZER, TransformerConfig(20, 2, 4), sizes=(1, 4, 6), metric="lpips")
+LENGTHS = torch.tensor([[4, 1, 6], [6, 4, 1], [1, 0, 1]])
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(0)
+    return AdapTok(TOKENIZER).eval()
+
+
+@pytest.fixture
+def scorer():
+    torch.manual_seed(1)
+    scorer = Scorer(CONFIG).eval()
+    scorer.target_mean.fill_(0.3)
+    scorer.target_std.fill_(0.1)
+    return scorer
+
+
+@pytest.fixture
+def tokens(tokenizer):
+    torch.manual_seed(2)
+    return tokenizer.encode(torch.rand(3, 3, 12, 16, 16) * 2 - 1)
+
+
+def plain(tokenizer, scorer, tokens, block):
+    """One pass over everything: earlier blocks as kept, the block whole, later ones removed."""
+    keep = tokens.keep.clone()
+    keep[:, block], keep[:, block + 1 :] = True, False
+    with torch.no_grad():
+        scores = scorer(tokens.features, tokenizer.embed(tokens), keep)
+    return scores[:, block] * 0.1 + 0.3
+
+
+def test_predictor_equals_plain_scoring(tokenizer, scorer, tokens):
+    predictor = ScorerPredictor(tokenizer, scorer)
+    assert predictor.sizes.tolist() == [1, 4, 6]
+    cut = tokens
+    for block in range(3):
+        prediction = predictor.predict(cut, block)
+        assert prediction.shape == (3, 3)
+        torch.testing.assert_close(prediction, plain(tokenizer, scorer, cut, block), atol=1e-6, rtol=1e-5)
+        lengths = cut.lengths
+        lengths[:, block] = LENGTHS[:, block]
+        cut = tokens.tail_drop(lengths)
+
+
+def test_predictor_forgets_what_does_not_match(tokenizer, scorer, tokens):
+    predictor = ScorerPredictor(tokenizer, scorer)
+    questions = [
+        (tokens, 1),
+        (tokens.tail_drop(LENGTHS), 1),
+        (tokens.tail_drop(LENGTHS), 2),
+        (tokens[torch.tensor([2, 0])].tail_drop(LENGTHS[:2]), 1),
+        (tokens.tail_drop(LENGTHS), 0),
+        (replace(tokens, features=tokens.features.flip(0)), 1),
+        (replace(tokens, codes=tokens.codes.flip(0)), 1),
+    ]
+    for asked, block in questions:
+        expected = plain(tokenizer, scorer, asked, block)
+        torch.testing.assert_close(predictor.predict(asked, block), expected, atol=1e-6, rtol=1e-5)
+
+
+def test_each_block_runs_twice_at_most(tokenizer, scorer, tokens):
+    read = []
+    scorer.layers[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
+    predictor = ScorerPredictor(tokenizer, scorer)
+    for block in range(3):
+        predictor.predict(tokens, block)
+    assert read == [6] * 5
+
+
+def test_scores_do_not_see_later_blocks_or_dropped_tokens(tokenizer, scorer, tokens):
+    cut = tokens.tail_drop(torch.tensor([[3, 6, 6]]).expand(3, -1))
+    embeddings = tokenizer.embed(cut)
+    before = scorer(cut.features, embeddings, cut.keep)
+    changed = cut.features.clone()
+    changed[:, 0, 3:] = torch.nan
+    changed[:, 2] = 7.0
+    after = scorer(changed, embeddings, cut.keep)
+    torch.testing.assert_close(after[:, 1], before[:, 1])
+    assert not torch.allclose(after[:, 2], before[:, 2])
+    shorter = scorer(tokens.features, embeddings, tokens.keep)
+    assert not torch.allclose(shorter[:, 1], before[:, 1])
+
+
+def test_statistics_are_those_of_all_targets_so_far(scorer):
+    targets = torch.rand(5, 40) * 3
+    for step, target in enumerate(targets):
+        scorer.update_statistics(target.mean(), target.square().mean(), step)
+    torch.testing.assert_close(scorer.target_mean, targets.mean())
+    torch.testing.assert_close(scorer.target_std, targets.std(correction=0))
+    torch.testing.assert_close(scorer.denormalize(scorer.normalize(targets)), targets)
+
+
+def test_gradients_reach_every_parameter(tokenizer, scorer, tokens):
+    scorer(tokens.features, tokenizer.embed(tokens).detach(), tokens.keep).square().sum().backward()
+    assert [name for name, p in scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
+
+
+def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
+    scorer.save(tmp_path / "scorer")
+    loaded = load_model(tmp_path / "scorer")
+    assert loaded.config == CONFIG
+    assert loaded.target_mean == scorer.target_mean
+    embeddings = tokenizer.embed(tokens)
+    expected = scorer(tokens.features, embeddings, tokens.keep)
+    assert loaded(tokens.features, embeddings, tokens.keep).equal(expected)
+    with pytest.raises(CheckpointError, match="not a tokenizer"):
+        load_tokenizer(tmp_path / "scorer")
+
+
+def test_tokens_without_features_are_refused(tokenizer, scorer, tokens):
+    with pytest.raises(ValueError, match="encoder features"):
+        ScorerPredictor(tokenizer, scorer).predict(replace(tokens, features=None), 0)
+
+
+@pytest.mark.parametrize("sizes", [(), (0, 2), (4, 2), (2, 2), (2, 7)])
+def test_bad_sizes_are_refused(sizes):
+    with pytest.raises(ValueError, match="sizes must ascend within 1 to 6"):
+        replace(CONFIG, sizes=sizes)
+
+
+def test_parameter_count_of_the_published_size():
+    network = TransformerConfig(768, 12, 12)
+    config = ScorerConfig.for_tokenizer(AdapTokConfig(), network, sizes=tuple(range(64, 513, 64)), metric="lpips")
+    with torch.device("meta"):
+        scorer = Scorer(config)
+    assert round(sum(p.numel() for p in scorer.parameters()) / 1e6, 2) == 88.96
