@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.attention import full_attention
-from genvid.tokenizer.layers import TransformerBlock, TransformerConfig, initialise
+from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
 from genvid.tokenizer.patches import PatchEmbedding
 from genvid.tokenizer.positions import patch_positions
 
@@ -43,10 +43,8 @@ class Discriminator(nn.Module):
         super().__init__()
         width = config.transformer.width
         self.patches = PatchEmbedding(config.patch, width)
-        self.summary = nn.Parameter(0.02 * torch.randn(1, 1, width))
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, config.transformer.heads) for _ in range(config.transformer.depth)
-        )
+        self.summary = learned_table(1, 1, width)
+        self.blocks = config.transformer.build()
         self.norm = nn.LayerNorm(width)
         self.logit = nn.Linear(width, 1)
         initialise(self)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.attention import causal_attention
-from genvid.tokenizer.layers import TransformerBlock, TransformerConfig, initialise
+from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
 from genvid.tokenizer.quantizer import Quantized, Quantizer
 
 
@@ -38,13 +38,11 @@ class TokenPrior(nn.Module):
         self.config = config
         width = config.transformer.width
         self.read = nn.Linear(code_dim, width)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(width, config.transformer.heads) for _ in range(config.transformer.depth)
-        )
+        self.blocks = config.transformer.build()
         self.norm = nn.LayerNorm(width)
         self.predict = nn.Linear(width, code_dim)
         initialise(self)
-        self.positions = nn.Parameter(0.02 * torch.randn(num_tokens, width))
+        self.positions = learned_table(num_tokens, width)
 
     def forward(self, quantizer: Quantizer, quantized: Quantized, keep: Tensor, seeds: Tensor) -> Tensor:
         """Quantized tokens, (B, G, L) keep mask, (B,) seeds -> (B,) mean cross entropy per predicted token, nats."""
@@ -59,8 +57,8 @@ class TokenPrior(nn.Module):
         for block in self.blocks:
             x = block(x, causal_attention)
         predicted = F.normalize(self.predict(self.norm(x[:, :-1])).float(), dim=-1)
-        codebook = quantizer.lookup(torch.arange(quantizer.codebook_size, device=codes.device)).detach()
-        logits = predicted @ F.normalize(codebook.float(), dim=-1).T / self.config.temperature
+        codebook = F.normalize(quantizer.codebook().detach().float(), dim=-1)
+        logits = predicted @ codebook.T / self.config.temperature
         loss = F.cross_entropy(logits.transpose(1, 2), codes[:, 1:], reduction="none")
         is_target = keep[:, 1:]
         return (loss * is_target).sum(1) / is_target.sum(1).clamp(min=1)

@@ -59,8 +59,12 @@ class AdapTokTask(TrainingTask):
     def exportable(self) -> AdapTok:
         return self.tokenizer
 
+    def compilable(self) -> Iterable[nn.Module]:
+        """Layer by layer: all of a kind share one compilation."""
+        return [*self.tokenizer.encoder, *self.tokenizer.decoder]
+
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
-        reconstruction, losses, terms = self.reconstruct(batch)
+        _, losses, terms = self.reconstruct(batch)
         return StepOutput(losses.sum(), terms)
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
@@ -154,6 +158,9 @@ class ScorerTask(TrainingTask):
 
     def exportable(self) -> Scorer:
         return self.scorer
+
+    def compilable(self) -> Iterable[nn.Module]:
+        return self.scorer.layers
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         tokenizer, distortion = self._frozen

@@ -1,0 +1,29 @@
+"""How a recipe ends when its input is bad: one sentence on stderr and exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from genvid.train.accelerator import LaunchError
+
+Main = Callable[[Sequence[str]], None]
+
+
+def command(main: Main) -> Main:
+    """Wrap the main function of a script: errors that a user can mend are said, not raised."""
+
+    @functools.wraps(main)
+    def run(argv: Sequence[str]) -> None:
+        logging.basicConfig(level=logging.INFO, format="%(message)s")
+        for noisy in ("httpx", "accelerate", "datasets", "torch"):
+            logging.getLogger(noisy).setLevel(logging.WARNING)
+        try:
+            main(argv)
+        except (ValueError, FileNotFoundError, LaunchError, FloatingPointError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    return run

@@ -1,0 +1,67 @@
+"""Train any stage: accelerate launch recipes/train.py CONFIG.yaml [--section.key value ...]
+
+The same command resumes a run that was interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+from accelerate.utils import set_seed
+
+from genvid import config as configuration
+from genvid.config import ConfigError
+from genvid.data.loader import step_batches
+from genvid.recipes.command import command
+from genvid.recipes.runs import RUNS, Run
+from genvid.train.task import Batch
+from genvid.train.trainer import Shard, Trainer
+
+USAGE = "accelerate launch recipes/train.py CONFIG.yaml [--section.key value ...]"
+
+
+def read_run(argv: Sequence[str]) -> Run:
+    """The run that a recipe and its overrides describe; its `task:` says of which kind."""
+    if not argv or argv[0].startswith("-"):
+        raise ConfigError(f"usage: {USAGE}")
+    file = Path(argv[0])
+    if not file.is_file():
+        raise ConfigError(f"no configuration file {file}")
+    task = (yaml.safe_load(file.read_text()) or {}).get("task")
+    if task not in RUNS:
+        raise ConfigError(f"{file}: task is {task!r}, but must be one of {', '.join(RUNS)}")
+    return configuration.load(RUNS[task], file, argv[1:])
+
+
+def train(run: Run) -> Path:
+    """Train a stage to its end; returns the folder of the exported model."""
+    set_seed(run.seed)
+    task, dataset = run.build()
+    trainer = Trainer(task, run.train, run.output_dir, run_config=run, seed=run.seed)
+
+    def batches(shard: Shard) -> Iterator[list[Batch]]:
+        return step_batches(
+            dataset,
+            batch_size=run.train.batch_size,
+            seed=run.seed,
+            rank=shard.rank,
+            world_size=shard.world_size,
+            start_step=shard.start_step,
+            micro_batches=shard.micro_batches,
+            workers=run.train.workers,
+            device=shard.device,
+        )
+
+    return trainer.fit(batches)
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    print(f"exported {train(read_run(argv))}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,179 @@
+"""Training the tokenizer and its scorer: what is drawn, what is counted, what gets gradients, and that it learns."""
+
+import pytest
+import torch
+
+from genvid import noise
+from genvid.perceptual import StructureDistance
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.curves import measure_curve
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
+from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
+from genvid.tokenizer.discriminator import DiscriminatorConfig, discriminator_loss
+from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.losses import Distortion, DistortionConfig
+from genvid.tokenizer.quantizer import FSQConfig, VQConfig
+from genvid.tokens import BlockTokens
+
+NETWORK = TransformerConfig(32, 2, 2)
+MODEL = AdapTokConfig(
+    frames=8,
+    resolution=(16, 16),
+    patch=(4, 8, 8),
+    block_capacity=6,
+    encoder=NETWORK,
+    decoder=NETWORK,
+    quantizer=VQConfig(codebook_size=32, code_dim=4),
+)
+DROP = TailDropConfig(mean=3, std=2, minimum=1, maximum=6)
+OBJECTIVE = ObjectiveConfig(tail_drop=DROP, prior=PriorConfig(NETWORK))
+
+
+def make_distortion(**weights) -> Distortion:
+    return Distortion(DistortionConfig(**(weights or {"l1": 1.0, "perceptual": 1.0})), StructureDistance())
+
+
+def make_batch(count: int = 4) -> dict[str, torch.Tensor]:
+    seeds = noise.sample_seeds(0, "clips", torch.arange(count))
+    video = noise.uniform(seeds, "video", 3, 8, 16, 16).float() * 2 - 1
+    return {"video": video, "seed": seeds, "label": torch.zeros(count, dtype=torch.long)}
+
+
+def make_tokenizer() -> AdapTok:
+    torch.manual_seed(0)
+    tokenizer = AdapTok(MODEL)
+    torch.nn.init.normal_(tokenizer.output.weight, std=0.1)
+    return tokenizer.eval()
+
+
+def test_tail_drop_draws_the_published_distribution():
+    seeds = noise.sample_seeds(1, "clips", torch.arange(50_000))
+    lengths = sample_lengths(TailDropConfig(), seeds, 4)
+    assert lengths.double().mean() == pytest.approx(260.4, abs=1)
+    assert lengths.double().std() == pytest.approx(108.8, abs=1)
+    assert (lengths <= 64).double().mean() == pytest.approx(0.029, abs=0.003)
+    assert (int(lengths.min()), int(lengths.max())) == (32, 512)
+
+
+def test_impossible_tail_drops_are_refused():
+    with pytest.raises(ValueError, match="1 <= minimum <= maximum, got 0 and 4"):
+        TailDropConfig(minimum=0, maximum=4)
+
+
+@pytest.mark.parametrize("quantizer", [MODEL.quantizer, FSQConfig(levels=(4, 4, 2))])
+def test_every_parameter_of_the_tokenizer_gets_a_gradient(quantizer):
+    config = AdapTokConfig(**{**MODEL.__dict__, "quantizer": quantizer})
+    torch.manual_seed(0)
+    task = AdapTokTask(config, OBJECTIVE, make_distortion())
+    torch.nn.init.normal_(task.tokenizer.output.weight, std=0.1)
+    task(make_batch(), "model", 0, {}).loss.backward()
+    without = [name for name, p in task.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not without
+
+
+def test_a_loss_is_a_sum_over_clips_that_do_not_know_each_other():
+    torch.manual_seed(0)
+    task = AdapTokTask(MODEL, OBJECTIVE, make_distortion()).train()
+    batch = make_batch(4)
+    whole = task(batch, "model", 0, {}).loss
+    halves = [task({k: v[rows] for k, v in batch.items()}, "model", 0, {}).loss for rows in ([0, 1], [2, 3])]
+    assert whole.item() == pytest.approx(sum(h.item() for h in halves), rel=1e-5)
+
+
+def test_the_generator_phase_leaves_the_discriminator_alone_and_the_other_way_round():
+    torch.manual_seed(0)
+    task = AdversarialAdapTokTask(MODEL, OBJECTIVE, make_distortion(), DiscriminatorConfig(transformer=NETWORK))
+    torch.nn.init.normal_(task.tokenizer.output.weight, std=0.1)
+    batch = make_batch()
+    generator, discriminator = set(task.trainable("generator")), set(task.trainable("discriminator"))
+    assert generator | discriminator == set(task.parameters())
+    assert not generator & discriminator
+    output = task(batch, "generator", 0, {})
+    output.loss.backward()
+    assert all(p.grad is None for p in discriminator)
+    assert all(p.grad is not None for p in generator)
+    task.zero_grad()
+    task(batch, "discriminator", 0, output.carry).loss.backward()
+    assert all(p.grad is None for p in generator)
+    assert all(p.grad is not None for p in discriminator)
+
+
+def test_the_discriminator_trains_when_it_is_told_to():
+    config = DiscriminatorConfig(transformer=NETWORK, start_step=2, every=3)
+    task = AdversarialAdapTokTask(MODEL, OBJECTIVE, make_distortion(), config)
+    assert [len(task.phases_at(step)) for step in range(8)] == [1, 1, 1, 2, 1, 1, 2, 1]
+
+
+def test_soft_labels_prefer_separated_logits():
+    seeds = torch.arange(64)
+    logits = torch.linspace(-1, 1, 64)
+    right = discriminator_loss(logits + 2, logits - 2, seeds, 0.15).mean()
+    wrong = discriminator_loss(logits - 2, logits + 2, seeds, 0.15).mean()
+    assert right < wrong
+
+
+def test_the_prior_counts_every_kept_token_after_the_first_and_no_other():
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    prior = TokenPrior(PriorConfig(NETWORK, context_noise=0.0), code_dim=4, num_tokens=12).eval()
+    keep = BlockTokens(torch.ones(2, 2, 6, dtype=torch.bool)).tail_drop(torch.tensor([[3, 2], [6, 6]])).keep
+    quantized = tokenizer.quantizer(tokenizer.features(make_batch(2)["video"]), keep)
+    both = prior(tokenizer.quantizer, quantized, keep, torch.arange(2))
+    slots = [0, 1, 2, 6, 7]
+    x = prior.read(quantized.vectors[:1].flatten(1, 2)[:, slots]) + prior.positions[slots]
+    for block in prior.blocks:
+        x = block(x, lambda q, k, v: torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=True))
+    predicted = torch.nn.functional.normalize(prior.predict(prior.norm(x[:, :-1])), dim=-1)
+    logits = predicted @ tokenizer.quantizer.codebook().T / prior.config.temperature
+    codes = quantized.codes[:1].flatten(1)[:, slots[1:]]
+    expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), codes)
+    assert both[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_measured_curve_is_the_distortion_of_real_decodes():
+    tokenizer, video = make_tokenizer(), make_batch(3)["video"]
+    distortion = make_distortion()
+    tokens = tokenizer.encode(video).tail_drop(torch.tensor([[4, 6], [1, 6], [6, 6]]))
+    sizes = (1, 3, 6)
+    curve = measure_curve(tokenizer, tokens, video, 1, sizes, distortion)
+    for k, size in enumerate(sizes):
+        lengths = tokens.lengths
+        lengths[:, 1] = size
+        decoded = tokenizer.decode(tokens.tail_drop(lengths)).clamp(-1, 1)
+        expected = distortion(decoded[:, :, 4:], video[:, :, 4:])
+        assert torch.allclose(curve[:, k], expected, atol=1e-5)
+
+
+def test_the_scorer_learns_the_curves_and_keeps_their_statistics():
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = ScorerConfig.for_tokenizer(MODEL, NETWORK, sizes=(1, 3, 6), metric="mse")
+    task = ScorerTask(Scorer(config), tokenizer, DROP, make_distortion(mse=1.0, perceptual=0.0)).train()
+    assert not any("tokenizer" in name for name in task.state_dict())
+    optimizer = torch.optim.Adam(task.parameters(), lr=2e-3)
+    batch, losses = make_batch(8), []
+    for step in range(60):
+        output = task(batch, "model", step, {})
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(output.loss.item())
+    assert sum(losses[-10:]) < 0.5 * sum(losses[5:15])
+    targets = torch.cat(
+        [
+            measure_curve(
+                tokenizer,
+                tokenizer.encode(batch["video"]),
+                batch["video"],
+                g,
+                (1, 3, 6),
+                make_distortion(mse=1.0, perceptual=0.0),
+            )
+            for g in (0, 1)
+        ]
+    )
+    assert task.scorer.target_mean.item() == pytest.approx(targets.mean().item(), rel=0.2)
+    assert task.scorer.target_std > 0
