@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ class PublishedTransformer(RowModel):
         return run_llama(self.llama, self.dropout(embedded), cache)
 
     def logits(self, states: Tensor) -> Tensor:
-        return self.head(states)
+        return cast(Tensor, self.head(states))
 
     def context_prefix(self, context: BlockTokens) -> Tensor:
         """The (padded) clip's first blocks, uncut -> (B, P): their codes, then the separator."""
@@ -206,11 +206,10 @@ def _rename(weights: dict[str, Tensor], config: PublishedConfig) -> dict[str, Te
     }
     sizes = config.transformer
     head = sizes.width // sizes.heads
+    parts = [sizes.heads * head, sizes.kv_heads * head, sizes.kv_heads * head]
     for layer in range(sizes.depth):
         theirs, ours = f"layers.{layer}", f"llama.layers.{layer}"
-        qkv = weights[f"{theirs}.attention.wqkv.weight"].split(
-            [sizes.heads * head, sizes.kv_heads * head, sizes.kv_heads * head]
-        )
+        qkv = torch.split_with_sizes(weights[f"{theirs}.attention.wqkv.weight"], parts)
         named |= {f"{ours}.self_attn.{name}_proj.weight": part for name, part in zip("qkv", qkv, strict=True)}
         named |= {
             f"{ours}.self_attn.o_proj.weight": weights[f"{theirs}.attention.wo.weight"],

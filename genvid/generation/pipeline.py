@@ -151,7 +151,7 @@ def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
         raise ValueError(f"rows have {layout.num_blocks} blocks, but the tokenizer decodes at most {spec.max_blocks}")
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def _in_batches(
     sample: Callable[[slice], BlockTokens],
     tokenizer: VideoTokenizer,

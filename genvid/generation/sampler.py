@@ -39,7 +39,7 @@ class Sampler:
     def __init__(self, model: RowModel) -> None:
         self.model = model
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(
         self,
         prefix: Tensor,
@@ -93,9 +93,7 @@ class Sampler:
     def _check(self, given: Tensor, seeds: Tensor, blocks: int, planned: Tensor | None) -> None:
         layout, positions = self.model.layout, self.model.max_positions
         if seeds.shape != given.shape or not len(given) or int(given.min()) < 1:
-            raise ValueError(
-                f"each row needs a prefix of at least one id and one seed: {len(given)} rows, {len(seeds)} seeds"
-            )
+            raise ValueError(f"each of the {len(given)} rows needs a prefix and a seed; there are {len(seeds)} seeds")
         if not 1 <= blocks <= layout.num_blocks:
             raise ValueError(f"{blocks} blocks asked for, but rows of this model have 1 to {layout.num_blocks}")
         new = blocks * (layout.largest + 1) if planned is None else planned.sum(1).to(given) + blocks
