@@ -30,10 +30,16 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ _shift_right(x, 31)
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _number(stream: str) -> int:
+    """A stream's number; marked as constant, since torch.compile cannot look into zlib."""
+    return zlib.crc32(stream.encode())
+
+
 def fold(seeds: Tensor, value: int | str | Tensor) -> Tensor:
     """New int64 seeds from old ones and a step number, a stream name or a tensor that broadcasts with them."""
     if isinstance(value, str):
-        value = zlib.crc32(value.encode())
+        value = int(_number(value))
     if isinstance(value, int):
         value = (value * _GOLDEN + 2**63) % 2**64 - 2**63
     else:

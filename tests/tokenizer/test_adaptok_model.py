@@ -138,6 +138,20 @@ def test_gradients_reach_every_parameter(model, video):
     assert without == []
 
 
+def test_a_training_step_is_one_graph(model, video):
+    """Nothing in it waits for the device: torch.compile would refuse with `fullgraph`."""
+    keep = model.encode(video).tail_drop(LENGTHS).keep
+
+    def step(video, keep, seeds):
+        quantized = model.quantizer(model.features(video), keep, seeds)
+        return model.render(model.quantizer.project(quantized.vectors), keep), quantized.loss
+
+    model.train()
+    arguments = (video, keep, torch.arange(2))
+    compiled = torch.compile(step, fullgraph=True, backend="eager")(*arguments)
+    torch.testing.assert_close(compiled, step(*arguments))
+
+
 def test_initial_output_is_grey(video):
     model = AdapTok(CONFIG)
     assert model.decode(model.encode(video)).abs().max() == 0
