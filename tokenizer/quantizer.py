@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -117,38 +117,40 @@ class VectorQuantizer(Quantizer):
     def lookup(self, codes: Tensor) -> Tensor:
         return normalize(embedding(codes, self.embedding.float()), dim=-1)
 
+    @torch.no_grad()
     def _nearest(self, latents: Tensor) -> Tensor:
-        flat = normalize(latents.flatten(0, -2), dim=-1)
-        codebook = normalize(self.embedding.float(), dim=-1)
-        codes = [(part @ codebook.T).argmax(-1) for part in torch.split(flat, self._chunk)]
-        return torch.cat(codes).view(latents.shape[:-1])
+        return torch.cat([cosines.argmax(-1) for cosines in self._cosines(latents)]).view(latents.shape[:-1])
 
     @torch.no_grad()
     def _sample(self, latents: Tensor, seeds: Tensor) -> Tensor:
         """Draw from softmax(cosine / temperature) by inverting its cumulative sum at one number per token."""
-        flat = normalize(latents.flatten(0, -2), dim=-1)
-        codebook = normalize(self.embedding.float(), dim=-1)
-        levels = noise.uniform(seeds, "quantizer", *latents.shape[1:-1]).float().flatten()[:, None]
-        codes = []
-        for part, level in zip(torch.split(flat, self._chunk), torch.split(levels, self._chunk), strict=True):
+        levels = noise.uniform(seeds, "quantizer", *latents.shape[1:-1]).float().view(-1, 1)
+        codes, start = [], 0
+        for cosines in self._cosines(latents):
             # Cosines are at most 1, so this never overflows and needs no row maximum.
-            mass = ((part @ codebook.T - 1) / self.config.temperature).exp().cumsum(-1)
-            codes.append(torch.searchsorted(mass, level * mass[:, -1:]).clamp(max=self.codebook_size - 1)[:, 0])
+            mass = ((cosines - 1) / self.config.temperature).exp().cumsum(-1)
+            level = levels[start : start + len(mass)] * mass[:, -1:]
+            codes.append(torch.searchsorted(mass, level).clamp(max=self.codebook_size - 1))
+            start += len(mass)
         return torch.cat(codes).view(latents.shape[:-1])
 
-    def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:
-        latents = normalize(latents, dim=-1)
-        sampled = self.training and seeds is not None
-        codes = self._sample(latents, seeds) if sampled and seeds is not None else self._nearest(latents.detach())
-        chosen = self.lookup(codes)
-        commitment = (chosen.detach() - latents).square().mean(-1)
-        fit = (chosen - latents.detach()).square().mean(-1)
-        loss = self.config.commitment_weight * commitment + self.config.codebook_weight * fit
-        return Quantized(latents + (chosen - latents).detach(), codes, kept_mean(loss, keep))
+    def _cosines(self, latents: Tensor) -> Iterator[Tensor]:
+        """Similarities (tokens, codebook_size) of some tokens after others, never too many at a time."""
+        codebook = self.codebook()
+        directions = normalize(latents, dim=-1).flatten(0, -2)
+        for part in torch.split(directions, max(1, _SIMILARITIES // self.codebook_size)):
+            yield part @ codebook.T
 
-    @property
-    def _chunk(self) -> int:
-        return max(1, _SIMILARITIES // self.codebook_size)
+    def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:
+        if seeds is None or not self.training:
+            codes = self._nearest(latents)
+        else:
+            codes = self._sample(latents, seeds)
+        directions, chosen = normalize(latents, dim=-1), self.lookup(codes)
+        commitment = (chosen.detach() - directions).square().mean(-1)
+        fit = (chosen - directions.detach()).square().mean(-1)
+        loss = self.config.commitment_weight * commitment + self.config.codebook_weight * fit
+        return Quantized(directions + (chosen - directions).detach(), codes, _kept_mean(loss, keep))
 
 
 @QuantizerConfig.register_subclass("fsq")
@@ -175,8 +177,9 @@ class FiniteScalarQuantizer(Quantizer):
     def __init__(self, config: FSQConfig, features_width: int, embeddings_width: int) -> None:
         self.codebook_size, self.code_dim = math.prod(config.levels), len(config.levels)
         super().__init__(features_width, embeddings_width)
+        strides = [math.prod(config.levels[:channel]) for channel in range(self.code_dim)]
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
-        self.register_buffer("strides", torch.tensor(_strides(config.levels)), persistent=False)
+        self.register_buffer("strides", torch.tensor(strides), persistent=False)
 
     def lookup(self, codes: Tensor) -> Tensor:
         digits = codes[..., None] // self.strides % self.levels
@@ -202,11 +205,7 @@ class FiniteScalarQuantizer(Quantizer):
         return ((rounded.long() + self.levels // 2) * self.strides).sum(-1)
 
 
-def kept_mean(values: Tensor, keep: Tensor) -> Tensor:
+def _kept_mean(values: Tensor, keep: Tensor) -> Tensor:
     """(B, G, L) values -> (B,) mean over the kept tokens of each clip; 0 where none is kept."""
     weights = keep.to(values.dtype).flatten(1)
     return (values.flatten(1) * weights).sum(1) / weights.sum(1).clamp(min=1)
-
-
-def _strides(levels: Sequence[int]) -> list[int]:
-    return [math.prod(levels[:i]) for i in range(len(levels))]

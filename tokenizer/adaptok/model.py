@@ -64,10 +64,8 @@ class AdapTok(Model):
         """Tokens -> (B, 3, T, H, W), about [-1, 1]. Cut to the longest of each block: dropped tokens are free."""
         self._check(tokens)
         lengths = longest_kept(tokens.keep)
-        blocks = tokens.keep.shape[1]
-        short = [tokens.keep[:, g, :n] for g, n in enumerate(lengths)]
-        keep = None if all(bool(part.all()) for part in short) else torch.cat(short, 1)
-        return self._render(self.embed(tokens), keep, lengths, range(blocks))
+        keep = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
+        return self._render(self.embed(tokens), None if keep.all() else keep, lengths, range(len(lengths)))
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
@@ -104,14 +102,13 @@ class AdapTok(Model):
         """Frames of `blocks` from the first `lengths[g]` latents of each block; `keep` (B, sum(lengths)), None: all."""
         batch = len(embeddings)
         places, queries = self.decoder_positions(len(lengths))
-        placed = [embeddings[:, g, :n] for g, n in enumerate(lengths)]
-        latents = torch.cat(placed, 1)
+        latents = torch.cat([embeddings[:, g, :n] for g, n in enumerate(lengths)], 1)
         if keep is not None:
             latents = torch.where(keep[..., None], latents, 0)
         latents = latents + torch.cat([places[g, :n] for g, n in enumerate(lengths)])
-        pixels = queries[list(blocks)]
-        x = torch.cat([latents, pixels.flatten(0, 1).expand(batch, -1, -1).to(latents.dtype)], 1)
-        attend = latents_then_pixels(lengths, pixels.shape[1], blocks, keep)
+        pixels = torch.cat([queries[block] for block in blocks])
+        x = torch.cat([latents, pixels.expand(batch, -1, -1).to(latents.dtype)], 1)
+        attend = latents_then_pixels(lengths, queries.shape[1], blocks, keep)
         for layer in self.decoder:
             x = layer(x, attend)
         patches = self.output(self.output_norm(x[:, latents.shape[1] :]))

@@ -121,12 +121,12 @@ class ScorerPredictor:
 
     Asked block after block, it runs each block once in full to score it and once as kept for the blocks after it,
     from cached keys and values. What it answers never depends on what it was asked before: the cache is used only
-    where it holds exactly the earlier blocks of the question.
+    where it holds exactly the earlier blocks of the question. For weights that do not change while it is in use.
     """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.tokenizer, self.scorer = tokenizer, scorer
-        self.sizes = torch.tensor(scorer.config.sizes)
+        self.sizes = scorer.slots + 1
         self._cache: _Cache | None = None
 
     @torch.no_grad()
@@ -143,7 +143,7 @@ class ScorerPredictor:
         while cache.blocks < block:
             cache.append(tokens)
         self._cache = cache if block + 1 < tokens.keep.shape[1] else None
-        return self.scorer.denormalize(cache.score(tokens))
+        return self.scorer.denormalize(cache.score(tokens).float())
 
 
 class _Cache:
@@ -175,7 +175,8 @@ class _Cache:
         (longest,) = longest_kept(keep[:, None])
         _, layers = self._run(tokens, keep)
         for past, (keys, values) in zip(self.layers, layers, strict=True):
-            past.append((keys[:, :, :longest], values[:, :, :longest]))
+            # Copied, because views would hold the queries too.
+            past.append((keys[:, :, :longest].clone(), values[:, :, :longest].clone()))
         self.keep.append(keep[:, :longest])
         self.blocks += 1
         self.tokens = _blocks(tokens, 0, self.blocks)
