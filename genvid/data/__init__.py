@@ -2,7 +2,7 @@
 
 from genvid.data.clips import ClipConfig, to_float, to_uint8
 from genvid.data.dataset import ClipDataset
-from genvid.data.files import FolderConfig, Ucf101Config
+from genvid.data.folders import FolderConfig, Ucf101Config
 from genvid.data.loader import StepSampler, one_pass, step_batches
 from genvid.data.source import SourceConfig
 from genvid.data.synthetic import SyntheticConfig

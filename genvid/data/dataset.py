@@ -36,7 +36,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         self.source = source.open(clip, strict=strict)
         self.clip, self.strict = clip, strict
         # Shared with the data workers, so that the main process sees what failed in them.
-        self._failed = torch.zeros(len(self.source.names), dtype=torch.bool).share_memory_()
+        self._failed = torch.zeros(len(self.source.names), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
         return len(self.source.names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -136,15 +137,18 @@ def _load(
     """Batches through a DataLoader, at most two waiting for each worker, moved to the device.
 
     Workers start from a fork server: forking this process would copy CUDA's state and the locks of threads that
-    torch and FFmpeg have started, which deadlocks; spawning pays for the imports in every worker.
+    torch and FFmpeg have started, which deadlocks; spawning pays for importing torch in every worker.
     """
     cuda = device.type == "cuda"
+    context = multiprocessing.get_context("forkserver") if workers else None
+    if context:
+        context.set_forkserver_preload(["genvid.data"])
     loader: DataLoader[Batch] = DataLoader(
         dataset,
-        batch_sampler=batches,  # type: ignore[arg-type]
+        batch_sampler=batches,
         num_workers=workers,
         pin_memory=cuda,
-        multiprocessing_context="forkserver" if workers else None,
+        multiprocessing_context=context,
         prefetch_factor=2 if workers else None,
     )
     iterator = iter(loader)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ COMPLEXITIES = ("plain", "slow", "busy", "cut")
 """plain: one flat shape on a flat ground. slow: the same with 0.4 of the movement. busy: striped shapes on a textured
 ground. cut: one or two changes of scene, the motion goes on."""
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 Draw = Callable[[float, float], float]
 """The next random number of a scene, between two limits."""
 
@@ -145,7 +146,8 @@ def _colour(draw: Draw, saturation: tuple[float, float], value: tuple[float, flo
     """A colour of random hue, (3, 1, 1) in 0..1."""
     hue, s, v = draw(0, 6), draw(*saturation), draw(*value)
     k = (np.array([5, 3, 1], np.float32) + hue) % 6
-    return (v - v * s * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)[:, None, None]
+    colour: Array = (v - v * s * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)[:, None, None]
+    return colour
 
 
 def _stripes(draw: Draw, x: Array, y: Array, low: float, high: float) -> Array:

@@ -152,7 +152,7 @@ def _decode(path: str | Path, wanted: range, info: VideoInfo, *, seek: bool) -> 
                 return None
             expected = index + 1
             if index in wanted:
-                image = reformatter.reformat(frame, info.width, info.height, "rgb24")
+                image = reformatter.reformat(frame, info.width, info.height, "rgb24", threads=1)
                 clip[filled] = image.to_ndarray()
                 filled += 1
                 if filled == len(wanted):
@@ -164,4 +164,4 @@ def _index(frame: Any, info: VideoInfo) -> int:
     """Index of a frame by its time stamp; beyond every clip where it has none."""
     if frame.pts is None or info.pts_step is None:
         return info.frames
-    return round((frame.pts - info.first_pts) / info.pts_step)
+    return round(float(frame.pts - info.first_pts) / info.pts_step)

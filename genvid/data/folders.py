@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genvid.data.clips import ClipConfig
-from genvid.data.index import probe_files
+from genvid.data.probes import probe_files
 from genvid.data.source import Source, SourceConfig
 from genvid.data.video import VideoError, VideoInfo, read_clip
 

@@ -1,0 +1,53 @@
+"""A clip is a pure function of its config and seed, and pixels survive the trip through floats."""
+
+import pytest
+import torch
+
+from genvid.data import ClipConfig, to_float, to_uint8
+
+
+def test_to_uint8_inverts_to_float() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(to_uint8(to_float(every)), every)
+    assert to_float(every).min() == -1
+    assert to_float(every).max() == 1
+    assert to_uint8(torch.tensor([-3.0, 0.0, 7.0])).tolist() == [0, 128, 255]
+
+
+def test_starts_reach_both_ends_and_nothing_beyond() -> None:
+    clip = ClipConfig(frames=4, stride=3)
+    starts = {clip.start(13, seed) for seed in range(200)}
+    assert clip.span == 10
+    assert starts == {0, 1, 2, 3}
+    assert {clip.start(10, seed) for seed in range(20)} == {0}
+
+
+def test_center_crop_of_the_resized_short_side() -> None:
+    video = torch.zeros(2, 60, 120, 3, dtype=torch.uint8)
+    video[:, :, 30:90] = 200  # the central square
+    out = ClipConfig(resolution=(30, 30)).fit(video, seed=0)
+    assert out.shape == (3, 2, 30, 30)
+    assert (out[..., 2:-2] == 200).all()
+    assert ClipConfig(resolution=(60, 90)).fit(video, seed=0).shape == (3, 2, 60, 90)
+    assert ClipConfig(resolution=(90, 90)).fit(video, seed=0).shape == (3, 2, 90, 90)
+
+
+def test_an_exact_fit_is_not_resampled() -> None:
+    video = torch.randint(0, 256, (2, 32, 32, 3), dtype=torch.uint8)
+    assert torch.equal(ClipConfig(resolution=(32, 32)).fit(video, 0), video.permute(3, 0, 1, 2))
+
+
+def test_random_crop_and_flip_depend_on_the_seed_alone() -> None:
+    clip = ClipConfig(resolution=(16, 16), crop="random", flip=True)
+    across = torch.arange(40, dtype=torch.uint8)[None, None, :, None].expand(2, 16, 40, 3)
+    rows = [clip.fit(across, seed)[0, 0, 0].tolist() for seed in range(300)]
+    assert rows == [clip.fit(across, seed)[0, 0, 0].tolist() for seed in range(300)]
+    assert {min(row) for row in rows} == set(range(25))
+    mirrored = sum(row[0] > row[-1] for row in rows)
+    assert 110 < mirrored < 190
+
+
+@pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"resolution": (0, 8)}])
+def test_impossible_clips_are_refused(bad: dict) -> None:
+    with pytest.raises(ValueError, match=r"needs frames|resolution is"):
+        ClipConfig(**bad)

@@ -1,0 +1,104 @@
+"""Batches depend on (seed, step) alone."""
+
+import itertools
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from genvid.data import ClipConfig, ClipDataset, StepSampler, SyntheticConfig, one_pass, step_batches, to_float
+
+
+def sampler(items: int = 10, batch: int = 4, seed: int = 1, **options: int) -> StepSampler:
+    return StepSampler(items, batch, seed, **options)
+
+
+def take(source: StepSampler, count: int) -> list:
+    return list(itertools.islice(source, count))
+
+
+def test_every_epoch_holds_every_item_once_in_another_order() -> None:
+    stream = [index for batch in take(sampler(), 15) for index, _ in batch]
+    epochs = [stream[i : i + 10] for i in range(0, 60, 10)]
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) == 6
+    assert take(sampler(), 5) == take(sampler(), 5) != take(sampler(seed=2), 5)
+
+
+def test_clip_seeds_never_repeat() -> None:
+    seeds = [seed for batch in take(sampler(), 500) for _, seed in batch]
+    assert len(set(seeds)) == 2000
+
+
+def test_resuming_continues_the_stream() -> None:
+    assert take(sampler(start_step=7), 5) == take(sampler(), 12)[7:]
+    assert sampler().batch(7) == take(sampler(), 8)[7]
+
+
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(1, 3), (2, 1), (2, 3), (4, 3)])
+def test_splitting_changes_nothing(world_size: int, micro_batches: int) -> None:
+    whole = take(sampler(batch=12), 5)
+    parts = [
+        take(sampler(batch=12, rank=rank, world_size=world_size, micro_batches=micro_batches), 5 * micro_batches)
+        for rank in range(world_size)
+    ]
+    for step in range(5):
+        mine = [p[step * micro_batches : (step + 1) * micro_batches] for p in parts]
+        assert [clip for rank in mine for piece in rank for clip in piece] == whole[step]
+
+
+def test_uneven_batches_and_empty_data_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"10 clips cannot be split evenly over 2 processes with 2 .* multiple of 4"):
+        sampler(batch=10, world_size=2, micro_batches=2)
+    with pytest.raises(ValueError, match="empty"):
+        sampler(items=0)
+
+
+@pytest.fixture
+def dataset() -> ClipDataset:
+    return ClipDataset(SyntheticConfig(clips=22), ClipConfig(frames=4, resolution=(16, 16)))
+
+
+def test_step_batches_are_the_sampled_clips_as_floats(dataset: ClipDataset) -> None:
+    steps = list(itertools.islice(step_batches(dataset, batch_size=8, seed=3, start_step=2, micro_batches=2), 3))
+    for step, micro in enumerate(steps, start=2):
+        clips = StepSampler(22, 8, 3).batch(step)
+        assert [len(batch["seed"]) for batch in micro] == [4, 4]
+        assert torch.cat([batch["index"] for batch in micro]).tolist() == [index for index, _ in clips]
+        assert torch.cat([batch["seed"] for batch in micro]).tolist() == [seed for _, seed in clips]
+        expected = torch.stack([to_float(dataset[index]["video"]) for index, _ in clips[:4]])
+        assert torch.equal(micro[0]["video"], expected)
+
+
+def test_workers_change_nothing(dataset: ClipDataset) -> None:
+    alone = itertools.islice(step_batches(dataset, batch_size=4, seed=3), 4)
+    helped = itertools.islice(step_batches(dataset, batch_size=4, seed=3, workers=2), 4)
+    for (one,), (other,) in zip(alone, helped, strict=True):
+        assert one.keys() == other.keys() == {"video", "label", "index", "seed", "complexity"}
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+def test_one_pass_visits_all_in_whole_batches(dataset: ClipDataset, world_size: int) -> None:
+    seen = []
+    for rank in range(world_size):
+        for batch in one_pass(dataset, batch_size=4, rank=rank, world_size=world_size):
+            assert torch.equal(batch["seed"], batch["index"])
+            seen.append(batch["index"].tolist())
+    assert sorted(seen) == [list(range(i, min(i + 4, 22))) for i in range(0, 22, 4)]
+
+
+class Deadly:
+    """A dataset whose worker is killed."""
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
+        os._exit(3)
+
+
+def test_a_worker_that_dies_is_an_error_in_words() -> None:
+    with pytest.raises(RuntimeError, match=r"a data worker died.*fewer workers"):
+        next(step_batches(Deadly(), batch_size=2, seed=0, workers=1))
