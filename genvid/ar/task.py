@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from genvid import noise
 from genvid.ar.model import RowModel
@@ -64,6 +66,10 @@ class ARTask(TrainingTask):
 
     def exportable(self) -> RowModel:
         return self.model
+
+    def compilable(self) -> Iterable[nn.Module]:
+        """Layer by layer: all share one compilation. `pad_multiple` keeps the shapes few."""
+        return [module for module in self.model.modules() if isinstance(module, LlamaDecoderLayer)]
 
     def num_items(self, batch: Batch) -> Tensor:
         """Targets: each predicted block's codes and its one framing token."""
