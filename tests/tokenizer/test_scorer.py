@@ -55,7 +55,8 @@ def plain(tokenizer, scorer, tokens, block):
     return scores[:, block] * 0.1 + 0.3
 
 
-def test_predictor_equals_plain_scoring(tokenizer, scorer, tokens):
+@pytest.mark.parametrize("decided", [LENGTHS, torch.zeros(3, 3), torch.tensor([[0, 4, 6]] * 3)])
+def test_predictor_equals_plain_scoring(tokenizer, scorer, tokens, decided):
     predictor = ScorerPredictor(tokenizer, scorer)
     assert predictor.sizes.tolist() == [1, 4, 6]
     cut = tokens
@@ -64,7 +65,7 @@ def test_predictor_equals_plain_scoring(tokenizer, scorer, tokens):
         assert prediction.shape == (3, 3)
         torch.testing.assert_close(prediction, plain(tokenizer, scorer, cut, block), atol=1e-6, rtol=1e-5)
         lengths = cut.lengths
-        lengths[:, block] = LENGTHS[:, block]
+        lengths[:, block] = decided[:, block]
         cut = tokens.tail_drop(lengths)
 
 
@@ -84,13 +85,13 @@ def test_predictor_forgets_what_does_not_match(tokenizer, scorer, tokens):
         torch.testing.assert_close(predictor.predict(asked, block), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_each_block_runs_twice_at_most(tokenizer, scorer, tokens):
+def test_each_block_runs_once_whole_and_once_as_kept(tokenizer, scorer, tokens):
     read = []
     scorer.layers[0].register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].shape[1]))
     predictor = ScorerPredictor(tokenizer, scorer)
     for block in range(3):
-        predictor.predict(tokens, block)
-    assert read == [6] * 5
+        predictor.predict(tokens.tail_drop(torch.tensor([[4, 1, 6], [1, 3, 6], [0, 0, 6]])), block)
+    assert read == [6, 4, 6, 3, 6]
 
 
 def test_scores_do_not_see_later_blocks_or_dropped_tokens(tokenizer, scorer, tokens):

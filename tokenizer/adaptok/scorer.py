@@ -106,9 +106,12 @@ class Scorer(Model):
         self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
 
     def embed(self, features: Tensor, embeddings: Tensor, keep: Tensor, first: int = 0) -> Tensor:
-        """Features and embeddings (B, G, L, W) of consecutive blocks from `first` -> layer input (B, G, L, width)."""
+        """Features and embeddings (B, G, L, W) of consecutive blocks from `first` -> layer input (B, G, L, width).
+
+        Fewer slots than the block capacity are the first ones.
+        """
         tokens: Tensor = self.input(torch.where(keep[..., None], torch.cat([features, embeddings], -1), 0))
-        return tokens + self.positions[first : first + features.shape[1]]
+        return tokens + self.positions[first : first + features.shape[1], : features.shape[2]]
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -160,7 +163,7 @@ class _Cache:
         """Whether what is cached are the first blocks of `tokens`, and no more than those before `block`."""
         if self.tokens is None or self.blocks > block:
             return False
-        ours, theirs = self.tokens, _blocks(tokens, 0, self.blocks)
+        ours, theirs = self.tokens, _select(tokens, slice(self.blocks))
         pairs = ((ours.keep, theirs.keep), (ours.codes, theirs.codes), (ours.features, theirs.features))
         return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
 
@@ -172,18 +175,22 @@ class _Cache:
     def append(self, tokens: BlockTokens) -> None:
         """Take the next block of `tokens` as it is kept, cut to its longest kept length."""
         keep = tokens.keep[:, self.blocks]
-        (longest,) = longest_kept(keep[:, None])
-        _, layers = self._run(tokens, keep)
-        for past, (keys, values) in zip(self.layers, layers, strict=True):
-            # Copied, because views would hold the queries too.
-            past.append((keys[:, :, :longest].clone(), values[:, :, :longest].clone()))
-        self.keep.append(keep[:, :longest])
+        keep = keep[:, : longest_kept(keep[:, None])[0]]
+        if keep.shape[1]:
+            _, layers = self._run(tokens, keep)
+            for past, (keys, values) in zip(self.layers, layers, strict=True):
+                # Copied, because views would hold the queries too.
+                past.append((keys.clone(), values.clone()))
+            self.keep.append(keep)
         self.blocks += 1
-        self.tokens = _blocks(tokens, 0, self.blocks)
+        self.tokens = _select(tokens, slice(self.blocks))
 
     def _run(self, tokens: BlockTokens, keep: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The next block through all layers: its output (B, L, width), and its keys and values by layer."""
-        block = _blocks(tokens, self.blocks, self.blocks + 1)
+        """The first slots of the next block, of which `keep` (B, S) exist, through all layers.
+
+        Returns their output (B, S, width), and their keys and values by layer.
+        """
+        block = _select(tokens, slice(self.blocks, self.blocks + 1), slice(keep.shape[1]))
         assert block.features is not None
         x = self.scorer.embed(block.features, self.tokenizer.embed(block), keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
@@ -206,7 +213,7 @@ def _after(
     return attend
 
 
-def _blocks(tokens: BlockTokens, start: int, stop: int) -> BlockTokens:
-    """The tokens of blocks start to stop - 1."""
+def _select(tokens: BlockTokens, blocks: slice, slots: slice = slice(None)) -> BlockTokens:
+    """Some slots of some blocks."""
     fields = (tokens.keep, tokens.codes, tokens.latents, tokens.features)
-    return BlockTokens(*(None if field is None else field[:, start:stop] for field in fields))  # type: ignore[arg-type]
+    return BlockTokens(*(None if field is None else field[:, blocks, slots] for field in fields))  # type: ignore[arg-type]
