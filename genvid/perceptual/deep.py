@@ -124,6 +124,8 @@ def _published_heads(net: str) -> list[Tensor]:
     assert package is not None
     assert package.origin is not None
     state = torch.load(
-        Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth", weights_only=True
+        Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth",
+        map_location="cpu",
+        weights_only=True,
     )
     return [state[f"lin{index}.model.1.weight"].flatten() for index in range(len(_CHANNELS[net]))]

@@ -46,8 +46,8 @@ class PerceptualDistance(nn.Module, ABC):
             raise ValueError(f"{self.name} needs frames of at least {self.min_size} pixels, got {height}x{width}")
         with torch.autocast(video.device.type, enabled=False):
             pairs = zip(
-                video.float().transpose(1, 2).flatten(0, 1).split(self.frames_per_pass),
-                target.detach().float().transpose(1, 2).flatten(0, 1).split(self.frames_per_pass),
+                torch.split(video.float().transpose(1, 2).flatten(0, 1), self.frames_per_pass),
+                torch.split(target.detach().float().transpose(1, 2).flatten(0, 1), self.frames_per_pass),
                 strict=True,
             )
             return torch.cat([self.frame_distance(*pair) for pair in pairs]).view(batch, frames)

@@ -1,0 +1,58 @@
+"""Fréchet distance between two sets of videos (arXiv:1812.01717): torchmetrics' FID with a video feature network.
+
+The sums, their float64 and their synchronisation are torchmetrics'. What is added here is what video protocols differ
+in: the covariance estimator, and a name that says which network was used.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchmetrics.image.fid import FrechetInceptionDistance, _compute_fid
+
+from genvid.eval.features import FeatureNetwork
+
+
+class FrechetVideoDistance(FrechetInceptionDistance):  # type: ignore[misc]
+    """Distance between the Gaussians fitted to the features of real and of generated videos; lower is better."""
+
+    feature_network = "inception"
+
+    def __init__(self, features: FeatureNetwork, *, ddof: int = 0, keep_real: bool = False) -> None:
+        """`ddof` 0 divides covariances by N (LARP, AdapTok, StyleGAN-V), 1 by N - 1 (TATS, VideoGPT).
+
+        With `keep_real`, `reset` forgets generated videos only.
+        """
+        if ddof not in (0, 1):
+            raise ValueError(f"ddof is 0 (divide by N) or 1 (divide by N - 1), got {ddof}")
+        super().__init__(feature=features, normalize=True, reset_real_features=not keep_real)
+        self.ddof = ddof
+        self.orig_dtype = torch.float64
+
+    @property
+    def name(self) -> str:
+        """FVD for the verified network of that metric, and the plain truth for any other."""
+        features: FeatureNetwork = self.inception
+        return "FVD" if features.is_fvd else f"Frechet distance ({features.name})"
+
+    @torch.no_grad()
+    def update(self, video: Tensor, *, real: bool) -> None:
+        """Count a batch (B, 3, T, H, W) in [-1, 1] as real or as generated."""
+        features: FeatureNetwork = self.inception
+        features.check(video)
+        super().update(video.clamp(-1, 1), real=real)
+
+    def compute(self) -> Tensor:
+        """float64 scalar; ValueError with fewer than two videos on a side."""
+        counts = (int(self.real_features_num_samples), int(self.fake_features_num_samples))
+        if min(counts) < 2:
+            raise ValueError(f"{self.name} needs two videos on each side, got {counts[0]} real and {counts[1]} others")
+        real = self._gaussian(self.real_features_sum, self.real_features_cov_sum, counts[0])
+        fake = self._gaussian(self.fake_features_sum, self.fake_features_cov_sum, counts[1])
+        distance: Tensor = _compute_fid(*real, *fake)
+        return distance
+
+    def _gaussian(self, total: Tensor, outer: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Mean and covariance. The parent's `compute` has N - 1 built in."""
+        mean = total / count
+        return mean, (outer - count * torch.outer(mean, mean)) / (count - self.ddof)

@@ -1,0 +1,155 @@
+"""Numbers with their protocol and their provenance: stored as JSON, shown as a Markdown row, compared with care."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from genvid import config as configuration
+from genvid.eval.protocols import Protocol, check_name
+from genvid.files import write_atomically
+
+Better = Literal["higher", "lower", "neither"]
+
+
+@dataclass(frozen=True)
+class Number:
+    """One measured value."""
+
+    name: str
+    value: float
+    protocol: Protocol
+    count: int
+    """Clips it was measured on."""
+    unit: str = ""
+    better: Better = "neither"
+    spread: float | None = None
+    """Standard deviation over sampler seeds."""
+
+    def __post_init__(self) -> None:
+        check_name(self.protocol)
+
+    def __str__(self) -> str:
+        spread = "" if self.spread is None else f" ± {self.spread:.2g}"
+        return f"{format_value(self.value)}{spread}{f' {self.unit}' if self.unit else ''}"
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How the numbers came about."""
+
+    code: str
+    command: str
+    date: str
+    weights: dict[str, str] = field(default_factory=dict)
+    """Role (tokenizer, features, ...) -> fingerprint of the weights."""
+
+    @staticmethod
+    def now(weights: dict[str, str]) -> Provenance:
+        """Of this process, at this moment."""
+        return Provenance(
+            code=code_version(),
+            command=" ".join(sys.argv),
+            date=datetime.now(UTC).isoformat(timespec="seconds"),
+            weights=weights,
+        )
+
+
+@dataclass(frozen=True)
+class Report:
+    """The numbers of one run."""
+
+    title: str
+    numbers: list[Number]
+    provenance: Provenance
+
+    def save(self, path: str | Path) -> None:
+        """Write JSON that `load` reads back to an equal report."""
+        with write_atomically(path) as temporary:
+            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    @staticmethod
+    def load(path: str | Path) -> Report:
+        """Read what `save` wrote; ValueError in words otherwise."""
+        path = Path(path)
+        if not path.is_file():
+            raise ValueError(f"no report {path}")
+        try:
+            data: dict[str, Any] = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} is not a report: {error}") from None
+        return configuration.decode(Report, data, source=str(path))
+
+    def markdown_row(self) -> str:
+        """`| title | value | ... |`, in the order of the numbers."""
+        return _row([self.title, *(str(number) for number in self.numbers)])
+
+
+def compare(reports: Sequence[Report]) -> str:
+    """A Markdown table with a row for each report and a column for each number, the best value in bold.
+
+    ValueError when a column would mix protocols: such numbers do not compare.
+    """
+    columns: dict[str, Number] = {}
+    for report in reports:
+        for number in report.numbers:
+            first = columns.setdefault(number.name, number)
+            if first.protocol != number.protocol:
+                raise ValueError(
+                    f"{number.name} of '{report.title}' follows {number.protocol.name} {_difference(number, first)}; "
+                    "numbers of different protocols do not stand in one column"
+                )
+    rows = [_row(["", *columns]), _row(["---"] * (len(columns) + 1))]
+    for report in reports:
+        found = {number.name: number for number in report.numbers}
+        cells = [_cell(found.get(name), _best(reports, name)) for name in columns]
+        rows.append(_row([report.title, *cells]))
+    return "\n".join(rows)
+
+
+def format_value(value: float) -> str:
+    """Four significant digits, without an exponent where people do not expect one."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def code_version() -> str:
+    """Version of genvid and, in a checkout, its commit; `+` marks changed files."""
+    root = Path(__file__).resolve().parents[1]
+    git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
+    try:
+        commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return version("genvid")
+    return f"{version('genvid')} ({commit})"
+
+
+def _difference(number: Number, other: Number) -> str:
+    """Name the fields in which two protocols differ."""
+    mine, theirs = asdict(number.protocol), asdict(other.protocol)
+    fields = [key for key in mine if mine[key] != theirs[key]]
+    return f"({', '.join(f'{key} {mine[key]} against {theirs[key]}' for key in fields)})"
+
+
+def _best(reports: Iterable[Report], name: str) -> float | None:
+    numbers = [number for report in reports for number in report.numbers if number.name == name]
+    if len(numbers) < 2 or numbers[0].better == "neither":
+        return None
+    values = [number.value for number in numbers]
+    return max(values) if numbers[0].better == "higher" else min(values)
+
+
+def _cell(number: Number | None, best: float | None) -> str:
+    if number is None:
+        return ""
+    return f"**{number}**" if number.value == best else str(number)
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

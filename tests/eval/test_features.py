@@ -1,0 +1,136 @@
+"""Feature networks: the I3D files are loaded as published, recognised by content, and no other number is FVD."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from genvid.checkpoint import load_model
+from genvid.eval import features as feature_networks
+from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features import git_blob_id, load_features, load_i3d
+from genvid.eval.i3d import I3D
+
+
+class Scripted(nn.Module):
+    """The interface of i3d_torchscript.pt, around our own network."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor, rescale: bool = False, resize: bool = False, return_features: bool = False) -> Tensor:
+        if rescale:
+            x = x / 127.5 - 1
+        if resize:
+            batch, channels, frames = x.shape[:3]
+            x = x.permute(0, 2, 1, 3, 4).reshape(-1, channels, x.shape[3], x.shape[4])
+            x = F.interpolate(x, size=[224, 224], mode="bilinear", align_corners=False)
+            x = x.reshape(batch, frames, channels, 224, 224).permute(0, 2, 1, 3, 4)
+        return self.network(x)
+
+
+@pytest.fixture(scope="module")
+def i3d_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The two published formats, with the same random weights."""
+    folder = tmp_path_factory.mktemp("i3d")
+    torch.manual_seed(0)
+    network = I3D().eval()
+    torch.save(network.state_dict(), folder / "i3d_pretrained_400.pt")
+    traced = torch.jit.trace(network, torch.zeros(1, 3, 9, 224, 224), check_trace=False)
+    torch.jit.script(Scripted(traced)).save(str(folder / "i3d_torchscript.pt"))
+    return folder / "i3d_pretrained_400.pt", folder / "i3d_torchscript.pt"
+
+
+def test_i3d_has_the_published_size() -> None:
+    assert sum(p.numel() for p in I3D().parameters()) == 12_697_264
+
+
+def test_both_formats_give_the_same_features(i3d_files: tuple[Path, Path]) -> None:
+    video = torch.rand(1, 3, 9, 40, 56, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        first, second = (load_i3d(path)(video) for path in i3d_files)
+    assert first.shape == (1, 400)
+    torch.testing.assert_close(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_only_recognised_files_make_fvd(i3d_files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    path = i3d_files[0]
+    assert not load_features(path).is_fvd
+    assert load_features(path).name == f"unverified I3D {git_blob_id(path)[:8]}"
+    monkeypatch.setitem(feature_networks.I3D_FILES, git_blob_id(path), "i3d_pretrained_400.pt")
+    assert load_features(path).is_fvd
+    assert load_features(path).name == "I3D Kinetics-400"
+
+
+def test_blob_id_is_git_s(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"content\n" * 1000)
+    try:
+        known = subprocess.run(["git", "hash-object", str(file)], capture_output=True, text=True, check=True).stdout
+    except OSError:
+        pytest.skip("git is not installed")
+    assert git_blob_id(file) == known.strip()
+
+
+def test_short_clips_and_wrong_files_are_refused_in_words(tmp_path: Path, i3d_files: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match="at least 9 frames, got 8"):
+        load_i3d(i3d_files[0]).check(torch.zeros(1, 3, 8, 32, 32))
+    with pytest.raises(ValueError, match=r"i3d_torchscript.pt"):
+        load_features(tmp_path / "absent.pt")
+    torch.save({"Conv3d_1a_7x7.conv3d.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(ValueError, match="does not fit I3D"):
+        load_features(tmp_path / "other.pt")
+
+
+def test_classifier_round_trip_lends_its_features(tmp_path: Path) -> None:
+    classifier = VideoClassifier(VideoClassifierConfig(num_classes=3, frames=8, resolution=16)).eval()
+    classifier.save(tmp_path / "classifier")
+    video = torch.rand(2, 3, 8, 16, 16) * 2 - 1
+    loaded = load_model(tmp_path / "classifier")
+    assert torch.equal(loaded(video), classifier(video))
+    network = load_features(tmp_path / "classifier")
+    assert network(video).shape == (2, network.num_features)
+    assert torch.equal(classifier.head(network(video)), classifier(video))
+    assert not network.is_fvd
+    assert network.name.startswith("video classifier ")
+
+
+def test_classifier_learns_motion_that_no_single_frame_shows() -> None:
+    """Squares that move left or right: their frames alone are alike."""
+    torch.manual_seed(0)
+    classifier = VideoClassifier(VideoClassifierConfig(num_classes=2, frames=8, resolution=16, width=8))
+
+    def clips(count: int, seed: int) -> tuple[Tensor, Tensor]:
+        draw = torch.Generator().manual_seed(seed)
+        labels = torch.randint(2, (count,), generator=draw)
+        video = -torch.ones(count, 3, 8, 16, 16)
+        for clip, label in enumerate(labels.tolist()):
+            x, y = (int(v) for v in torch.randint(0, 12, (2,), generator=draw))
+            for t in range(8):
+                columns = (torch.arange(4) + x + (t if label else -t)) % 16
+                video[clip, :, t, y : y + 4][..., columns] = 1
+        return video, labels
+
+    optimizer = torch.optim.Adam(classifier.parameters(), lr=3e-3)
+    video, labels = clips(64, 0)
+    for _ in range(25):
+        optimizer.zero_grad()
+        F.cross_entropy(classifier(video), labels).backward()
+        optimizer.step()
+    video, labels = clips(64, 1)
+    assert (classifier(video).argmax(-1) == labels).float().mean() > 0.9
+
+
+def test_classifier_is_small_and_checks_its_configuration() -> None:
+    config = VideoClassifierConfig(num_classes=6)
+    assert 100_000 < sum(p.numel() for p in VideoClassifier(config).parameters()) < 300_000
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        VideoClassifierConfig(num_classes=1)
+    with pytest.raises(ValueError, match="multiple of 8"):
+        VideoClassifierConfig(num_classes=2, width=12)

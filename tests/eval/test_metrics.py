@@ -1,0 +1,164 @@
+"""Metrics against hand values, scipy and their own halves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from genvid.eval.features import FeatureNetwork
+from genvid.eval.metrics.codebook import CodebookUsage
+from genvid.eval.metrics.fidelity import ClipMean, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.frechet import FrechetVideoDistance
+from genvid.eval.metrics.rate import TokenRate
+from genvid.perceptual import StructureDistance
+from genvid.tokens import BlockTokens, TokenizerSpec
+
+FIDELITY: list[Callable[[], ClipMean]] = [ClipPSNR, ClipSSIM, lambda: MeanPerceptual(StructureDistance())]
+
+
+class Pooled(FeatureNetwork):
+    """Eight numbers of a video that tests can compute by hand."""
+
+    name = "pooled pixels"
+    num_features = 8
+    min_frames = 2
+
+    def extract(self, video: Tensor) -> Tensor:
+        return video.flatten(1)[:, :8]
+
+
+def videos(count: int, seed: int, shape: tuple[int, ...] = (3, 2, 16, 16)) -> Tensor:
+    return torch.rand(count, *shape, generator=torch.Generator().manual_seed(seed)) * 1.6 - 0.8
+
+
+def frechet(real: Tensor, fake: Tensor, ddof: int) -> float:
+    metric = FrechetVideoDistance(Pooled(), ddof=ddof)
+    metric.update(real, real=True)
+    metric.update(fake, real=False)
+    return float(metric.compute())
+
+
+def test_clip_psnr_averages_decibels_not_errors() -> None:
+    target = torch.zeros(2, 3, 2, 16, 16)
+    video = target + torch.tensor([0.2, 0.02])[:, None, None, None, None]
+    metric = ClipPSNR()
+    metric.update(video, target)
+    assert float(metric.compute()) == pytest.approx((20 + 40) / 2, abs=1e-4)
+
+
+def test_clip_psnr_clamps_and_bounds() -> None:
+    metric = ClipPSNR()
+    metric.update(torch.full((1, 3, 1, 16, 16), 3.0), torch.ones(1, 3, 1, 16, 16))
+    assert float(metric.compute()) == 100
+
+
+def test_ssim_is_one_for_equal_and_falls_with_noise() -> None:
+    target = videos(1, 0)
+    noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    values = []
+    for amount in (0.0, 0.05, 0.2):
+        metric = ClipSSIM()
+        metric.update(target + amount * noise, target)
+        values.append(float(metric.compute()))
+    assert values[0] == pytest.approx(1)
+    assert values[0] > values[1] > values[2] > 0
+
+
+@pytest.mark.parametrize("make", FIDELITY)
+def test_batches_do_not_matter_and_halves_merge(make: Callable[[], ClipMean]) -> None:
+    video, target = videos(5, 0), videos(5, 1)
+    whole, first, second = make(), make(), make()
+    whole.update(video, target)
+    first.update(video[:3], target[:3])
+    second.update(video[3:], target[3:])
+    first.merge_state(second)
+    assert float(first.compute()) == pytest.approx(float(whole.compute()), rel=1e-6)
+
+
+@pytest.mark.parametrize("ddof", [0, 1])
+def test_frechet_equals_scipy(ddof: int) -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    real, fake = videos(40, 0), videos(30, 1) * 0.7 + 0.1
+    (m1, s1), (m2, s2) = (
+        (x.mean(0), np.cov(x, rowvar=False, ddof=ddof)) for x in (Pooled()(v).double().numpy() for v in (real, fake))
+    )
+    root = linalg.sqrtm(s1 @ s2).real
+    expected = ((m1 - m2) ** 2).sum() + np.trace(s1 + s2 - 2 * root)
+    assert frechet(real, fake, ddof) == pytest.approx(expected, rel=1e-6)
+
+
+def test_frechet_with_ddof_1_is_torchmetrics_own() -> None:
+    fid = pytest.importorskip("torchmetrics.image.fid")
+    real, fake = videos(20, 0), videos(20, 1)
+    theirs = fid.FrechetInceptionDistance(feature=Pooled(), normalize=True)
+    theirs.update(real, real=True)
+    theirs.update(fake, real=False)
+    assert frechet(real, fake, 1) == pytest.approx(float(theirs.compute()), rel=1e-6)
+
+
+def test_frechet_of_a_set_with_itself_is_zero_and_halves_merge() -> None:
+    real, fake = videos(24, 0), videos(24, 1) * 0.5
+    assert frechet(real, real, 0) == pytest.approx(0, abs=1e-7)
+    parts = [FrechetVideoDistance(Pooled()), FrechetVideoDistance(Pooled())]
+    for part, rows in zip(parts, (slice(0, 10), slice(10, 24)), strict=True):
+        part.update(real[rows], real=True)
+        part.update(fake[rows], real=False)
+    parts[0].merge_state(parts[1])
+    assert float(parts[0].compute()) == pytest.approx(frechet(real, fake, 0), rel=1e-9)
+
+
+def test_frechet_keeps_real_statistics_when_told() -> None:
+    real, fake = videos(24, 0), videos(24, 1) * 0.5
+    metric = FrechetVideoDistance(Pooled(), keep_real=True)
+    metric.update(real, real=True)
+    metric.update(real, real=False)
+    metric.reset()
+    metric.update(fake, real=False)
+    assert float(metric.compute()) == pytest.approx(frechet(real, fake, 0), rel=1e-9)
+
+
+def test_frechet_is_named_after_its_network_and_refuses_in_words() -> None:
+    metric = FrechetVideoDistance(Pooled())
+    assert metric.name == "Frechet distance (pooled pixels)"
+    with pytest.raises(ValueError, match="two videos on each side, got 0 real"):
+        metric.compute()
+    with pytest.raises(ValueError, match="at least 2 frames, got 1"):
+        metric.update(videos(1, 0, (3, 1, 16, 16)), real=True)
+    with pytest.raises(ValueError, match="ddof"):
+        FrechetVideoDistance(Pooled(), ddof=2)
+
+
+def test_token_rate_counts_tokens_and_side_information() -> None:
+    spec = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=7, token_dim=4, codebook_size=32)
+    full = BlockTokens(torch.ones(2, 2, 7, dtype=torch.bool))
+    metric = TokenRate(spec)
+    metric.update(full.tail_drop(torch.tensor([[3, 1], [4, 0]])))
+    assert {k: float(v) for k, v in metric.compute().items()} == {"tokens per clip": 4, "bits per clip": 4 * 5 + 2 * 3}
+    scattered = TokenRate(spec)
+    scattered.update(BlockTokens(torch.tensor([[[False, True] + [False] * 5] * 2])))
+    assert float(scattered.compute()["bits per clip"]) == 2 * 5 + 2 * 7
+
+
+def test_continuous_tokens_cost_half_precision() -> None:
+    spec = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=7, token_dim=4)
+    metric = TokenRate(spec)
+    metric.update(BlockTokens(torch.ones(1, 1, 7, dtype=torch.bool)))
+    assert float(metric.compute()["bits per clip"]) == 7 * 4 * 16 + 3
+
+
+def test_codebook_usage_ignores_dropped_tokens() -> None:
+    metric = CodebookUsage(8)
+    codes = torch.tensor([[[0, 1, 2, 3]]])
+    metric.update(BlockTokens(torch.ones(1, 1, 4, dtype=torch.bool), codes=codes).tail_drop(torch.tensor([[2]])))
+    values = metric.compute()
+    assert float(values["codebook used"]) == 2 / 8
+    assert float(values["codebook perplexity"]) == pytest.approx(2)
+    uneven = CodebookUsage(4)
+    uneven.update(BlockTokens(torch.ones(1, 1, 4, dtype=torch.bool), codes=torch.tensor([[[0, 0, 0, 1]]])))
+    entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
+    assert float(uneven.compute()["codebook perplexity"]) == pytest.approx(math.exp(entropy))

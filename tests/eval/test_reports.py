@@ -1,0 +1,160 @@
+"""Protocols keep their names, reports keep their protocols, and evaluation runs end to end on stand-ins."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features import ClassifierFeatures
+from genvid.eval.generation import class_accuracy, evaluate_generation
+from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
+from genvid.eval.metrics.frechet import FrechetVideoDistance
+from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
+from genvid.eval.reconstruction import evaluate_reconstruction, round_to_bytes
+from genvid.eval.report import Number, Provenance, Report, compare
+from genvid.tokens import BlockTokens, TokenizerSpec
+
+DEMO = Protocol("demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16)
+
+
+class Coarse:
+    """A tokenizer of one token a frame: its mean grey, as one of 16 codes. Dropped frames are black."""
+
+    spec = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=4, token_dim=1, codebook_size=16)
+
+    def encode(self, video: Tensor) -> BlockTokens:
+        codes = ((video.mean((1, 3, 4)) + 1) * 7.5).round().long().view(len(video), -1, 4)
+        return BlockTokens(torch.ones_like(codes, dtype=torch.bool), codes=codes)
+
+    def decode(self, tokens: BlockTokens) -> Tensor:
+        assert tokens.codes is not None
+        grey = torch.where(tokens.keep, tokens.codes / 7.5 - 1, -1.0).flatten(1)
+        return grey[:, None, :, None, None].expand(-1, 3, -1, 16, 16)
+
+
+def everything(tokens: BlockTokens) -> BlockTokens:
+    return tokens
+
+
+def half(tokens: BlockTokens) -> BlockTokens:
+    return tokens.tail_drop(torch.full(tokens.keep.shape[:2], 2))
+
+
+def grey_clips(count: int, seed: int = 0) -> Tensor:
+    grey = torch.randint(16, (count, 8), generator=torch.Generator().manual_seed(seed)) / 7.5 - 1
+    return grey[:, None, :, None, None].expand(-1, 3, -1, 16, 16).clone()
+
+
+def classifier() -> VideoClassifier:
+    torch.manual_seed(0)
+    return VideoClassifier(VideoClassifierConfig(num_classes=2, frames=8, resolution=16, width=8)).eval()
+
+
+def report(title: str, value: float, record: Protocol = DEMO) -> Report:
+    number = Number("PSNR", value, record, count=4, unit="dB", better="higher")
+    return Report(title, [number], Provenance("0.1", "evaluate", "2026-01-01", {"tokenizer": "abc"}))
+
+
+def test_reconstruction_end_to_end() -> None:
+    video = grey_clips(6)
+    frechet = FrechetVideoDistance(ClassifierFeatures(classifier(), "test classifier"))
+    whole = evaluate_reconstruction(
+        Coarse(), everything, video.split(4), fidelity=[ClipPSNR(), ClipSSIM()], frechet=frechet
+    )
+    assert whole["PSNR"] == pytest.approx(100)
+    assert whole["SSIM"] == pytest.approx(1)
+    assert whole["Frechet distance (test classifier)"] == pytest.approx(0, abs=1e-6)
+    assert whole["tokens per clip"] == 8
+    cut = evaluate_reconstruction(Coarse(), half, video.split(3), fidelity=[ClipPSNR()], frechet=frechet)
+    assert cut["tokens per clip"] == 4
+    assert cut["bits per clip"] == pytest.approx(4 * 4 + 2 * 2.3219, abs=1e-3)
+    assert cut["PSNR"] < 40
+    assert cut["Frechet distance (test classifier)"] > whole["Frechet distance (test classifier)"]
+
+
+def test_generation_end_to_end_with_floor() -> None:
+    real = grey_clips(40)
+    record = replace(DEMO, task="generation", quantize=True, scored_resolution=32)
+    results = evaluate_generation(
+        real.split(7),
+        (-real.abs()).split(9),
+        features=ClassifierFeatures(classifier(), "test classifier"),
+        protocol=record,
+    )
+    name = "Frechet distance (test classifier)"
+    assert results[name] > results[f"{name}, real against real"] > 0
+    assert (results["real clips"], results["generated clips"]) == (40, 40)
+
+
+def test_class_accuracy_counts() -> None:
+    judge = classifier()
+    video = grey_clips(6)
+    labels = judge(video).argmax(-1)
+    labels[0] = 1 - labels[0]
+    values = class_accuracy(judge, [(video[:4], labels[:4]), (video[4:], labels[4:])])
+    assert values == {"class as asked": pytest.approx(5 / 6), "clips": 6}
+
+
+def test_rounding_gives_values_that_files_hold() -> None:
+    video = torch.linspace(-1.2, 1.2, 1001)
+    rounded = round_to_bytes(video)
+    assert torch.equal(((rounded + 1) * 127.5).round(), (rounded.double() + 1).mul(127.5).float().round())
+    assert len(rounded.unique()) == 256
+    assert (rounded - video.clamp(-1, 1)).abs().max() <= 1 / 255 + 1e-6
+
+
+def test_half_a_protocol_does_not_bear_its_name() -> None:
+    full = protocol("ucf101-gfvd-larp-10k")
+    full.require(count=10_000, features="I3D Kinetics-400")
+    with pytest.raises(ValueError, match="count 16 instead of 10000"):
+        full.require(count=16, features="I3D Kinetics-400")
+    with pytest.raises(ValueError, match="features motion classifier instead of I3D"):
+        full.require(count=10_000, features="motion classifier")
+    cut = full.adapted(count=16)
+    assert cut.name != full.name
+    assert cut.count == 16
+    assert full.adapted(count=10_000, features="I3D Kinetics-400") is full
+    with pytest.raises(ValueError, match="published protocol"):
+        Number("FVD", 1.0, replace(full, count=16), count=16)
+    with pytest.raises(ValueError, match="there are ucf101"):
+        protocol("ucf")
+
+
+def test_published_protocols_are_what_the_papers_did() -> None:
+    assert all(name == record.name for name, record in PROTOCOLS.items())
+    larp, tats = PROTOCOLS["ucf101-gfvd-larp-10k"], PROTOCOLS["ucf101-gfvd-tats-2048"]
+    assert (larp.count, larp.ddof, larp.quantize, larp.clips, larp.seed) == (10_000, 0, False, "windows", 42)
+    assert (tats.count, tats.ddof, tats.quantize) == (2048, 1, True)
+    kinetics = PROTOCOLS["k600-prediction-larp-50k"]
+    assert (kinetics.count, kinetics.scored_resolution, kinetics.condition_frames) == (50_000, 64, 5)
+
+
+def test_report_round_trip_and_rows(tmp_path: Path) -> None:
+    written = report("ILP", 31.25)
+    written.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == written
+    assert written.markdown_row() == "| ILP | 31.25 dB |"
+    table = compare([written, report("uniform", 29.0)])
+    assert table.splitlines() == ["|  | PSNR |", "| --- | --- |", "| ILP | **31.25 dB** |", "| uniform | 29 dB |"]
+
+
+def test_different_protocols_do_not_stand_in_one_column() -> None:
+    with pytest.raises(ValueError, match=r"count 8 against 4"):
+        compare([report("a", 30), report("b", 31, DEMO.adapted(count=8))])
+
+
+def test_bad_reports_are_refused_in_words(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="no report"):
+        Report.load(tmp_path / "absent.json")
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match="is not a report"):
+        Report.load(tmp_path / "bad.json")
+
+
+def test_provenance_names_the_code() -> None:
+    assert Provenance.now({"tokenizer": "abc"}).code.startswith("0.")
