@@ -123,9 +123,6 @@ def _published_heads(net: str) -> list[Tensor]:
     package = importlib.util.find_spec("torchmetrics")
     assert package is not None
     assert package.origin is not None
-    state = torch.load(
-        Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth",
-        map_location="cpu",
-        weights_only=True,
-    )
+    file = Path(package.origin).parent / "functional" / "image" / "lpips_models" / f"{net}.pth"
+    state = torch.load(file, map_location="cpu", weights_only=True)
     return [state[f"lin{index}.model.1.weight"].flatten() for index in range(len(_CHANNELS[net]))]

@@ -16,6 +16,11 @@ from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.features import git_blob_id, load_features, load_i3d
 from genvid.eval.i3d import I3D
 
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
+]
+
 
 class Scripted(nn.Module):
     """The interface of i3d_torchscript.pt, around our own network."""

@@ -67,7 +67,7 @@ def test_reconstruction_end_to_end() -> None:
         Coarse(), everything, video.split(4), fidelity=[ClipPSNR(), ClipSSIM()], frechet=frechet
     )
     assert whole["PSNR"] == pytest.approx(100)
-    assert whole["SSIM"] == pytest.approx(1)
+    assert whole["SSIM"] == pytest.approx(1, abs=1e-3)
     assert whole["Frechet distance (test classifier)"] == pytest.approx(0, abs=1e-6)
     assert whole["tokens per clip"] == 8
     cut = evaluate_reconstruction(Coarse(), half, video.split(3), fidelity=[ClipPSNR()], frechet=frechet)
@@ -79,10 +79,11 @@ def test_reconstruction_end_to_end() -> None:
 
 def test_generation_end_to_end_with_floor() -> None:
     real = grey_clips(40)
+    noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
     record = replace(DEMO, task="generation", quantize=True, scored_resolution=32)
     results = evaluate_generation(
         real.split(7),
-        (-real.abs()).split(9),
+        noise.split(9),
         features=ClassifierFeatures(classifier(), "test classifier"),
         protocol=record,
     )
