@@ -127,7 +127,7 @@ def one_pass(
     batch does not depend on the number of processes.
     """
     starts = range(rank * batch_size, len(dataset), world_size * batch_size)
-    batches = [[(i, i) for i in range(start, min(start + batch_size, len(dataset)))] for start in starts]
+    batches = ([(i, i) for i in range(start, min(start + batch_size, len(dataset)))] for start in starts)
     yield from _load(dataset, batches, workers=workers, device=torch.device(device))
 
 

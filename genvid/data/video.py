@@ -33,7 +33,7 @@ class VideoError(ValueError):
     """A video file that cannot be used, said in one sentence."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class VideoInfo:
     """What a full decode found in a file."""
 

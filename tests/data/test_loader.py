@@ -2,12 +2,23 @@
 
 import itertools
 import os
+from pathlib import Path
 
 import pytest
 import torch
+from numbered_video import make_video
 from torch import Tensor
 
-from genvid.data import ClipConfig, ClipDataset, StepSampler, SyntheticConfig, one_pass, step_batches, to_float
+from genvid.data import (
+    ClipConfig,
+    ClipDataset,
+    FolderConfig,
+    StepSampler,
+    SyntheticConfig,
+    one_pass,
+    step_batches,
+    to_float,
+)
 
 
 def sampler(items: int = 10, batch: int = 4, seed: int = 1, **options: int) -> StepSampler:
@@ -87,6 +98,16 @@ def test_one_pass_visits_all_in_whole_batches(dataset: ClipDataset, world_size: 
             assert torch.equal(batch["seed"], batch["index"])
             seen.append(batch["index"].tolist())
     assert sorted(seen) == [list(range(i, min(i + 4, 22))) for i in range(0, 22, 4)]
+
+
+def test_a_file_that_fails_in_a_worker_is_known_here(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.mp4"):
+        make_video(tmp_path / name, 20)
+    dataset = ClipDataset(FolderConfig(str(tmp_path)), ClipConfig(frames=4, resolution=(16, 16)))
+    (tmp_path / "b.mp4").write_bytes(b"gone")
+    ((batch,),) = itertools.islice(step_batches(dataset, batch_size=8, seed=3, workers=1), 1)
+    assert batch["index"].tolist() == [0] * 8
+    assert dataset.failed == ["b.mp4"]
 
 
 class Deadly:
