@@ -80,7 +80,11 @@ class BlockTransformer(RowModel):
         return cast(Tensor, self.llama.lm_head(states)[..., : self.layout.num_outputs])
 
     def _write(self, folder: Path) -> None:
-        own = {"layout": configuration.encode(self.layout), "dropout": self.config.transformer.dropout}
+        own = {
+            "layout": configuration.encode(self.layout),
+            "context_blocks": self.config.context_blocks,
+            "dropout": self.config.transformer.dropout,
+        }
         state = {name: value.detach().cpu().contiguous() for name, value in self.llama.state_dict().items()}
         dtype = str(self.llama.dtype).removeprefix("torch.")
         data = {"architectures": ["LlamaForCausalLM"], **_llama_json(self.config), "dtype": dtype, "genvid": own}
@@ -170,13 +174,12 @@ def _read_llama_json(folder: Path) -> ARConfig:
     if own is None:
         raise CheckpointError(f"{folder} holds a Llama, but not one of genvid: its config.json has no key 'genvid'")
     absent = [key for key in (*_SIZES.values(), *_FIXED) if key not in data]
-    absent += [f"genvid.{key}" for key in ("layout", "dropout") if key not in own]
+    absent += [f"genvid.{key}" for key in ("layout", "context_blocks", "dropout") if key not in own]
     if absent:
         raise CheckpointError(f"{file} lacks {', '.join(absent)}")
     transformer = {ours: data[theirs] for ours, theirs in _SIZES.items()}
-    transformer |= {"dropout": own["dropout"], "rope_theta": (data["rope_parameters"] or {}).get("rope_theta")}
-    both = {"layout": own["layout"], "transformer": transformer}
-    config = configuration.decode(ARConfig, both, source=str(file))
+    transformer |= {"dropout": own.pop("dropout"), "rope_theta": (data["rope_parameters"] or {}).get("rope_theta")}
+    config = configuration.decode(ARConfig, {**own, "transformer": transformer}, source=str(file))
     for key, value in _llama_json(config).items():
         if data[key] != value:
             raise CheckpointError(f"{file} says {key} {data[key]!r}, where genvid's layout needs {value!r}")

@@ -26,10 +26,8 @@ from genvid.tokens import BlockTokens
 
 @dataclass(frozen=True)
 class PublishedConfig(ARConfig):
-    """A published model. `layout` describes the generated blocks only."""
+    """A published model. `layout` describes the generated blocks only; context blocks stand before it, uncut."""
 
-    context_blocks: int = 0
-    """Blocks of the context, at full length; 0 for a class-conditional model."""
     first_block: int = 0
     """Which block of the video the first generated one is: it may replace the end of the context, whose last block
     holds repeated frames."""
@@ -40,13 +38,13 @@ class PublishedTransformer(RowModel):
 
     model_type: ClassVar[str] = "adaptok_ar"
     config_type: ClassVar[type] = PublishedConfig
+    config: PublishedConfig
 
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__(config)
         sizes, layout = config.transformer, config.layout
         if sizes.rope_theta is not None:
             raise ValueError("published models have learned positions: rope_theta must be None")
-        self.published = config
         # Codes, END, classes and null class: the models know neither our frame-prediction start nor PAD.
         self.llama = LlamaModel(llama_config(sizes, vocab_size=layout.null_id + 1, pad_id=None))
         self.llama.rotary_emb = _NoRotation(sizes.width // sizes.heads)
@@ -71,7 +69,7 @@ class PublishedTransformer(RowModel):
 
     def context_prefix(self, context: BlockTokens) -> Tensor:
         """The (padded) clip's first blocks, uncut -> (B, P): their codes, then the separator."""
-        blocks = self.published.context_blocks
+        blocks = self.config.context_blocks
         if not blocks:
             raise ValueError("this published model is class-conditional: it takes no context")
         if context.codes is None or context.keep.shape[1] < blocks:

@@ -24,14 +24,12 @@ class ARTaskConfig:
 
     class_dropout: float = 0.1
     """Share of clips whose class is not told, so that guidance can be used."""
-    context_blocks: int = 0
-    """Above 0: frame prediction. That many first blocks are given, classes are not."""
     pad_multiple: int = 1
     """Round the width of a batch up to a multiple, so that a compiled model sees few shapes."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.class_dropout <= 1 or self.context_blocks < 0 or self.pad_multiple < 1:
-            raise ValueError(f"class_dropout is in [0, 1], context_blocks >= 0 and pad_multiple >= 1, got {self}")
+        if not 0 <= self.class_dropout <= 1 or self.pad_multiple < 1:
+            raise ValueError(f"class_dropout is in [0, 1] and pad_multiple at least 1, got {self}")
 
 
 class ARTask(TrainingTask):
@@ -39,10 +37,9 @@ class ARTask(TrainingTask):
 
     def __init__(self, model: RowModel, config: ARTaskConfig) -> None:
         super().__init__()
-        if config.context_blocks >= model.layout.num_blocks:
-            raise ValueError(
-                f"context_blocks {config.context_blocks} leaves nothing to predict of {model.layout.num_blocks} blocks"
-            )
+        given, blocks = model.config.context_blocks, model.layout.num_blocks
+        if given >= blocks:
+            raise ValueError(f"context_blocks {given} leaves nothing to predict of {blocks} blocks")
         self.model = model
         self.config = config
 
@@ -73,12 +70,12 @@ class ARTask(TrainingTask):
 
     def num_items(self, batch: Batch) -> Tensor:
         """Targets: each predicted block's codes and its one framing token."""
-        return (batch["lengths"][:, self.config.context_blocks :] + 1).sum()
+        return (batch["lengths"][:, self.model.config.context_blocks :] + 1).sum()
 
     def _rows(self, batch: Batch) -> TokenSequence:
         lengths, codes = batch["lengths"], batch["codes"].long()
         keep = torch.arange(codes.shape[-1], device=codes.device) < lengths[..., None]
-        given = self.config.context_blocks
+        given = self.model.config.context_blocks
         if given:
             prefix = self.model.layout.frame_prediction_prefix(BlockTokens(keep[:, :given], codes[:, :given]))
         else:

@@ -45,6 +45,8 @@ def generate_classes(
     """
     layout, device = model.layout, _device(model)
     check_match(model, tokenizer)
+    if model.config.context_blocks:
+        raise ValueError("this model predicts frames from a prompt; it does not generate classes")
     whole = layout.class_prefix(labels) if layout.num_classes else layout.null_prefix(len(labels))
 
     def sample(rows: slice) -> BlockTokens:
@@ -80,13 +82,17 @@ def predict_frames(
     """
     layout, device = model.layout, _device(model)
     check_match(model, tokenizer)
+    if isinstance(model, PublishedTransformer):
+        raise ValueError("a published model is prompted in another way: use predict_frames_as_published")
+    if not model.config.context_blocks:
+        raise ValueError("this model generates classes; it was not trained to predict frames")
     frames = tokenizer.spec.frames_per_block
     if context.ndim == 5 and context.shape[2] < frames:
         raise ValueError(f"a prompt of {context.shape[2]} frames is shorter than a block of {frames}")
     given = tokenizer.spec.check_video(context)
-    if given >= layout.num_blocks:
+    if given != model.config.context_blocks:
         raise ValueError(
-            f"a prompt of {context.shape[2]} frames leaves nothing to predict of {layout.num_blocks} blocks of {frames}"
+            f"this model continues prompts of {model.config.context_blocks * frames} frames, got {context.shape[2]}"
         )
 
     def sample(rows: slice) -> BlockTokens:
@@ -121,7 +127,9 @@ def predict_frames_as_published(
     padded in this way is then generated anew. Blocks before it are shown as reconstructed.
     """
     check_match(model, tokenizer)
-    spec, published, device = tokenizer.spec, model.published, _device(model)
+    if not model.config.context_blocks:
+        raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
+    spec, published, device = tokenizer.spec, model.config, _device(model)
     frames, fewest = published.context_blocks * spec.frames_per_block, published.first_block * spec.frames_per_block
     if not fewest < context.shape[2] <= frames:
         raise ValueError(f"this model takes {fewest + 1} to {frames} first frames, got {context.shape[2]}")

@@ -21,7 +21,7 @@ TINY = TransformerConfig(width=32, depth=2, heads=4, kv_heads=2, hidden=48, max_
 
 
 def rotary() -> BlockTransformer:
-    return enlivened(BlockTransformer(ARConfig(LAYOUT, TINY)))
+    return enlivened(BlockTransformer(ARConfig(LAYOUT, TINY, context_blocks=1)))
 
 
 def learned() -> PublishedTransformer:

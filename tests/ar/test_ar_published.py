@@ -63,7 +63,7 @@ def test_class_conditional_parity(tmp_path):
 def test_frame_prediction_parity(tmp_path):
     model, io = opened("ar_frame_prediction_tiny", tmp_path)
     condition, layout = io["condition_indices"], model.layout
-    codes = condition[:, :-1].view(len(condition), model.published.context_blocks, layout.block_capacity)
+    codes = condition[:, :-1].view(len(condition), model.config.context_blocks, layout.block_capacity)
     prefix = model.context_prefix(BlockTokens(torch.ones_like(codes).bool(), codes))
     assert torch.equal(prefix, condition)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def published_config(*, frame_prediction: bool) -> PublishedConfig:
     layout = BlockLayout(8192, 0 if frame_prediction else 101, 3 if frame_prediction else 4, 512, framing="end")
     positions = 2563 if frame_prediction else 2052
     transformer = replace(PRESETS["LP"], max_positions=positions, rope_theta=None)
-    return PublishedConfig(layout, transformer, 2 if frame_prediction else 0, 1 if frame_prediction else 0)
+    return PublishedConfig(layout, transformer, context_blocks=2 * frame_prediction, first_block=int(frame_prediction))
 
 
 @pytest.mark.parametrize(("frame_prediction", "millions"), [(False, 633.294080), (True, 633.818880)])

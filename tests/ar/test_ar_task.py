@@ -17,10 +17,10 @@ END = replace(LENGTH, sizes=(), framing="end")
 PLAIN = ARTaskConfig(class_dropout=0.0)
 
 
-def task_of(layout: BlockLayout, config: ARTaskConfig = PLAIN) -> ARTask:
+def task_of(layout: BlockLayout, config: ARTaskConfig = PLAIN, context_blocks: int = 0) -> ARTask:
     torch.manual_seed(0)
     tiny = TransformerConfig(width=32, depth=2, heads=4, kv_heads=4, hidden=48, max_positions=32)
-    model = BlockTransformer(ARConfig(layout, tiny))
+    model = BlockTransformer(ARConfig(layout, tiny, context_blocks))
     torch.nn.init.normal_(model.llama.lm_head.weight, std=0.1)
     return ARTask(model, config)
 
@@ -43,7 +43,7 @@ def rows_of(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tens
 @pytest.mark.parametrize("context", [0, 1])
 def test_the_loss_of_a_batch_is_the_sum_of_its_rows(layout, context):
     """Rows alone have no padding, so padding changes nothing."""
-    task, batch = task_of(layout, replace(PLAIN, context_blocks=context)), batch_of(5)
+    task, batch = task_of(layout, context_blocks=context), batch_of(5)
     whole = task(batch, "model", 0, {})
     alone = [rows_of(batch, slice(i, i + 1)) for i in range(5)]
     torch.testing.assert_close(whole.loss, sum(task(row, "model", 0, {}).loss for row in alone))
@@ -84,12 +84,12 @@ def test_the_class_counts_and_is_dropped_by_seed_in_training_only():
 
 
 def test_the_context_conditions_but_is_no_target():
-    task, batch = task_of(LENGTH, replace(PLAIN, context_blocks=1)), batch_of(2)
+    task, batch = task_of(LENGTH, context_blocks=1), batch_of(2)
     loss = task(batch, "model", 0, {}).loss
     batch["codes"][:, 0, 0] = (batch["codes"][:, 0, 0] + 1) % 13
     assert not torch.equal(task(batch, "model", 0, {}).loss, loss)
     with pytest.raises(ValueError, match="leaves nothing to predict of 3 blocks"):
-        task_of(LENGTH, replace(PLAIN, context_blocks=3))
+        task_of(LENGTH, context_blocks=3)
 
 
 def test_accuracies_by_hand():

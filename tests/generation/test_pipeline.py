@@ -35,9 +35,9 @@ class PixelTokenizer:
         return grey.view(len(grey), 1, -1, 2, 1).expand(-1, 3, -1, -1, -1)
 
 
-def model_of(layout: BlockLayout = LAYOUT) -> BlockTransformer:
+def model_of(layout: BlockLayout = LAYOUT, context_blocks: int = 0) -> BlockTransformer:
     torch.manual_seed(0)
-    model = BlockTransformer(ARConfig(layout, SIZES)).eval()
+    model = BlockTransformer(ARConfig(layout, SIZES, context_blocks)).eval()
     torch.nn.init.normal_(model.llama.lm_head.weight)
     return model
 
@@ -76,15 +76,15 @@ def test_plans_reach_the_rows_they_are_for():
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_predicted_videos_begin_with_their_context(blocks):
-    context, seeds = clip(2 * blocks), torch.arange(3)
-    generated = predict_frames(model_of(), PixelTokenizer(), None, context, seeds, SamplingConfig(), batch_size=2)
+    model, context, seeds = model_of(context_blocks=blocks), clip(2 * blocks), torch.arange(3)
+    generated = predict_frames(model, PixelTokenizer(), None, context, seeds, SamplingConfig(), batch_size=2)
     assert generated.videos.shape == (3, 3, 6, 2, 1)
     torch.testing.assert_close(generated.videos[:, :, : 2 * blocks], context)
 
     def shorter(tokens: BlockTokens) -> BlockTokens:
         return tokens.tail_drop(torch.tensor([[1, 2], [2, 4], [4, 1]])[: len(tokens.keep), :blocks])
 
-    cut = predict_frames(model_of(), PixelTokenizer(), shorter, context, seeds, SamplingConfig())
+    cut = predict_frames(model, PixelTokenizer(), shorter, context, seeds, SamplingConfig())
     assert cut.tokens.lengths[:, :blocks].tolist() == [row[:blocks] for row in [[1, 2], [2, 4], [4, 1]]]
 
 
@@ -104,13 +104,18 @@ def test_published_frame_prediction_replaces_the_padded_block():
 
 
 def test_bad_input_is_said_in_words():
-    model, tokenizer, config = model_of(), PixelTokenizer(), SamplingConfig()
+    model, predictor = model_of(), model_of(context_blocks=1)
+    tokenizer, config = PixelTokenizer(), SamplingConfig()
     with pytest.raises(ValueError, match="there are 3 classes"):
         generate_classes(model, tokenizer, torch.tensor([3]), torch.arange(1), config)
     with pytest.raises(ValueError, match="prompt of 1 frames is shorter than a block of 2"):
-        predict_frames(model, tokenizer, None, clip(1), torch.arange(3), config)
-    with pytest.raises(ValueError, match="leaves nothing to predict"):
-        predict_frames(model, tokenizer, None, clip(6), torch.arange(3), config)
+        predict_frames(predictor, tokenizer, None, clip(1), torch.arange(3), config)
+    with pytest.raises(ValueError, match="continues prompts of 2 frames, got 4"):
+        predict_frames(predictor, tokenizer, None, clip(4), torch.arange(3), config)
+    with pytest.raises(ValueError, match="was not trained to predict frames"):
+        predict_frames(model, tokenizer, None, clip(2), torch.arange(3), config)
+    with pytest.raises(ValueError, match="does not generate classes"):
+        generate_classes(predictor, tokenizer, torch.tensor([0]), torch.arange(1), config)
     other = model_of(replace(LAYOUT, codebook_size=9))
     with pytest.raises(ValueError, match="another tokenizer: it has 9 codes in blocks of 4, the tokenizer 8 codes"):
         generate_classes(other, tokenizer, torch.tensor([0]), torch.arange(1), config)
