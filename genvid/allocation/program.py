@@ -119,7 +119,9 @@ def check_reachable(program: BudgetProgram) -> None:
 
 def _check_shapes(distortion: Tensor, grid: list[int]) -> None:
     if distortion.ndim != 2 or not len(distortion) or distortion.shape[1] != len(grid) or not grid:
-        raise ValueError(f"distortion is (N, K) with one column for each of {len(grid)} sizes, got {tuple(distortion.shape)}")
+        raise ValueError(
+            f"distortion is (N, K) with one column for each of {len(grid)} sizes, got {tuple(distortion.shape)}"
+        )
     if grid[0] < 0 or any(b <= a for a, b in zip(grid, grid[1:], strict=False)):
         raise ValueError(f"candidate sizes must be non-negative and ascending, got {grid}")
 

@@ -21,9 +21,7 @@ def solve_budget(
     solver: str = "lagrangian",
 ) -> Tensor:
     """The (N,) sizes of `solve_program`."""
-    return solve_program(
-        distortion, sizes, budget, exact=exact, minimum=minimum, maximum=maximum, solver=solver
-    ).sizes
+    return solve_program(distortion, sizes, budget, exact=exact, minimum=minimum, maximum=maximum, solver=solver).sizes
 
 
 def solve_program(

@@ -1,0 +1,196 @@
+"""Rules that decide how many tokens each block keeps. All are deterministic.
+
+Budgets are mean tokens per video. `uniform`, `table` and `threshold` treat each clip alone. `group` and `joint` share
+one budget among the `group_size` consecutive clips of a group: pass whole groups, in a fixed order, and the result
+depends on neither batch size nor world size. A short last group gets its share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genvid.allocation.curves import gains
+from genvid.allocation.predictor import DistortionPredictor, predict_all_curves, predict_curves
+from genvid.allocation.program import BudgetError
+from genvid.allocation.solver import solve_budget
+from genvid.tokens import BlockTokens
+
+
+class Allocator(Protocol):
+    """A rule that drops tokens from the end of blocks."""
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        """The same tokens, fewer kept."""
+        ...
+
+
+class UniformAllocator:
+    """Every block of every clip keeps `length` tokens."""
+
+    def __init__(self, length: int) -> None:
+        if length < 0:
+            raise ValueError(f"a block cannot keep {length} tokens")
+        self.length = length
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        return tokens.tail_drop(torch.full_like(tokens.lengths, self.length))
+
+
+class TableAllocator:
+    """Block g of every clip keeps the same number of tokens: the table without any adaptivity to content.
+
+    `lengths` are (G,) mean tokens per block. They become candidate sizes whose sum is as near below the sum of the
+    table as sizes allow, and among those the nearest to the table in the sense of least squares.
+    """
+
+    def __init__(self, lengths: Sequence[float], sizes: Tensor) -> None:
+        grid, table = sizes.double().cpu(), torch.tensor(list(lengths), dtype=torch.float64)
+        misfit = (grid - table[:, None]) ** 2
+        spend_first = misfit.amax(1).sum() + 1  # more than any misfit: a spent token always wins
+        self.lengths = solve_budget(misfit - spend_first * grid, sizes.cpu(), whole(sum(lengths)))
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        check_blocks(tokens, len(self.lengths), "the table of lengths")
+        return tokens.tail_drop(self.lengths.to(tokens.keep.device).expand(len(tokens.keep), -1))
+
+
+class GroupAllocator:
+    """AdapTok's rule (arXiv:2505.17011, as released): block after block, each with a fixed budget over the group.
+
+    `block_budgets` are (G,) mean tokens per block. `exact` spends the (rounded down) budget to the token, as the
+    published code does, instead of at most that.
+    """
+
+    def __init__(
+        self, predictor: DistortionPredictor, block_budgets: Sequence[float], group_size: int, *, exact: bool = False
+    ) -> None:
+        self.predictor, self.block_budgets, self.exact = predictor, list(block_budgets), exact
+        self.group_size = check_group_size(group_size)
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        check_blocks(tokens, len(self.block_budgets), "the table of block budgets")
+        lengths = tokens.lengths
+        for block, mean in enumerate(self.block_budgets):
+            curves = predict_curves(self.predictor, tokens, lengths, block)
+            groups = curves.split(self.group_size)
+            lengths[:, block] = torch.cat([self._solve(group, mean) for group in groups])
+        return tokens.tail_drop(lengths)
+
+    def _solve(self, curves: Tensor, mean: float) -> Tensor:
+        return solve_budget(curves, self.predictor.sizes.to(curves.device), whole(mean * len(curves)), exact=self.exact)
+
+
+class JointAllocator:
+    """One budget over all blocks of all clips of a group: tokens move between blocks as well as between clips.
+
+    The curve of a block depends on how the blocks before it are cut, so the program is solved in `rounds`: curves
+    under the current cut (uniform at first) -> optimal cut for these curves -> curves under that cut. Every cut
+    keeps to the budget; each group gets the one whose own curves promise the least distortion.
+    `block_weights` (G,) are the worth of a gain in each block (see `fit_block_weights`).
+    """
+
+    def __init__(
+        self,
+        predictor: DistortionPredictor,
+        tokens_per_video: float,
+        group_size: int,
+        *,
+        block_weights: Sequence[float] | None = None,
+        rounds: int = 3,
+    ) -> None:
+        self.predictor, self.tokens_per_video, self.rounds = predictor, tokens_per_video, rounds
+        self.group_size, self.block_weights = check_group_size(group_size), block_weights
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        blocks = tokens.keep.shape[1]
+        sizes = self.predictor.sizes.to(tokens.keep.device)
+        weights = weights_tensor(self.block_weights, tokens)
+        lengths = largest_size(sizes, self.tokens_per_video / blocks).expand_as(tokens.lengths).clone()
+        best, least = lengths, None
+        for _ in range(self.rounds + 1):
+            curves = predict_all_curves(self.predictor, tokens, lengths)
+            index = torch.searchsorted(sizes, lengths)
+            promised = curves.gather(2, index[..., None])[..., 0].sum(1)
+            promised = torch.cat([g.sum().expand(len(g)) for g in promised.split(self.group_size)])
+            if least is None:
+                least = promised
+            else:
+                better = promised < least
+                best, least = torch.where(better[:, None], lengths, best), torch.where(better, promised, least)
+            weighted = (curves * weights[:, None]).split(self.group_size)
+            solved = torch.cat([self._solve(group, sizes) for group in weighted])
+            if torch.equal(solved, lengths):
+                break
+            lengths = solved
+        return tokens.tail_drop(best)
+
+    def _solve(self, curves: Tensor, sizes: Tensor) -> Tensor:
+        budget = whole(self.tokens_per_video * len(curves))
+        return solve_budget(curves.flatten(0, 1), sizes, budget).view(curves.shape[:2])
+
+
+class ThresholdAllocator:
+    """A slice of tokens is kept while its predicted gain per token exceeds `multiplier`; block after block.
+
+    Gains are those of the lower convex hull of the block's curve. Works for one clip and for a stream, needs no
+    look-ahead, and gives a clip the same lengths in any batch. With the multiplier of the joint program and curves
+    that do not depend on earlier cuts it is the optimum of that program; the budget then holds on average, not per clip.
+    """
+
+    def __init__(
+        self, predictor: DistortionPredictor, multiplier: float, *, block_weights: Sequence[float] | None = None
+    ) -> None:
+        if not multiplier >= 0:
+            raise ValueError(f"a multiplier is distortion per token, at least 0, got {multiplier}")
+        self.predictor, self.multiplier, self.block_weights = predictor, multiplier, block_weights
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        weights = weights_tensor(self.block_weights, tokens)
+        lengths = tokens.lengths
+        for block in range(tokens.keep.shape[1]):
+            curves = predict_curves(self.predictor, tokens, lengths, block) * weights[block]
+            lengths[:, block] = self.step(curves)
+        return tokens.tail_drop(lengths)
+
+    def step(self, curves: Tensor) -> Tensor:
+        """(B, K) monotone (weighted) curves of one block -> (B,) sizes. The whole rule, for streaming callers."""
+        sizes = self.predictor.sizes.to(curves.device)
+        return sizes[(gains(curves, sizes) > self.multiplier).sum(-1)]
+
+
+def whole(tokens: float) -> int:
+    """Tokens of a fractional budget: rounded down, but for rounding errors of the product that made it."""
+    return math.floor(tokens + 1e-6)
+
+
+def largest_size(sizes: Tensor, tokens: float) -> Tensor:
+    """The largest candidate size within `tokens`; BudgetError below the smallest."""
+    fitting = sizes[sizes <= tokens + 1e-6]
+    if not len(fitting):
+        raise BudgetError(f"{tokens:g} tokens per block are fewer than the smallest candidate size, {int(sizes[0])}")
+    return fitting[-1]
+
+
+def check_blocks(tokens: BlockTokens, blocks: int, what: str) -> None:
+    if tokens.keep.shape[1] != blocks:
+        raise ValueError(f"{what} is for {blocks} blocks but the clips have {tokens.keep.shape[1]}")
+
+
+def check_group_size(group_size: int) -> int:
+    if group_size < 1:
+        raise ValueError(f"a group has at least one clip, got group_size {group_size}")
+    return group_size
+
+
+def weights_tensor(block_weights: Sequence[float] | None, tokens: BlockTokens) -> Tensor:
+    """(G,) float64 weights on the device of the tokens; ones by default."""
+    blocks = tokens.keep.shape[1]
+    if block_weights is None:
+        return torch.ones(blocks, dtype=torch.float64, device=tokens.keep.device)
+    check_blocks(tokens, len(block_weights), "the table of block weights")
+    return torch.tensor(list(block_weights), dtype=torch.float64, device=tokens.keep.device)

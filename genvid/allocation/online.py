@@ -1,0 +1,215 @@
+"""Hard budgets online: block after block, no look-ahead, never a token too many.
+
+A controller prices tokens anew before every block. The price is the multiplier at which this block (its predicted
+curve) and a forecast of the blocks to come would together use up what is left; the block takes the size of least
+distortion + price x (tokens + tokens that this size would strand). A `Ledger` knows the rules of the budget: what may
+be spent now, and what a choice strands for ever. The guarantee is the ledger's and does not depend on the forecast.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genvid.allocation.allocators import weights_tensor, whole
+from genvid.allocation.curves import gains, running_minimum
+from genvid.allocation.predictor import DistortionPredictor, predict_curves
+from genvid.allocation.program import BudgetError, grid_unit
+from genvid.tokens import BlockTokens
+
+_MEMORY = 0.9
+"""Weight of a block seen one block earlier, when a stream's own activity is estimated."""
+
+
+class Ledger(Protocol):
+    """What is left of the budgets of B streams, all at the same block."""
+
+    def plan(self) -> tuple[int, Tensor]:
+        """(blocks to come after this one that the plan covers, (B,) tokens for them and this block together)."""
+        ...
+
+    def stranded(self) -> Tensor:
+        """(B, K) float64 tokens that could never be used if this block took each size; inf where it may not."""
+        ...
+
+    def spend(self, sizes: Tensor) -> None:
+        """Book the (B,) sizes of this block and go to the next."""
+        ...
+
+
+class VideoLedger:
+    """At most `tokens` for a video of `blocks` blocks."""
+
+    def __init__(self, tokens: float, blocks: int, sizes: Tensor, streams: int = 1) -> None:
+        grid, tokens = [int(size) for size in sizes.tolist()], whole(tokens)
+        if tokens < blocks * grid[0]:
+            raise BudgetError(
+                f"{tokens} tokens cannot pay for {blocks} blocks of at least {grid[0]} tokens; "
+                f"allow {blocks * grid[0]} or more"
+            )
+        self._sizes, self._left, self._blocks_left = sizes, torch.full((streams,), tokens, device=sizes.device), blocks
+        self._unit, self._first = grid_unit(grid), grid[0]
+        self._fills = _largest_fills([(size - grid[0]) // self._unit for size in grid], tokens // self._unit, blocks)
+
+    def plan(self) -> tuple[int, Tensor]:
+        if not self._blocks_left:
+            raise ValueError("every block of this video has its tokens already; open a new ledger for the next video")
+        return self._blocks_left - 1, self._left
+
+    def stranded(self) -> Tensor:
+        later = self._blocks_left - 1
+        rest = self._left[:, None] - self._sizes - later * self._first
+        fills = torch.tensor(self._fills[later], device=rest.device)
+        fill = fills[(rest // self._unit).clamp(0, len(fills) - 1)] * self._unit
+        return (rest - fill).double().masked_fill(rest < 0, torch.inf)
+
+    def spend(self, sizes: Tensor) -> None:
+        self._left, self._blocks_left = self._left - sizes, self._blocks_left - 1
+
+
+class StreamLedger:
+    """A stream without end: a bucket that holds at most `burst` tokens and gains `tokens_per_block` before each block.
+
+    It starts full. Any run of n blocks then takes at most burst + ceil(n x tokens_per_block) tokens.
+    """
+
+    def __init__(self, tokens_per_block: float, burst: int, sizes: Tensor, streams: int = 1) -> None:
+        smallest = int(sizes[0])
+        if tokens_per_block < smallest:
+            raise BudgetError(
+                f"{tokens_per_block:g} tokens per block cannot pay for blocks of at least {smallest} tokens"
+            )
+        if burst < math.ceil(tokens_per_block):
+            raise BudgetError(f"a bucket of {burst} tokens cannot hold the {tokens_per_block:g} tokens of one block")
+        self._sizes, self._rate, self._burst, self._block = sizes, tokens_per_block, burst, 0
+        self._level = torch.full((streams,), burst, device=sizes.device)
+
+    def plan(self) -> tuple[int, Tensor]:
+        """The bucket should be half full again after as many blocks as it could pay for."""
+        ahead = math.ceil(self._burst / self._rate)
+        return ahead, self._level + whole(ahead * self._rate) - self._burst // 2
+
+    def stranded(self) -> Tensor:
+        rest = self._level[:, None] - self._sizes
+        overflow = (rest + self._refill() - self._burst).clamp(min=0)
+        return overflow.double().masked_fill(rest < 0, torch.inf)
+
+    def spend(self, sizes: Tensor) -> None:
+        self._level = (self._level - sizes + self._refill()).clamp(max=self._burst)
+        self._block += 1
+
+    def _refill(self) -> int:
+        """Whole tokens gained before the next block; their sum never runs ahead of the rate."""
+        return whole((self._block + 1) * self._rate) - whole(self._block * self._rate)
+
+
+class OnlineController:
+    """The size of each next block of B streams, from its predicted curve and the ledger.
+
+    typical: (G, K - 1) gains per token and step of the median clip's blocks (`Calibration.typical_gains`); blocks
+    beyond G are like the last. The forecast scales them by the stream's own activity so far. Without `typical`, blocks
+    to come are taken to be like those seen.
+    block_weights: (G,) worth of a gain in each block; blocks beyond G like the last.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        sizes: Tensor,
+        *,
+        typical: Tensor | None = None,
+        block_weights: Sequence[float] | None = None,
+    ) -> None:
+        self._ledger, self._sizes, self._block = ledger, sizes, 0
+        self._weights = [1.0] if block_weights is None else list(block_weights)
+        self._typical = None if typical is None else typical.double().to(sizes.device)
+        self._seen: Tensor | float = 0.0
+        self._expected = 0.0
+
+    def step(self, curves: Tensor) -> Tensor:
+        """(B, K) predicted distortion of the next block -> (B,) sizes, booked in the ledger."""
+        if not bool(curves.isfinite().all()):
+            raise ValueError("a predicted distortion is NaN or infinite; mend the predictor")
+        curves = running_minimum(curves) * self._weights[min(self._block, len(self._weights) - 1)]
+        ahead, pool = self._ledger.plan()
+        own = gains(curves, self._sizes)
+        future, counts = self._forecast(own, ahead)
+        widths = self._sizes.diff()
+        steps = torch.cat([own, future.flatten(1)], 1)
+        weights = torch.cat([widths, (counts[:, None] * widths).flatten()])
+        price = _price(steps, weights, pool - (ahead + 1) * self._sizes[0])
+        stranded = self._ledger.stranded()
+        cost = curves + price[:, None] * (self._sizes + torch.where(stranded < torch.inf, stranded, 0))
+        chosen = self._sizes[cost.masked_fill(stranded == torch.inf, torch.inf).argmin(1)]
+        self._ledger.spend(chosen)
+        self._block += 1
+        return chosen
+
+    def _forecast(self, own: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
+        """(B, U, K - 1) gains of the kinds of blocks to come and (U,) how many of each; learns from `own`."""
+        if self._typical is None:
+            self._seen = self._seen * _MEMORY + own
+            self._expected = self._expected * _MEMORY + 1
+            return (self._seen / self._expected)[:, None], torch.tensor([ahead], device=own.device)
+        widths, last = self._sizes.diff(), len(self._typical) - 1
+        totals = (self._typical * widths).sum(1)
+        prior = float(totals.mean())  # one typical block's worth of trust in the calibration
+        self._seen = self._seen * _MEMORY + (own * widths).sum(1)
+        self._expected = self._expected * _MEMORY + float(totals[min(self._block, last)])
+        activity = (self._seen + prior) / (self._expected + prior) if prior > 0 else torch.ones_like(own[:, 0])
+        kinds = [min(self._block + 1 + i, last) for i in range(min(ahead, last + 1))] or [last]
+        counts = torch.ones(len(kinds), dtype=torch.int64, device=own.device)
+        counts[-1] += ahead - len(kinds)
+        return activity[:, None, None] * self._typical[kinds], counts
+
+
+class OnlineBudgetAllocator:
+    """At most `tokens_per_video` tokens for every single clip; see `OnlineController` for `typical` and weights."""
+
+    def __init__(
+        self,
+        predictor: DistortionPredictor,
+        tokens_per_video: float,
+        *,
+        typical: Tensor | None = None,
+        block_weights: Sequence[float] | None = None,
+    ) -> None:
+        self.predictor, self.tokens_per_video = predictor, tokens_per_video
+        self.typical, self.block_weights = typical, block_weights
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        sizes = self.predictor.sizes.to(tokens.keep.device)
+        weights_tensor(self.block_weights, tokens)
+        ledger = VideoLedger(self.tokens_per_video, tokens.keep.shape[1], sizes, len(tokens.keep))
+        controller = OnlineController(ledger, sizes, typical=self.typical, block_weights=self.block_weights)
+        lengths = tokens.lengths
+        for block in range(tokens.keep.shape[1]):
+            lengths[:, block] = controller.step(predict_curves(self.predictor, tokens, lengths, block))
+        return tokens.tail_drop(lengths)
+
+
+def _price(steps: Tensor, widths: Tensor, pool: Tensor) -> Tensor:
+    """(B,) gain of the step at which (B,) `pool` runs out, steps taken by falling gain; 0 when it suffices for all."""
+    ordered, order = steps.sort(dim=1, descending=True, stable=True)
+    over = widths[order].cumsum(1) > pool[:, None]
+    first = over.int().argmax(1, keepdim=True)
+    price = ordered.gather(1, first)[:, 0].clamp(min=0) if steps.shape[1] else pool.new_zeros(len(pool)).double()
+    return torch.where(over.any(1), price, 0)
+
+
+def _largest_fills(offsets: list[int], most: int, blocks: int) -> list[np.ndarray]:
+    """fills[h][r]: the largest sum of `h` offsets that is at most r, for h < blocks and r <= most."""
+    reached = np.zeros(most + 1, bool)
+    reached[0] = True
+    fills = []
+    for _ in range(blocks):
+        fills.append(np.maximum.accumulate(np.where(reached, np.arange(most + 1), 0)))
+        reached = np.logical_or.reduce(
+            [np.concatenate([np.zeros(min(o, most + 1), bool), reached[: most + 1 - o]]) for o in offsets if o <= most]
+        )
+    return fills

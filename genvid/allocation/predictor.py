@@ -1,0 +1,63 @@
+"""Where distortion curves come from: a scorer's prediction, or a measurement. Allocators do not tell them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from genvid.allocation.curves import running_minimum
+from genvid.tokens import BlockTokens
+
+
+class DistortionPredictor(Protocol):
+    """Says what a block loses at each candidate size, given how the blocks before it are cut."""
+
+    @property
+    def sizes(self) -> Tensor:
+        """(K,) int64 ascending candidate sizes."""
+        ...
+
+    def predict(self, tokens: BlockTokens, block: int) -> Tensor:
+        """(B, K) distortion of `block` when it keeps each size.
+
+        Blocks before it are cut as `tokens.keep` says; `block` itself is whole; later blocks must not matter.
+        A row must not depend on the other rows.
+        """
+        ...
+
+
+class MeasuredDistortion:
+    """The oracle: distortion measured by decoding, under the same contract as a prediction.
+
+    measure(tokens, block) -> (B,) decodes `tokens` and compares `block` with the clips that the tokens came from; it is
+    called once per size, with `block` cut to that size and later blocks cut to the smallest.
+    """
+
+    def __init__(self, measure: Callable[[BlockTokens, int], Tensor], sizes: Tensor) -> None:
+        self._measure = measure
+        self.sizes = sizes
+
+    def predict(self, tokens: BlockTokens, block: int) -> Tensor:
+        lengths = tokens.lengths
+        lengths[:, block + 1 :] = int(self.sizes[0])
+        columns = []
+        for size in self.sizes.tolist():
+            lengths[:, block] = size
+            columns.append(self._measure(tokens.tail_drop(lengths), block))
+        return torch.stack(columns, 1)
+
+
+def predict_curves(predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor, block: int) -> Tensor:
+    """(B, K) float64 monotone curves of `block`, earlier blocks cut to their (B, G) `lengths`."""
+    earlier = lengths.clone()
+    earlier[:, block:] = tokens.keep.shape[-1]
+    return running_minimum(predictor.predict(tokens.tail_drop(earlier), block))
+
+
+def predict_all_curves(predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor) -> Tensor:
+    """(B, G, K) monotone curves of every block under one cut."""
+    blocks = range(tokens.keep.shape[1])
+    return torch.stack([predict_curves(predictor, tokens, lengths, block) for block in blocks], 1)
