@@ -100,6 +100,8 @@ def convert(source: str | Path, destination: str | Path) -> PublishedTransformer
 
     Raises CheckpointError that names what is missing, unexpected or of another shape.
     """
+    if Path(destination).exists():
+        raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
     folder = resolve(source)
     data, weights = read_config(folder), read_weights(folder)
     config = _read_config(data, weights, folder)

@@ -157,6 +157,8 @@ def test_a_folder_of_other_sizes_computes_what_the_published_network_does(tmp_pa
     source = published_folder(tmp_path / "source")
     assert recognises(json.loads((source / "config.json").read_text()))
     convert(source, tmp_path / "model")
+    with pytest.raises(CheckpointError, match="exists already"):
+        convert(source, tmp_path / "model")
     model = load_model(tmp_path / "model")
     indices = torch.tensor([3, 1, 10, 4, 10, 9, 0])
     row = torch.cat([model.layout.class_prefix(torch.tensor([4]))[0], indices])
