@@ -100,9 +100,9 @@ def convert(source: str | Path, destination: str | Path) -> PublishedTransformer
 
     Raises CheckpointError that names what is missing, unexpected or of another shape.
     """
-    if Path(destination).exists():
+    folder, destination = resolve(source), Path(destination)
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
-    folder = resolve(source)
     data, weights = read_config(folder), read_weights(folder)
     config = _read_config(data, weights, folder)
     _check_entries(_expected_shapes(config), weights, folder)
