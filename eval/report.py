@@ -92,31 +92,57 @@ class Report:
         return _row([self.title, *(str(number) for number in self.numbers)])
 
 
-def compare(reports: Sequence[Report]) -> str:
-    """A Markdown table with a row for each report and a column for each number, the best value in bold.
+def columns(reports: Sequence[Report]) -> dict[str, Number]:
+    """Name -> first number of that name, over all reports.
 
     ValueError when a column would mix protocols: such numbers do not compare.
     """
-    columns: dict[str, Number] = {}
+    found: dict[str, Number] = {}
     for report in reports:
         for number in report.numbers:
-            first = columns.setdefault(number.name, number)
+            first = found.setdefault(number.name, number)
             if first.protocol != number.protocol:
                 raise ValueError(
                     f"{number.name} of '{report.title}' follows {number.protocol.name} {_difference(number, first)}; "
                     "numbers of different protocols do not stand in one column"
                 )
-    rows = [_row(["", *columns]), _row(["---"] * (len(columns) + 1))]
+    return found
+
+
+def compare(reports: Sequence[Report]) -> str:
+    """A Markdown table with a row for each report and a column for each number, the best value in bold.
+
+    ValueError when a column would mix protocols.
+    """
+    names = list(columns(reports))
+    rows = [_row(["", *names]), _row(["---"] * (len(names) + 1))]
     for report in reports:
         found = {number.name: number for number in report.numbers}
-        cells = [_cell(found.get(name), _best(reports, name)) for name in columns]
-        rows.append(_row([report.title, *cells]))
+        rows.append(_row([report.title, *(_cell(found.get(name), best_value(reports, name)) for name in names)]))
     return "\n".join(rows)
+
+
+def best_value(reports: Iterable[Report], name: str) -> float | None:
+    """The best of the numbers of this name; None where there is no contest."""
+    numbers = [number for report in reports for number in report.numbers if number.name == name]
+    if len(numbers) < 2 or numbers[0].better == "neither":
+        return None
+    values = [number.value for number in numbers]
+    return max(values) if numbers[0].better == "higher" else min(values)
 
 
 def format_value(value: float) -> str:
     """Four significant digits, without an exponent where people do not expect one."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def format_column(values: Sequence[float]) -> list[str]:
+    """Values as `format_value` would, but all with as many decimals as the one that needs most."""
+    texts = [format_value(value) for value in values]
+    if any("e" in text for text in texts):
+        return texts
+    decimals = max((len(text.partition(".")[2]) for text in texts), default=0)
+    return [f"{value:,.{decimals}f}" for value in values]
 
 
 def code_version() -> str:
@@ -135,14 +161,6 @@ def _difference(number: Number, other: Number) -> str:
     mine, theirs = asdict(number.protocol), asdict(other.protocol)
     fields = [key for key in mine if mine[key] != theirs[key]]
     return f"({', '.join(f'{key} {mine[key]} against {theirs[key]}' for key in fields)})"
-
-
-def _best(reports: Iterable[Report], name: str) -> float | None:
-    numbers = [number for report in reports for number in report.numbers if number.name == name]
-    if len(numbers) < 2 or numbers[0].better == "neither":
-        return None
-    values = [number.value for number in numbers]
-    return max(values) if numbers[0].better == "higher" else min(values)
 
 
 def _cell(number: Number | None, best: float | None) -> str:
