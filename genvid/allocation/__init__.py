@@ -8,21 +8,39 @@ from genvid.allocation.allocators import (
     ThresholdAllocator,
     UniformAllocator,
 )
-from genvid.allocation.predictor import DistortionPredictor, MeasuredDistortion
+from genvid.allocation.calibration import Calibration, Provenance, calibrate, close_loop, fit_block_weights
+from genvid.allocation.comparison import with_expected
+from genvid.allocation.config import AllocatorConfig, build_allocator
+from genvid.allocation.online import OnlineBudgetAllocator, OnlineController, StreamLedger, VideoLedger
+from genvid.allocation.predictor import DistortionPredictor, FixedCurves, MeasuredDistortion, predict_all_curves
 from genvid.allocation.program import BudgetError, Solution
 from genvid.allocation.solver import solve_budget, solve_program
 
 __all__ = [
     "Allocator",
+    "AllocatorConfig",
     "BudgetError",
+    "Calibration",
     "DistortionPredictor",
+    "FixedCurves",
     "GroupAllocator",
     "JointAllocator",
     "MeasuredDistortion",
+    "OnlineBudgetAllocator",
+    "OnlineController",
+    "Provenance",
     "Solution",
+    "StreamLedger",
     "TableAllocator",
     "ThresholdAllocator",
     "UniformAllocator",
+    "VideoLedger",
+    "build_allocator",
+    "calibrate",
+    "close_loop",
+    "fit_block_weights",
+    "predict_all_curves",
     "solve_budget",
     "solve_program",
+    "with_expected",
 ]

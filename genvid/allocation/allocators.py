@@ -77,7 +77,7 @@ class GroupAllocator:
         lengths = tokens.lengths
         for block, mean in enumerate(self.block_budgets):
             curves = predict_curves(self.predictor, tokens, lengths, block)
-            groups = curves.split(self.group_size)
+            groups = torch.split(curves, self.group_size)
             lengths[:, block] = torch.cat([self._solve(group, mean) for group in groups])
         return tokens.tail_drop(lengths)
 
@@ -116,13 +116,13 @@ class JointAllocator:
             curves = predict_all_curves(self.predictor, tokens, lengths)
             index = torch.searchsorted(sizes, lengths)
             promised = curves.gather(2, index[..., None])[..., 0].sum(1)
-            promised = torch.cat([g.sum().expand(len(g)) for g in promised.split(self.group_size)])
+            promised = torch.cat([g.sum().expand(len(g)) for g in torch.split(promised, self.group_size)])
             if least is None:
                 least = promised
             else:
                 better = promised < least
                 best, least = torch.where(better[:, None], lengths, best), torch.where(better, promised, least)
-            weighted = (curves * weights[:, None]).split(self.group_size)
+            weighted = torch.split(curves * weights[:, None], self.group_size)
             solved = torch.cat([self._solve(group, sizes) for group in weighted])
             if torch.equal(solved, lengths):
                 break
@@ -138,8 +138,8 @@ class ThresholdAllocator:
     """A slice of tokens is kept while its predicted gain per token exceeds `multiplier`; block after block.
 
     Gains are those of the lower convex hull of the block's curve. Works for one clip and for a stream, needs no
-    look-ahead, and gives a clip the same lengths in any batch. With the multiplier of the joint program and curves
-    that do not depend on earlier cuts it is the optimum of that program; the budget then holds on average, not per clip.
+    look-ahead, and gives a clip the same lengths in any batch. On curves that do not depend on earlier cuts, the
+    multiplier of the joint program makes it that program's optimum. The budget holds on average, not per clip.
     """
 
     def __init__(

@@ -24,6 +24,8 @@ from genvid.tokens import BlockTokens
 
 _MEMORY = 0.9
 """Weight of a block seen one block earlier, when a stream's own activity is estimated."""
+_TRUST = 0.25
+"""Weight of the calibration in the same estimate, in typical blocks."""
 
 
 class Ledger(Protocol):
@@ -158,7 +160,7 @@ class OnlineController:
             return (self._seen / self._expected)[:, None], torch.tensor([ahead], device=own.device)
         widths, last = self._sizes.diff(), len(self._typical) - 1
         totals = (self._typical * widths).sum(1)
-        prior = float(totals.mean())  # one typical block's worth of trust in the calibration
+        prior = _TRUST * float(totals.mean())
         self._seen = self._seen * _MEMORY + (own * widths).sum(1)
         self._expected = self._expected * _MEMORY + float(totals[min(self._block, last)])
         activity = (self._seen + prior) / (self._expected + prior) if prior > 0 else torch.ones_like(own[:, 0])

@@ -50,6 +50,19 @@ class MeasuredDistortion:
         return torch.stack(columns, 1)
 
 
+class FixedCurves:
+    """Given (N, G, K) curves that do not react to earlier cuts, for the N clips of one BlockTokens, in their order."""
+
+    def __init__(self, curves: Tensor, sizes: Tensor) -> None:
+        self._curves = curves
+        self.sizes = sizes
+
+    def predict(self, tokens: BlockTokens, block: int) -> Tensor:
+        if len(tokens.keep) != len(self._curves):
+            raise ValueError(f"curves of {len(self._curves)} clips do not fit tokens of {len(tokens.keep)}")
+        return self._curves[:, block]
+
+
 def predict_curves(predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor, block: int) -> Tensor:
     """(B, K) float64 monotone curves of `block`, earlier blocks cut to their (B, G) `lengths`."""
     earlier = lengths.clone()

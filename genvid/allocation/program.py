@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -122,7 +123,7 @@ def _check_shapes(distortion: Tensor, grid: list[int]) -> None:
         raise ValueError(
             f"distortion is (N, K) with one column for each of {len(grid)} sizes, got {tuple(distortion.shape)}"
         )
-    if grid[0] < 0 or any(b <= a for a, b in zip(grid, grid[1:], strict=False)):
+    if grid[0] < 0 or any(b <= a for a, b in pairwise(grid)):
         raise ValueError(f"candidate sizes must be non-negative and ascending, got {grid}")
 
 

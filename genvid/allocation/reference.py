@@ -21,7 +21,7 @@ def solve(program: BudgetProgram, backend: str | None = None) -> Solution:
     rows = program.distortion.tolist()
     problem = pulp.LpProblem("allocation", pulp.LpMinimize)
     chosen = [
-        {k: pulp.LpVariable(f"x{i}_{k}", cat="Binary") for k, value in enumerate(row) if value < math.inf}
+        {k: problem.add_variable(f"x{i}_{k}", cat="Binary") for k, value in enumerate(row) if value < math.inf}
         for i, row in enumerate(rows)
     ]
     problem += pulp.lpSum(row[k] * x for row, options in zip(rows, chosen, strict=True) for k, x in options.items())

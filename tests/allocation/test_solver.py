@@ -150,7 +150,7 @@ def test_rising_curves_leave_tokens_unspent():
 
 def test_errors_say_the_way_out():
     curves, sizes = torch.rand(4, 3), torch.tensor([64, 128, 256])
-    with pytest.raises(BudgetError, match="200 tokens.*256 to 1024"):
+    with pytest.raises(BudgetError, match=r"200 tokens.*256 to 1024"):
         solve_budget(curves, sizes, 200)
     with pytest.raises(BudgetError, match="nearest sums are 256 and 320"):
         solve_budget(curves, sizes, 300, exact=True)
