@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from genvid.eval.charts import LineChart
-from genvid.eval.report import Report, best_value, columns, format_column, format_value
+from genvid.eval.report import Report, column, columns, format_column, format_value
 from genvid.files import write_atomically
 
 Value = str | float | None
@@ -100,16 +100,9 @@ class Section:
             f'<th scope="col">{_inline(name)}<small>{escape(number.protocol.name)}, {number.count:,} clips</small></th>'
             for name, number in found.items()
         )
-        body = []
-        for report in reports:
-            own = {number.name: number for number in report.numbers}
-            cells = [_cell(escape(report.title), False)]
-            for name in found:
-                number = own.get(name)
-                text = "–" if number is None else escape(str(number))
-                cells.append(_cell(text, number is not None and number.value == best_value(reports, name)))
-            body.append("".join(cells))
-        self._table(head, body)
+        cells = [[_cell(escape(text), best) for text, best in column(reports, name)] for name in found]
+        titles = [_cell(escape(report.title), False) for report in reports]
+        self._table(head, ["".join(row) for row in zip(titles, *cells, strict=True)])
         sources = "".join(_provenance(report) for report in reports)
         return self._add(f"<details><summary>How these numbers were measured</summary>{sources}</details>")
 

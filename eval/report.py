@@ -36,9 +36,10 @@ class Number:
     def __post_init__(self) -> None:
         check_name(self.protocol)
 
-    def __str__(self) -> str:
+    def text(self, value: str) -> str:
+        """The number as people write it, around its formatted value."""
         spread = "" if self.spread is None else f" ± {self.spread:.2g}"
-        return f"{format_value(self.value)}{spread}{f' {self.unit}' if self.unit else ''}"
+        return f"{value}{spread}{f' {self.unit}' if self.unit else ''}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ class Report:
 
     def markdown_row(self) -> str:
         """`| title | value | ... |`, in the order of the numbers."""
-        return _row([self.title, *(str(number) for number in self.numbers)])
+        return _row([self.title, *(number.text(format_value(number.value)) for number in self.numbers)])
 
 
 def columns(reports: Sequence[Report]) -> dict[str, Number]:
@@ -115,20 +116,18 @@ def compare(reports: Sequence[Report]) -> str:
     ValueError when a column would mix protocols.
     """
     names = list(columns(reports))
-    rows = [_row(["", *names]), _row(["---"] * (len(names) + 1))]
-    for report in reports:
-        found = {number.name: number for number in report.numbers}
-        rows.append(_row([report.title, *(_cell(found.get(name), best_value(reports, name)) for name in names)]))
-    return "\n".join(rows)
+    cells = [[f"**{text}**" if best else text for text, best in column(reports, name)] for name in names]
+    rows = [[report.title, *texts] for report, *texts in zip(reports, *cells, strict=True)]
+    return "\n".join(_row(row) for row in [["", *names], ["---"] * (len(names) + 1), *rows])
 
 
-def best_value(reports: Iterable[Report], name: str) -> float | None:
-    """The best of the numbers of this name; None where there is no contest."""
-    numbers = [number for report in reports for number in report.numbers if number.name == name]
-    if len(numbers) < 2 or numbers[0].better == "neither":
-        return None
-    values = [number.value for number in numbers]
-    return max(values) if numbers[0].better == "higher" else min(values)
+def column(reports: Sequence[Report], name: str) -> list[tuple[str, bool]]:
+    """The text of one number for each report, and whether it is the best; ("", False) where a report lacks it."""
+    found = [next((number for number in report.numbers if number.name == name), None) for report in reports]
+    present = [number for number in found if number]
+    texts = iter(format_column([number.value for number in present]))
+    best = _best(present)
+    return [(number.text(next(texts)), number.value == best) if number else ("", False) for number in found]
 
 
 def format_value(value: float) -> str:
@@ -163,10 +162,12 @@ def _difference(number: Number, other: Number) -> str:
     return f"({', '.join(f'{key} {mine[key]} against {theirs[key]}' for key in fields)})"
 
 
-def _cell(number: Number | None, best: float | None) -> str:
-    if number is None:
-        return ""
-    return f"**{number}**" if number.value == best else str(number)
+def _best(numbers: Sequence[Number]) -> float | None:
+    """None where there is no contest."""
+    if len(numbers) < 2 or numbers[0].better == "neither":
+        return None
+    values = [number.value for number in numbers]
+    return max(values) if numbers[0].better == "higher" else min(values)
 
 
 def _row(cells: Iterable[str]) -> str:

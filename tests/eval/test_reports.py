@@ -141,7 +141,7 @@ def test_report_round_trip_and_rows(tmp_path: Path) -> None:
     assert Report.load(tmp_path / "report.json") == written
     assert written.markdown_row() == "| ILP | 31.25 dB |"
     table = compare([written, report("uniform", 29.0)])
-    assert table.splitlines() == ["|  | PSNR |", "| --- | --- |", "| ILP | **31.25 dB** |", "| uniform | 29 dB |"]
+    assert table.splitlines() == ["|  | PSNR |", "| --- | --- |", "| ILP | **31.25 dB** |", "| uniform | 29.00 dB |"]
 
 
 def test_different_protocols_do_not_stand_in_one_column() -> None:
