@@ -36,7 +36,7 @@ class VideoClassifierConfig:
 
 
 class VideoClassifier(Model):
-    """3-D convolutional network; about 210 thousand parameters at width 24."""
+    """3-D convolutional network; 160 thousand parameters at width 24."""
 
     model_type: ClassVar[str] = "video_classifier"
     config_type: ClassVar[type] = VideoClassifierConfig

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics.aggregation import MeanMetric, SumMetric
 
 from genvid.eval.classifier import VideoClassifier
 from genvid.eval.features import FeatureNetwork
@@ -37,11 +38,12 @@ def evaluate_generation(
         position += len(video)
     for video in generated:
         distance.to(video.device).update(_as_scored(video, protocol), real=False)
+    value, real_against_real = float(distance.compute()), float(floor.compute())
     return {
-        distance.name: float(distance.compute()),
-        f"{distance.name}, real against real": float(floor.compute()),
-        "real clips": float(distance.real_features_num_samples),
-        "generated clips": float(distance.fake_features_num_samples),
+        distance.name: value,
+        f"{distance.name}, real against real": real_against_real,
+        "real clips": float(distance.counts[0]),
+        "generated clips": float(distance.counts[1]),
     }
 
 
@@ -49,13 +51,14 @@ def evaluate_generation(
 def class_accuracy(classifier: VideoClassifier, batches: Iterable[tuple[Tensor, Tensor]]) -> dict[str, float]:
     """Batches of videos (B, 3, T, H, W) in [-1, 1] with the (B,) classes asked for -> how often the classifier agrees,
     a fraction, and the count."""
-    right = total = 0
+    agreement, clips = MeanMetric(), SumMetric()
     for video, labels in batches:
-        right += int((classifier(video).argmax(-1) == labels).sum())
-        total += len(labels)
-    if not total:
-        raise ValueError("the class accuracy of no clips")
-    return {"class as asked": right / total, "clips": float(total)}
+        right = (classifier(video).argmax(-1) == labels).float()
+        agreement.to(video.device).update(right)
+        clips.to(video.device).update(len(labels))
+    if not agreement.update_called:
+        raise ValueError("the class accuracy of no clips: the batches were empty")
+    return {"class as asked": float(agreement.compute()), "clips": float(clips.compute())}
 
 
 def _as_scored(video: Tensor, protocol: Protocol) -> Tensor:

@@ -24,7 +24,8 @@ def evaluate_reconstruction(
     frechet: FrechetVideoDistance | None = None,
     quantize: bool = False,
 ) -> dict[str, float]:
-    """Batches (B, 3, T, H, W) in [-1, 1] -> name -> value, with `clips`, the rate and, if discrete, codebook usage.
+    """Batches (B, 3, T, H, W) in [-1, 1] -> name -> value, with the rate, the number of clips and,
+    if tokens are discrete, codebook usage.
 
     `quantize` rounds reconstructions to 8 bits first. Metrics are reset; across processes each feeds its own share and
     every one returns the whole.

@@ -147,6 +147,8 @@ def format_column(values: Sequence[float]) -> list[str]:
 def code_version() -> str:
     """Version of genvid and, in a checkout, its commit; `+` marks changed files."""
     root = Path(__file__).resolve().parents[1]
+    if not (root / "pyproject.toml").is_file():
+        return version("genvid")
     git = ["git", "-C", str(root), "describe", "--always", "--dirty=+", "--exclude=*"]
     try:
         commit = subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

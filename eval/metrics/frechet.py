@@ -16,7 +16,8 @@ from genvid.eval.features import FeatureNetwork
 class FrechetVideoDistance(FrechetInceptionDistance):  # type: ignore[misc]
     """Distance between the Gaussians fitted to the features of real and of generated videos; lower is better."""
 
-    feature_network = "inception"
+    counts: tuple[int, int]
+    """Real and generated videos that the last `compute` compared, over all processes."""
 
     def __init__(self, features: FeatureNetwork, *, ddof: int = 0, keep_real: bool = False) -> None:
         """`ddof` 0 divides covariances by N (LARP, AdapTok, StyleGAN-V), 1 by N - 1 (TATS, VideoGPT).
@@ -44,11 +45,12 @@ class FrechetVideoDistance(FrechetInceptionDistance):  # type: ignore[misc]
 
     def compute(self) -> Tensor:
         """float64 scalar; ValueError with fewer than two videos on a side."""
-        counts = (int(self.real_features_num_samples), int(self.fake_features_num_samples))
-        if min(counts) < 2:
-            raise ValueError(f"{self.name} needs two videos on each side, got {counts[0]} real and {counts[1]} others")
-        real = self._gaussian(self.real_features_sum, self.real_features_cov_sum, counts[0])
-        fake = self._gaussian(self.fake_features_sum, self.fake_features_cov_sum, counts[1])
+        reals, fakes = int(self.real_features_num_samples), int(self.fake_features_num_samples)
+        if min(reals, fakes) < 2:
+            raise ValueError(f"{self.name} needs two videos on each side, got {reals} real and {fakes} generated")
+        self.counts = (reals, fakes)
+        real = self._gaussian(self.real_features_sum, self.real_features_cov_sum, reals)
+        fake = self._gaussian(self.fake_features_sum, self.fake_features_cov_sum, fakes)
         distance: Tensor = _compute_fid(*real, *fake)
         return distance
 

@@ -47,7 +47,8 @@ class TokenRate(Metric):  # type: ignore[misc]
         self.clips += len(keep)
 
     def compute(self) -> dict[str, Tensor]:
-        """`tokens per clip` and `bits per clip`, float64; ValueError before the first clip."""
+        """`tokens per clip`, `bits per clip` and the number of `clips`, float64; ValueError before the first clip."""
         if self.clips == 0:
             raise ValueError("the token rate of no clips: call update first")
-        return {"tokens per clip": self.tokens.double() / self.clips, "bits per clip": self.bits / self.clips}
+        clips = self.clips.double()
+        return {"tokens per clip": self.tokens / clips, "bits per clip": self.bits / clips, "clips": clips}

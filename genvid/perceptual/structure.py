@@ -9,8 +9,7 @@ relative to the contrast around it, and errors at all scales count. On every ban
 
 Where a loss asks for it we depart from that paper: the first term is normalised by the target alone, which makes it
 convex in the video, so the optimiser cannot lower it by adding contrast. Fine bands weigh more than coarse ones, luma
-more than chroma. The weights were chosen for agreement with a trained network: on 34 distortions of real 128x128
-frames, its rank correlation with the SqueezeNet distance within a frame is 0.92 (squared error: 0.60).
+more than chroma. The weights were chosen for agreement with a trained network (docs/evaluation.md has the numbers).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _SMALLEST_BAND = 8
 
 
 class StructureDistance(PerceptualDistance):
-    """Multi-scale structure distance; unitless: 0.1 is slightly blurred, 0.5 badly, noise goes beyond 1."""
+    """Multi-scale structure distance; unitless: up to 0.1 is hard to see, 0.5 is badly blurred, noise goes beyond 1."""
 
     name = "structure distance"
     min_size = _SMALLEST_BAND

@@ -138,7 +138,8 @@ def test_token_rate_counts_tokens_and_side_information() -> None:
     full = BlockTokens(torch.ones(2, 2, 7, dtype=torch.bool))
     metric = TokenRate(spec)
     metric.update(full.tail_drop(torch.tensor([[3, 1], [4, 0]])))
-    assert {k: float(v) for k, v in metric.compute().items()} == {"tokens per clip": 4, "bits per clip": 4 * 5 + 2 * 3}
+    values = {name: float(value) for name, value in metric.compute().items()}
+    assert values == {"tokens per clip": 4, "bits per clip": 4 * 5 + 2 * 3, "clips": 2}
     scattered = TokenRate(spec)
     scattered.update(BlockTokens(torch.tensor([[[False, True] + [False] * 5] * 2])))
     assert float(scattered.compute()["bits per clip"]) == 2 * 5 + 2 * 7

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
@@ -92,6 +93,29 @@ def test_generation_end_to_end_with_floor() -> None:
     assert (results["real clips"], results["generated clips"]) == (40, 40)
 
 
+def _one_of_two(rank: int, rendezvous: str, results: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    clips = grey_clips(20)
+    real, fake = clips[rank::2], -clips[rank::2] * 0.3
+    features = ClassifierFeatures(classifier(), "test classifier")
+    values = evaluate_generation([real], [fake], features=features, protocol=DEMO)
+    values |= evaluate_reconstruction(Coarse(), half, [real], fidelity=[ClipPSNR()])
+    torch.save(values, f"{results}{rank}")
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "meet"), str(tmp_path / "values")), nprocs=2)
+    clips = grey_clips(20)
+    features = ClassifierFeatures(classifier(), "test classifier")
+    # The floor pairs even with odd clips of each process, so the single process reads them in that order.
+    order = torch.cat([clips[rank::2] for rank in (0, 1)])
+    expected = evaluate_generation([order], [-order * 0.3], features=features, protocol=DEMO)
+    expected |= evaluate_reconstruction(Coarse(), half, [clips], fidelity=[ClipPSNR()])
+    for rank in (0, 1):
+        assert torch.load(tmp_path / f"values{rank}") == pytest.approx(expected, rel=1e-5)
+
+
 def test_class_accuracy_counts() -> None:
     judge = classifier()
     video = grey_clips(6)
@@ -99,6 +123,8 @@ def test_class_accuracy_counts() -> None:
     labels[0] = 1 - labels[0]
     values = class_accuracy(judge, [(video[:4], labels[:4]), (video[4:], labels[4:])])
     assert values == {"class as asked": pytest.approx(5 / 6), "clips": 6}
+    with pytest.raises(ValueError, match="no clips"):
+        class_accuracy(judge, [])
 
 
 def test_rounding_gives_values_that_files_hold() -> None:
