@@ -201,3 +201,11 @@ def test_bad_input_is_said_in_words(tmp_path: Path) -> None:
         StructureDistance()(torch.zeros(1, 3, 2, 16, 16), torch.zeros(1, 3, 1, 16, 16))
     with pytest.raises(ValueError, match="at least 8 pixels, got 4x32"):
         StructureDistance()(torch.zeros(1, 3, 1, 4, 32), torch.zeros(1, 3, 1, 4, 32))
+
+
+def test_smallest_frames_are_measured_and_smaller_ones_refused(trunk_files: dict[str, Path]) -> None:
+    for distance in distances(trunk_files):
+        size = distance.min_size
+        assert distance(torch.zeros(1, 3, 1, size, size), torch.ones(1, 3, 1, size, size)) > 0
+        with pytest.raises(ValueError, match=f"at least {size} pixels"):
+            distance(torch.zeros(1, 3, 1, size - 1, size), torch.ones(1, 3, 1, size - 1, size))
