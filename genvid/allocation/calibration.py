@@ -55,7 +55,7 @@ class Calibration:
     multipliers: tuple[float, ...]
     """Per budget: distortion that a token is worth."""
     typical_gains: tuple[tuple[float, ...], ...]
-    """(G, K - 1) median gain per token and step: what a controller expects of blocks to come."""
+    """(G, K - 1) gain per token and step of a typical clip: what a controller expects of blocks to come."""
     block_weights: tuple[float, ...]
     """(G,) worth of a unit of gain in each block; the multipliers price weighted gains."""
     expected: Mapping[str, tuple[float, ...]]
@@ -152,11 +152,19 @@ def calibrate(
             for s, budget in zip(solutions, ordered, strict=True)
         ),
         multipliers=tuple(s.multiplier for s in solutions),
-        typical_gains=tuple(map(tuple, gains(weighted, sizes).median(0).values.tolist())),
+        typical_gains=_typical_gains(weighted, sizes),
         block_weights=tuple(weights.tolist()),
         expected={},
         provenance=provenance,
     )
+
+
+def _typical_gains(curves: Tensor, sizes: Tensor) -> tuple[tuple[float, ...], ...]:
+    """Mean gains after every clip is scaled to the median activity (total gain), so that busy clips do not rule."""
+    each = gains(curves, sizes)
+    activity = (each * sizes.to(each.device).diff()).sum((1, 2), keepdim=True)
+    typical = (each * (activity.median() / activity.clamp(min=1e-300))).mean(0)
+    return tuple(map(tuple, typical.tolist()))
 
 
 def close_loop(

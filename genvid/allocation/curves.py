@@ -26,15 +26,16 @@ def hull_slopes(curves: Tensor, sizes: Tensor) -> Tensor:
     allowed size +inf. By the min-max formula for convex minorants: step j has slope
     max over a <= j of min over b > j of (curve[b] - curve[a]) / (sizes[b] - sizes[a]).
     """
-    last = curves.shape[-1] - 1
-    # Reversed, so that the minimum over b > j is a running one.
-    curves, sizes = curves.double().flip(-1), sizes.double().flip(0)
-    slopes = curves.new_full((*curves.shape[:-1], last), -torch.inf)
-    for a in range(last, 0, -1):
-        chords = (curves[..., :a] - curves[..., a, None]) / (sizes[:a] - sizes[a])
-        chords.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)  # inf - inf: both forbidden
-        slopes[..., :a] = torch.maximum(slopes[..., :a], chords.cummin(-1).values)
-    return slopes.flip(-1)
+    curves, sizes = curves.double(), sizes.double()
+    spans = sizes - sizes[:, None]
+    shallowest = torch.full_like(curves, torch.inf)  # from each a, over the b seen so far: those beyond the step
+    slopes = torch.empty_like(curves[..., 1:])
+    for b in range(curves.shape[-1] - 1, 0, -1):
+        chords = (curves[..., b, None] - curves[..., :b]) / spans[:b, b]
+        # fmin passes over the NaN of inf - inf, where both ends are forbidden.
+        shallowest = torch.fmin(shallowest[..., :b], chords)
+        slopes[..., b - 1] = shallowest.amax(-1)
+    return slopes
 
 
 def gains(curves: Tensor, sizes: Tensor) -> Tensor:

@@ -34,12 +34,11 @@ def solve(program: BudgetProgram) -> Solution:
     choice, slope = _relax(program)
     relaxed = program.distortion - slope * program.sizes.double()  # an integer tensor times a float is float32
     least = relaxed.amin(1)
-    chosen = program.sizes[choice]
-    left = program.budget - int(chosen.sum())
     bound = float(least.sum()) + slope * program.budget
+    left = program.budget - int(program.sizes[choice].sum())
     if left and (program.exact or slope < 0):
-        remainder = _Remainder(relaxed - least[:, None], program.sizes - chosen[:, None], left, -slope, program)
-        choice = remainder.solve(choice, tolerance=_ROUNDING * (abs(bound) + abs(slope * program.budget)))
+        remainder = _Remainder(program, choice, relaxed - least[:, None], left, -slope)
+        choice = remainder.solve(tolerance=_ROUNDING * (float(least.abs().sum()) + abs(slope) * program.budget))
     value = float(program.distortion.gather(1, choice[:, None]).sum())
     sizes = program.sizes[choice]
     return Solution(sizes, value, min(bound, value), int(sizes.sum()), -slope)
@@ -50,74 +49,79 @@ def _relax(program: BudgetProgram) -> tuple[Tensor, float]:
     slopes = hull_slopes(program.distortion, program.sizes)
     items, steps = slopes.shape
     ordered, order = slopes.flatten().sort(stable=True)
-    totals = program.grid[0] * items + program.sizes.diff()[order % max(steps, 1)].cumsum(0)
-    taken = int((totals <= program.budget).sum())
-    if not program.exact and taken >= int((ordered < 0).sum()):
+    totals = program.sizes.diff()[order % max(steps, 1)].cumsum(0)
+    taken = int(torch.searchsorted(totals, program.budget - program.grid[0] * items, right=True))
+    margin = float(ordered[taken]) if taken < len(ordered) else torch.inf
+    if not program.exact and margin >= 0:
         return (slopes < 0).sum(1), 0.0
-    allowed = slopes < torch.inf
-    if taken == int(allowed.sum()):
+    if margin == torch.inf:  # every item at its largest allowed size
         last = float(ordered[taken - 1]) if taken else 0.0
-        return allowed.sum(1), max(last, 0.0) if last == -np.inf else last
-    margin, marginal_item = float(ordered[taken]), int(order[taken]) // steps
-    before, after = slopes[:marginal_item] <= margin, slopes[marginal_item:] < margin
-    return torch.cat([before, after]).sum(1), margin
+        return (slopes < torch.inf).sum(1), last if last > -torch.inf else 0.0
+    choice = (slopes < margin).sum(1)
+    earlier = int(order[taken]) // steps
+    choice[:earlier] = (slopes[:earlier] <= margin).sum(1)
+    return choice, margin
 
 
 @dataclass(frozen=True)
 class _Remainder:
     """What the relaxation leaves to decide: how to use the last `left` tokens, fewer than one edge of a hull spans."""
 
+    program: BudgetProgram
+    choice: Tensor
+    """(N,) indices chosen by the relaxation."""
     reduced: Tensor
     """(N, K) reduced costs."""
-    change: Tensor
-    """(N, K) tokens by which each option differs from the relaxed choice."""
     left: int
     price: float
-    program: BudgetProgram
 
-    def solve(self, choice: Tensor, tolerance: float) -> Tensor:
-        """The optimal indices, given those of the relaxation."""
-        known, repaired = self._change_one_item(choice)
+    def solve(self, tolerance: float) -> Tensor:
+        """The optimal (N,) indices."""
+        known, repaired = self._change_one_item()
         if known <= tolerance:
             return repaired
         if known == np.inf:
             check_reachable(self.program)
         # A guess that leaves few options open is tried before the limit that is known to be enough.
-        few = min(self.reduced.numel(), self.reduced.shape[0] + 4 * self.reduced.shape[1])
-        limit = min(max(float(self.reduced.flatten().kthvalue(few).values), tolerance), known + tolerance)
-        while (found := self._search(choice, limit)) is None:
-            limit = min(4 * limit, known + tolerance)
+        costs = self.reduced[self.reduced < torch.inf]
+        few = min(len(costs), self.reduced.shape[0] + 4 * self.reduced.shape[1])
+        limit = min(max(float(costs.kthvalue(few).values), tolerance), known + tolerance)
+        while (found := self._search(limit)) is None:
+            if limit == known + tolerance:
+                return repaired
+            closed = costs[costs > limit]
+            limit = min(max(4 * limit, float(closed.amin()) if len(closed) else 0.0), known + tolerance)
         return found
 
-    def _change_one_item(self, choice: Tensor) -> tuple[float, Tensor]:
-        """The best feasible choice that changes at most one item, and its excess over the dual bound (or inf)."""
-        unspent = self.left - self.change
+    def _change_one_item(self) -> tuple[float, Tensor]:
+        """The excess over the dual bound of the best choice that changes at most one item (or inf), and its indices."""
+        sizes = self.program.sizes
+        unspent = self.left + sizes[self.choice, None] - sizes
         allowed = unspent == 0 if self.program.exact else unspent >= 0
         excess = torch.where(allowed, self.reduced + self.price * unspent.double(), torch.inf)
         item, option = divmod(int(excess.argmin()), excess.shape[1])
-        repaired = choice.clone()
+        repaired = self.choice.clone()
         repaired[item] = option
         return float(excess[item, option]), repaired
 
-    def _search(self, choice: Tensor, limit: float) -> Tensor | None:
+    def _search(self, limit: float) -> Tensor | None:
         """The best choice within `limit` of the dual bound, or None when there is none."""
-        open_options = self.reduced <= limit
-        open_options.scatter_(1, choice[:, None], True)
-        items = (open_options.sum(1) > 1).nonzero()[:, 0]
-        columns = open_options[items].cpu().numpy()
-        costs, changes = self.reduced[items].cpu().numpy(), self.change[items].cpu().numpy()
-        unit = grid_unit(self.program.grid)
-        options = [(changes[i, c] // unit, costs[i, c]) for i, c in enumerate(columns)]
-        left, remains = divmod(self.left, unit)
-        slack = 0
+        items = ((self.reduced <= limit).sum(1) > 1).nonzero()[:, 0]
+        costs, start = self.reduced[items].cpu().numpy(), self.choice[items].tolist()
+        unit, grid = grid_unit(self.program.grid), np.array(self.program.grid)
+        columns = [np.flatnonzero(row <= limit) for row in costs]
+        changes = [(grid[column] - grid[at]) // unit for column, at in zip(columns, start, strict=True)]
+        left, slack = self.left // unit, 0
         if not self.program.exact:
-            slack = int(min(limit / (self.price * unit), left + sum(int(-change[0]) for change, _ in options)))
-        picks = None if remains else fill(options, left, slack, self.price * unit, limit)
+            most = left - sum(int(change[0]) for change in changes)
+            slack = int(min(limit / (self.price * unit), most))
+        options = [(change, row[column]) for change, row, column in zip(changes, costs, columns, strict=True)]
+        picks = fill(options, left, slack, self.price * unit, limit)
         if picks is None:
             return None
-        rows = [int(np.flatnonzero(c)[pick]) for c, pick in zip(columns, picks, strict=True)]
-        found = choice.clone()
-        found[items] = torch.tensor(rows, device=choice.device)
+        found = self.choice.clone()
+        rows = [int(column[pick]) for column, pick in zip(columns, picks, strict=True)]
+        found[items] = torch.tensor(rows, dtype=found.dtype, device=found.device)
         return found
 
 

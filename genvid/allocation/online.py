@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genvid.allocation.allocators import weights_tensor, whole
@@ -22,10 +23,10 @@ from genvid.allocation.predictor import DistortionPredictor, predict_curves
 from genvid.allocation.program import BudgetError, grid_unit
 from genvid.tokens import BlockTokens
 
-_MEMORY = 0.9
-"""Weight of a block seen one block earlier, when a stream's own activity is estimated."""
+_MEMORY = 16
+"""Blocks of its own past that a stream is forecast from."""
 _TRUST = 0.25
-"""Weight of the calibration in the same estimate, in typical blocks."""
+"""Weight of the calibration in the estimate of a clip's activity, in typical blocks."""
 
 
 class Ledger(Protocol):
@@ -56,7 +57,7 @@ class VideoLedger:
             )
         self._sizes, self._left, self._blocks_left = sizes, torch.full((streams,), tokens, device=sizes.device), blocks
         self._unit, self._first = grid_unit(grid), grid[0]
-        self._fills = _largest_fills([(size - grid[0]) // self._unit for size in grid], tokens // self._unit, blocks)
+        self._sums = _reachable_sums([(size - grid[0]) // self._unit for size in grid], tokens // self._unit, blocks)
 
     def plan(self) -> tuple[int, Tensor]:
         if not self._blocks_left:
@@ -66,9 +67,10 @@ class VideoLedger:
     def stranded(self) -> Tensor:
         later = self._blocks_left - 1
         rest = self._left[:, None] - self._sizes - later * self._first
-        fills = torch.tensor(self._fills[later], device=rest.device)
-        fill = fills[(rest // self._unit).clamp(0, len(fills) - 1)] * self._unit
-        return (rest - fill).double().masked_fill(rest < 0, torch.inf)
+        sums = self._sums[later]
+        largest = torch.tensor(np.maximum.accumulate(np.where(sums, np.arange(len(sums)), 0)), device=rest.device)
+        usable = largest[(rest // self._unit).clamp(0, len(sums) - 1)] * self._unit
+        return (rest - usable).double().masked_fill(rest < 0, torch.inf)
 
     def spend(self, sizes: Tensor) -> None:
         self._left, self._blocks_left = self._left - sizes, self._blocks_left - 1
@@ -113,9 +115,9 @@ class StreamLedger:
 class OnlineController:
     """The size of each next block of B streams, from its predicted curve and the ledger.
 
-    typical: (G, K - 1) gains per token and step of the median clip's blocks (`Calibration.typical_gains`); blocks
-    beyond G are like the last. The forecast scales them by the stream's own activity so far. Without `typical`, blocks
-    to come are taken to be like those seen.
+    typical: (G, K - 1) gains per token and step of a typical clip (`Calibration.typical_gains`), which for the first G
+    blocks are the forecast, scaled by the clip's own activity so far. Later, and without `typical`, the
+    blocks to come are taken to be like the last 16 of this stream.
     block_weights: (G,) worth of a gain in each block; blocks beyond G like the last.
     """
 
@@ -130,8 +132,8 @@ class OnlineController:
         self._ledger, self._sizes, self._block = ledger, sizes, 0
         self._weights = [1.0] if block_weights is None else list(block_weights)
         self._typical = None if typical is None else typical.double().to(sizes.device)
-        self._seen: Tensor | float = 0.0
-        self._expected = 0.0
+        self._seen = torch.empty(0)
+        """(B, up to 16, K - 1) gains of the last blocks."""
 
     def step(self, curves: Tensor) -> Tensor:
         """(B, K) predicted distortion of the next block -> (B,) sizes, booked in the ledger."""
@@ -140,7 +142,8 @@ class OnlineController:
         curves = running_minimum(curves) * self._weights[min(self._block, len(self._weights) - 1)]
         ahead, pool = self._ledger.plan()
         own = gains(curves, self._sizes)
-        future, counts = self._forecast(own, ahead)
+        self._seen = torch.cat([self._seen, own[:, None]], 1)[:, -_MEMORY:] if self._block else own[:, None]
+        future, counts = self._forecast(ahead)
         widths = self._sizes.diff()
         steps = torch.cat([own, future.flatten(1)], 1)
         weights = torch.cat([widths, (counts[:, None] * widths).flatten()])
@@ -152,22 +155,19 @@ class OnlineController:
         self._block += 1
         return chosen
 
-    def _forecast(self, own: Tensor, ahead: int) -> tuple[Tensor, Tensor]:
-        """(B, U, K - 1) gains of the kinds of blocks to come and (U,) how many of each; learns from `own`."""
-        if self._typical is None:
-            self._seen = self._seen * _MEMORY + own
-            self._expected = self._expected * _MEMORY + 1
-            return (self._seen / self._expected)[:, None], torch.tensor([ahead], device=own.device)
-        widths, last = self._sizes.diff(), len(self._typical) - 1
+    def _forecast(self, ahead: int) -> tuple[Tensor, Tensor]:
+        """(B, U, K - 1) gains of the kinds of blocks to come, and (U,) how many of each are expected."""
+        seen = self._seen.shape[1]
+        if self._typical is None or self._block + 1 >= len(self._typical):
+            return self._seen, torch.full((seen,), ahead / seen, dtype=torch.float64, device=self._sizes.device)
+        widths = self._sizes.diff()
         totals = (self._typical * widths).sum(1)
-        prior = _TRUST * float(totals.mean())
-        self._seen = self._seen * _MEMORY + (own * widths).sum(1)
-        self._expected = self._expected * _MEMORY + float(totals[min(self._block, last)])
-        activity = (self._seen + prior) / (self._expected + prior) if prior > 0 else torch.ones_like(own[:, 0])
-        kinds = [min(self._block + 1 + i, last) for i in range(min(ahead, last + 1))] or [last]
-        counts = torch.ones(len(kinds), dtype=torch.int64, device=own.device)
+        prior = _TRUST * totals.mean() + 1e-300
+        activity = ((self._seen * widths).sum((1, 2)) + prior) / (totals[:seen].sum() + prior)
+        kinds = self._typical[self._block + 1 :][:ahead]
+        counts = torch.ones(len(kinds), dtype=torch.float64, device=kinds.device)
         counts[-1] += ahead - len(kinds)
-        return activity[:, None, None] * self._typical[kinds], counts
+        return activity[:, None, None] * kinds, counts
 
 
 class OnlineBudgetAllocator:
@@ -204,14 +204,12 @@ def _price(steps: Tensor, widths: Tensor, pool: Tensor) -> Tensor:
     return torch.where(over.any(1), price, 0)
 
 
-def _largest_fills(offsets: list[int], most: int, blocks: int) -> list[np.ndarray]:
-    """fills[h][r]: the largest sum of `h` offsets that is at most r, for h < blocks and r <= most."""
-    reached = np.zeros(most + 1, bool)
-    reached[0] = True
-    fills = []
-    for _ in range(blocks):
-        fills.append(np.maximum.accumulate(np.where(reached, np.arange(most + 1), 0)))
-        reached = np.logical_or.reduce(
-            [np.concatenate([np.zeros(min(o, most + 1), bool), reached[: most + 1 - o]]) for o in offsets if o <= most]
-        )
-    return fills
+def _reachable_sums(offsets: list[int], most: int, blocks: int) -> list[NDArray[np.bool_]]:
+    """sums[h][r]: whether r <= most is a sum of `h` of the offsets, for h < blocks."""
+    sums = [np.arange(most + 1) == 0]
+    while len(sums) < blocks:
+        following = np.zeros(most + 1, bool)
+        for offset in offsets:
+            following[offset:] |= sums[-1][: max(most + 1 - offset, 0)]
+        sums.append(following)
+    return sums

@@ -1,0 +1,147 @@
+"""Allocators: budgets kept, no dependence on the batch, and how much of the gap from uniform to oracle each closes."""
+
+import pytest
+import torch
+from synthetic_clips import SyntheticClips
+
+from genvid.allocation import (
+    BudgetError,
+    FixedCurves,
+    GroupAllocator,
+    JointAllocator,
+    MeasuredDistortion,
+    OnlineBudgetAllocator,
+    TableAllocator,
+    ThresholdAllocator,
+    UniformAllocator,
+    predict_all_curves,
+    solve_budget,
+    solve_program,
+)
+from genvid.allocation.curves import gains
+from genvid.tokens import BlockTokens
+
+CLIPS = SyntheticClips()
+TOKENS = CLIPS.tokens()
+
+
+def alone(allocator):
+    """What each clip gets by itself."""
+    return BlockTokens.concatenate([allocator(TOKENS[i : i + 1]) for i in range(len(TOKENS.keep))])
+
+
+@pytest.mark.parametrize(
+    "allocator",
+    [
+        UniformAllocator(192),
+        TableAllocator([320.0, 200.0, 150.0, 98.0], CLIPS.sizes),
+        ThresholdAllocator(CLIPS, 1e-3),
+        OnlineBudgetAllocator(CLIPS, 768),
+    ],
+    ids=lambda allocator: type(allocator).__name__,
+)
+def test_a_clip_is_treated_the_same_in_any_batch(allocator):
+    batch = allocator(TOKENS)
+    assert torch.equal(batch.keep, alone(allocator).keep)
+    shuffled = torch.randperm(len(TOKENS.keep), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(allocator(TOKENS[shuffled]).keep, batch[shuffled].keep)
+
+
+def test_single_clips_are_treated_differently():
+    lengths = alone(ThresholdAllocator(CLIPS, 1e-3)).lengths
+    assert len(lengths.sum(1).unique()) > 5
+    typical = gains(predict_all_curves(CLIPS, TOKENS, TOKENS.lengths), CLIPS.sizes).median(0).values
+    assert len(alone(OnlineBudgetAllocator(CLIPS, 768, typical=typical)).lengths.unique(dim=0)) > 5
+
+
+@pytest.mark.parametrize(
+    "make", [lambda size: GroupAllocator(CLIPS, [256.0] * 4, size), lambda size: JointAllocator(CLIPS, 1024, size)]
+)
+def test_groups_not_batches_decide(make):
+    whole = make(16)(TOKENS)
+    parts = BlockTokens.concatenate([make(16)(TOKENS[:16]), make(16)(TOKENS[16:])])
+    assert torch.equal(whole.keep, parts.keep)
+    assert not torch.equal(whole.keep, make(48)(TOKENS).keep)
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_group_budgets_hold_also_in_a_short_last_group(exact):
+    lengths = GroupAllocator(CLIPS, [300.0, 200.0, 128.0, 64.0], 20, exact=False)(TOKENS).lengths
+    for group in lengths.split(20):
+        spent, budget = group.sum(0), torch.tensor([300, 200, 128, 64]) * len(group)
+        assert bool((spent <= budget).all())
+        assert bool((spent > budget - 64).all())
+    with pytest.raises(BudgetError, match="nearest sums"):
+        GroupAllocator(CLIPS, [300.0, 200.0, 128.0, 64.0], 7, exact=True)(TOKENS)
+
+
+def test_exact_groups_spend_to_the_token():
+    lengths = GroupAllocator(CLIPS, [320.0, 192.0, 128.0, 64.0], 16, exact=True)(TOKENS).lengths
+    assert torch.equal(lengths.view(3, 16, 4).sum(1), torch.tensor([[5120, 3072, 2048, 1024]]).expand(3, -1))
+
+
+def test_joint_budget_holds_in_every_group():
+    lengths = JointAllocator(CLIPS, 1000, 20)(TOKENS).lengths
+    for group in lengths.split(20):
+        assert 1000 * len(group) - 64 < int(group.sum()) <= 1000 * len(group)
+
+
+def test_joint_and_threshold_are_the_program_on_curves_that_do_not_react():
+    curves = predict_all_curves(CLIPS, TOKENS, TOKENS.lengths)
+    fixed = FixedCurves(curves, CLIPS.sizes)
+    solution = solve_program(curves.flatten(0, 1), CLIPS.sizes, 1024 * 48)
+    assert torch.equal(JointAllocator(fixed, 1024, 48)(TOKENS).lengths.flatten(), solution.sizes)
+    kept = ThresholdAllocator(fixed, solution.multiplier)(TOKENS).lengths.flatten()
+    assert int((kept != solution.sizes).sum()) <= 1  # the marginal step
+
+
+def test_table_keeps_to_the_grid_and_the_budget():
+    assert TableAllocator([80.0] * 4, CLIPS.sizes).lengths.sum() == 320
+    assert TableAllocator([284, 80, 72, 76], CLIPS.sizes).lengths.tolist() == [320, 64, 64, 64]
+    with pytest.raises(ValueError, match="4 blocks but the clips have 3"):
+        TableAllocator([80.0] * 4, CLIPS.sizes)(SyntheticClips(2, 3).tokens())
+
+
+def test_measured_distortion_is_a_predictor():
+    def measure(tokens, block):
+        assert bool((tokens.lengths[:, block + 1 :] == 64).all())
+        index = torch.searchsorted(CLIPS.sizes, tokens.lengths[:, block].contiguous())
+        return CLIPS.predict(tokens, block).gather(1, index[:, None])[:, 0]
+
+    measured = MeasuredDistortion(measure, CLIPS.sizes)
+    for block in range(4):
+        assert torch.allclose(measured.predict(TOKENS, block), CLIPS.predict(TOKENS, block))
+
+
+@pytest.mark.parametrize("budget", [512, 1024, 1536])
+def test_share_of_the_gap_that_each_closes(budget):
+    """Uniform to oracle, the oracle being one joint program over all clips and its better cuts in six rounds."""
+    curves = predict_all_curves(CLIPS, TOKENS, TOKENS.lengths)
+    solution = solve_program(curves.flatten(0, 1), CLIPS.sizes, budget * 48)
+    table = solution.sizes.view(48, 4).double().mean(0).tolist()
+    oracle = JointAllocator(CLIPS, budget, 48, rounds=6)(TOKENS)
+    uniform = UniformAllocator(budget // 4)(TOKENS)
+
+    def closed(allocator):
+        worst, best, own = (CLIPS.distortion(t).sum() for t in (uniform, oracle, allocator(TOKENS)))
+        return float((worst - own) / (worst - best))
+
+    joint, table_alone = closed(JointAllocator(CLIPS, budget, 16)), closed(TableAllocator(table, CLIPS.sizes))
+    assert joint > 0.9
+    assert joint > closed(GroupAllocator(CLIPS, table, 16)) > table_alone > 0.1
+    assert closed(ThresholdAllocator(CLIPS, solution.multiplier)) > 0.9
+
+
+def test_errors_say_what_is_wrong():
+    with pytest.raises(BudgetError, match="fewer than the smallest"):
+        JointAllocator(CLIPS, 200, 8)(TOKENS)
+    with pytest.raises(ValueError, match="at least one clip"):
+        GroupAllocator(CLIPS, [256.0] * 4, 0)
+    with pytest.raises(ValueError, match="at least 0"):
+        ThresholdAllocator(CLIPS, -1.0)
+    with pytest.raises(ValueError, match="cannot keep -1"):
+        UniformAllocator(-1)
+
+
+def test_solve_budget_returns_sizes():
+    assert solve_budget(torch.tensor([[2.0, 0.0]]), torch.tensor([1, 4]), 4).tolist() == [4]
