@@ -62,8 +62,9 @@ class TableAllocator:
 class GroupAllocator:
     """AdapTok's rule (arXiv:2505.17011, as released): block after block, each with a fixed budget over the group.
 
-    `block_budgets` are (G,) mean tokens per block. `exact` spends the (rounded down) budget to the token, as the
-    published code does, instead of at most that.
+    `block_budgets` are (G,) mean tokens per block. `exact` is the published program to the number: it spends
+    the budget, rounded down to whole steps between sizes, to the token instead of at most that, and takes curves as
+    predicted, rises included.
     """
 
     def __init__(
@@ -76,13 +77,18 @@ class GroupAllocator:
         check_blocks(tokens, len(self.block_budgets), "the table of block budgets")
         lengths = tokens.lengths
         for block, mean in enumerate(self.block_budgets):
-            curves = predict_curves(self.predictor, tokens, lengths, block)
+            curves = predict_curves(self.predictor, tokens, lengths, block, monotone=not self.exact)
             groups = torch.split(curves, self.group_size)
             lengths[:, block] = torch.cat([self._solve(group, mean) for group in groups])
         return tokens.tail_drop(lengths)
 
     def _solve(self, curves: Tensor, mean: float) -> Tensor:
-        return solve_budget(curves, self.predictor.sizes.to(curves.device), whole(mean * len(curves)), exact=self.exact)
+        sizes, budget = self.predictor.sizes.to(curves.device), whole(mean * len(curves))
+        if self.exact:
+            smallest = int(sizes[0])
+            step = math.gcd(*(sizes - smallest).tolist())
+            budget -= (budget - smallest * len(curves)) % max(step, 1)
+        return solve_budget(curves, sizes, budget, exact=self.exact)
 
 
 class JointAllocator:

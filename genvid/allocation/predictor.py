@@ -63,11 +63,14 @@ class FixedCurves:
         return self._curves[:, block]
 
 
-def predict_curves(predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor, block: int) -> Tensor:
-    """(B, K) float64 monotone curves of `block`, earlier blocks cut to their (B, G) `lengths`."""
+def predict_curves(
+    predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor, block: int, *, monotone: bool = True
+) -> Tensor:
+    """(B, K) float64 curves of `block`, earlier blocks cut to their (B, G) `lengths`; `monotone`: never rising."""
     earlier = lengths.clone()
     earlier[:, block:] = tokens.keep.shape[-1]
-    return running_minimum(predictor.predict(tokens.tail_drop(earlier), block))
+    curves = predictor.predict(tokens.tail_drop(earlier), block)
+    return running_minimum(curves) if monotone else curves.double()
 
 
 def predict_all_curves(predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn.functional import conv3d, gelu, layer_norm, linear, normalize
 
-from genvid.allocation.solver import solve_budget
+from genvid.allocation import GroupAllocator
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.published import convert, published_budgets
@@ -303,12 +303,8 @@ def test_parity_of_the_scorer(parity):
 def test_parity_of_the_allocation(parity):
     """Block after block under the published equality, whose budget is rounded down to whole steps."""
     tokenizer, scorer, expected, tokens = parity
+    means = expected["ilp_mean_tokens_per_block"].tolist()
     predictor = ScorerPredictor(tokenizer, scorer)
-    step = scorer.config.sizes[0]
-    lengths = tokens.lengths
-    for block, mean in enumerate(expected["ilp_mean_tokens_per_block"].tolist()):
-        curves = predictor.predict(tokens.tail_drop(lengths), block)
-        budget = len(curves) * mean // step * step
-        lengths[:, block] = solve_budget(curves, predictor.sizes, budget, exact=True)
-    assert lengths.equal(expected["ilp_lengths"].long())
-    close((tokenizer.decode(tokens.tail_drop(lengths)) + 1) / 2, expected["ilp_recon"])
+    cut = GroupAllocator(predictor, means, len(tokens.keep), exact=True)(tokens)
+    assert cut.lengths.equal(expected["ilp_lengths"].long())
+    close((tokenizer.decode(cut) + 1) / 2, expected["ilp_recon"])
