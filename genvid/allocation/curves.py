@@ -5,8 +5,13 @@ Shapes: (..., K) curves over K ascending candidate sizes.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 def running_minimum(curves: Tensor) -> Tensor:
@@ -18,7 +23,7 @@ def running_minimum(curves: Tensor) -> Tensor:
     return curves.double().cummin(-1).values
 
 
-def hull_slopes(curves: Tensor, sizes: Tensor) -> Tensor:
+def hull_slopes(curves: Floats, sizes: Integers) -> Floats:
     """Slopes of the lower convex hull of each curve, as (..., K - 1) distortion per token over the step k -> k + 1.
 
     They never fall along K, and steps below one edge of the hull carry exactly the same number. An infinite entry
@@ -26,18 +31,22 @@ def hull_slopes(curves: Tensor, sizes: Tensor) -> Tensor:
     allowed size +inf. By the min-max formula for convex minorants: step j has slope
     max over a <= j of min over b > j of (curve[b] - curve[a]) / (sizes[b] - sizes[a]).
     """
-    curves, sizes = curves.double(), sizes.double()
-    spans = sizes - sizes[:, None]
-    shallowest = torch.full_like(curves, torch.inf)  # from each a, over the b seen so far: those beyond the step
-    slopes = torch.empty_like(curves[..., 1:])
-    for b in range(curves.shape[-1] - 1, 0, -1):
-        chords = (curves[..., b, None] - curves[..., :b]) / spans[:b, b]
-        # fmin passes over the NaN of inf - inf, where both ends are forbidden.
-        shallowest = torch.fmin(shallowest[..., :b], chords)
-        slopes[..., b - 1] = shallowest.amax(-1)
-    return slopes
+    columns = np.ascontiguousarray(np.moveaxis(curves, -1, 0))
+    spans = (sizes - sizes[:, None]).reshape(len(sizes), len(sizes), *[1] * (curves.ndim - 1))
+    slopes = np.empty_like(columns[1:])
+    shallowest = np.full_like(columns, np.inf)  # from each a, over the b seen so far: those beyond the step
+    with np.errstate(invalid="ignore"):
+        for b in range(len(sizes) - 1, 0, -1):
+            # inf - inf, where both ends are forbidden, is NaN, and fmin passes over it.
+            shallowest = np.fmin(shallowest[:b], (columns[b] - columns[:b]) / spans[:b, b])
+            slopes[b - 1] = shallowest.max(0)
+    return np.moveaxis(slopes, 0, -1)
 
 
 def gains(curves: Tensor, sizes: Tensor) -> Tensor:
-    """What the tokens of each step of the hull gain, in distortion per token: (..., K - 1), never rising along K."""
-    return -hull_slopes(curves, sizes)
+    """What the tokens of each step of the hull gain, in distortion per token: (..., K - 1), never rising along K.
+
+    Computed on the host in float64, so that a decision does not depend on the device.
+    """
+    slopes = hull_slopes(curves.detach().double().cpu().numpy(), sizes.cpu().numpy())
+    return -torch.from_numpy(np.ascontiguousarray(slopes)).to(curves.device)

@@ -15,14 +15,13 @@ it. The result is a function of the arguments alone.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from genvid.allocation.curves import hull_slopes
+from genvid.allocation.curves import Floats, Integers, hull_slopes
 from genvid.allocation.program import BudgetProgram, Solution, check_reachable, grid_unit
 
 _ROUNDING = 1e-13
@@ -30,33 +29,35 @@ _ROUNDING = 1e-13
 
 
 def solve(program: BudgetProgram) -> Solution:
-    """Proven optimum. Works where `program.distortion` lies; only the open items visit the host, all at once."""
-    choice, slope = _relax(program)
-    relaxed = program.distortion - slope * program.sizes.double()  # an integer tensor times a float is float32
-    least = relaxed.amin(1)
+    """Proven optimum. Curves come to the host once, and the sizes go back: the answer is the same from any device."""
+    distortion, sizes = program.distortion.cpu().numpy(), np.array(program.grid)
+    choice, slope = _relax(program, distortion, sizes)
+    relaxed = distortion - slope * sizes
+    least = relaxed.min(1)
     bound = float(least.sum()) + slope * program.budget
-    left = program.budget - int(program.sizes[choice].sum())
+    left = program.budget - int(sizes[choice].sum())
     if left and (program.exact or slope < 0):
-        remainder = _Remainder(program, choice, relaxed - least[:, None], left, -slope)
-        choice = remainder.solve(tolerance=_ROUNDING * (float(least.abs().sum()) + abs(slope) * program.budget))
-    value = float(program.distortion.gather(1, choice[:, None]).sum())
-    sizes = program.sizes[choice]
-    return Solution(sizes, value, min(bound, value), int(sizes.sum()), -slope)
+        remainder = _Remainder(program, sizes, choice, relaxed - least[:, None], left, -slope)
+        choice = remainder.solve(tolerance=_ROUNDING * (float(np.abs(least).sum()) + abs(slope) * program.budget))
+    value = float(distortion[np.arange(len(choice)), choice].sum())
+    chosen = sizes[choice]
+    tokens = torch.from_numpy(chosen).to(program.distortion.device)
+    return Solution(tokens, value, min(bound, value), int(chosen.sum()), -slope)
 
 
-def _relax(program: BudgetProgram) -> tuple[Tensor, float]:
+def _relax(program: BudgetProgram, distortion: Floats, sizes: Integers) -> tuple[Integers, float]:
     """(N,) indices best at the dual price that do not overspend, and the slope at the margin (minus the price)."""
-    slopes = hull_slopes(program.distortion, program.sizes)
+    slopes = hull_slopes(distortion, sizes)
     items, steps = slopes.shape
-    ordered, order = slopes.flatten().sort(stable=True)
-    totals = program.sizes.diff()[order % max(steps, 1)].cumsum(0)
-    taken = int(torch.searchsorted(totals, program.budget - program.grid[0] * items, right=True))
-    margin = float(ordered[taken]) if taken < len(ordered) else torch.inf
+    order = slopes.argsort(axis=None, kind="stable")
+    totals = np.tile(np.diff(sizes), items)[order].cumsum()
+    taken = int(totals.searchsorted(program.budget - program.grid[0] * items, side="right"))
+    margin = float(slopes.flat[order[taken]]) if taken < len(order) else math.inf
     if not program.exact and margin >= 0:
         return (slopes < 0).sum(1), 0.0
-    if margin == torch.inf:  # every item at its largest allowed size
-        last = float(ordered[taken - 1]) if taken else 0.0
-        return (slopes < torch.inf).sum(1), last if last > -torch.inf else 0.0
+    if margin == math.inf:  # every item at its largest allowed size
+        last = float(slopes.flat[order[taken - 1]]) if taken else 0.0
+        return (slopes < math.inf).sum(1), last if last > -math.inf else 0.0
     choice = (slopes < margin).sum(1)
     earlier = int(order[taken]) // steps
     choice[:earlier] = (slopes[:earlier] <= margin).sum(1)
@@ -68,66 +69,64 @@ class _Remainder:
     """What the relaxation leaves to decide: how to use the last `left` tokens, fewer than one edge of a hull spans."""
 
     program: BudgetProgram
-    choice: Tensor
+    sizes: Integers
+    choice: Integers
     """(N,) indices chosen by the relaxation."""
-    reduced: Tensor
+    reduced: Floats
     """(N, K) reduced costs."""
     left: int
     price: float
 
-    def solve(self, tolerance: float) -> Tensor:
+    def solve(self, tolerance: float) -> Integers:
         """The optimal (N,) indices."""
         known, repaired = self._change_one_item()
         if known <= tolerance:
             return repaired
-        if known == np.inf:
+        if known == math.inf:
             check_reachable(self.program)
         # A guess that leaves few options open is tried before the limit that is known to be enough.
-        costs = self.reduced[self.reduced < torch.inf]
+        costs = np.sort(self.reduced[self.reduced < math.inf])
         few = min(len(costs), self.reduced.shape[0] + 4 * self.reduced.shape[1])
-        limit = min(max(float(costs.kthvalue(few).values), tolerance), known + tolerance)
+        limit = min(max(float(costs[few - 1]), tolerance), known + tolerance)
         while (found := self._search(limit)) is None:
             if limit == known + tolerance:
                 return repaired
-            closed = costs[costs > limit]
-            limit = min(max(4 * limit, float(closed.amin()) if len(closed) else 0.0), known + tolerance)
+            closed = costs[costs.searchsorted(limit, side="right") :]
+            limit = min(max(4 * limit, float(closed[0]) if len(closed) else 0.0), known + tolerance)
         return found
 
-    def _change_one_item(self) -> tuple[float, Tensor]:
+    def _change_one_item(self) -> tuple[float, Integers]:
         """The excess over the dual bound of the best choice that changes at most one item (or inf), and its indices."""
-        sizes = self.program.sizes
-        unspent = self.left + sizes[self.choice, None] - sizes
+        unspent = self.left + self.sizes[self.choice, None] - self.sizes
         allowed = unspent == 0 if self.program.exact else unspent >= 0
-        excess = torch.where(allowed, self.reduced + self.price * unspent.double(), torch.inf)
+        excess = np.where(allowed, self.reduced + self.price * unspent, math.inf)
         item, option = divmod(int(excess.argmin()), excess.shape[1])
-        repaired = self.choice.clone()
+        repaired = self.choice.copy()
         repaired[item] = option
         return float(excess[item, option]), repaired
 
-    def _search(self, limit: float) -> Tensor | None:
+    def _search(self, limit: float) -> Integers | None:
         """The best choice within `limit` of the dual bound, or None when there is none."""
-        items = ((self.reduced <= limit).sum(1) > 1).nonzero()[:, 0]
-        costs, start = self.reduced[items].cpu().numpy(), self.choice[items].tolist()
-        unit, grid = grid_unit(self.program.grid), np.array(self.program.grid)
-        columns = [np.flatnonzero(row <= limit) for row in costs]
-        changes = [(grid[column] - grid[at]) // unit for column, at in zip(columns, start, strict=True)]
+        is_open = self.reduced <= limit
+        items = np.flatnonzero(is_open.sum(1) > 1)
+        unit = grid_unit(self.program.grid)
+        columns = [np.flatnonzero(is_open[item]) for item in items]
+        options = [
+            ((self.sizes[column] - self.sizes[self.choice[item]]) // unit, self.reduced[item, column])
+            for item, column in zip(items, columns, strict=True)
+        ]
         left, slack = self.left // unit, 0
         if not self.program.exact:
-            most = left - sum(int(change[0]) for change in changes)
-            slack = int(min(limit / (self.price * unit), most))
-        options = [(change, row[column]) for change, row, column in zip(changes, costs, columns, strict=True)]
+            slack = int(min(limit / (self.price * unit), left - sum(int(change[0]) for change, _ in options)))
         picks = fill(options, left, slack, self.price * unit, limit)
         if picks is None:
             return None
-        found = self.choice.clone()
-        rows = [int(column[pick]) for column, pick in zip(columns, picks, strict=True)]
-        found[items] = torch.tensor(rows, dtype=found.dtype, device=found.device)
+        found = self.choice.copy()
+        found[items] = [column[pick] for column, pick in zip(columns, picks, strict=True)]
         return found
 
 
-def fill(
-    options: list[tuple[NDArray[np.int64], NDArray[np.float64]]], left: int, slack: int, price: float, limit: float
-) -> list[int] | None:
+def fill(options: list[tuple[Integers, Floats]], left: int, slack: int, price: float, limit: float) -> list[int] | None:
     """One option (change, cost) per item: changes sum to `left` - u with 0 <= u <= slack, costs + price x u least.
 
     Dynamic programming over the sum of changes. Sums from which the goal cannot be reached any more, and partial
@@ -142,11 +141,9 @@ def fill(
         if first > last:
             return None
         source = np.arange(first - lowest, last - lowest + 1) - change[:, None]
-        padded = np.append(costs, np.inf)
-        outside = (source < 0) | (source >= len(costs))
-        candidates = padded[np.where(outside, len(costs), source)] + cost[:, None]
-        pick = candidates.argmin(0)
-        costs = candidates[pick, np.arange(len(pick))]
+        padded = np.append(costs, np.inf)  # both -1 and len(costs) lead to the infinity at the end
+        candidates = padded[np.maximum(np.minimum(source, len(costs)), -1)] + cost[:, None]
+        pick, costs = candidates.argmin(0), candidates.min(0)
         within = np.flatnonzero(costs <= limit)
         if not len(within):
             return None

@@ -40,10 +40,8 @@ class BudgetProgram:
 
     distortion: Tensor
     """(N, K) float64; +inf forbids a size to an item."""
-    sizes: Tensor
-    """(K,) int64, ascending, on the device of `distortion`."""
     grid: list[int]
-    """The same sizes on the host."""
+    """K candidate sizes, ascending."""
     budget: int
     """When not `exact`: already lowered to what the sizes could sum to at most."""
     exact: bool
@@ -76,7 +74,7 @@ class BudgetProgram:
         if not exact:
             budget = min(budget, high)
             budget -= (budget - low) % grid_unit(grid)
-        return BudgetProgram(distortion, sizes, grid, budget, exact)
+        return BudgetProgram(distortion, grid, budget, exact)
 
 
 def grid_unit(grid: list[int]) -> int:

@@ -36,7 +36,8 @@ def solve_program(
 ) -> Solution:
     """One size per item, least summed distortion, summed size at most `budget` (exactly, when `exact`).
 
-    distortion: (N, K) float, any shape of curve; +inf forbids a size to an item. Computed in float64 on its device.
+    distortion: (N, K) float, any shape of curve; +inf forbids a size to an item. Solved in float64 on the host; the
+    sizes come back on its device, and are the same from any.
     sizes: (K,) ascending token counts, not necessarily evenly spaced.
     minimum, maximum: (N,) bounds on the size of each item.
     solver: "lagrangian" (proven optimal, milliseconds) or "pulp" (the reference).

@@ -179,7 +179,7 @@ def test_hull_slopes_equal_a_slow_hull():
             slopes = [(curve[b] - curve[a]) / (sizes[b] - sizes[a]) for b in range(a + 1, 7)]
             points.append(a + 1 + int(np.argmin(slopes)))
             slow += [min(slopes)] * (points[-1] - a)
-        assert np.allclose(hull_slopes(torch.tensor(curve), torch.tensor(sizes)), slow)
+        assert np.allclose(hull_slopes(curve, sizes), slow)
 
 
 def test_running_minimum_never_rises():
