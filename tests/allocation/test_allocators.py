@@ -15,7 +15,6 @@ from genvid.allocation import (
     ThresholdAllocator,
     UniformAllocator,
     predict_all_curves,
-    solve_budget,
     solve_program,
 )
 from genvid.allocation.curves import gains
@@ -144,7 +143,3 @@ def test_errors_say_what_is_wrong():
         ThresholdAllocator(CLIPS, -1.0)
     with pytest.raises(ValueError, match="cannot keep -1"):
         UniformAllocator(-1)
-
-
-def test_solve_budget_returns_sizes():
-    assert solve_budget(torch.tensor([[2.0, 0.0]]), torch.tensor([1, 4]), 4).tolist() == [4]
