@@ -24,6 +24,9 @@ from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
 
 
+_LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"
+
+
 @dataclass(frozen=True)
 class PublishedConfig(ARConfig):
     """A published model. `layout` describes the generated blocks only; context blocks stand before it, uncut."""
@@ -116,9 +119,11 @@ def _read_config(data: dict[str, Any], weights: dict[str, Tensor], folder: Path)
     """Sizes: from the weights where they show them, else from config.json."""
     absent = [key for key in ("n_head", "max_seq_len", "tot_blocks", "cls_token_num") if key not in data]
     if absent:
-        raise CheckpointError(f"{folder / 'config.json'} lacks {', '.join(absent)}: not a published AdapTok AR model")
+        raise CheckpointError(
+            f"{folder / 'config.json'} lacks {', '.join(absent)}: not a published AdapTok AR model{_LARP}"
+        )
     if not data.get("with_block_sep", True):
-        raise CheckpointError(f"{folder} has rows without block separators, which genvid does not read")
+        raise CheckpointError(f"{folder} has rows without block separators{_LARP}")
     names = ("abs_pe", "output.weight", "tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
     for name in (*names, "layers.0.attention.wqkv.weight"):
         if name not in weights:

@@ -130,9 +130,10 @@ def predict_frames_as_published(
     if not model.config.context_blocks:
         raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
     spec, published, device = tokenizer.spec, model.config, _device(model)
-    frames, fewest = published.context_blocks * spec.frames_per_block, published.first_block * spec.frames_per_block
-    if not fewest < context.shape[2] <= frames:
-        raise ValueError(f"this model takes {fewest + 1} to {frames} first frames, got {context.shape[2]}")
+    frames = published.context_blocks * spec.frames_per_block
+    fewest = min(published.first_block * spec.frames_per_block + 1, frames)
+    if not fewest <= context.shape[2] <= frames:
+        raise ValueError(f"this model takes {fewest} to {frames} first frames, got {context.shape[2]}")
     last = context[:, :, -1:]
     padded = torch.cat([context, last.expand(-1, -1, frames - context.shape[2], -1, -1)], 2)
     spec.check_video(padded)

@@ -240,11 +240,13 @@ def test_entries_that_do_not_fit_are_named(tmp_path, apply, message):
         ({"mask_generator": {"tot_groups": 2}}, "2 blocks, 18 tokens"),
         ({"encoder_depth": None}, "encoder_depth as a positive number"),
         ({"scorer_name": "none"}, "unexpected scorer"),
+        ({"encoder_attn_type": "absent"}, "no encoder_attn_type, .* LARP"),
     ],
 )
 def test_configurations_that_do_not_fit_are_explained(tmp_path, edit, message):
+    config = {key: value for key, value in (CONFIG | edit).items() if value != "absent"}
     with pytest.raises(CheckpointError, match=message):
-        convert(write(tmp_path / "published", random_weights(), CONFIG | edit), tmp_path / "model")
+        convert(write(tmp_path / "published", random_weights(), config), tmp_path / "model")
 
 
 def test_an_existing_destination_is_not_overwritten(tmp_path):

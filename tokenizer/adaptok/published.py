@@ -134,6 +134,11 @@ def published_budgets(block_capacity: int, tokens: int) -> list[int]:
 
 def tokenizer_config_of(config: Mapping[str, Any]) -> AdapTokConfig:
     """A published `config.json` -> ours; CheckpointError when it describes a model that ours is not."""
+    if "encoder_attn_type" not in config:
+        raise CheckpointError(
+            "the published configuration has no encoder_attn_type, so its blocks are not causal: that is LARP's kind "
+            "of tokenizer, of which genvid knows neither the names nor the positions for certain (docs/published.md)"
+        )
     for key, ours in _GEOMETRY.items():
         theirs = _get(config, key, ours)
         if theirs != ours:

@@ -1,0 +1,31 @@
+"""`genvid convert`: published weights -> model folders."""
+
+from __future__ import annotations
+
+import argparse
+
+from genvid.ar import published as published_ar
+from genvid.checkpoint import MODELS, CheckpointError, read_config, resolve
+from genvid.tokenizer.adaptok import published as published_adaptok
+
+
+def convert(arguments: argparse.Namespace) -> None:
+    """Published folder or Hub id -> model folder."""
+    source, destination = resolve(arguments.source), arguments.destination
+    config = read_config(source)
+    if published_adaptok.recognises(config):
+        conversion = published_adaptok.convert(source, destination)
+        print(f"tokenizer: {conversion.tokenizer}")
+        if conversion.scorer:
+            print(f"scorer: {conversion.scorer}")
+        if conversion.left_out:
+            print(f"left out: {len(conversion.left_out)} entries prior_model.*, which only training used")
+    elif published_ar.recognises(config):
+        model = published_ar.convert(source, destination)
+        context = model.config.context_blocks
+        kind = f"frame prediction from {context} blocks" if context else f"{model.layout.num_classes} classes"
+        print(f"autoregressive model ({kind}): {destination}")
+    elif config.get("model_type") in MODELS:
+        raise CheckpointError(f"{source} is a genvid model folder already: load it as it is")
+    else:
+        raise CheckpointError(f"{source / 'config.json'} is of no published model that genvid converts")

@@ -1,0 +1,126 @@
+"""`genvid sample`: classes or a prompt -> videos."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+from tqdm import tqdm
+
+from genvid import noise
+from genvid.ar.model import RowModel
+from genvid.ar.published import PublishedTransformer
+from genvid.checkpoint import load_model
+from genvid.cli.coding import new_output, open_budget, open_tokenizer
+from genvid.data.clips import ClipConfig, to_float, to_uint8
+from genvid.data.token_cache import FINGERPRINT, TokenCache
+from genvid.data.video import probe, read_clip, write_video
+from genvid.files import write_atomically
+from genvid.generation.pipeline import (
+    Generated,
+    check_match,
+    generate_classes,
+    predict_frames,
+    predict_frames_as_published,
+)
+from genvid.generation.sampler import SamplingConfig
+from genvid.recipes.loading import device
+from genvid.tokens import TokenizerSpec, VideoTokenizer
+
+
+def sample(arguments: argparse.Namespace) -> None:
+    """Classes or a prompt -> videos and index.jsonl."""
+    config = SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p, arguments.guidance)
+    if arguments.count < 1 or arguments.batch_size < 1:
+        raise ValueError(f"--count and --batch-size are at least 1, got {arguments.count} and {arguments.batch_size}")
+    output = new_output(arguments.output, "")
+    model = load_model(arguments.model)
+    if not isinstance(model, RowModel):
+        raise ValueError(f"{arguments.model} holds a {model.model_type} model, but an autoregressive one is needed")
+    tokenizer = open_tokenizer(arguments.tokenizer)
+    check_match(model, tokenizer)
+    fps = arguments.fps if arguments.prompt is None else probe(arguments.prompt).fps
+    make, condition = _generator(arguments, model.to(device()), tokenizer, config)
+    seeds = noise.sample_seeds(arguments.seed, "samples", torch.arange(arguments.count))
+    lines: list[str] = []
+    with write_atomically(output) as folder, tqdm(total=len(seeds), desc="sampling", unit="video") as bar:
+        folder.mkdir()
+        for part in seeds.split(arguments.batch_size):
+            made = make(part)
+            for seed, video, lengths in zip(part.tolist(), made.videos, made.tokens.lengths.tolist(), strict=True):
+                name = f"{len(lines):05d}.mp4"
+                write_video(folder / name, to_uint8(video), fps)
+                lines.append(json.dumps({"file": name, "seed": seed, **condition, "tokens": lengths}))
+            bar.update(len(part))
+        (folder / "index.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+
+def _generator(
+    arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer, config: SamplingConfig
+) -> tuple[Callable[[Tensor], Generated], dict[str, Any]]:
+    """Seeds -> videos, and what the index says of their condition."""
+    if arguments.prompt is None:
+        label = _class_number(arguments, model)
+
+        def of_class(seeds: Tensor) -> Generated:
+            labels = torch.full_like(seeds, label or 0)
+            return generate_classes(model, tokenizer, labels, seeds, config, batch_size=len(seeds))
+
+        return of_class, {"class": label}
+    allocator = open_budget(arguments, tokenizer)
+    context = _prompt(arguments.prompt, model, tokenizer.spec)
+
+    def of_prompt(seeds: Tensor) -> Generated:
+        prompts = context.expand(len(seeds), -1, -1, -1, -1)
+        if isinstance(model, PublishedTransformer):
+            return predict_frames_as_published(model, tokenizer, prompts, seeds, config, batch_size=len(seeds))
+        cut = None if allocator is None else allocator(model.config.context_blocks)
+        return predict_frames(model, tokenizer, cut, prompts, seeds, config, batch_size=len(seeds))
+
+    if isinstance(model, PublishedTransformer) and allocator is not None:
+        raise ValueError("published models read their prompt uncut: leave out --scorer and --tokens")
+    return of_prompt, {"prompt": str(arguments.prompt)}
+
+
+def _prompt(path: str, model: RowModel, spec: TokenizerSpec) -> Tensor:
+    """The first frames (1, 3, T0, H, W) of a video that the model continues."""
+    frames = model.config.context_blocks * spec.frames_per_block
+    if not frames:
+        raise ValueError("this model generates classes, it does not continue videos: give --class in place of --prompt")
+    if isinstance(model, PublishedTransformer):  # as published: one frame of the first block that is generated
+        frames = min(model.config.first_block * spec.frames_per_block + 1, frames)
+    clip = ClipConfig(frames=frames, resolution=spec.resolution)
+    return to_float(clip.fit(torch.from_numpy(read_clip(path, 0, frames)), seed=0))[None]
+
+
+def _class_number(arguments: argparse.Namespace, model: RowModel) -> int | None:
+    """The class asked for by name or number; None where the model has no classes."""
+    wanted, count = arguments.label, model.layout.num_classes
+    if model.config.context_blocks:
+        raise ValueError("this model continues videos, it does not generate classes: give --prompt")
+    if not count:
+        if wanted is not None:
+            raise ValueError("this model has no classes: leave out --class")
+        return None
+    names = _class_names(Path(arguments.model))
+    known = f"a number from 0 to {count - 1}" + (f", or one of {', '.join(names)}" if names else "")
+    if wanted is None:
+        raise ValueError(f"give --class (or --prompt, for a model that continues videos); a class is {known}")
+    if wanted in names:
+        return names.index(wanted)
+    if not wanted.isdecimal() or int(wanted) >= count:
+        raise ValueError(f"this model has no class '{wanted}'; a class is {known}")
+    return int(wanted)
+
+
+def _class_names(model: Path) -> list[str]:
+    """Names of an exported model's classes: from the token cache that its run was trained on, while it is there."""
+    run = model.parent / "config.yaml"
+    cache = (yaml.safe_load(run.read_text()) or {}).get("cache") if run.is_file() else None
+    return TokenCache.open(cache).classes if cache and (Path(cache) / FINGERPRINT).is_file() else []

@@ -1,0 +1,220 @@
+"""The `genvid` command as a user runs it, on tiny models made here and on the published folders where they are."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.model import BlockTransformer
+from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.checkpoint import load_model
+from genvid.cli import main
+from genvid.data.video import probe, read_clip, write_video
+from genvid.sequence import BlockLayout
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.layers import TransformerConfig as Network
+from genvid.tokenizer.quantizer import VQConfig
+
+PARITY = Path(__file__).resolve().parents[1].parent / "shared" / "parity"
+NETWORK = Network(16, 1, 2)
+SIZES = (2, 4, 8)
+AR = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A tokenizer of 3 blocks of 2 frames and 8 tokens, its scorer, and models of its rows, with random weights."""
+    folder = tmp_path_factory.mktemp("models")
+    torch.manual_seed(0)
+    config = AdapTokConfig(6, (16, 16), (2, 8, 8), 8, NETWORK, NETWORK, VQConfig(codebook_size=20, code_dim=4))
+    tokenizer, other = AdapTok(config), AdapTok(config)
+    torch.nn.init.normal_(tokenizer.output.weight, std=0.1)
+    tokenizer.save(folder / "tokenizer")
+    other.save(folder / "other")
+    Scorer(ScorerConfig.for_tokenizer(config, NETWORK, sizes=SIZES, metric="x")).save(folder / "scorer")
+    layout = BlockLayout(codebook_size=20, num_classes=3, num_blocks=3, block_capacity=8, sizes=SIZES)
+    published = BlockLayout(codebook_size=20, num_classes=0, num_blocks=2, block_capacity=8, framing="end")
+    learned = TransformerConfig(**{**vars(AR), "rope_theta": None})
+    run = folder / "run"
+    BlockTransformer(ARConfig(layout, AR)).save(run / "export")
+    (run / "config.yaml").write_text("task: ar\ntrain: {steps: 40}\n")
+    (run / "metrics.jsonl").write_text('{"step": 10, "loss": 2.0}\n{"step": 20, "loss": 1.25}\n')
+    (run / "checkpoints" / "step_00000020").mkdir(parents=True)
+    BlockTransformer(ARConfig(layout, AR, context_blocks=1)).save(folder / "continues")
+    continued = PublishedConfig(published, learned, context_blocks=2, first_block=1)
+    PublishedTransformer(continued).save(folder / "published")
+    return folder
+
+
+@pytest.fixture
+def video(tmp_path):
+    """15 frames of 20 x 24: two whole clips and one of one block and a half."""
+    generator = torch.Generator().manual_seed(1)
+    still = torch.randint(0, 256, (3, 1, 5, 6), generator=generator, dtype=torch.uint8)
+    frames = still.repeat_interleave(4, 2).repeat_interleave(4, 3).repeat(1, 15, 1, 1)
+    frames[0] += torch.arange(15, dtype=torch.uint8)[:, None, None]
+    write_video(tmp_path / "video.mp4", frames, 12)
+    return tmp_path / "video.mp4"
+
+
+def run(*arguments):
+    main([str(argument) for argument in arguments])
+
+
+def refused(capsys, message, *arguments):
+    """Exit status 2 and one sentence, which says `message`."""
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as exit_:
+        run(*arguments)
+    said = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert said.count("\n") == 1
+    assert message in said
+
+
+def pixels(file):
+    return read_clip(file, 0, probe(file).frames).astype(int)
+
+
+def index(folder):
+    return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
+
+
+def test_info(models, video, capsys):
+    run("info", models / "tokenizer")
+    count = sum(parameter.numel() for parameter in load_model(models / "tokenizer").parameters())
+    assert f"{count:,} ({count / 1e6:.2f} M)" in capsys.readouterr().out
+    run("info", models / "run")
+    said = capsys.readouterr().out
+    assert "20 of 40" in said
+    assert "step_00000020" in said
+    assert str(models / "run" / "export") in said
+    assert "1.25" in said
+    run("info", video)
+    assert "15 frames at 12 a second, 1.25 s" in capsys.readouterr().out
+    refused(capsys, "holds neither a model", "info", models)
+    refused(capsys, "no model folder", "info", "./nothing")
+
+
+def test_encode_and_decode_a_video_longer_than_a_clip(models, video, tmp_path, capsys):
+    run("encode", video, tmp_path / "a.npz", "--tokenizer", models / "tokenizer")
+    assert "15 frames, 3 clips, 64 tokens" in capsys.readouterr().out  # 3 + 3 + 2 blocks of 8
+    run("info", tmp_path / "a.npz")
+    assert "1 videos, 15 frames, 8 blocks, 64 tokens" in capsys.readouterr().out
+    run("decode", tmp_path / "a.npz", tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
+    run("reconstruct", video, tmp_path / "both.mp4", "--tokenizer", models / "tokenizer")
+    decoded, both = pixels(tmp_path / "a.mp4"), pixels(tmp_path / "both.mp4")
+    assert decoded.shape == (15, 16, 16, 3)
+    assert both.shape == (15, 16, 32, 3)
+    assert probe(tmp_path / "a.mp4").fps == 12
+    assert np.abs(decoded - both[:, :, 16:]).mean() < 6  # but for compression, along the seam above all
+
+
+def test_budgets_are_shared_and_kept(models, video, tmp_path, capsys):
+    budget = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer", "--tokens", 12)
+    run("encode", video, video, tmp_path / "b.npz", *budget)
+    run("info", tmp_path / "b.npz")
+    stored = np.load(tmp_path / "b.npz")
+    assert set(stored["lengths"]) <= set(SIZES)
+    assert len(stored["lengths"]) == 16
+    assert stored["lengths"].sum() == len(stored["codes"]) <= 12 * 16 / 3  # twice 8 blocks, where a clip of 3 has 12
+    refused(capsys, "both --scorer and --tokens", "encode", video, tmp_path / "c.npz", *budget[:4])
+    refused(capsys, "fewer than the smallest", "encode", video, tmp_path / "c.npz", *budget[:5], 3)
+    refused(capsys, "blocks of 512, 256", "encode", video, tmp_path / "c.npz", *budget, "--published")
+
+
+def test_several_videos_decode_into_a_folder_by_their_own_tokenizer_only(models, video, tmp_path, capsys):
+    run("encode", video, video, tmp_path / "d.npz", "--tokenizer", models / "tokenizer")
+    tokens, tokenizer = tmp_path / "d.npz", ("--tokenizer", models / "tokenizer")
+    run("decode", tokens, tmp_path / "videos", *tokenizer)
+    names = [file.name for file in sorted((tmp_path / "videos").iterdir())]
+    assert names == ["0000-video.mp4", "0001-video.mp4"]
+    assert probe(tmp_path / "videos" / names[1]).frames == 15
+    refused(capsys, "is a folder, not", "decode", tokens, tmp_path / "d.mp4", *tokenizer)
+    refused(capsys, "another tokenizer", "decode", tokens, tmp_path / "e", "--tokenizer", models / "other")
+    refused(capsys, "exists already", "decode", tokens, tmp_path / "videos", *tokenizer)
+    refused(capsys, "not a token file", "decode", video, tmp_path / "e", *tokenizer)
+
+
+def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
+    asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
+    run(*asked, "--count", 3, "--guidance", 1.5, "--output", tmp_path / "whole")
+    run(*asked, "--count", 3, "--guidance", 1.5, "--output", tmp_path / "parts", "--batch-size", 2)
+    whole = index(tmp_path / "whole")
+    assert whole == index(tmp_path / "parts")
+    assert [line["file"] for line in whole] == ["00000.mp4", "00001.mp4", "00002.mp4"]
+    assert len({line["seed"] for line in whole}) == 3
+    for line in whole:
+        assert line["class"] == 2
+        assert len(line["tokens"]) == 3
+        assert set(line["tokens"]) <= set(SIZES)
+        difference = pixels(tmp_path / "whole" / line["file"]) - pixels(tmp_path / "parts" / line["file"])
+        assert np.abs(difference).max() <= 4  # rounding before and after compression
+    assert pixels(tmp_path / "whole" / "00000.mp4").shape == (6, 16, 16, 3)
+
+
+def test_bad_requests_to_sample_leave_nothing(models, video, tmp_path, capsys):
+    output = ("--output", tmp_path / "out")
+    asked = ("sample", *output, "--tokenizer", models / "tokenizer", "--model")
+    refused(capsys, "no class 'dog'; a class is a number from 0", *asked, models / "run" / "export", "--class", "dog")
+    refused(capsys, "no class '3'", *asked, models / "run" / "export", "--class", 3)
+    refused(capsys, "give --class", *asked, models / "run" / "export")
+    refused(capsys, "--class in place of --prompt", *asked, models / "run" / "export", "--prompt", video)
+    refused(capsys, "give --prompt", *asked, models / "continues", "--class", 1)
+    refused(capsys, "adaptok model, but an autoregressive", *asked, models / "tokenizer", "--class", 1)
+    refused(capsys, "--count and --batch-size", *asked, models / "continues", "--prompt", video, "--count", 0)
+    refused(capsys, "no.mp4", *asked, models / "continues", "--prompt", tmp_path / "no.mp4")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("model", "kept"), [("continues", 1), ("published", 1)])
+def test_predicted_frames_follow_the_prompt(models, video, tmp_path, model, kept):
+    asked = ("sample", "--model", models / model, "--tokenizer", models / "tokenizer", "--prompt", video)
+    run(*asked, "--count", 2, "--output", tmp_path / "out")
+    first, second = index(tmp_path / "out")
+    assert first["prompt"] == str(video)
+    assert first["seed"] != second["seed"]
+    assert first["tokens"][:kept] == second["tokens"][:kept] == [8] * kept
+    assert len(first["tokens"]) == 3
+    assert probe(tmp_path / "out" / "00000.mp4").fps == 12
+    assert pixels(tmp_path / "out" / "00000.mp4").shape == (6, 16, 16, 3)
+
+
+def test_prompts_are_cut_to_the_budget(models, video, tmp_path):
+    run(
+        *("sample", "--model", models / "continues", "--tokenizer", models / "tokenizer", "--prompt", video),
+        *("--scorer", models / "scorer", "--tokens", 12, "--output", tmp_path / "out"),
+    )
+    assert index(tmp_path / "out")[0]["tokens"][0] <= 4
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("tokenizer_tiny", "scorer: "),
+        ("ar_class_tiny", "101 classes"),
+        ("ar_frame_prediction_tiny", "frame prediction from 2 blocks"),
+    ],
+)
+def test_convert(name, said, tmp_path, capsys):
+    if not PARITY.is_dir():
+        pytest.skip(f"no published folders in {PARITY}")
+    run("convert", PARITY / name, tmp_path / "model")
+    assert said in capsys.readouterr().out
+    assert load_model(tmp_path / "model")
+    refused(capsys, "exists already", "convert", PARITY / name, tmp_path / "model")
+    refused(capsys, "already", "convert", tmp_path / "model", tmp_path / "again")
+
+
+def test_what_is_no_published_model_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text("{}")
+    refused(capsys, "no published model that genvid converts", "convert", tmp_path, tmp_path / "model")
+    larp = {"bottleneck": {}, "bottleneck_token_num": 1024}
+    (tmp_path / "config.json").write_text(json.dumps(larp))
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    refused(capsys, "LARP", "convert", tmp_path, tmp_path / "model")
