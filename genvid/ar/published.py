@@ -23,7 +23,6 @@ from genvid.checkpoint import CheckpointError, load_weights, read_config, read_w
 from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
 
-
 _LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"
 
 

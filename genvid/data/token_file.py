@@ -106,8 +106,8 @@ def read_tokens(path: str | Path, spec: TokenizerSpec, *, tokenizer: str) -> lis
     codes = torch.from_numpy(data["codes"].astype(np.int64))
     if sum(map(sum, blocks)) != len(lengths) or int(lengths.sum()) != len(codes):
         raise TokenFileError(f"{path} contradicts itself on its number of blocks or codes; make it again")
-    parts = iter(lengths.split([count for clips in blocks for count in clips]))
-    rest = iter(codes.split(lengths.tolist()))
+    parts = iter(torch.split(lengths, [count for clips in blocks for count in clips]))
+    rest = iter(torch.split(codes, lengths.tolist()))
     return [
         TokenizedVideo(
             str(name), int(frames), float(fps), [_clip(next(parts), rest, spec.block_capacity) for _ in clips]
