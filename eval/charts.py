@@ -10,7 +10,7 @@ from html import escape
 _WIDTH, _HEIGHT = 440, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
 _MOST_POINTS = 300
-PALETTE_SIZE = 6
+PALETTE_SIZE = 7
 """How many series a chart can tell apart; the page defines the colours --series-0 and up."""
 
 
@@ -29,7 +29,7 @@ class Series:
 
 @dataclass(frozen=True)
 class LineChart:
-    """Up to six series on shared axes; `markers` draws every point and names its values on hover."""
+    """Up to seven series on shared axes; `markers` draws every point and names its values on hover."""
 
     title: str
     series: Sequence[Series]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,51 @@ from genvid.eval.metrics.codebook import CodebookUsage
 from genvid.eval.metrics.fidelity import ClipMean
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.metrics.rate import TokenRate
-from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+
+
+class ReconstructionScores:
+    """Everything that is measured on reconstructions: fidelity, the rate and, if discrete, codebook usage.
+
+    Across processes each feeds its own share and every one computes the whole.
+    """
+
+    def __init__(
+        self,
+        spec: TokenizerSpec,
+        fidelity: Sequence[ClipMean],
+        *,
+        frechet: FrechetVideoDistance | None = None,
+        quantize: bool = False,
+    ) -> None:
+        """`quantize` rounds reconstructions to 8 bits before they are scored."""
+        self.fidelity, self.frechet, self.quantize = list(fidelity), frechet, quantize
+        self.rate = TokenRate(spec)
+        self.usage = CodebookUsage(spec.codebook_size) if spec.codebook_size else None
+
+    def update(self, video: Tensor, restored: Tensor, tokens: BlockTokens) -> None:
+        """Count a batch: originals and reconstructions (B, 3, T, H, W) in [-1, 1], and the kept tokens."""
+        restored = restored.clamp(-1, 1)
+        if self.quantize:
+            restored = round_to_bytes(restored)
+        self.rate.to(video.device).update(tokens)
+        if self.usage:
+            self.usage.to(video.device).update(tokens)
+        for metric in self.fidelity:
+            metric.to(video.device).update(restored, video)
+        if self.frechet:
+            self.frechet.to(video.device).update(video, real=True)
+            self.frechet.update(restored, real=False)
+
+    def compute(self) -> dict[str, float]:
+        """Name -> value, with the count of clips."""
+        results = {metric.name: float(metric.compute()) for metric in self.fidelity}
+        if self.frechet:
+            results[self.frechet.name] = float(self.frechet.compute())
+        for group in (self.rate, self.usage):
+            if group is not None:
+                results |= {name: float(value) for name, value in group.compute().items()}
+        return results
 
 
 @torch.no_grad()
@@ -20,43 +64,18 @@ def evaluate_reconstruction(
     allocator: Callable[[BlockTokens], BlockTokens],
     batches: Iterable[Tensor],
     *,
-    fidelity: Iterable[ClipMean],
+    fidelity: Sequence[ClipMean],
     frechet: FrechetVideoDistance | None = None,
     quantize: bool = False,
 ) -> dict[str, float]:
-    """Batches (B, 3, T, H, W) in [-1, 1] -> name -> value, with the rate, the number of clips and,
-    if tokens are discrete, codebook usage.
-
-    `quantize` rounds reconstructions to 8 bits first. Metrics are reset; across processes each feeds its own share and
-    every one returns the whole.
-    """
-    metrics = list(fidelity)
-    rate = TokenRate(tokenizer.spec)
-    usage = CodebookUsage(tokenizer.spec.codebook_size) if tokenizer.spec.codebook_size else None
-    for metric in metrics:
+    """Batches (B, 3, T, H, W) in [-1, 1] -> name -> value. Metrics are reset first."""
+    for metric in [*fidelity, *([frechet] if frechet else [])]:
         metric.reset()
-    if frechet:
-        frechet.reset()
+    scores = ReconstructionScores(tokenizer.spec, fidelity, frechet=frechet, quantize=quantize)
     for video in batches:
         tokens = allocator(tokenizer.encode(video))
-        restored = tokenizer.decode(tokens).clamp(-1, 1)
-        if quantize:
-            restored = round_to_bytes(restored)
-        rate.to(video.device).update(tokens)
-        if usage:
-            usage.to(video.device).update(tokens)
-        for metric in metrics:
-            metric.to(video.device).update(restored, video)
-        if frechet:
-            frechet.to(video.device).update(video, real=True)
-            frechet.update(restored, real=False)
-    results = {metric.name: float(metric.compute()) for metric in metrics}
-    if frechet:
-        results[frechet.name] = float(frechet.compute())
-    for group in (rate, usage):
-        if group is not None:
-            results |= {name: float(value) for name, value in group.compute().items()}
-    return results
+        scores.update(video, tokenizer.decode(tokens), tokens)
+    return scores.compute()
 
 
 def round_to_bytes(video: Tensor) -> Tensor:

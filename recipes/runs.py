@@ -4,56 +4,28 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.task import ARTask, ARTaskConfig
-from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
-from genvid.data.source import SourceConfig
 from genvid.data.token_cache import TokenCache
-from genvid.eval.classifier import ClassifierConfig, VideoClassifier
-from genvid.perceptual import PerceptualConfig, StructureConfig
+from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.recipes.loading import DistortionSpec, VideoData, load_adaptok
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
-from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
 from genvid.tokenizer.discriminator import DiscriminatorConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
-from genvid.tokenizer.losses import Distortion, DistortionConfig
+from genvid.tokenizer.losses import DistortionConfig
 from genvid.train.task import Batch, StepOutput, TrainingTask
 from genvid.train.trainer import TrainConfig
-
-
-@dataclass(frozen=True)
-class VideoData:
-    """Clips of a source."""
-
-    source: SourceConfig
-    clip: ClipConfig = field(default_factory=ClipConfig)
-    strict: bool = False
-    """Stop at the first unusable file instead of naming, counting and skipping it."""
-
-    def open(self) -> ClipDataset:
-        return ClipDataset(self.source, self.clip, strict=self.strict)
-
-
-@dataclass(frozen=True)
-class DistortionSpec:
-    """What training lowers, or a scorer predicts."""
-
-    weights: DistortionConfig = field(default_factory=DistortionConfig)
-    perceptual: PerceptualConfig = field(default_factory=StructureConfig)
-
-    def build(self) -> Distortion:
-        return Distortion(self.weights, self.perceptual.build())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +93,8 @@ class ARRun(Run):
     model: TransformerConfig
     objective: ARTaskConfig = field(default_factory=ARTaskConfig)
     framing: str = "length"
+    context_blocks: int = 0
+    """Above 0: frame prediction from that many given blocks, without classes."""
 
     def build(self) -> tuple[TrainingTask, TokenCache]:
         cache = TokenCache.open(self.cache)
@@ -132,7 +106,8 @@ class ARRun(Run):
             sizes=cache.info.sizes,
             framing=self.framing,
         )
-        return ARTask(BlockTransformer(ARConfig(layout, self.model)), self.objective), cache
+        config = ARConfig(layout, self.model, context_blocks=self.context_blocks)
+        return ARTask(BlockTransformer(config), self.objective), cache
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,15 +115,12 @@ class ClassifierRun(Run):
     """Video classifier on real clips: judges samples, and gives features for a Frechet distance."""
 
     data: VideoData
-    width: int = 16
+    width: int = 24
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        dataset = self.data.open()
-        config = ClassifierConfig(
-            classes=tuple(dataset.classes),
-            width=self.width,
-            frames=self.data.clip.frames,
-            resolution=self.data.clip.resolution,
+        dataset, clip = self.data.open(), self.data.clip
+        config = VideoClassifierConfig(
+            dataset.num_classes, frames=clip.frames, resolution=min(clip.resolution), width=self.width
         )
         return ClassifierTask(VideoClassifier(config)), dataset
 
@@ -176,35 +148,6 @@ RUNS: dict[str, type[Run]] = {
     "classifier": ClassifierRun,
 }
 """`task:` of a recipe -> its run."""
-
-
-def load_adaptok(source: str) -> AdapTok:
-    """An AdapTok model folder or Hub id; ValueError when it holds another model."""
-    model = load_model(source)
-    if not isinstance(model, AdapTok):
-        raise ValueError(f"{source} holds a {model.model_type} model, but an AdapTok tokenizer is needed")
-    return model
-
-
-def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
-    """The scorer of `tokenizer`; ValueError when it was made for a tokenizer of another shape."""
-    scorer = load_model(source)
-    if not isinstance(scorer, Scorer):
-        raise ValueError(f"{source} holds a {scorer.model_type} model, but a scorer is needed")
-    fits = ScorerConfig.for_tokenizer(
-        tokenizer.config,
-        NetworkConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
-        sizes=scorer.config.sizes,
-        metric=scorer.config.metric,
-    )
-    if fits != scorer.config:
-        raise ValueError(f"the scorer {source} was trained for a tokenizer of another shape")
-    return cast(Scorer, scorer)
-
-
-def device() -> torch.device:
-    """Where recipes compute."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _check_clip(clip: ClipConfig, model: AdapTokConfig) -> None:

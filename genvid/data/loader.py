@@ -116,18 +116,20 @@ def one_pass(
     dataset: SizedDataset,
     *,
     batch_size: int,
+    passes: int = 1,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Every item once, in order, with its index as seed: for evaluation and caching.
+    """Every item once (or `passes` times), in order, its position in this order as seed: for evaluation and caching.
 
     Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so what is in a
     batch does not depend on the number of processes.
     """
-    starts = range(rank * batch_size, len(dataset), world_size * batch_size)
-    batches = ([(i, i) for i in range(start, min(start + batch_size, len(dataset)))] for start in starts)
+    count, total = len(dataset), len(dataset) * passes
+    starts = range(rank * batch_size, total, world_size * batch_size)
+    batches = ([(i % count, i) for i in range(start, min(start + batch_size, total))] for start in starts)
     yield from _load(dataset, batches, workers=workers, device=torch.device(device))
 
 

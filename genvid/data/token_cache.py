@@ -47,6 +47,8 @@ class CacheInfo:
     """Frames of a clip."""
     num_blocks: int
     block_capacity: int
+    sizes: list[int]
+    """Lengths that a block may have, ascending."""
     codebook_size: int
     classes: list[str]
 

@@ -19,6 +19,7 @@ INFO = CacheInfo(
     frames=8,
     num_blocks=2,
     block_capacity=6,
+    sizes=[0, 1, 2, 3, 4, 5, 6],
     codebook_size=100,
     classes=["run", "walk"],
 )

@@ -182,10 +182,10 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
 
 
 def test_phases_without_an_optimizer_are_named(tmp_path):
-    with pytest.raises(ValueError, match="needs train.optimizers for generator, discriminator; got model"):
+    with pytest.raises(ValueError, match=r"needs train\.optimizers for generator, discriminator; got model"):
         train(tmp_path / "run", TwoPlayerTask, optimizers={"model": OptimizerConfig()})
 
 
 def test_a_non_finite_loss_stops_the_run(tmp_path):
-    with pytest.raises(FloatingPointError, match="loss.*non-finite before step"):
+    with pytest.raises(FloatingPointError, match=r"loss.*non-finite before step"):
         train(tmp_path / "run", optimizers={"model": OptimizerConfig(lr=1e30, clip_norm=None)}, steps=50)

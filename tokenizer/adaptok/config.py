@@ -21,6 +21,10 @@ class AdapTokConfig:
     encoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(768, 12, 12))
     decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(768, 12, 12))
     quantizer: QuantizerConfig = field(default_factory=VQConfig)
+    shortcuts: bool = False
+    """Latents start from the mean of the patches in their cell, pixel queries from the mean of the kept latents whose
+    cells they lie in (genvid.tokenizer.cells). The published model has none and needs thousands of steps before its
+    latents tell one part of a picture from another; EVATok (arXiv 2603.12267) pools its queries likewise."""
 
     def __post_init__(self) -> None:
         for name, size, part in zip(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.attention import block_causal, latents_then_pixels
+from genvid.tokenizer.cells import cells
 from genvid.tokenizer.layers import initialise
 from genvid.tokenizer.patches import PatchEmbedding, channels, unpatchify
 from genvid.tokenizer.positions import DecoderPositions, EncoderPositions
@@ -26,6 +27,7 @@ class AdapTok(Model):
     model_type = "adaptok"
     config_type = AdapTokConfig
     config: AdapTokConfig
+    cells: Tensor
 
     def __init__(self, config: AdapTokConfig) -> None:
         super().__init__(config)
@@ -40,6 +42,7 @@ class AdapTok(Model):
         self.output = nn.Linear(decoder.width, channels(config.patch))
         initialise(self)
         nn.init.zeros_(self.output.weight)
+        self.register_buffer("cells", cells(*config.grid[1:], config.block_capacity), persistent=False)
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -71,8 +74,11 @@ class AdapTok(Model):
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
         blocks = self.spec.check_video(video)
         places, queries = self.encoder_positions(blocks)
-        patches = self.patches(video).flatten(2, 3) + places
-        x = torch.cat([patches, queries.expand(len(video), -1, -1, -1).to(patches.dtype)], 2)
+        patches = self.patches(video).flatten(2, 3)
+        queries = queries.expand(len(video), -1, -1, -1).to(patches.dtype)
+        if self.config.shortcuts:
+            queries = queries + (self.cells / self.cells.sum(1, keepdim=True).clamp(min=1)).to(patches.dtype) @ patches
+        x = torch.cat([patches + places, queries], 2)
         attend = block_causal((x.shape[2],) * blocks)
         x = x.flatten(1, 2)
         for layer in self.encoder:
@@ -113,6 +119,21 @@ class AdapTok(Model):
             x = layer(x, attend)
         patches = self.output(self.output_norm(x[:, latents.shape[1] :]))
         return unpatchify(patches.view(batch, len(blocks), *self.config.grid[1:], -1), self.config.patch)
+
+    def _cell_means(
+        self, embeddings: Tensor, keep: Tensor | None, lengths: Sequence[int], blocks: Sequence[int]
+    ) -> Tensor:
+        """(B, blocks, P, W): for each patch the mean of the kept latents of its block whose cells it lies in."""
+        ends = [sum(lengths[: g + 1]) for g in range(len(lengths))]
+        means = []
+        for g in blocks:
+            latents = embeddings[:, g, : lengths[g]]
+            cover = self.cells[: lengths[g]].to(latents.dtype).expand(len(latents), -1, -1)
+            if keep is not None:
+                kept = keep[:, ends[g] - lengths[g] : ends[g], None]
+                latents, cover = torch.where(kept, latents, 0), cover * kept
+            means.append(cover.transpose(1, 2) @ latents / cover.sum(1).clamp(min=1)[..., None])
+        return torch.stack(means, 1)
 
     def _check(self, tokens: BlockTokens) -> None:
         blocks, capacity = tokens.keep.shape[1:]

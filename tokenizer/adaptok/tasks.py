@@ -168,15 +168,14 @@ class ScorerTask(TrainingTask):
         tokens = tokenizer.encode(video)
         num_blocks = tokens.keep.shape[1]
         block = int(num_blocks * noise.uniform(torch.tensor([step]), "scored block"))
-        tokens = tokens.tail_drop(sample_lengths(self.tail_drop, seeds, num_blocks))
-        target = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
-        self._update_statistics(target, step)
-        lengths = tokens.lengths
+        lengths = sample_lengths(self.tail_drop, seeds, num_blocks)
         lengths[:, block] = tokens.keep.shape[2]
         lengths[:, block + 1 :] = 0
-        keep = BlockTokens(torch.ones_like(tokens.keep)).tail_drop(lengths).keep
+        tokens = tokens.tail_drop(lengths)
+        target = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
+        self._update_statistics(target, step)
         assert tokens.features is not None
-        predicted = self.scorer(tokens.features, tokenizer.embed(tokens), keep)[:, block].float()
+        predicted = self.scorer(tokens.features, tokenizer.embed(tokens), tokens.keep)[:, block].float()
         errors = (predicted - self.scorer.normalize(target)).square().mean(1)
         spread = self.scorer.denormalize(predicted.detach()) - target
         terms = {"distortion": target.mean(), "absolute_error": spread.abs().mean()}

@@ -1,0 +1,70 @@
+"""What several recipes load: clips, tokenizers and scorers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from genvid.checkpoint import load_model
+from genvid.data.clips import ClipConfig
+from genvid.data.dataset import ClipDataset
+from genvid.data.source import SourceConfig
+from genvid.perceptual import PerceptualConfig, StructureConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
+from genvid.tokenizer.losses import Distortion, DistortionConfig
+
+
+@dataclass(frozen=True)
+class VideoData:
+    """Clips of a source."""
+
+    source: SourceConfig
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    strict: bool = False
+    """Stop at the first unusable file instead of naming, counting and skipping it."""
+
+    def open(self) -> ClipDataset:
+        return ClipDataset(self.source, self.clip, strict=self.strict)
+
+
+@dataclass(frozen=True)
+class DistortionSpec:
+    """What training lowers, or a scorer predicts."""
+
+    weights: DistortionConfig = field(default_factory=DistortionConfig)
+    perceptual: PerceptualConfig = field(default_factory=StructureConfig)
+
+    def build(self) -> Distortion:
+        return Distortion(self.weights, self.perceptual.build())
+
+
+def load_adaptok(source: str) -> AdapTok:
+    """An AdapTok model folder or Hub id; ValueError when it holds another model."""
+    model = load_model(source)
+    if not isinstance(model, AdapTok):
+        raise ValueError(f"{source} holds a {model.model_type} model, but an AdapTok tokenizer is needed")
+    return model
+
+
+def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
+    """The scorer of `tokenizer`; ValueError when it was made for a tokenizer of another shape."""
+    scorer = load_model(source)
+    if not isinstance(scorer, Scorer):
+        raise ValueError(f"{source} holds a {scorer.model_type} model, but a scorer is needed")
+    fits = ScorerConfig.for_tokenizer(
+        tokenizer.config,
+        NetworkConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
+        sizes=scorer.config.sizes,
+        metric=scorer.config.metric,
+    )
+    if fits != scorer.config:
+        raise ValueError(f"the scorer {source} was trained for a tokenizer of another shape")
+    return scorer
+
+
+def device() -> torch.device:
+    """Where recipes compute."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
