@@ -69,7 +69,8 @@ def evaluate_reconstruction(
     quantize: bool = False,
 ) -> dict[str, float]:
     """Batches (B, 3, T, H, W) in [-1, 1] -> name -> value. Metrics are reset first."""
-    for metric in [*fidelity, *([frechet] if frechet else [])]:
+    metrics: list[ClipMean | FrechetVideoDistance] = [*fidelity, *([frechet] if frechet else [])]
+    for metric in metrics:
         metric.reset()
     scores = ReconstructionScores(tokenizer.spec, fidelity, frechet=frechet, quantize=quantize)
     for video in batches:

@@ -41,7 +41,7 @@ class AllocatedTokenizer:
 @torch.no_grad()
 def encode(tokenizer: VideoTokenizer, video: Tensor, batch_size: int) -> BlockTokens:
     """(N, 3, T, H, W) -> the tokens of all clips, encoded `batch_size` at a time."""
-    return BlockTokens.concatenate([tokenizer.encode(part) for part in video.split(batch_size)])
+    return BlockTokens.concatenate([tokenizer.encode(part) for part in torch.split(video, batch_size)])
 
 
 @torch.no_grad()

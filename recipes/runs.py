@@ -103,7 +103,7 @@ class ARRun(Run):
             num_classes=cache.num_classes,
             num_blocks=cache.info.num_blocks,
             block_capacity=cache.info.block_capacity,
-            sizes=cache.info.sizes,
+            sizes=tuple(cache.info.sizes),
             framing=self.framing,
         )
         config = ARConfig(layout, self.model, context_blocks=self.context_blocks)

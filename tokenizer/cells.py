@@ -32,4 +32,4 @@ def _spread(level: int) -> Tensor:
     for digit in range(level):
         # Later digits of the order move by larger steps first: neighbours in the order are distant in the picture.
         places = (2**digit * corners[None] + places[:, None]).flatten(0, 1)
-    return places[:, 0] * 2**level + places[:, 1]
+    return (places[:, 0] << level) + places[:, 1]

@@ -55,7 +55,8 @@ class Discriminator(nn.Module):
         x = torch.cat([self.summary.expand(len(video), -1, -1), patches.flatten(1, 3)], 1)
         for block in self.blocks:
             x = block(x, full_attention)
-        return self.logit(self.norm(x[:, 0])).squeeze(-1).float()
+        logits: Tensor = self.logit(self.norm(x[:, 0]))
+        return logits.squeeze(-1).float()
 
 
 class LeCam(nn.Module):

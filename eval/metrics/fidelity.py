@@ -7,13 +7,12 @@ another number (22.97 instead of 30.00 dB for the same two clips).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
-
-from genvid.perceptual import PerceptualDistance
 
 _LOSSLESS_DB = 100.0
 
@@ -78,20 +77,31 @@ class ClipSSIM(ClipMean):
         return per_frame.view(len(video), -1).mean(1)
 
 
+class ClipDistance(Protocol):
+    """A perceptual distance, or any other distance of two videos that has a name."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, video: Tensor, target: Tensor, /) -> Tensor:
+        """(B, 3, T, H, W) twice, in [-1, 1] -> (B,)."""
+        ...
+
+
 class MeanPerceptual(ClipMean):
     """A perceptual distance, averaged over clips. Its name is the distance's own."""
 
     higher_is_better = False
     unit = ""
 
-    def __init__(self, distance: PerceptualDistance) -> None:
+    def __init__(self, distance: ClipDistance) -> None:
         super().__init__()
         self.distance = distance
         self.name = distance.name
 
     @torch.no_grad()
     def score(self, video: Tensor, target: Tensor) -> Tensor:
-        return self.distance(video.clamp(-1, 1), target.clamp(-1, 1))  # type: ignore[no-any-return]
+        return self.distance(video.clamp(-1, 1), target.clamp(-1, 1))
 
 
 def _displayed(video: Tensor) -> Tensor:

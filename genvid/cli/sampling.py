@@ -51,7 +51,7 @@ def sample(arguments: argparse.Namespace) -> None:
     lines: list[str] = []
     with write_atomically(output) as folder, tqdm(total=len(seeds), desc="sampling", unit="video") as bar:
         folder.mkdir()
-        for part in seeds.split(arguments.batch_size):
+        for part in torch.split(seeds, arguments.batch_size):
             made = make(part)
             for seed, video, lengths in zip(part.tolist(), made.videos, made.tokens.lengths.tolist(), strict=True):
                 name = f"{len(lines):05d}.mp4"

@@ -22,7 +22,8 @@ class ExponentialAverage:
     def update(self, model: Model, step: int) -> None:
         """Move towards the weights after optimizer step `step` (from 0)."""
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = list(self.model.parameters()), [p.detach() for p in model.parameters()]
+        averaged: list[torch.Tensor] = list(self.model.parameters())
+        current = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for buffer, value in zip(self.model.buffers(), model.buffers(), strict=True):
             buffer.copy_(value)

@@ -59,8 +59,9 @@ class TrainingTask(nn.Module, ABC):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         for module in self.frozen():
-            module._apply(fn)
-        return super()._apply(fn, recurse)
+            module._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         """Parameters that `phase` optimizes."""

@@ -19,13 +19,14 @@ def block_distortion(
     """Distortion (B,) of the frames of `block` when blocks up to it are decoded as `tokens.keep` cuts them."""
     frames = tokenizer.spec.frames_per_block
     decoded = tokenizer.render_block(tokenizer.embed(tokens), tokens.keep, block).clamp(-1, 1)
-    return distortion(decoded, video[:, :, block * frames : (block + 1) * frames])
+    measured: Tensor = distortion(decoded, video[:, :, block * frames : (block + 1) * frames])
+    return measured
 
 
 def measure_curve(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, sizes: Sequence[int], distortion: Distortion
 ) -> Tensor:
-    """Distortion of `block`, which must be whole, at each candidate size: (B, K). Earlier blocks stay as they are cut."""
+    """Distortion (B, K) of `block`, which must be whole, at each candidate size; earlier blocks stay as they are cut."""
     lengths, curve = tokens.lengths, []
     for size in sizes:
         lengths[:, block] = size

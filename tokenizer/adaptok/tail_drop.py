@@ -31,5 +31,5 @@ def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Te
     bounds = torch.tensor([config.minimum, config.maximum], dtype=torch.float64)
     low, high = torch.special.ndtr((bounds - config.mean) / config.std).tolist()
     position = low + noise.uniform(seeds, "tail drop", num_blocks) * (high - low)
-    lengths = config.mean + config.std * torch.special.ndtri(position)
+    lengths: Tensor = config.mean + config.std * torch.special.ndtri(position)
     return lengths.round().long().clamp(config.minimum, config.maximum)
