@@ -5,6 +5,7 @@ A model folder is what users load; the state of a training run is something else
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import json
 from pathlib import Path
@@ -24,6 +25,9 @@ MODELS = {
     "video_classifier": "genvid.eval.classifier:VideoClassifier",
 }
 """`model_type` of config.json -> the class that reads the folder, imported when it is asked for."""
+
+
+MODEL_FILES = ("config.json", "model.safetensors")
 
 
 class CheckpointError(ValueError):
@@ -82,18 +86,25 @@ def load_model(source: str | Path) -> Model:
 
 
 def resolve(source: str | Path) -> Path:
-    """A folder that exists, or the local copy of a Hub repository `owner/name`."""
-    if Path(source).is_dir():
-        return Path(source)
-    text = str(source)
+    """A folder that exists, or the local copy of a Hub repository `owner/name`, fetched when it is not there yet.
+
+    Where there is a folder `owner`, `owner/name` is taken for a path: a mistyped one never waits for the network.
+    """
+    folder, text = Path(source), str(source)
+    if folder.is_dir():
+        return folder
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
         raise CheckpointError(f"no model folder {text} (and it is not a Hub id of the form owner/name)")
+    if folder.parent.is_dir():
+        raise CheckpointError(
+            f"no model folder {text}: there is a folder {folder.parent}, but it holds no {folder.name}"
+        )
     from huggingface_hub import snapshot_download
 
     try:
         return Path(snapshot_download(text, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:
-        reason = str(error).splitlines()[0]
+        reason = str(error).partition("\n")[0]
         raise CheckpointError(f"no local folder {text}, and the Hub gave no such model ({reason})") from error
 
 
@@ -136,8 +147,15 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor], *, source: str) -
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Short hash of a model folder's configuration and weights: provenance of what was made with it."""
-    return sha256(folder)[:16]
+    """Short hash of a model folder's configuration and weights: provenance of what was made with it.
+
+    What else lies there (a scorer, a README) does not count.
+    """
+    folder = Path(folder)
+    hashes = [sha256(file) for name in MODEL_FILES if (file := folder / name).is_file()]
+    if len(hashes) != len(MODEL_FILES):
+        raise CheckpointError(f"{folder} is not a model folder: it needs {' and '.join(MODEL_FILES)}")
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
 
 def _missing_keys(full: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:
