@@ -179,7 +179,7 @@ def test_a_path_with_a_typing_error_never_asks_the_network(tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
-    with pytest.raises(CheckpointError, match="runs is a folder here, but it holds no tokenzier"):
+    with pytest.raises(CheckpointError, match="there is a folder runs, but it holds no tokenzier"):
         resolve("runs/tokenzier")
 
 
