@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 import torch
-import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,6 +17,7 @@ from genvid.tokenizer.attention import full_attention
 from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
 from genvid.tokenizer.patches import PatchEmbedding
 from genvid.tokenizer.positions import patch_positions
+from genvid.tokenizer.statistics import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,3 @@ def discriminator_loss(real: Tensor, fake: Tensor, seeds: Tensor, label_noise: f
     deviation = deviation.clamp(max=0.3)
     real_loss = F.binary_cross_entropy_with_logits(real, 1 - deviation[:, 0], reduction="none")
     return real_loss + F.binary_cross_entropy_with_logits(fake, deviation[:, 1], reduction="none")
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Average of a detached tensor over the processes of a run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value

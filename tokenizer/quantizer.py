@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.nn.functional import embedding, normalize
 
 from genvid import noise
 from genvid.config import Choice
+from genvid.tokenizer.statistics import Whiten
 
 _SIMILARITIES = 1 << 23
 """Token-to-codebook similarities that may exist at a time (32 MB)."""
@@ -25,6 +26,10 @@ _SIMILARITIES = 1 << 23
 @dataclass(frozen=True)
 class QuantizerConfig(Choice):  # type: ignore[misc]
     """Which quantizer, and its parameters."""
+
+    whiten: bool = field(default=False, kw_only=True)
+    """Quantize latents of zero mean and unit covariance (`Whiten`), so that the codebook stays in use. The published
+    models do not."""
 
     def build(self, features_width: int, embeddings_width: int) -> Quantizer:
         """The quantizer between encoder features and decoder input of these widths."""
@@ -49,9 +54,10 @@ class Quantizer(nn.Module, ABC):
     codebook_size: int
     code_dim: int
 
-    def __init__(self, features_width: int, embeddings_width: int) -> None:
+    def __init__(self, features_width: int, embeddings_width: int, *, whiten: bool) -> None:
         super().__init__()
         self.input = nn.Linear(features_width, self.code_dim)
+        self.whiten = Whiten(self.code_dim) if whiten else nn.Identity()
         self.output = nn.Linear(self.code_dim, embeddings_width)
 
     def forward(self, features: Tensor, keep: Tensor, seeds: Tensor | None = None) -> Quantized:
@@ -60,13 +66,13 @@ class Quantizer(nn.Module, ABC):
         `seeds` (B,) int64 ask a stochastic quantizer in training mode to sample its codes; None is deterministic.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return self._quantize(self.input(features.float()), keep, seeds)
+            return self._quantize(self.whiten(self.input(features.float())), keep, seeds)
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:
         """(..., W) features -> (...) int64 codes, deterministic."""
         with torch.autocast(features.device.type, enabled=False):
-            return self._nearest(self.input(features.float()))
+            return self._nearest(self.whiten(self.input(features.float())))
 
     def project(self, vectors: Tensor) -> Tensor:
         """(..., code_dim) vectors -> (..., W) decoder input."""
@@ -109,7 +115,7 @@ class VectorQuantizer(Quantizer):
 
     def __init__(self, config: VQConfig, features_width: int, embeddings_width: int) -> None:
         self.codebook_size, self.code_dim = config.codebook_size, config.code_dim
-        super().__init__(features_width, embeddings_width)
+        super().__init__(features_width, embeddings_width, whiten=config.whiten)
         self.config = config
         self.embedding = nn.Parameter(torch.empty(config.codebook_size, config.code_dim))
         nn.init.kaiming_uniform_(self.embedding)
@@ -176,7 +182,7 @@ class FiniteScalarQuantizer(Quantizer):
 
     def __init__(self, config: FSQConfig, features_width: int, embeddings_width: int) -> None:
         self.codebook_size, self.code_dim = math.prod(config.levels), len(config.levels)
-        super().__init__(features_width, embeddings_width)
+        super().__init__(features_width, embeddings_width, whiten=config.whiten)
         strides = [math.prod(config.levels[:channel]) for channel in range(self.code_dim)]
         self.register_buffer("levels", torch.tensor(config.levels), persistent=False)
         self.register_buffer("strides", torch.tensor(strides), persistent=False)

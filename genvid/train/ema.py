@@ -10,7 +10,7 @@ from genvid.checkpoint import Model
 
 
 class ExponentialAverage:
-    """Average of parameters with decay min(decay, (1 + n) / (10 + n)) at update n; buffers are copied."""
+    """Average of parameters with decay min(decay, (1 + n) / (10 + n)) at update n, and of running statistics."""
 
     def __init__(self, model: Model, decay: float) -> None:
         if not 0 <= decay < 1:
@@ -26,4 +26,7 @@ class ExponentialAverage:
         current = [p.detach() for p in model.parameters()]
         torch._foreach_lerp_(averaged, current, 1 - decay)
         for buffer, value in zip(self.model.buffers(), model.buffers(), strict=True):
-            buffer.copy_(value)
+            if buffer.is_floating_point():
+                buffer.lerp_(value, 1 - decay)
+            else:
+                buffer.copy_(value)

@@ -23,10 +23,10 @@ from genvid.tokenizer.discriminator import (
     LeCam,
     adversarial_loss,
     discriminator_loss,
-    mean_over_processes,
 )
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized
+from genvid.tokenizer.statistics import mean_over_processes
 from genvid.tokens import BlockTokens
 from genvid.train.task import Batch, StepOutput, TrainingTask
 

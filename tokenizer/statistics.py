@@ -1,0 +1,59 @@
+"""Running statistics that all processes share."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+
+class Whiten(nn.Module):
+    """Subtracts the running mean and undoes the running covariance: channels of unit variance, without correlation.
+
+    Early in training an encoder's latents differ along one direction only (how bright the picture is), so that all
+    channels of a code say the same and its codebook collapses to a few entries. Whitened, whatever else the latents
+    carry reaches the decoder at full strength. The statistics are constants to the gradient, are the same on every
+    process, and do not make a clip depend on its batch.
+    """
+
+    mean: Tensor
+    covariance: Tensor
+    updates: Tensor
+
+    def __init__(self, channels: int, *, slowest: float = 0.02) -> None:
+        """`slowest`: weight of the newest batch after the first 1 / slowest."""
+        super().__init__()
+        self.slowest = slowest
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("covariance", torch.eye(channels))
+        self.register_buffer("updates", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) float32 -> the same shape, about zero mean and unit covariance."""
+        if self.training:
+            self._update(x.detach().flatten(0, -2))
+        scale = self.covariance.diagonal().mean()
+        eye = torch.eye(len(self.mean), device=x.device)
+        root, _ = torch.linalg.cholesky_ex(self.covariance + 1e-5 * scale * eye)
+        return (x - self.mean) @ torch.linalg.solve_triangular(root, eye, upper=False).T
+
+    @torch.no_grad()
+    def _update(self, x: Tensor) -> None:
+        centred = x - self.mean
+        moments = torch.cat([centred.mean(0)[None], centred.T @ centred / len(x)])
+        shift, square = mean_over_processes(moments).split([1, x.shape[1]])
+        weight = (1 / (self.updates + 1)).clamp(min=self.slowest)
+        self.mean.add_(weight * shift[0])
+        # Deviations from the moved mean: subtract what the move itself explains.
+        moved = weight * torch.outer(shift[0], shift[0])
+        self.covariance.lerp_(square - moved, weight)
+        self.updates.add_(1)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Average of a detached tensor over the processes of a run."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        value = value.clone()
+        torch.distributed.all_reduce(value)
+        value = value / torch.distributed.get_world_size()
+    return value
