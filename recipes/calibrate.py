@@ -13,13 +13,11 @@ from datetime import date
 from pathlib import Path
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid.allocation import (
     Calibration,
-    MeasuredDistortion,
     Provenance,
     calibrate,
     close_loop,
@@ -34,11 +32,8 @@ from genvid.eval.charts import LineChart, Series
 from genvid.eval.page import Page
 from genvid.recipes.command import command
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
-from genvid.tokenizer.adaptok.curves import block_distortion
-from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.losses import Distortion
-from genvid.tokens import BlockTokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +75,7 @@ def run_calibration(run: CalibrationRun) -> Path:
     for _, batch in zip(tqdm(range(total), desc="measuring", unit="batch"), clips, strict=False):
         tokens = tokenizer.encode(batch["video"])
         lengths = middle.to(tokens.keep.device).expand_as(tokens.lengths)
-        truth = measured_predictor(tokenizer, batch["video"], sizes, distortion)
+        truth = MeasuredCurves(tokenizer, batch["video"], sizes, distortion, batch_size=run.batch_size)
         predicted.append(predict_all_curves(predictor, tokens, lengths).cpu())
         measured.append(predict_all_curves(truth, tokens, lengths).cpu())
         if weights is None and run.cost_to_go:
@@ -102,15 +97,6 @@ def run_calibration(run: CalibrationRun) -> Path:
     result.save(folder / "calibration.json")
     write_page(result, distortion.name, folder / "calibration.html")
     return folder / "calibration.json"
-
-
-def measured_predictor(tokenizer: AdapTok, video: Tensor, sizes: Tensor, distortion: Distortion) -> MeasuredDistortion:
-    """The oracle: curves of these very clips, by decoding."""
-
-    def measure(tokens: BlockTokens, block: int) -> Tensor:
-        return block_distortion(tokenizer, tokens, video, block, distortion)
-
-    return MeasuredDistortion(measure, sizes)
 
 
 def write_page(calibration: Calibration, metric: str, path: Path) -> None:

@@ -1,7 +1,7 @@
 """Score reconstructions of every allocator at every budget: accelerate launch recipes/evaluate.py CONFIG.yaml [...]
 
-One pass over the clips serves all of them. Writes report.json (one report per allocator and budget, with protocol and
-provenance) and page.html.
+One pass over the clips serves all of them. Writes a report for each allocator and budget, with protocol and
+provenance, and page.html.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
-from genvid.allocation import Allocator, Calibration, JointAllocator, build_allocator
+from genvid.allocation import Allocator, Calibration, DistortionPredictor, JointAllocator, build_allocator
 from genvid.allocation.config import (
     AllocatorConfig,
     GroupConfig,
@@ -34,25 +34,28 @@ from genvid.data.video import video_bytes
 from genvid.eval.charts import LineChart, Series
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.page import Clip, Page, Section
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import Clips, Protocol
 from genvid.eval.reconstruction import ReconstructionScores
-from genvid.eval.report import Number, Provenance, Report
-from genvid.perceptual import PerceptualConfig, StructureConfig
+from genvid.eval.report import Better, Number, Provenance, Report
+from genvid.perceptual import PerceptualConfig
 from genvid.recipes.allocated import decode, encode
-from genvid.recipes.calibrate import measured_predictor
 from genvid.recipes.command import command
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
+from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 
-CHARTED = ("uniform", "table", "group", "joint", "threshold", "oracle")
-"""Allocators of the rate-distortion charts."""
+ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")
+"""All that can be compared. `oracle` is the joint program on measured curves: what perfect prediction would give."""
+WINDOWS: dict[str, Clips] = {"all": "windows", "first": "first", "random": "random"}
+"""`window` of the clip rule -> `clips` of the protocol."""
+UNITS = {"PSNR": "dB"}
 RATE = ("tokens per clip", "bits per clip", "codebook used", "codebook perplexity")
 """Numbers that are neither good nor bad."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationRun:
-    """Held-out clips, the models, and the budgets that are compared."""
+    """Held-out clips, the models, and the allocators and budgets that are compared."""
 
     output_dir: str
     tokenizer: str
@@ -61,38 +64,121 @@ class EvaluationRun:
     data: VideoData
     budgets: tuple[float, ...]
     """Mean tokens per video."""
+    allocators: tuple[str, ...] = ALLOCATORS
+    """The oracle takes longer than all the others together: it decodes each clip many times."""
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
-    """What the scorer predicts: measured too, and what the oracle minimises."""
-    perceptual: PerceptualConfig = field(default_factory=StructureConfig)
+    """What the scorer predicts: measured, and what the oracle minimises."""
+    perceptual: PerceptualConfig | None = None
+    """Another distance that is measured beside `distortion`."""
     protocol: str = "held-out clips"
     group_size: int = 64
     batch_size: int = 16
+    """Clips decoded at a time: memory, not results."""
     workers: int = 2
     shown: int = 8
-    """Clips of the page; 0 where they may not be shown."""
+    """Clips of the page, as the joint program cuts them; 0 where they may not be shown."""
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.allocators if name not in ALLOCATORS]
+        if unknown or not self.allocators or not self.budgets:
+            raise ValueError(
+                f"at least one budget and one of the allocators {', '.join(ALLOCATORS)} are needed, "
+                f"got budgets {self.budgets} and allocators {self.allocators}"
+            )
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A clip as the page shows it: the original, and what each budget of the joint program made of it."""
+    """A clip as the page shows it: the original, and by budget what the joint program made of it and its lengths."""
 
     name: str
     original: Tensor
     versions: dict[float, tuple[Tensor, list[int]]]
 
 
-@torch.no_grad()
+class Comparison:
+    """Scores of every allocator at every budget, group by group."""
+
+    def __init__(self, run: EvaluationRun) -> None:
+        self.run = run
+        self.tokenizer = load_adaptok(run.tokenizer).to(device())
+        self.predictor = ScorerPredictor(self.tokenizer, load_scorer(run.scorer, self.tokenizer).to(device()))
+        self.calibration = Calibration.load(run.calibration)
+        self.distortion = run.distortion.build().to(device())
+        distances = [run.perceptual.build()] if run.perceptual is not None else []
+        self.scores = {
+            (name, budget): ReconstructionScores(
+                self.tokenizer.spec,
+                [ClipPSNR(), ClipSSIM(), *(MeanPerceptual(d) for d in (*distances, self.distortion))],
+            )
+            for budget in run.budgets
+            for name in run.allocators
+        }
+
+    @torch.no_grad()
+    def add(self, video: Tensor) -> dict[float, tuple[Tensor, Tensor]]:
+        """Count a group (N, 3, T, H, W). By budget, what the joint program made of it: (N, 3, T, H, W) and (N, G)
+        lengths."""
+        run = self.run
+        tokens = encode(self.tokenizer, video, run.batch_size)
+        measured = MeasuredCurves(
+            self.tokenizer, video, self.predictor.sizes, self.distortion, batch_size=run.batch_size
+        )
+        joint = {}
+        for (name, budget), scores in self.scores.items():
+            kept = self._allocator(name, budget, tokens.keep.shape[1], measured)(tokens)
+            restored = decode(self.tokenizer, kept, run.batch_size)
+            scores.update(video, restored, kept)
+            if name == "joint":
+                joint[budget] = (restored, kept.lengths)
+        return joint
+
+    def reports(self) -> list[Report]:
+        """One for each allocator and budget, over all processes."""
+        run, clip = self.run, self.run.data.clip
+        weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
+        provenance = Provenance.now(weights)
+        reports = []
+        for (name, budget), scores in self.scores.items():
+            values = scores.compute()
+            count = int(values.pop("clips"))
+            protocol = Protocol(
+                name=run.protocol,
+                task="reconstruction",
+                dataset=str(configuration.encode(run.data.source)),
+                split="held out",
+                frames=clip.frames,
+                clips=WINDOWS[clip.window],
+                count=count,
+                resolution=min(clip.resolution),
+                note=f"groups of {run.group_size} clips in the order of the data set share a budget",
+            )
+            numbers = [
+                Number(metric, value, protocol, count, unit=UNITS.get(metric, ""), better=_better(metric))
+                for metric, value in values.items()
+            ]
+            reports.append(Report(f"{name} @ {budget:g}", numbers, provenance))
+        return reports
+
+    def _allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
+        group_size, calibration = self.run.group_size, self.calibration
+        if name == "oracle":
+            return JointAllocator(measured, budget, group_size, block_weights=calibration.block_weights)
+        configs: dict[str, AllocatorConfig] = {
+            "uniform": UniformConfig(budget),
+            "table": TableConfig(budget),
+            "group": GroupConfig(budget, group_size),
+            "joint": JointConfig(budget, group_size),
+            "threshold": ThresholdConfig(budget),
+            "online": OnlineConfig(budget),
+        }
+        return build_allocator(configs[name], blocks, self.predictor, calibration)
+
+
 def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
-    """All reports, and the clips to show (on the main process)."""
+    """A report for each allocator and budget, and the clips to show (the first ones of this process)."""
     state = PartialState()
-    tokenizer = load_adaptok(run.tokenizer).to(device())
-    predictor = ScorerPredictor(tokenizer, load_scorer(run.scorer, tokenizer).to(device()))
-    calibration = Calibration.load(run.calibration)
-    distortion, perceptual = run.distortion.build().to(device()), run.perceptual.build()
-    dataset = run.data.open()
-    blocks = tokenizer.spec.num_blocks(run.data.clip.frames)
-    scores: dict[tuple[str, float], ReconstructionScores] = {}
-    shown: list[Shown] = []
+    comparison, dataset = Comparison(run), run.data.open()
     groups = one_pass(
         dataset,
         batch_size=run.group_size,
@@ -102,121 +188,73 @@ def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
         device=device(),
     )
     total = -(-len(dataset) // (run.group_size * state.num_processes))
+    shown: list[Shown] = []
     for group in tqdm(groups, total=total, desc="evaluating", unit="group", disable=not state.is_main_process):
         video = group["video"]
-        tokens = encode(tokenizer, video, run.batch_size)
-        oracle = measured_predictor(tokenizer, video, predictor.sizes, distortion)
-        versions: list[dict[float, tuple[Tensor, list[int]]]] = [{} for _ in video]
-        for budget in run.budgets:
-            rules: dict[str, Allocator] = {
-                choice: build_allocator(config, blocks, predictor, calibration)
-                for choice, config in choices(budget, run.group_size).items()
+        joint = comparison.add(video)
+        for row in range(min(len(video), run.shown - len(shown)) if joint else 0):
+            versions = {
+                budget: (to_uint8(restored[row]).cpu(), lengths[row].tolist())
+                for budget, (restored, lengths) in joint.items()
             }
-            rules["oracle"] = JointAllocator(oracle, budget, run.group_size, block_weights=calibration.block_weights)
-            for name, rule in rules.items():
-                kept = rule(tokens)
-                restored = decode(tokenizer, kept, run.batch_size)
-                if (name, budget) not in scores:
-                    fidelity = [ClipPSNR(), ClipSSIM(), MeanPerceptual(perceptual), MeanPerceptual(distortion)]
-                    scores[name, budget] = ReconstructionScores(tokenizer.spec, fidelity)
-                scores[name, budget].update(video, restored, kept)
-                if name == "joint" and len(shown) < run.shown:
-                    for row, version in enumerate(versions[: run.shown]):
-                        version[budget] = (to_uint8(restored[row]).cpu(), kept.lengths[row].tolist())
-        for row in range(min(len(video), run.shown - len(shown))):
-            name = dataset.name(int(group["index"][row]))
-            shown.append(Shown(name, to_uint8(video[row]).cpu(), versions[row]))
-    return [_report(run, name, budget, score) for (name, budget), score in scores.items()], shown
-
-
-def choices(budget: float, group_size: int) -> dict[str, AllocatorConfig]:
-    """Every allocator at one budget."""
-    return {
-        "uniform": UniformConfig(budget),
-        "table": TableConfig(budget),
-        "group": GroupConfig(budget, group_size),
-        "joint": JointConfig(budget, group_size),
-        "threshold": ThresholdConfig(budget),
-        "online": OnlineConfig(budget),
-    }
-
-
-def _report(run: EvaluationRun, name: str, budget: float, scores: ReconstructionScores) -> Report:
-    values = scores.compute()
-    clip = run.data.clip
-    protocol = Protocol(
-        name=run.protocol,
-        task="reconstruction",
-        dataset=str(configuration.encode(run.data.source)),
-        split="held out",
-        frames=clip.frames,
-        clips={"all": "windows", "first": "first", "random": "random"}[clip.window],  # type: ignore[arg-type]
-        count=int(values["clips"]),
-        resolution=min(clip.resolution),
-        note=f"groups of {run.group_size} clips in the order of the data set share a budget",
-    )
-    better = {"PSNR": "higher", "SSIM": "higher"}
-    numbers = [
-        Number(
-            metric,
-            value,
-            protocol,
-            int(values["clips"]),
-            unit="dB" if metric == "PSNR" else "",
-            better=better.get(metric, "lower" if metric not in RATE else "neither"),  # type: ignore[arg-type]
-        )
-        for metric, value in values.items()
-        if metric != "clips"
-    ]
-    weights = {part: fingerprint(resolve(getattr(run, part))) for part in ("tokenizer", "scorer")}
-    return Report(f"{name} @ {budget:g}", numbers, Provenance.now(weights))
+            shown.append(Shown(dataset.name(int(group["index"][row])), to_uint8(video[row]).cpu(), versions))
+    return comparison.reports(), shown
 
 
 def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[list[str | float]]]:
-    """Distortion of every allocator at every budget, and the share of the uniform-to-oracle gap that each closes."""
+    """`metric` of every allocator at every budget and, with an oracle, how much of the way there is closed, in %."""
     table: dict[str, dict[str, float]] = {}
     for report in reports:
         name, _, budget = report.title.partition(" @ ")
-        table.setdefault(name, {})[budget] = next(n.value for n in report.numbers if n.name == metric)
+        table.setdefault(name, {})[budget] = _value(report, metric)
     budgets = list(next(iter(table.values())))
-    header = ["allocator", *(f"{metric} @ {b}" for b in budgets), *(f"gap closed @ {b}, %" for b in budgets)]
-    rows: list[list[str | float]] = []
-    for name, values in table.items():
+    header = ["allocator", *(f"{metric} @ {budget}" for budget in budgets)]
+    rows: list[list[str | float]] = [[name, *values.values()] for name, values in table.items()]
+    if {"uniform", "oracle"} <= table.keys():
+        header += [f"gap closed @ {budget}, %" for budget in budgets]
         worst, best = table["uniform"], table["oracle"]
-        closed = [100 * (worst[b] - values[b]) / max(worst[b] - best[b], 1e-12) for b in budgets]
-        rows.append([name, *values.values(), *(round(share, 1) for share in closed)])
+        for row, values in zip(rows, table.values(), strict=True):
+            row += [round(100 * (worst[b] - values[b]) / max(worst[b] - best[b], 1e-12), 1) for b in budgets]
     return header, rows
 
 
 def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Shown], capacity: int, fps: float) -> None:
-    """Charts, tables and clips of an evaluation."""
-    names = [number.name for number in reports[0].numbers]
-    metric = names[3]
-    charts = []
-    for quality in ("PSNR", names[2]):
-        series = []
-        for name in CHARTED:
-            rows = [r for r in reports if r.title.startswith(f"{name} @")]
-            value = {
-                n.name: [next(m.value for m in r.numbers if m.name == n.name) for r in rows] for n in rows[0].numbers
-            }
-            series.append(Series(name, value["tokens per clip"], value[quality]))
-        charts.append(LineChart(quality, series, x_label="tokens per clip", y_label=quality, markers=True))
-    section.charts(*charts)
-    header, table = gap_table(reports, metric)
-    section.table(header, table)
+    """Charts, tables and clips of an evaluation; `capacity` tokens are what a block can hold."""
+    distances = [number.name for number in reports[0].numbers if number.better == "lower"]
+    section.charts(*(_chart(reports, quality) for quality in ("PSNR", *distances)))
+    section.table(*gap_table(reports, distances[-1]))
     section.numbers(reports)
-    if shown:
-        scale = max(1, 128 // shown[0].original.shape[-1])
-        budgets = list(shown[0].versions)
-        rows = {}
-        for clip in shown:
-            versions = [
-                Clip(video_bytes(video, fps, scale=scale), f"{sum(lengths)} tokens", lengths, capacity)
-                for video, lengths in clip.versions.values()
-            ]
-            rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
-        section.comparison(["original", *(f"mean budget {budget:g}" for budget in budgets)], rows)
+    if not shown:
+        return
+    scale = max(1, 128 // shown[0].original.shape[-1])
+    rows = {}
+    for clip in shown:
+        versions = [
+            Clip(video_bytes(video, fps, scale=scale), f"{sum(lengths)} tokens", lengths, capacity)
+            for video, lengths in clip.versions.values()
+        ]
+        rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
+    section.comparison(["original", *(f"mean budget {budget:g}" for budget in shown[0].versions)], rows)
+
+
+def _chart(reports: Sequence[Report], quality: str) -> LineChart:
+    """One line for each allocator."""
+    points: dict[str, list[tuple[float, float]]] = {}
+    for report in reports:
+        point = (_value(report, "tokens per clip"), _value(report, quality))
+        points.setdefault(report.title.partition(" @ ")[0], []).append(point)
+    series = [Series(name, *zip(*line, strict=True)) for name, line in points.items()]
+    return LineChart(quality, series, x_label="tokens per clip", y_label=quality, markers=True)
+
+
+def _value(report: Report, name: str) -> float:
+    return next(number.value for number in report.numbers if number.name == name)
+
+
+def _better(metric: str) -> Better:
+    if metric in ("PSNR", "SSIM"):
+        return "higher"
+    return "neither" if metric in RATE else "lower"
 
 
 @command

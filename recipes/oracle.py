@@ -1,0 +1,39 @@
+"""The oracle: distortion curves of given clips, measured by decoding them at every candidate size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genvid.tokenizer.adaptok.curves import measure_curve
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.losses import Distortion
+from genvid.tokens import BlockTokens
+
+
+class MeasuredCurves:
+    """A `genvid.allocation.DistortionPredictor` for the tokens of `video` (B, 3, T, H, W), and for no others.
+
+    A curve depends on its clip and on the cut of earlier blocks alone. Allocators ask for the same ones again and again
+    (the first block has no earlier ones), so every curve is measured once.
+    """
+
+    def __init__(
+        self, tokenizer: AdapTok, video: Tensor, sizes: Tensor, distortion: Distortion, *, batch_size: int
+    ) -> None:
+        self.sizes = sizes
+        self._tokenizer, self._video, self._distortion, self._batch_size = tokenizer, video, distortion, batch_size
+        self._measured: dict[tuple[int, ...], Tensor] = {}
+        """(clip, lengths of all earlier blocks) -> (K,) curve of the next block."""
+
+    def predict(self, tokens: BlockTokens, block: int) -> Tensor:
+        """Distortion (B, K) of `block` at each size, earlier blocks cut as `tokens.keep` says, `block` itself whole."""
+        keys = [(clip, *cut) for clip, cut in enumerate(tokens.lengths[:, :block].tolist())]
+        unknown = [clip for clip, key in enumerate(keys) if key not in self._measured]
+        for start in range(0, len(unknown), self._batch_size):
+            clips = unknown[start : start + self._batch_size]
+            rows = torch.tensor(clips, device=self._video.device)
+            sizes: list[int] = self.sizes.tolist()
+            curves = measure_curve(self._tokenizer, tokens[rows], self._video[rows], block, sizes, self._distortion)
+            self._measured |= {keys[clip]: curve for clip, curve in zip(clips, curves, strict=True)}
+        return torch.stack([self._measured[key] for key in keys])
