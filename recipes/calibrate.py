@@ -1,7 +1,7 @@
-"""Measure what budgets buy: accelerate launch recipes/calibrate.py CONFIG.yaml [--key value ...]
+"""Measure what budgets buy: python recipes/calibrate.py CONFIG.yaml [--key value ...]
 
 Writes calibration.json (tables, multipliers and typical gains per budget, which allocators read) and a page with the
-expected distortion of every allocator against tokens.
+expected distortion of every allocator against tokens. One process.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def write_page(calibration: Calibration, metric: str, path: Path) -> None:
 
 @command
 def main(argv: Sequence[str]) -> None:
-    usage = "accelerate launch recipes/calibrate.py CONFIG.yaml [--key value ...]"
+    usage = "python recipes/calibrate.py CONFIG.yaml [--key value ...]"
     print(f"calibrated {run_calibration(configuration.parse(CalibrationRun, argv, usage=usage))}")
 
 

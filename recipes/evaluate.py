@@ -34,20 +34,18 @@ from genvid.data.video import video_bytes
 from genvid.eval.charts import LineChart, Series
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.page import Clip, Page, Section
-from genvid.eval.protocols import Clips, Protocol
+from genvid.eval.protocols import Protocol
 from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Better, Number, Provenance, Report
 from genvid.perceptual import PerceptualConfig
 from genvid.recipes.allocated import decode, encode
 from genvid.recipes.command import command
-from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
+from genvid.recipes.loading import WINDOWS, DistortionSpec, VideoData, device, load_adaptok, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 
 ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")
 """All that can be compared. `oracle` is the joint program on measured curves: what perfect prediction would give."""
-WINDOWS: dict[str, Clips] = {"all": "windows", "first": "first", "random": "random"}
-"""`window` of the clip rule -> `clips` of the protocol."""
 UNITS = {"PSNR": "dB"}
 RATE = ("tokens per clip", "bits per clip", "codebook used", "codebook perplexity")
 """Numbers that are neither good nor bad."""

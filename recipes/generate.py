@@ -1,6 +1,6 @@
-"""Sample from an autoregressive model and score the samples: accelerate launch recipes/generate.py CONFIG.yaml [...]
+"""Sample from an autoregressive model and score the samples: python recipes/generate.py CONFIG.yaml [...]
 
-A model of classes gives samples of every class; a model of frame prediction continues held-out clips.
+A model of classes gives samples of every class; a model of frame prediction continues held-out clips. One process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from genvid.generation.pipeline import Generated, generate_classes, predict_fram
 from genvid.generation.sampler import SamplingConfig
 from genvid.recipes.allocated import AllocatedTokenizer
 from genvid.recipes.command import command
-from genvid.recipes.loading import VideoData, device
+from genvid.recipes.loading import WINDOWS, VideoData, device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,77 +71,84 @@ class Samples:
 def generate(run: GenerationRun) -> Samples:
     """Sample and score."""
     model, classifier = load_model(run.model), load_model(run.classifier)
-    if not isinstance(model, RowModel) or not isinstance(classifier, VideoClassifier):
-        raise ValueError(f"{run.model} must hold a model of token rows and {run.classifier} a video classifier")
+    if not isinstance(model, RowModel):
+        raise ValueError(f"{run.model} holds a {model.model_type} model, but an autoregressive one is needed")
+    if not isinstance(classifier, VideoClassifier):
+        raise ValueError(f"{run.classifier} holds a {classifier.model_type} model, but a video classifier is needed")
     model, classifier = model.to(device()), classifier.to(device())
-    tokenizer, allocator, _ = run.tokens.build(run.data.clip.frames)
     dataset = run.data.open()
     loaded = list(one_pass(dataset, batch_size=run.batch_size, workers=run.workers))
     real, real_labels = torch.cat([b["video"] for b in loaded]), torch.cat([b["label"] for b in loaded])
-    seeds = noise.sample_seeds(run.seed, "samples", torch.arange(run.count))
-    context = model.config.context_blocks * tokenizer.spec.frames_per_block
-    with tqdm(total=run.count, desc="sampling", unit="video") as bar:
+    context_blocks = model.config.context_blocks
+    labels = real_labels[: run.count] if context_blocks else torch.arange(run.count) % dataset.num_classes
+    tokenizer, allocator, _ = run.tokens.build(run.data.clip.frames)
+    context_frames = context_blocks * tokenizer.spec.frames_per_block
+    seeds = noise.sample_seeds(run.seed, "samples", torch.arange(len(labels)))
+    with tqdm(total=len(labels), desc="sampling", unit="video") as bar:
 
         def progress(done: int, _: int) -> None:
             bar.update(done - bar.n)
 
-        if context:
-            prompts, labels = real[: run.count, :, :context], real_labels[: run.count]
-            seeds = seeds[: len(prompts)]
+        if context_frames:
+            prompts = real[: run.count, :, :context_frames]
             made = predict_frames(
                 model, tokenizer, allocator, prompts, seeds, run.sampling, batch_size=run.batch_size, progress=progress
             )
         else:
-            labels = torch.arange(run.count) % dataset.num_classes
             made = generate_classes(
                 model, tokenizer, labels, seeds, run.sampling, batch_size=run.batch_size, progress=progress
             )
-    report = _score(run, classifier, made, labels, real, real_labels, context)
-    return Samples(made, labels, real, real_labels, dataset.classes, context, report)
+    numbers = score(run, classifier, made, labels, real, real_labels, context_frames)
+    weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
+    provenance = Provenance.now({role: fingerprint(resolve(folder)) for role, folder in weights.items()})
+    title = "frame prediction" if context_frames else "class-conditional"
+    report = Report(title, numbers, provenance)
+    return Samples(made, labels, real, real_labels, dataset.classes, context_frames, report)
 
 
-def _score(
+def score(
     run: GenerationRun,
     classifier: VideoClassifier,
     made: Generated,
     labels: Tensor,
     real: Tensor,
     real_labels: Tensor,
-    context: int,
-) -> Report:
-    features = ClassifierFeatures(classifier, "video classifier of the same data")
-    clip = run.data.clip
+    context_frames: int,
+) -> list[Number]:
+    """Frechet distance and its floor, agreement with the class, and tokens spent."""
+    features, clip = ClassifierFeatures(classifier, "video classifier of the same data"), run.data.clip
+    count = len(made.videos)
     protocol = Protocol(
         name=run.protocol,
-        task="prediction" if context else "generation",
+        task="prediction" if context_frames else "generation",
         dataset=str(configuration.encode(run.data.source)),
         split="held out",
         frames=clip.frames,
-        clips="windows",
-        count=len(made.videos),
+        clips=WINDOWS[clip.window],
+        count=count,
         resolution=min(clip.resolution),
         seed=run.seed,
-        condition_frames=context,
+        condition_frames=context_frames,
         features=features.name,
     )
 
-    def batches(video: Tensor) -> list[Tensor]:
-        return [part.to(device()) for part in video.split(run.batch_size)]
+    def parts(tensor: Tensor) -> list[Tensor]:
+        return [part.to(device()) for part in torch.split(tensor, run.batch_size)]
 
-    values = evaluate_generation(batches(real), batches(made.videos), features=features, protocol=protocol)
-    judged = zip(batches(made.videos), [p.to(device()) for p in labels.split(run.batch_size)], strict=True)
-    truth = zip(batches(real), [p.to(device()) for p in real_labels.split(run.batch_size)], strict=True)
-    values["class as asked"] = class_accuracy(classifier, judged)["class as asked"]
-    values["classifier on real clips"] = class_accuracy(classifier, truth)["class as asked"]
-    values["tokens per clip"] = float(made.tokens.lengths.sum(1).double().mean())
-    better = {"class as asked": "higher"}
-    numbers = [
-        Number(n, v, protocol, len(made.videos), better="lower" if n.startswith("F") else better.get(n, "neither"))  # type: ignore[arg-type]
-        for n, v in values.items()
+    distances = evaluate_generation(parts(real), parts(made.videos), features=features, protocol=protocol)
+    frechet = next(iter(distances))
+    judged = class_accuracy(classifier, zip(parts(made.videos), parts(labels), strict=True))
+    truth = class_accuracy(classifier, zip(parts(real), parts(real_labels), strict=True))
+    tokens = float(made.tokens.lengths.sum(1).double().mean())
+    return [
+        *(
+            Number(name, value, protocol, count, better="lower" if name == frechet else "neither")
+            for name, value in distances.items()
+        ),
+        Number("class as asked", judged["class as asked"], protocol, count, better="higher"),
+        Number("classifier on real clips", truth["class as asked"], protocol, len(real)),
+        Number("tokens per clip", tokens, protocol, count),
     ]
-    weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
-    prints = {name: fingerprint(resolve(folder)) for name, folder in weights.items()}
-    return Report("frame prediction" if context else "class-conditional", numbers, Provenance.now(prints))
 
 
 def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: float, capacity: int) -> None:
@@ -149,25 +156,25 @@ def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: floa
     scale = max(1, 128 // samples.real.shape[-1])
     section.numbers([samples.report])
 
-    def clip(row: int, caption: str) -> Clip:
+    def clip(row: int) -> Clip:
         video = video_bytes(to_uint8(samples.generated.videos[row]), fps, scale=scale)
-        return Clip(video, caption, samples.generated.tokens.lengths[row].tolist(), capacity)
+        return Clip(video, "", samples.generated.tokens.lengths[row].tolist(), capacity)
 
     if samples.context_frames:
         rows = {}
         for row in range(min(per_class, len(samples.labels))):
             truth = Clip(video_bytes(to_uint8(samples.real[row]), fps, scale=scale))
-            rows[f"{samples.classes[int(samples.labels[row])]} ({row})"] = [truth, clip(row, "")]
+            rows[f"{samples.classes[int(samples.labels[row])]} ({row})"] = [truth, clip(row)]
         section.comparison(["truth", f"predicted from {samples.context_frames} frames"], rows)
         return
     for label, name in enumerate(samples.classes):
         chosen = (samples.labels == label).nonzero().flatten()[:per_class].tolist()
-        section.text(f"**{name}**").clips([clip(row, "") for row in chosen])
+        section.text(f"**{name}**").clips([clip(row) for row in chosen])
 
 
 @command
 def main(argv: Sequence[str]) -> None:
-    usage = "accelerate launch recipes/generate.py CONFIG.yaml [--key value ...]"
+    usage = "python recipes/generate.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(GenerationRun, argv, usage=usage)
     samples = generate(run)
     folder = Path(run.output_dir)

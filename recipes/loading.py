@@ -10,11 +10,15 @@ from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
 from genvid.data.source import SourceConfig
+from genvid.eval.protocols import Clips
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
+
+WINDOWS: dict[str, Clips] = {"all": "windows", "first": "first", "random": "random"}
+"""`window` of the clip rule -> `clips` of the protocol."""
 
 
 @dataclass(frozen=True)

@@ -194,9 +194,11 @@ def check_group_size(group_size: int) -> int:
 
 
 def weights_tensor(block_weights: Sequence[float] | None, tokens: BlockTokens) -> Tensor:
-    """(G,) float64 weights on the device of the tokens; ones by default."""
-    blocks = tokens.keep.shape[1]
+    """(G,) float64 weights on the device of the tokens; ones by default. A shorter clip has the weights of the first
+    blocks."""
+    blocks, device = tokens.keep.shape[1], tokens.keep.device
     if block_weights is None:
-        return torch.ones(blocks, dtype=torch.float64, device=tokens.keep.device)
-    check_blocks(tokens, len(block_weights), "the table of block weights")
-    return torch.tensor(list(block_weights), dtype=torch.float64, device=tokens.keep.device)
+        return torch.ones(blocks, dtype=torch.float64, device=device)
+    if blocks > len(block_weights):
+        raise ValueError(f"there are weights for {len(block_weights)} blocks, but the clips have {blocks}")
+    return torch.tensor(list(block_weights[:blocks]), dtype=torch.float64, device=device)

@@ -1,0 +1,106 @@
+"""Bad input ends a script with one sentence on stderr and exit status 2."""
+
+import pytest
+
+from genvid.recipes import cache_tokens, calibrate, evaluate, generate, train
+
+
+def complaint(capsys, run) -> str:
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+def folder_of(stages, source):
+    return {**stages.configs["tokenizer"]["data"], "source": {"type": "folder", "path": str(source)}}
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "cache", "calibration", "evaluation"])
+def test_a_folder_that_is_not_there(stages, capsys, tmp_path, stage):
+    data = folder_of(stages, tmp_path / "absent")
+    assert "absent" in complaint(capsys, lambda: stages.run(stage, f"bad_{stage}_absent", data=data))
+
+
+def test_a_folder_without_videos(stages, capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    data = folder_of(stages, tmp_path / "empty")
+    assert str(tmp_path / "empty") in complaint(capsys, lambda: stages.run("tokenizer", "bad_empty", data=data))
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "cache", "calibration", "evaluation", "generation"])
+def test_an_unknown_key(stages, capsys, stage):
+    message = complaint(capsys, lambda: stages.run(stage, f"bad_{stage}_key", "--data.clip.frame", "4"))
+    assert "did you mean 'frames'" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--train.steps=many", "train.steps"),
+        ("--train.batch_size=0", "train.batch_size must be at least 1"),
+        ("--task=adaptoc", "adaptok"),
+        ("--data.clip.frames=6", "change data.clip"),
+        ("--objective.tail_drop.maximum=9", "tail_drop.maximum 9 exceeds model.block_capacity 8"),
+        ("--model.encoder.heads=5", "heads"),
+    ],
+)
+def test_a_wrong_value(stages, capsys, override, words):
+    assert words in complaint(capsys, lambda: stages.run("tokenizer", "bad_value", override))
+
+
+@pytest.mark.parametrize("stage", ["cache", "evaluation", "calibration"])
+def test_a_budget_below_the_minimum(stages, capsys, stage):
+    change = {"cache": "--tokens.allocator.tokens_per_video=1"}.get(stage, "--budgets=[1]")
+    message = complaint(capsys, lambda: stages.run(stage, f"bad_{stage}_budget", change))
+    assert "1" in message
+    assert "smallest" in message or "fewer" in message or "at least" in message
+
+
+def test_an_allocator_that_does_not_exist(stages, capsys):
+    message = complaint(capsys, lambda: stages.run("evaluation", "bad_allocator", "--allocators=[best]"))
+    assert "uniform, table, group, joint, threshold, online, oracle" in message
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "ar"])
+def test_the_output_folder_of_another_run(stages, capsys, stage):
+    message = complaint(capsys, lambda: stages.run(stage, None, "--seed", "5"))
+    assert "already holds another run (seed is 0 there, 5 here)" in message
+
+
+def test_a_cache_folder_that_is_taken(stages, capsys):
+    assert "already holds a token cache" in complaint(capsys, lambda: stages.run("cache"))
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "words"),
+    [
+        ("scorer", {"tokenizer": "scorer"}, "but an AdapTok tokenizer is needed"),
+        ("evaluation", {"scorer": "tokenizer"}, "but a scorer is needed"),
+        ("generation", {"model": "tokenizer"}, "but an autoregressive one is needed"),
+        ("generation", {"classifier": "tokenizer"}, "but a video classifier is needed"),
+    ],
+)
+def test_a_model_of_another_kind(stages, capsys, stage, change, words):
+    change = {key: stages.path(f"{value}/export") for key, value in change.items()}
+    assert words in complaint(capsys, lambda: stages.run(stage, f"bad_{stage}_model", **change))
+
+
+def test_a_scorer_of_another_distortion(stages, capsys):
+    message = complaint(capsys, lambda: stages.run("calibration", "bad_metric", "--distortion.weights.mse=1"))
+    assert "the scorer predicts 20 mse" in message
+
+
+def test_more_processes_than_the_batch_can_be_split_over(stages, capsys):
+    assert "cannot be split evenly" in complaint(
+        capsys, lambda: stages.run("ar", "bad_split", "--train.accumulation=3")
+    )
+
+
+@pytest.mark.parametrize("arguments", [[], ["absent.yaml"]])
+def test_no_configuration(capsys, arguments):
+    for script in (cache_tokens, calibrate, evaluate, generate, train):
+        message = complaint(capsys, lambda main=script.main: main(arguments))
+        assert "usage: " in message or "no configuration file absent.yaml" in message

@@ -1,0 +1,151 @@
+"""From clips to scored samples, every stage reading what the one before it wrote."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from tiny_recipes import BUDGETS, GROUP, SIZES, clips
+
+from genvid import config
+from genvid.allocation import Calibration
+from genvid.checkpoint import fingerprint, load_model
+from genvid.data.token_cache import CacheError, TokenCache
+from genvid.eval.report import Report
+from genvid.recipes.allocated import AllocatedTokenizer
+from genvid.recipes.evaluate import ALLOCATORS
+from genvid.recipes.generate import GenerationRun, generate
+
+
+@pytest.mark.parametrize(
+    ("stage", "model_type"),
+    [("tokenizer", "adaptok"), ("scorer", "adaptok_scorer"), ("ar", "llama"), ("classifier", "video_classifier")],
+)
+def test_trained_stages_export_models(stages, stage, model_type):
+    model = load_model(stages.folder / stage / "export")
+    assert model.model_type == model_type
+    assert all(value.isfinite().all() for value in model.state_dict().values() if value.is_floating_point())
+
+
+def test_the_tokenizer_was_trained_with_its_discriminator_and_its_prior(stages):
+    lines = [json.loads(line) for line in (stages.folder / "tokenizer/metrics.jsonl").read_text().splitlines()]
+    for name in ("generator/prior", "generator/adversarial", "discriminator/loss"):
+        assert all(torch.tensor(line[name]).isfinite() for line in lines)
+
+
+def test_the_calibration_holds_what_was_asked(stages):
+    calibration = Calibration.load(stages.folder / "calibration/calibration.json")
+    assert list(calibration.budgets) == BUDGETS
+    assert list(calibration.sizes) == SIZES
+    assert calibration.blocks == 2
+    for table, budget in zip(calibration.tables, BUDGETS, strict=True):
+        assert sum(table) <= budget + 1e-6
+    assert "oracle" in calibration.expected
+    assert (stages.folder / "calibration/calibration.html").is_file()
+
+
+def test_the_cache_holds_every_clip_within_the_budget(stages):
+    cache = TokenCache.open(stages.folder / "cache", tokenizer=fingerprint(stages.folder / "tokenizer/export"))
+    lengths = torch.stack([cache[i]["lengths"] for i in range(len(cache))])
+    assert lengths.shape == (64, 2)
+    assert set(lengths.flatten().tolist()) <= set(SIZES)
+    assert all(group.sum() <= 10 * GROUP for group in lengths.split(GROUP))
+
+
+def test_the_cache_of_another_tokenizer_is_refused(stages):
+    with pytest.raises(CacheError, match="made with tokenizer"):
+        TokenCache.open(stages.folder / "cache", tokenizer=fingerprint(stages.folder / "scorer/export"))
+
+
+@pytest.mark.parametrize("kind", ["uniform", "table", "group", "joint", "online"])
+def test_budgets_are_kept(stages, kind):
+    tokens = stages.configs["generation"]["tokens"]
+    group = {"group_size": GROUP} if kind in ("group", "joint") else {}
+    allocator = {"type": kind, "tokens_per_video": 10, **group}
+    tokenizer, allocate, sizes = config.decode(AllocatedTokenizer, {**tokens, "allocator": allocator}).build(8)
+    assert sizes == SIZES
+    data = torch.stack([torch.rand(3, 8, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(GROUP)])
+    lengths = allocate(tokenizer.encode(2 * data - 1)).lengths
+    assert set(lengths.flatten().tolist()) <= set(SIZES)
+    assert lengths.double().sum(1).mean() <= 10
+    if kind not in ("group", "joint"):
+        assert lengths.sum(1).max() <= 10
+
+
+@pytest.fixture(scope="module")
+def evaluation(stages):
+    return stages.run("evaluation")
+
+
+def test_every_allocator_is_scored_at_every_budget(evaluation):
+    reports = {path.stem: Report.load(path) for path in evaluation.glob("*.json")}
+    assert set(reports) == {f"{name}_{budget}" for name in ALLOCATORS for budget in BUDGETS}
+    for key, report in reports.items():
+        values = {number.name: number.value for number in report.numbers}
+        assert values["PSNR"] > 0
+        assert -1 <= values["SSIM"] <= 1
+        if not key.startswith("threshold"):
+            assert 2 * SIZES[0] <= values["tokens per clip"] <= int(key.rpartition("_")[2]) + 1e-6
+    assert "<video" in (evaluation / "page.html").read_text()
+
+
+def test_the_oracle_is_the_best_of_the_group_rules(evaluation):
+    for budget in BUDGETS:
+        values = {}
+        for name in ("uniform", "oracle"):
+            numbers = Report.load(evaluation / f"{name}_{budget}.json").numbers
+            values[name] = next(n.value for n in numbers if n.name.startswith("20 mse"))
+        assert values["oracle"] <= values["uniform"] + 1e-9
+
+
+def test_an_evaluation_of_some_allocators_gives_the_same_numbers(stages, evaluation):
+    some = stages.run("evaluation", "some_allocators", allocators=["joint", "uniform"], budgets=BUDGETS[:1], shown=0)
+    assert {path.stem for path in some.glob("*.json")} == {f"joint_{BUDGETS[0]}", f"uniform_{BUDGETS[0]}"}
+    for path in some.glob("*.json"):
+        again, whole = Report.load(path), Report.load(evaluation / path.name)
+        assert [n.value for n in again.numbers] == pytest.approx([n.value for n in whole.numbers], rel=1e-6)
+
+
+def test_samples_are_scored_and_depend_on_the_seed_alone(stages):
+    folder = stages.run("generation")
+    report = Report.load(folder / "report.json")
+    values = {number.name: number.value for number in report.numbers}
+    assert 0 <= values["class as asked"] <= 1
+    assert 2 * SIZES[0] <= values["tokens per clip"] <= 16
+    assert [n for n in report.numbers if n.better == "lower"]
+    run = config.load(GenerationRun, stages.folder / "generation.yaml")
+    first, again, other = generate(run), generate(replace(run, batch_size=5)), generate(replace(run, seed=1))
+    assert first.generated.videos.shape == (16, 3, 8, 16, 16)
+    assert torch.equal(first.generated.tokens.lengths, again.generated.tokens.lengths)
+    assert torch.allclose(first.generated.videos, again.generated.videos, atol=1e-5)
+    assert not torch.equal(first.generated.tokens.codes, other.generated.tokens.codes)
+
+
+@pytest.mark.parametrize("context_blocks", [0, 1])
+@pytest.mark.parametrize("framing", ["length", "end"])
+def test_both_framings_generate_and_predict(stages, framing, context_blocks):
+    name = f"ar_{framing}_{context_blocks}"
+    stages.run("ar", name, framing=framing, context_blocks=context_blocks)
+    out = stages.run("generation", f"samples_{name}", model=stages.path(f"{name}/export"))
+    report = Report.load(out / "report.json")
+    assert report.title == ("frame prediction" if context_blocks else "class-conditional")
+    assert all(torch.tensor(number.value).isfinite() for number in report.numbers)
+
+
+def test_a_model_of_another_tokenizer_is_refused(stages, capsys):
+    model = {**stages.configs["tokenizer"]["model"], "quantizer": {"type": "fsq", "levels": [5, 3]}}
+    stages.run("tokenizer", "other_tokenizer", model=model, discriminator=None, train=stages.configs["ar"]["train"])
+    tokens = {
+        "tokenizer": stages.path("other_tokenizer/export"),
+        "allocator": {"type": "uniform", "tokens_per_video": 16},
+    }
+    with pytest.raises(SystemExit):
+        stages.run("generation", "mixed", tokens=tokens)
+    assert "made for another tokenizer" in capsys.readouterr().err
+
+
+def test_the_run_folder_says_what_was_run(stages):
+    kept = yaml.safe_load((stages.folder / "tokenizer/config.yaml").read_text())
+    assert kept["task"] == "adaptok"
+    assert kept["data"]["source"] == clips()["source"]
