@@ -30,6 +30,8 @@ Array = NDArray[np.floating[Any]]
 Draw = Callable[[float, float], float]
 """The next random number of a scene, between two limits."""
 
+_SOFTNESS = 2.5
+"""Pixels over which an edge fades: hard edges are costly to learn and show nothing of motion."""
 _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 
 
@@ -112,7 +114,7 @@ def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress
         along = (x - centre_x[:, None, None]) / scale[:, None, None]
         down = (y - centre_y[:, None, None]) / scale[:, None, None]
         distance = _SHAPES[int(draw(0, len(_SHAPES)))](along, down, radius) * scale[:, None, None]
-        cover = np.clip(0.5 - distance * side, 0, 1)
+        cover = np.clip(0.5 - distance * side / _SOFTNESS, 0, 1)
         paint = _colour(draw, (0.6, 0.95), (0.8, 1.0) if dark else (0.25, 0.5))[:, None]
         if busy:
             second = _colour(draw, (0.6, 0.95), (0.45, 0.65))[:, None]

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
@@ -52,14 +52,25 @@ def make_accelerator(
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
         kwargs_handlers=handlers,
     )
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    alone = accelerator.distributed_type == DistributedType.NO
-    if accelerator.num_processes != world or (world > 1 and alone):
-        raise LaunchError(
-            f"{world} processes were launched but accelerate sees {accelerator.num_processes} "
-            f"({accelerator.distributed_type}); see recipes/README.md for launch files that work"
-        )
+    _check_world(accelerator)
     return accelerator
+
+
+def make_state() -> PartialState:
+    """The processes of a launch that does not train; LaunchError where accelerate does not see all of them."""
+    state = PartialState(cpu=not torch.cuda.is_available())
+    _check_world(state)
+    return state
+
+
+def _check_world(state: Accelerator | PartialState) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    alone = state.distributed_type == DistributedType.NO
+    if state.num_processes != world or (world > 1 and alone):
+        raise LaunchError(
+            f"{world} processes were launched but accelerate sees {state.num_processes} "
+            f"({state.distributed_type}); see recipes/README.md for launch files that work"
+        )
 
 
 def _flag(name: str) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor
 from genvid.train.accelerator import LaunchError, make_accelerator
 from genvid.train.ema import ExponentialAverage
 from genvid.train.journal import Journal
-from genvid.train.optim import OptimizerConfig, make_optimizer, set_lr
+from genvid.train.optim import OptimizerConfig, linear_matrices, make_optimizers, set_lr
 from genvid.train.run import claim, load_checkpoint, newest_checkpoint, save_checkpoint
 from genvid.train.task import Batch, TrainingTask
 
@@ -93,9 +93,11 @@ class Trainer:
             for module in task.compilable():
                 module.compile()
         self.average = None if config.ema_decay is None else ExponentialAverage(task.exportable(), config.ema_decay)
-        optimizers = [make_optimizer(task.trainable(p), config.optimizers[p]) for p in task.phases]
-        self.model, *prepared = self.accelerator.prepare(self.task, *optimizers)
-        self.optimizers = dict(zip(task.phases, prepared, strict=True))
+        matrices = linear_matrices(task)
+        made = {p: make_optimizers(task.trainable(p), config.optimizers[p], matrices) for p in task.phases}
+        self.model, *prepared = self.accelerator.prepare(self.task, *(o for phase in made.values() for o in phase))
+        waiting = iter(prepared)
+        self.optimizers = {phase: [next(waiting) for _ in optimizers] for phase, optimizers in made.items()}
 
     def fit(self, batches: BatchStream) -> Path:
         """Run the remaining steps; returns the export folder. Does nothing when the run is already complete."""
@@ -137,9 +139,10 @@ class Trainer:
         # accelerate divides by the micro-batches, the processes' gradients are averaged: undo both.
         scale = self.config.accumulation * self.accelerator.num_processes / total
         for phase in self.task.phases_at(step):
-            optimizer, settings = self.optimizers[phase], self.config.optimizers[phase]
+            optimizers, settings = self.optimizers[phase], self.config.optimizers[phase]
             lr = settings.lr_at(step, self.config.steps)
-            set_lr(optimizer, lr)
+            for optimizer in optimizers:
+                set_lr(optimizer, lr)
             prefix = "" if len(self.task.phases) == 1 else f"{phase}/"
             for index, batch in enumerate(micro_batches):
                 with self.accelerator.accumulate(self.model):
@@ -150,8 +153,9 @@ class Trainer:
                         norm = self.accelerator.clip_grad_norm_(list(self.task.trainable(phase)), settings.clip_norm)
                         if norm is not None:
                             journal.add({f"{prefix}grad_norm": norm}, torch.ones_like(total))
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    for optimizer in optimizers:
+                        optimizer.step()
+                        optimizer.zero_grad()
                 terms = {"loss": output.loss / items[index].clamp(min=1), **output.terms}
                 journal.add({prefix + name: value for name, value in terms.items()}, items[index])
             journal.set(**{f"{prefix}lr": lr})

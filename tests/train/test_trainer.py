@@ -126,6 +126,17 @@ def test_four_steps_equal_two_and_resume_and_two(tmp_path, task):
     assert_equal_runs(tmp_path / "constant", tmp_path / "resumed")
 
 
+@pytest.mark.parametrize("task", [ToyTask, TwoPlayerTask])
+def test_muon_trains_the_matrices_and_resumes_exactly(tmp_path, task):
+    config = {"optimizers": {p: OptimizerConfig(lr=0.05, final_lr=1.0, muon=True) for p in task.phases}}
+    records = train(tmp_path / "straight", task, steps=20, **config)
+    losses = [record["loss" if task is ToyTask else "generator/loss"] for record in records]
+    assert losses[-1] < 0.5 * losses[0]
+    train(tmp_path / "resumed", task, steps=9, **config)
+    train(tmp_path / "resumed", task, steps=20, **config)
+    assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
 def test_accumulation_equals_one_large_batch(tmp_path):
     whole = train(tmp_path / "whole", accumulation=1)
     parts = train(tmp_path / "parts", accumulation=4)

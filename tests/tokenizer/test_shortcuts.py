@@ -1,0 +1,113 @@
+"""Cells, shortcuts and whitened latents: what the published model does not have must keep the same promises."""
+
+import pytest
+import torch
+
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.cells import cells
+from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.quantizer import FSQConfig, VQConfig
+from genvid.tokenizer.statistics import Whiten
+from genvid.tokens import BlockTokens
+
+NETWORK = TransformerConfig(32, 2, 2)
+
+
+@pytest.fixture
+def tokenizer() -> AdapTok:
+    torch.manual_seed(0)
+    config = AdapTokConfig(
+        frames=12,
+        resolution=(32, 16),
+        patch=(4, 8, 8),
+        block_capacity=7,
+        encoder=NETWORK,
+        decoder=NETWORK,
+        quantizer=FSQConfig(levels=(8, 8, 8), whiten=True),
+        shortcuts=True,
+    )
+    tokenizer = AdapTok(config)
+    torch.nn.init.normal_(tokenizer.output.weight, std=0.5)
+    return tokenizer.eval()
+
+
+@pytest.fixture
+def video() -> torch.Tensor:
+    return torch.rand(2, 3, 12, 32, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+@pytest.mark.parametrize(("rows", "columns", "capacity"), [(4, 4, 16), (8, 8, 21), (16, 16, 300), (3, 5, 9)])
+def test_every_prefix_of_cells_covers_the_picture_and_whole_levels_cover_it_once_each(rows, columns, capacity):
+    cover = cells(rows, columns, capacity)
+    assert cover.shape == (capacity, rows * columns)
+    assert bool(cover[0].all())
+    assert torch.equal(cover[1:5].sum(0), torch.ones(rows * columns))
+
+
+def test_a_partial_level_is_spread_over_the_picture():
+    quarters = cells(8, 8, 5 + 4)[5:].view(4, 8, 8)
+    assert [int(quarters[:, i : i + 4, j : j + 4].any((1, 2)).sum()) for i in (0, 4) for j in (0, 4)] == [1, 1, 1, 1]
+
+
+def test_blocks_stay_causal(tokenizer, video):
+    changed = video.clone()
+    changed[:, :, 8:] = -changed[:, :, 8:]
+    before, after = tokenizer.features(video), tokenizer.features(changed)
+    assert torch.allclose(before[:, :2], after[:, :2], atol=1e-6)
+    assert not torch.allclose(before[:, 2], after[:, 2], atol=1e-2)
+
+
+def test_dropped_tokens_are_not_read_and_trimming_changes_nothing(tokenizer, video):
+    lengths = torch.tensor([[3, 7, 1], [5, 2, 4]])
+    tokens = tokenizer.encode(video).tail_drop(lengths)
+    garbled = BlockTokens(tokens.keep, torch.where(tokens.keep, tokens.codes, 511 - tokens.codes))
+    decoded = tokenizer.decode(tokens)
+    assert torch.equal(decoded, tokenizer.decode(garbled))
+    assert torch.allclose(decoded, tokenizer.render(tokenizer.embed(tokens), tokens.keep), atol=1e-5)
+    for block in range(3):
+        part = tokenizer.render_block(tokenizer.embed(tokens), tokens.keep, block)
+        assert torch.allclose(part, decoded[:, :, 4 * block : 4 * block + 4], atol=1e-5)
+    assert torch.allclose(tokenizer.decode(tokens[:1]), decoded[:1], atol=1e-5)
+
+
+def test_a_patch_sees_the_mean_of_its_kept_cells(tokenizer):
+    embeddings = torch.randn(1, 1, 7, 32)
+    keep = torch.tensor([[True, True, False, True, False, False, False]])
+    means = tokenizer._cell_means(embeddings, keep, [7], [0])
+    cover = tokenizer.cells * keep[0, :, None]
+    for patch in range(cover.shape[1]):
+        expected = embeddings[0, 0, cover[:, patch].bool()].mean(0)
+        assert torch.allclose(means[0, 0, patch], expected, atol=1e-5)
+
+
+def test_whitening_undoes_scale_shift_and_correlation():
+    torch.manual_seed(0)
+    mix = torch.tensor([[5.0, 0, 0], [4.9, 0.1, 0], [0, 0, 0.1]])
+    whiten = Whiten(3).train()
+    for _ in range(200):
+        x = torch.randn(64, 3) @ mix.T + 7
+        whiten(x)
+    y = whiten.eval()(torch.randn(20_000, 3) @ mix.T + 7)
+    assert y.mean(0).abs().max() < 0.1
+    assert (torch.cov(y.T) - torch.eye(3)).abs().max() < 0.1
+
+
+def test_whitening_in_eval_does_not_know_the_batch():
+    whiten = Whiten(4).train()
+    whiten(torch.randn(100, 4) * 3 + 1)
+    whiten.eval()
+    x = torch.randn(5, 4)
+    assert torch.allclose(whiten(x)[:2], whiten(x[:2]))
+
+
+def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction():
+    torch.manual_seed(0)
+    features = torch.randn(16, 2, 8, 1) * torch.ones(32) * 3 + 0.05 * torch.randn(16, 2, 8, 32)
+    keep = torch.ones(16, 2, 8, dtype=torch.bool)
+    used = {}
+    for whiten in (False, True):
+        torch.manual_seed(1)
+        quantizer = VQConfig(codebook_size=64, code_dim=8, whiten=whiten).build(32, 32).train()
+        used[whiten] = quantizer(features, keep).codes.unique().numel()
+    assert used[True] > 3 * used[False]
