@@ -22,7 +22,7 @@ from draccus.utils import DecodingError, ParsingError
 
 from genvid.files import write_atomically
 
-__all__ = ["Choice", "ConfigError", "decode", "dump", "encode", "load", "parse"]
+__all__ = ["Choice", "ConfigError", "decode", "dump", "encode", "load", "parse", "read"]
 
 T = TypeVar("T")
 
@@ -53,6 +53,11 @@ def encode(config: Any) -> dict[str, Any]:
 
 def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
     """A YAML file and dotted overrides (`--train.steps 10` or `--train.steps=10`) -> a config of type `cls`."""
+    return decode(cls, read(path, overrides), source=str(path))
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """What `load` decodes: the keys and values of a YAML file, overridden."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"no configuration file {file}")
@@ -64,7 +69,7 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
         raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
     for key, value in _pairs(overrides):
         _set(data, key, value)
-    return decode(cls, data, source=str(file))
+    return data
 
 
 def parse(cls: type[T], argv: Sequence[str], *, usage: str) -> T:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from tqdm import tqdm
 
 from genvid import config as configuration
@@ -22,6 +21,7 @@ from genvid.data.token_cache import CacheInfo, TokenCacheWriter
 from genvid.recipes.allocated import AllocatedTokenizer, encode
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
+from genvid.train.accelerator import make_state
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class CacheRun:
 @torch.no_grad()
 def cache_tokens(run: CacheRun) -> Path:
     """Write the cache; returns its folder."""
-    state = PartialState()
+    state = make_state()
     dataset = run.data.open()
     tokenizer, allocator, sizes = run.tokens.build(run.data.clip.frames)
     spec = tokenizer.spec

@@ -1,4 +1,4 @@
-"""Every stage on small clips, and one page that shows what came out: python recipes/demo.py [--output demo] [--data DIR]
+"""Every stage on small clips, and a page that shows what came out: python recipes/demo.py [--output demo] [--data DIR]
 
 Runs the recipes of recipes/configs/demo in one process, as `accelerate launch` would each of them. Without `--data` it
 makes its own clips; with it, the class subfolders of a folder of videos. Running it again resumes.
@@ -17,6 +17,7 @@ from typing import Any
 import yaml
 
 from genvid import config as configuration
+from genvid.data import ClipConfig, FolderConfig
 from genvid.data.token_cache import FINGERPRINT
 from genvid.eval.charts import LineChart, Series
 from genvid.eval.page import Page
@@ -70,6 +71,8 @@ class Demo:
 
     def run(self) -> Path:
         """All stages; returns the page."""
+        if self.data is not None and len(FolderConfig(self.data).open(ClipConfig()).classes) < 2:
+            raise ValueError(f"{self.data} must hold two class folders or more: the demo samples by class")
         self.train("tokenizer")
         self.train("scorer")
         calibration = self.config(CalibrationRun, "calibration")
@@ -104,7 +107,8 @@ class Demo:
         for report in (*reports, samples.report, predictions.report):
             report.save(self.output / "reports" / f"{report.title.replace(' @ ', '_').replace(' ', '_')}.json")
         print("\n" + compare([r for r in reports if not r.title.startswith("oracle")]))
-        print(compare([samples.report, predictions.report]) if False else samples.report.markdown_row())
+        print(samples.report.markdown_row())
+        print(predictions.report.markdown_row())
         return self.output / "report.html"
 
     def _summary(self, page: Page, reports: Sequence[Report], samples: Report, predictions: Report) -> None:

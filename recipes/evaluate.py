@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 from tqdm import tqdm
 
@@ -43,6 +42,7 @@ from genvid.recipes.command import command
 from genvid.recipes.loading import WINDOWS, DistortionSpec, VideoData, device, load_adaptok, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.train.accelerator import make_state
 
 ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")
 """All that can be compared. `oracle` is the joint program on measured curves: what perfect prediction would give."""
@@ -175,7 +175,7 @@ class Comparison:
 
 def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
     """A report for each allocator and budget, and the clips to show (the first ones of this process)."""
-    state = PartialState()
+    state = make_state()
     comparison, dataset = Comparison(run), run.data.open()
     groups = one_pass(
         dataset,
@@ -260,7 +260,7 @@ def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/evaluate.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(EvaluationRun, argv, usage=usage)
     reports, shown = evaluate(run)
-    if PartialState().is_main_process:
+    if make_state().is_main_process:
         folder = Path(run.output_dir)
         for report in reports:
             report.save(folder / f"{report.title.replace(' @ ', '_')}.json")

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from accelerate.utils import set_seed
 
 from genvid import config as configuration
@@ -27,13 +26,11 @@ def read_run(argv: Sequence[str]) -> Run:
     """The run that a recipe and its overrides describe; its `task:` says of which kind."""
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"usage: {USAGE}")
-    file = Path(argv[0])
-    if not file.is_file():
-        raise ConfigError(f"no configuration file {file}")
-    task = (yaml.safe_load(file.read_text()) or {}).get("task")
+    data = configuration.read(argv[0], argv[1:])
+    task = data.get("task")
     if task not in RUNS:
-        raise ConfigError(f"{file}: task is {task!r}, but must be one of {', '.join(RUNS)}")
-    return configuration.load(RUNS[task], file, argv[1:])
+        raise ConfigError(f"{argv[0]}: task is {task!r}, but must be one of {', '.join(RUNS)}")
+    return configuration.decode(RUNS[task], data, source=argv[0])
 
 
 def train(run: Run) -> Path:

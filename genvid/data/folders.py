@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,14 +70,19 @@ class FolderConfig(SourceConfig):
     """Video files below a folder; the first subfolder is the class, and a flat folder is one class.
 
     With a `manifest` (TSV or CSV with columns file, split, label; files are relative to the manifest) only its rows
-    below `path` count, and of these the rows of `split`. Labels are numbered over all splits.
+    below `path` count, and of these the rows of `split`. Labels are numbered over all splits. Without one, `held_out`
+    sets the last eighth of the files of each class (in order of their names, at least one) apart: True lists these,
+    False the others.
     """
 
     path: str
     manifest: str | None = None
     split: str | None = None
+    held_out: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.held_out is not None and self.manifest is not None:
+            raise ValueError("a manifest has its own splits: use `split`, not `held_out`")
         if self.split is not None and self.manifest is None:
             raise ValueError(f"split '{self.split}' of {self.path} needs a manifest that says which files it holds")
 
@@ -92,7 +98,14 @@ class FolderConfig(SourceConfig):
         loose = [path for path in paths if len(path.parts) == 1]
         if loose and len(loose) < len(paths):
             raise ValueError(f"{root} mixes files ({loose[0]}) and class folders; move the files into a class folder")
-        return [(str(path), root.name if loose else path.parts[0], True) for path in paths]
+        labels = [root.name if loose else path.parts[0] for path in paths]
+        counts, seen = Counter(labels), Counter[str]()
+        names = []
+        for path, label in zip(paths, labels, strict=True):
+            seen[label] += 1
+            apart = seen[label] > counts[label] - max(1, counts[label] // 8)
+            names.append((str(path), label, self.held_out in (None, apart)))
+        return names
 
     def _select(self, root: Path, manifest: Path) -> list[tuple[str, str, bool]]:
         if not manifest.is_file():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -109,25 +110,25 @@ class Trainer:
 
     def _loop(self, start: int, batches: BatchStream) -> None:
         config, accelerator = self.config, self.accelerator
-        journal = Journal(accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)
         shard = Shard(
             accelerator.process_index, accelerator.num_processes, start, config.accumulation, accelerator.device
         )
         stream = batches(shard)
         self.model.train()
-        for step in range(start, config.steps):
-            asked = time.perf_counter()
-            micro_batches = next(stream)
-            journal.waited += time.perf_counter() - asked
-            self._step(step, micro_batches, journal)
-            record = journal.step(step, config.batch_size)
-            if record is not None:
-                self._check_finite(record)
-            if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                save_checkpoint(
-                    accelerator, self.folder, step=step + 1, average=self.average, keep=config.keep_checkpoints
-                )
-        journal.close()
+        journal = Journal(accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)
+        with closing(journal):
+            for step in range(start, config.steps):
+                asked = time.perf_counter()
+                micro_batches = next(stream)
+                journal.waited += time.perf_counter() - asked
+                self._step(step, micro_batches, journal)
+                record = journal.step(step, config.batch_size)
+                if record is not None:
+                    self._check_finite(record)
+                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
+                    save_checkpoint(
+                        accelerator, self.folder, step=step + 1, average=self.average, keep=config.keep_checkpoints
+                    )
         if config.trackers:
             accelerator.end_training()
 

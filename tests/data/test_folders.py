@@ -228,3 +228,15 @@ def test_real_files_through_the_official_layout(tmp_path: Path) -> None:
         assert classes[int(item["label"])] == name.split("/")[0]
     people = FolderConfig(str(video / "weizmann64"), manifest=str(video / "MANIFEST.tsv"), split="val")
     assert ClipDataset(people, ClipConfig(resolution=(64, 64)), strict=True).num_classes == 4
+
+
+def test_the_last_eighth_of_each_class_is_held_out(tmp_path):
+    for label, count in (("run", 17), ("walk", 3)):
+        for i in range(count):
+            make_video(tmp_path / label / f"{i:02d}.mp4", 4)
+    clip = ClipConfig(frames=2, resolution=(16, 16))
+    apart = ClipDataset(FolderConfig(str(tmp_path), held_out=True), clip)
+    rest = ClipDataset(FolderConfig(str(tmp_path), held_out=False), clip)
+    assert [apart.name(i) for i in range(len(apart))] == ["run/15.mp4", "run/16.mp4", "walk/02.mp4"]
+    assert len(rest) == 17
+    assert apart.classes == rest.classes == ["run", "walk"]

@@ -6,6 +6,7 @@ from tiny_recipes import records
 
 from genvid.checkpoint import read_weights
 from genvid.data.token_cache import TokenCache
+from genvid.eval.report import Report
 
 TRAINED = {"tokenizer": "generator/loss", "scorer": "loss", "ar": "loss"}
 
@@ -49,3 +50,15 @@ def test_two_processes_write_the_cache_that_one_does(stages):
         assert one.source(i) == two.source(i)
         for name, value in one[i].items():
             assert torch.equal(value, two[i][name]), name
+
+
+def test_two_processes_score_as_one_does(stages):
+    changes = {"allocators": ["uniform", "joint"], "shown": 0}
+    one = stages.run("evaluation", "evaluation_one", **changes)
+    two = stages.launch("evaluation", "evaluation_two", **changes)
+    names = sorted(path.name for path in one.glob("*.json"))
+    assert names == sorted(path.name for path in two.glob("*.json"))
+    for name in names:
+        a, b = Report.load(one / name).numbers, Report.load(two / name).numbers
+        assert [n.count for n in a] == [n.count for n in b]
+        assert [n.value for n in a] == pytest.approx([n.value for n in b], rel=1e-6)

@@ -141,7 +141,7 @@ class Stages:
 
     def launch(self, stage: str, name: str, processes: int = 2, **changes: Any) -> Path:
         """Run a stage in several processes."""
-        script = RECIPES / ("cache_tokens.py" if stage == "cache" else "train.py")
+        script = RECIPES / {"cache": "cache_tokens.py", "evaluation": "evaluate.py"}.get(stage, "train.py")
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         result = subprocess.run(
             [*launcher, str(script), str(self.write(stage, name, **changes))],

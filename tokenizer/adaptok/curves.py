@@ -26,7 +26,7 @@ def block_distortion(
 def measure_curve(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, sizes: Sequence[int], distortion: Distortion
 ) -> Tensor:
-    """Distortion (B, K) of `block`, which must be whole, at each candidate size; earlier blocks stay as they are cut."""
+    """Distortion (B, K) of the whole `block` at each candidate size; earlier blocks stay as they are cut."""
     lengths, curve = tokens.lengths, []
     for size in sizes:
         lengths[:, block] = size
