@@ -139,7 +139,7 @@ class Demo:
 
 def _moved(recipe: dict[str, Any], output: Path, prefix: str = "") -> dict[str, str]:
     """Every path below demo/ of a recipe, as an override that puts it below `output`."""
-    moved = {}
+    moved: dict[str, str] = {}
     for key, value in recipe.items():
         if isinstance(value, dict):
             moved |= _moved(value, output, f"{prefix}{key}.")

@@ -31,7 +31,7 @@ from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
 from genvid.eval.charts import LineChart, Series
-from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.page import Clip, Page, Section
 from genvid.eval.protocols import Protocol
 from genvid.eval.reconstruction import ReconstructionScores
@@ -103,11 +103,12 @@ class Comparison:
         self.predictor = ScorerPredictor(self.tokenizer, load_scorer(run.scorer, self.tokenizer).to(device()))
         self.calibration = Calibration.load(run.calibration)
         self.distortion = run.distortion.build().to(device())
-        distances = [run.perceptual.build()] if run.perceptual is not None else []
+        distances: list[ClipDistance] = [] if run.perceptual is None else [run.perceptual.build()]
+        distances.append(self.distortion)
         self.scores = {
             (name, budget): ReconstructionScores(
                 self.tokenizer.spec,
-                [ClipPSNR(), ClipSSIM(), *(MeanPerceptual(d) for d in (*distances, self.distortion))],
+                [ClipPSNR(), ClipSSIM(), *(MeanPerceptual(d) for d in distances)],
             )
             for budget in run.budgets
             for name in run.allocators

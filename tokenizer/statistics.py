@@ -35,17 +35,19 @@ class Whiten(nn.Module):
         scale = self.covariance.diagonal().mean()
         eye = torch.eye(len(self.mean), device=x.device)
         root, _ = torch.linalg.cholesky_ex(self.covariance + 1e-5 * scale * eye)
-        return (x - self.mean) @ torch.linalg.solve_triangular(root, eye, upper=False).T
+        inverse: Tensor = torch.linalg.solve_triangular(root, eye, upper=False)
+        return (x - self.mean) @ inverse.T
 
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
         centred = x - self.mean
         moments = torch.cat([centred.mean(0)[None], centred.T @ centred / len(x)])
-        shift, square = mean_over_processes(moments).split([1, x.shape[1]])
+        moments = mean_over_processes(moments)
+        shift, square = moments[0], moments[1:]
         weight = (1 / (self.updates + 1)).clamp(min=self.slowest)
-        self.mean.add_(weight * shift[0])
+        self.mean.add_(weight * shift)
         # Deviations from the moved mean: subtract what the move itself explains.
-        moved = weight * torch.outer(shift[0], shift[0])
+        moved = weight * torch.outer(shift, shift)
         self.covariance.lerp_(square - moved, weight)
         self.updates.add_(1)
 

@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class OptimizerConfig:
 
 
 def make_optimizers(
-    parameters: Iterable[nn.Parameter], config: OptimizerConfig, matrices: Container[nn.Parameter] = ()
+    parameters: Iterable[nn.Parameter], config: OptimizerConfig, matrices: Container[Tensor] = ()
 ) -> list[torch.optim.Optimizer]:
     """Optimizers that together cover `parameters`: with `config.muon`, Muon for those among `matrices`.
 
@@ -66,7 +66,7 @@ def make_optimizers(
     return optimizers
 
 
-def linear_matrices(module: nn.Module) -> set[nn.Parameter]:
+def linear_matrices(module: nn.Module) -> set[Tensor]:
     """The weights of all linear layers within `module`."""
     return {layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)}
 
