@@ -81,6 +81,20 @@ def test_a_patch_sees_the_mean_of_its_kept_cells(tokenizer):
         assert torch.allclose(means[0, 0, patch], expected, atol=1e-5)
 
 
+def test_both_shortcuts_are_taken(tokenizer, video):
+    """With no layers between, what a latent and a pixel start from is all that there is."""
+    plain = AdapTok(AdapTokConfig(**{**tokenizer.config.__dict__, "shortcuts": False}))
+    plain.load_state_dict(tokenizer.state_dict())
+    for model in (tokenizer, plain):
+        model.encoder, model.decoder = torch.nn.ModuleList(), torch.nn.ModuleList()
+    brighter = video + 0.5
+    assert torch.equal(plain.features(video), plain.features(brighter))
+    assert not torch.allclose(tokenizer.features(video), tokenizer.features(brighter), atol=1e-2)
+    embeddings, keep = torch.randn(2, 3, 7, 32), torch.ones(2, 3, 7, dtype=torch.bool)
+    assert torch.equal(plain.render(embeddings, keep), plain.render(-embeddings, keep))
+    assert not torch.allclose(tokenizer.render(embeddings, keep), tokenizer.render(-embeddings, keep), atol=1e-2)
+
+
 def test_whitening_undoes_scale_shift_and_correlation():
     torch.manual_seed(0)
     mix = torch.tensor([[5.0, 0, 0], [4.9, 0.1, 0], [0, 0, 0.1]])

@@ -112,8 +112,10 @@ class AdapTok(Model):
         if keep is not None:
             latents = torch.where(keep[..., None], latents, 0)
         latents = latents + torch.cat([places[g, :n] for g, n in enumerate(lengths)])
-        pixels = torch.cat([queries[block] for block in blocks])
-        x = torch.cat([latents, pixels.expand(batch, -1, -1).to(latents.dtype)], 1)
+        pixels = torch.cat([queries[block] for block in blocks]).expand(batch, -1, -1).to(latents.dtype)
+        if self.config.shortcuts:
+            pixels = pixels + self._cell_means(embeddings, keep, lengths, blocks).flatten(1, 2)
+        x = torch.cat([latents, pixels], 1)
         attend = latents_then_pixels(lengths, queries.shape[1], blocks, keep)
         for layer in self.decoder:
             x = layer(x, attend)
