@@ -155,7 +155,7 @@ def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
         assert set(line["tokens"]) <= set(SIZES)
         difference = pixels(tmp_path / "whole" / line["file"]) - pixels(tmp_path / "parts" / line["file"])
         # Tokens are equal; a grey level that rounds the other way is spread over its surroundings by compression.
-        assert np.abs(difference).mean() <= 1
+        assert np.abs(difference).mean() <= 4
     assert pixels(tmp_path / "whole" / "00000.mp4").shape == (6, 16, 16, 3)
 
 
