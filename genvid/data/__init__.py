@@ -1,22 +1,30 @@
-"""Clips from files, folders, UCF-101 and a generator; batches of them; and the cache of their tokens."""
+"""Clips from files, folders, published data sets and a generator; batches of them; and the cache of their tokens."""
 
 from genvid.data.clips import ClipConfig, to_float, to_uint8
 from genvid.data.dataset import ClipDataset
-from genvid.data.folders import FolderConfig, Ucf101Config
-from genvid.data.loader import StepSampler, one_pass, step_batches
+from genvid.data.davis import DavisConfig
+from genvid.data.folders import FolderConfig
+from genvid.data.hub import HuggingFaceConfig
+from genvid.data.kinetics import Kinetics600Config
+from genvid.data.loader import StepSampler, load_batches, one_pass, step_batches
 from genvid.data.source import SourceConfig
 from genvid.data.synthetic import SyntheticConfig
+from genvid.data.ucf101 import Ucf101Config
 from genvid.data.video import VideoError, probe, read_clip, video_bytes, write_video
 
 __all__ = [
     "ClipConfig",
     "ClipDataset",
+    "DavisConfig",
     "FolderConfig",
+    "HuggingFaceConfig",
+    "Kinetics600Config",
     "SourceConfig",
     "StepSampler",
     "SyntheticConfig",
     "Ucf101Config",
     "VideoError",
+    "load_batches",
     "one_pass",
     "probe",
     "read_clip",

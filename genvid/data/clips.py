@@ -25,11 +25,14 @@ class ClipConfig:
     resolution: tuple[int, int] = (128, 128)
     """Height and width."""
     crop: Literal["center", "random"] = "center"
-    window: Literal["random", "first", "all"] = "random"
+    window: Literal["random", "first", "all", "whole"] = "random"
     """Where in its video a clip lies: drawn from its seed, the first frames, or (for evaluation) every
-    non-overlapping window as an item of its own."""
+    non-overlapping window as an item of its own. "whole" is the video from its first to its last frame, of whatever
+    length; `frames` are then the fewest that it must have."""
     flip: bool = False
     """Mirror half of the clips. Not where left and right are different classes."""
+    rounded: bool = True
+    """Whether the resized frame is rounded to 8 bits. LARP's evaluation does not: pixels are then float."""
 
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride < 1:
@@ -42,14 +45,23 @@ class ClipConfig:
         """Frames of the video that a clip covers."""
         return (self.frames - 1) * self.stride + 1
 
+    def length(self, video_frames: int) -> int:
+        """Frames of a clip of a video."""
+        return (video_frames - 1) // self.stride + 1 if self.window == "whole" else self.frames
+
     def start(self, video_frames: int, seed: int) -> int:
         """First frame of the random window of a clip with this seed."""
         return math.floor(_draw(seed, "start", 1)[0] * (video_frames - self.span + 1))
 
     def fit(self, video: Tensor, seed: int) -> Tensor:
-        """(T, H, W, 3) uint8 frames -> (3, T, *resolution) uint8: resized (antialiased bilinear), cropped, flipped."""
+        """(T, H, W, 3) uint8 frames -> (3, T, *resolution): resized (antialiased bilinear), cropped, flipped.
+
+        uint8, or float32 in [-1, 1] where the clip is not `rounded`.
+        """
         height, width = self.resolution
         images = video.permute(0, 3, 1, 2)
+        if not self.rounded:
+            images = to_float(images)
         scale = max(height / images.shape[2], width / images.shape[3])
         size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
         if size != tuple(images.shape[2:]):

@@ -59,8 +59,9 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return self.source.names[index]
 
     def fingerprint(self) -> str:
-        """Short hash of the items and of the clip rule: provenance of what was made from them."""
-        rows = [encode(self.clip), self.source.classes, self.source.labels, self.source.names]
+        """Short hash of the items, of what their files hold and of the clip rule: says what was made of them."""
+        source = self.source
+        rows = [encode(self.clip), source.classes, source.labels, source.names, source.contents]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:

@@ -1,20 +1,20 @@
-"""Clips from video files: a folder of classes, a manifest, or UCF-101 with its official lists."""
+"""Clips from video files: a folder of classes, or a manifest. Published data sets build on `FileSource` too."""
 
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from genvid.data.clips import ClipConfig
-from genvid.data.probes import probe_files
+from genvid.data.probes import IndexedVideo, probe_files
 from genvid.data.source import Source, SourceConfig
 from genvid.data.video import VideoError, VideoInfo, read_clip
 
@@ -35,32 +35,44 @@ class FileSource(Source):
     """Clips of files below `root`. Unusable files are named, counted and left out; with `strict` they are an error."""
 
     def __init__(
-        self, root: Path, files: Sequence[VideoFile], classes: list[str], *, clip: ClipConfig, strict: bool
+        self,
+        root: Path,
+        files: Sequence[VideoFile],
+        classes: list[str],
+        *,
+        clip: ClipConfig,
+        strict: bool,
+        missing: Sequence[str] = (),
     ) -> None:
+        """`missing`: what is wrong with videos that a list names and that are not there."""
         if not files:
             raise ValueError(f"no video files under {root} (looked for {', '.join(EXTENSIONS)})")
         self.root, self.classes, self.config = root, classes, clip
         self._items: list[tuple[str, VideoInfo, int | None]] = []
-        self.labels, self.names, problems = [], [], []
+        self.labels, self.names, problems, digests = [], [], list(missing), []
         found = probe_files(root, [root / file.path for file in files])
-        for file, info in zip(files, found, strict=True):
-            if isinstance(info, VideoInfo) and info.frames < clip.span:
-                info = VideoError(f"{root / file.path} has {info.frames} frames but a clip needs {clip.span}")
-            if isinstance(info, VideoError):
-                problems.append(str(info))
+        for file, video in zip(files, found, strict=True):
+            if isinstance(video, IndexedVideo) and video.info.frames < clip.span:
+                video = VideoError(f"{root / file.path} has {video.info.frames} frames but a clip needs {clip.span}")
+            if isinstance(video, VideoError):
+                problems.append(str(video))
                 continue
-            for start in _window_starts(info, clip):
-                self._items.append((file.path, info, start))
+            digests.append(video.digest)
+            for start in _window_starts(video.info, clip):
+                self._items.append((file.path, video.info, start))
                 self.labels.append(file.label)
                 self.names.append(file.path if start is None else f"{file.path}#{start}")
+        self.videos, self.left_out = len(digests), problems
+        self.contents = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         if problems:
-            _report(problems, total=len(files), strict=strict)
+            _report(problems, total=len(files) + len(missing), strict=strict)
 
     def clip(self, index: int, seed: int) -> Tensor:
         path, info, start = self._items[index]
         if start is None:
             start = self.config.start(info.frames, seed)
-        frames = read_clip(self.root / path, start, self.config.frames, self.config.stride, info=info)
+        length = self.config.length(info.frames)
+        frames = read_clip(self.root / path, start, length, self.config.stride, info=info)
         return self.config.fit(torch.from_numpy(frames), seed)
 
 
@@ -87,7 +99,7 @@ class FolderConfig(SourceConfig):
             raise ValueError(f"split '{self.split}' of {self.path} needs a manifest that says which files it holds")
 
     def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
-        root = _folder(self.path)
+        root = existing_folder(self.path)
         names = self._scan(root) if self.manifest is None else self._select(root, Path(self.manifest))
         classes = sorted({label for _, label, _ in names})
         files = [VideoFile(path, classes.index(label)) for path, label, chosen in names if chosen]
@@ -128,52 +140,10 @@ class FolderConfig(SourceConfig):
         return names
 
 
-@SourceConfig.register_subclass("ucf101")
-@dataclass(frozen=True)
-class Ucf101Config(SourceConfig):
-    """UCF-101 as distributed: class folders of .avi below `path`, and the official lists in `split_lists`."""
-
-    path: str
-    split_lists: str
-    """The folder ucfTrainTestlist."""
-    split: Literal["train", "test"] = "train"
-    fold: int = 1
-
-    def __post_init__(self) -> None:
-        if self.fold not in (1, 2, 3):
-            raise ValueError(f"UCF-101 has folds 1, 2 and 3, got {self.fold}")
-
-    def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
-        root, lists = _folder(self.path), _folder(self.split_lists)
-        numbers = {}
-        for place, words in _lines(lists / "classInd.txt"):
-            if len(words) != 2 or not words[0].isdigit():
-                raise ValueError(f"{place}: expected a class number and a name, got '{' '.join(words)}'")
-            numbers[words[1]] = int(words[0])
-        classes = sorted(numbers, key=lambda name: numbers[name])
-        files = []
-        for place, words in _lines(lists / f"{self.split}list{self.fold:02d}.txt"):
-            name = words[0].split("/")[0]
-            if name not in numbers:
-                raise ValueError(f"{place}: class '{name}' is not in {lists / 'classInd.txt'}")
-            if words[1:] and words[1:] != [str(numbers[name])]:
-                raise ValueError(f"{place}: label {' '.join(words[1:])} is not that of {name}, {numbers[name]}")
-            files.append(VideoFile(words[0], classes.index(name)))
-        return FileSource(root, files, classes, clip=clip, strict=strict)
-
-
-def _folder(path: str) -> Path:
+def existing_folder(path: str) -> Path:
     if not Path(path).is_dir():
         raise ValueError(f"no folder {path}")
     return Path(path)
-
-
-def _lines(file: Path) -> list[tuple[str, list[str]]]:
-    """Words of each line that has any, with the line's place for error messages."""
-    if not file.is_file():
-        raise ValueError(f"no list {file}; split_lists is the folder ucfTrainTestlist of UCF-101")
-    lines = file.read_text().splitlines()
-    return [(f"{file} line {number}", line.split()) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _window_starts(info: VideoInfo, clip: ClipConfig) -> list[int | None]:

@@ -107,7 +107,7 @@ def step_batches(
         start_step=start_step,
         micro_batches=micro_batches,
     )
-    loaded = _load(dataset, sampler, workers=workers, device=torch.device(device))
+    loaded = load_batches(dataset, sampler, workers=workers, device=device)
     while True:
         yield [next(loaded) for _ in range(micro_batches)]
 
@@ -130,17 +130,18 @@ def one_pass(
     count, total = len(dataset), len(dataset) * passes
     starts = range(rank * batch_size, total, world_size * batch_size)
     batches = ([(i % count, i) for i in range(start, min(start + batch_size, total))] for start in starts)
-    yield from _load(dataset, batches, workers=workers, device=torch.device(device))
+    yield from load_batches(dataset, batches, workers=workers, device=device)
 
 
-def _load(
-    dataset: Any, batches: Iterable[list[tuple[int, int]]], *, workers: int, device: torch.device
+def load_batches(
+    dataset: Any, batches: Iterable[list[tuple[int, int]]], *, workers: int = 0, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Batches through a DataLoader, at most two waiting for each worker, moved to the device.
+    """Batches of (index, seed) through a DataLoader, at most two waiting for each worker, moved to the device.
 
     Workers start from a fork server: forking this process would copy CUDA's state and the locks of threads that
     torch and FFmpeg have started, which deadlocks; spawning pays for importing torch in every worker.
     """
+    device = torch.device(device)
     cuda = device.type == "cuda"
     context = multiprocessing.get_context("forkserver") if workers else None
     if context:
@@ -166,6 +167,6 @@ def _load(
                 f"a data worker died ({error}); if it was killed for memory, use fewer workers or smaller batches"
             ) from error
         moved = {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
-        if "video" in moved:
+        if "video" in moved and not moved["video"].is_floating_point():
             moved["video"] = to_float(moved["video"])
         yield moved

@@ -1,4 +1,7 @@
-"""Probe many files once: what was found is kept in the user's cache folder, by path, size and time of change."""
+"""Probe many files once: what was found, and a hash of their content, is kept in the user's cache folder.
+
+A file is known again by path, size and time of change; what is computed from files is known by their content.
+"""
 
 from __future__ import annotations
 
@@ -12,31 +15,44 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from genvid.data.video import VideoError, VideoInfo, probe
-from genvid.files import write_atomically
+from genvid.files import sha256, write_atomically
 
 logger = logging.getLogger(__name__)
 
 
-def probe_files(root: Path, files: Sequence[Path]) -> list[VideoInfo | VideoError]:
+@dataclasses.dataclass(frozen=True, slots=True)
+class IndexedVideo:
+    """What a probe found in a file, and the start of the SHA-256 of its content."""
+
+    info: VideoInfo
+    digest: str
+
+
+def cache_folder() -> Path:
+    """Where genvid keeps what can be computed again: below XDG_CACHE_HOME or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genvid"
+
+
+def probe_files(root: Path, files: Sequence[Path]) -> list[IndexedVideo | VideoError]:
     """What each file holds, or why it cannot be used. The first call decodes every file, in threads.
 
     Only what is good is remembered: a file that failed, perhaps for a moment, is tried again.
     """
     memory = _memory(root)
-    found: dict[str, VideoInfo | VideoError] = dict(_read(memory))
+    found: dict[str, IndexedVideo | VideoError] = dict(_read(memory))
     keys = [_key(file) for file in files]
     missing = {key: file for key, file in zip(keys, files, strict=True) if key not in found}
     if missing:
         logger.info("probing %d video files under %s", len(missing), root)
         with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
             found.update(zip(missing, pool.map(_probe, missing.values()), strict=True))
-        _write(memory, {key: info for key, info in found.items() if isinstance(info, VideoInfo)})
+        _write(memory, {key: video for key, video in found.items() if isinstance(video, IndexedVideo)})
     return [found[key] for key in keys]
 
 
-def _probe(file: Path) -> VideoInfo | VideoError:
+def _probe(file: Path) -> IndexedVideo | VideoError:
     try:
-        return probe(file)
+        return IndexedVideo(probe(file), sha256(file)[:16])
     except VideoError as error:
         return error
 
@@ -50,20 +66,20 @@ def _key(file: Path) -> str:
 
 
 def _memory(root: Path) -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "genvid" / "probe" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.json"
+    return cache_folder() / "probe" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.json"
 
 
-def _read(memory: Path) -> dict[str, VideoInfo]:
+def _read(memory: Path) -> dict[str, IndexedVideo]:
     try:
-        return {key: VideoInfo(**fields) for key, fields in json.loads(memory.read_text()).items()}
-    except (OSError, ValueError, TypeError):
+        known = json.loads(memory.read_text())
+        return {key: IndexedVideo(VideoInfo(**row["info"]), row["digest"]) for key, row in known.items()}
+    except (OSError, ValueError, TypeError, KeyError):
         return {}
 
 
-def _write(memory: Path, known: dict[str, VideoInfo]) -> None:
+def _write(memory: Path, known: dict[str, IndexedVideo]) -> None:
     try:
         with write_atomically(memory) as temporary:
-            temporary.write_text(json.dumps({key: dataclasses.asdict(info) for key, info in known.items()}))
+            temporary.write_text(json.dumps({key: dataclasses.asdict(video) for key, video in known.items()}))
     except OSError as error:
         logger.info("what was found in the video files is not remembered: %s", error)

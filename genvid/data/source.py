@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -20,10 +21,19 @@ class Source(ABC):
     """Class of each item."""
     names: list[str]
     """Name of each item, the same on every machine."""
+    videos: int = 0
+    """Videos that the items are of; 0 where there are none but the items."""
+    left_out: Sequence[str] = ()
+    """Why videos that were listed are not among them: one sentence each."""
+    contents: str = ""
+    """Hash of what the files of the items hold; empty where a name says it all."""
 
     @abstractmethod
     def clip(self, index: int, seed: int) -> Tensor:
-        """(3, T, H, W) uint8 clip of an item; VideoError when its file cannot be read."""
+        """(3, T, H, W) clip of an item, uint8 (float32 in [-1, 1] where the clip rule does not round).
+
+        VideoError when its file cannot be read.
+        """
 
     def attributes(self, index: int) -> dict[str, int]:
         """What else is known of an item: joins the item under these names."""

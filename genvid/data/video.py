@@ -2,7 +2,7 @@
 
 A frame is named by its position in decoding order from the start of the file. Time stamps are used to seek only
 where a full decode has shown that they agree with that count: in AVI files with B-frames, of which UCF-101 has many,
-they do not.
+they do not. A folder of pictures is a video too (genvid.data.images).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 from torch import Tensor
 
+from genvid.data.images import list_images, read_image
 from genvid.files import write_atomically
 
 Frames = NDArray[np.uint8]
@@ -48,6 +49,8 @@ class VideoInfo:
 
 def probe(path: str | Path) -> VideoInfo:
     """Decode the whole file once; VideoError when it is no video, is damaged or is cut short."""
+    if Path(path).is_dir():
+        return _probe_images(Path(path))
     stamps: list[int | None] = []
     with _open(path) as (container, stream):
         for frame in container.decode(stream):
@@ -73,6 +76,8 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
     wanted = range(start, start + frames * stride, stride)
     if start < 0 or wanted[-1] >= info.frames:
         raise VideoError(f"{path} has {info.frames} frames, but frames {start} to {wanted[-1]} were asked for")
+    if Path(path).is_dir():
+        return _read_images(Path(path), wanted, info)
     clip = _decode(path, wanted, info, seek=True) if start and info.pts_step else None
     if clip is None:
         clip = _decode(path, wanted, info, seek=False)
@@ -110,6 +115,30 @@ def video_bytes(video: Tensor, fps: float, *, scale: int = 1) -> bytes:
         file = Path(folder) / "video.mp4"  # moving the index to the front needs a real file
         write_video(file, video, fps, scale=scale)
         return file.read_bytes()
+
+
+def _probe_images(folder: Path) -> VideoInfo:
+    """Every picture is opened, so that a damaged one is found now."""
+    try:
+        sizes = [read_image(image).shape[:2] for image in list_images(folder)]
+    except ValueError as error:
+        raise VideoError(str(error)) from None
+    if not sizes:
+        raise VideoError(f"{folder} holds no pictures")
+    if len(set(sizes)) > 1:
+        raise VideoError(f"{folder} holds pictures of several sizes: {sorted(set(sizes))}")
+    return VideoInfo(len(sizes), *sizes[0], fps=24.0, first_pts=0, pts_step=None)
+
+
+def _read_images(folder: Path, wanted: range, info: VideoInfo) -> Frames:
+    images = list_images(folder)
+    clip = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
+    for row, index in enumerate(wanted):
+        try:
+            clip[row] = read_image(images[index])
+        except (ValueError, IndexError) as error:
+            raise VideoError(f"{folder} changed after it was probed: {error}") from None
+    return clip
 
 
 @contextmanager

@@ -1,0 +1,96 @@
+"""Any Hugging Face data set with a Video column, map-style or streamed, local or from the Hub.
+
+Rows are read once. Their videos are kept below the cache folder under the hash of their content (a file that is there
+already is linked, not copied), so every later step reads exact frames from files, as for any other source.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from genvid.data.clips import ClipConfig
+from genvid.data.folders import FileSource, VideoFile
+from genvid.data.probes import cache_folder
+from genvid.data.source import SourceConfig
+from genvid.files import sha256, write_atomically
+
+
+@SourceConfig.register_subclass("huggingface")
+@dataclass(frozen=True)
+class HuggingFaceConfig(SourceConfig):
+    """What `datasets.load_dataset` is called with, and the columns of the video and of its class."""
+
+    path: str
+    """Id on the Hub, or a format: videofolder, parquet, webdataset."""
+    name: str | None = None
+    split: str = "train"
+    data_dir: str | None = None
+    data_files: str | None = None
+    revision: str | None = None
+    column: str = "video"
+    label: str | None = "label"
+    """None: one class."""
+    streaming: bool = False
+    """Read rows from the network one after another instead of fetching the whole data set first."""
+    limit: int | None = None
+    """Only so many rows."""
+
+    def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
+        import datasets
+
+        data = datasets.load_dataset(
+            self.path,
+            self.name,
+            split=self.split,
+            data_dir=self.data_dir,
+            data_files=self.data_files,
+            revision=self.revision,
+            streaming=self.streaming,
+        )
+        columns = list(data.features or {})
+        for column in (self.column, self.label):
+            if column is not None and columns and column not in columns:
+                raise ValueError(f"{self.path} has no column '{column}'; it has {', '.join(columns)}")
+        names = getattr((data.features or {}).get(self.label), "names", None)
+        # Video(decode=False) gives the file as it is: PyAV reads it, and torchcodec is not needed.
+        data = data.cast_column(self.column, datasets.Video(decode=False))
+        root = cache_folder() / "videos"
+        index = self._index(root, data, fixed="" if self.streaming else str(data._fingerprint))
+        classes = names or sorted({str(label) for _, label in index})
+        numbers = {name: number for number, name in enumerate(classes)}
+        files = [VideoFile(path, label if names else numbers[str(label)]) for path, label in index]
+        return FileSource(root, files, list(classes), clip=clip, strict=strict)
+
+    def _index(self, root: Path, data: Iterable[dict[str, Any]], fixed: str) -> list[tuple[str, Any]]:
+        """Kept file and label of each row, remembered: the second time nothing is read."""
+        key = hashlib.sha256(json.dumps([asdict(self), fixed]).encode()).hexdigest()[:16]
+        memory = root / f"{key}.json"
+        if memory.is_file():
+            known = [(path, label) for path, label in json.loads(memory.read_text())]
+            if all((root / path).exists() for path, _ in known):
+                return known
+        rows = itertools.islice(data, self.limit)
+        index = [(_keep(root, row[self.column]), row[self.label] if self.label else self.path) for row in rows]
+        with write_atomically(memory) as temporary:
+            temporary.write_text(json.dumps(index))
+        return index
+
+
+def _keep(root: Path, value: Any) -> str:
+    """A row's video, {path, bytes} -> its path below `root`."""
+    content, source = value["bytes"], value["path"]
+    digest = hashlib.sha256(content).hexdigest() if content else sha256(source)
+    kept = Path(digest[:2]) / f"{digest}{Path(source or '').suffix or '.mp4'}"
+    if not (root / kept).exists():
+        with write_atomically(root / kept) as temporary:
+            if content:
+                temporary.write_bytes(content)
+            else:
+                temporary.symlink_to(Path(source).absolute())
+    return str(kept)
