@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genvid.train.muon import Muon
+
 
 @dataclass(frozen=True)
 class OptimizerConfig:
@@ -61,8 +63,7 @@ def make_optimizers(
     ]
     if orthogonal:
         decay = config.weight_decay
-        muon = torch.optim.Muon(orthogonal, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw")
-        optimizers.append(muon)
+        optimizers.append(Muon(orthogonal, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
 from torch import Tensor
@@ -28,8 +29,7 @@ class TailDropConfig:
 
 def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Tensor:
     """(B,) clip seeds -> (B, G) int64 lengths, by inversion of the truncated normal's distribution function."""
-    bounds = torch.tensor([config.minimum, config.maximum], dtype=torch.float64)
-    low, high = torch.special.ndtr((bounds - config.mean) / config.std).tolist()
+    low, high = (NormalDist(config.mean, config.std).cdf(bound) for bound in (config.minimum, config.maximum))
     position = low + noise.uniform(seeds, "tail drop", num_blocks) * (high - low)
     lengths: Tensor = config.mean + config.std * torch.special.ndtri(position)
     return lengths.round().long().clamp(config.minimum, config.maximum)

@@ -1,0 +1,73 @@
+"""Muon (Jordan et al. 2024) as torch has it, with the matrices of one shape orthogonalised together."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the quintic iteration, as published: steepest at zero, singular values end between 0.7 and 1.2."""
+_ITERATIONS = 5
+
+
+class Muon(torch.optim.Muon):
+    """Same updates and state as torch.optim.Muon with `match_rms_adamw`, in a tenth of the kernels.
+
+    torch's own takes some 20 launches for every matrix, which on a small model costs more than forward and backward.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    shapes[parameter.shape].append(parameter)
+            for parameters in shapes.values():
+                self._step(parameters, group)
+        return loss
+
+    def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
+        """Update matrices of one shape."""
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        averages = [self._average(p) for p in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
+        updates = torch._foreach_lerp(gradients, averages, group["momentum"])
+        orthogonal = orthogonalise(torch.stack(list(updates)))
+        lr, size = group["lr"], max(parameters[0].shape)
+        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
+        torch._foreach_add_(parameters, list(orthogonal.to(parameters[0].dtype)), alpha=-lr * 0.2 * math.sqrt(size))
+
+    def _average(self, parameter: Tensor) -> Tensor:
+        state = self.state[parameter]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        average: Tensor = state["momentum_buffer"]
+        return average
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """(N, rows, columns) -> about U V^T of the singular value decomposition of each, in bfloat16.
+
+    Newton-Schulz iterations on the smaller side's Gram matrix.
+    """
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    if tall:
+        x = x.mT
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    first, second, third = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        gram = x @ x.mT
+        gram = torch.baddbmm(gram, gram, gram, beta=second, alpha=third)
+        x = torch.baddbmm(x, gram, x, beta=first)
+    return x.mT if tall else x

@@ -1,0 +1,187 @@
+"""Frozen codecs: continuous video autoencoders behind one small contract.
+
+A codec turns 1 + n * step frames into latent frames: the first stands for one frame, every other one for `time` of
+them. Latents are the codec's own numbers, unscaled: what is kept is then decoded bit for bit as the codec would.
+`statistics` say how to scale them where channels are compared.
+
+Long clips go through in independent windows where the codec has a `window` (how NVIDIA's tokenizers are used), or with
+the codec's own temporal caches (Wan, CogVideoX).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genvid.config import Choice
+from genvid.tokens import TokenizerSpec
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """What a codec makes of the size of a video."""
+
+    channels: int
+    """Of a latent."""
+    time: int
+    """Frames of every latent frame but the first."""
+    space: int
+    """Pixels along each side of a latent position."""
+    step: int
+    """A clip has 1 + n * step frames; a multiple of `time`."""
+    causal: bool
+    """Whether no latent frame sees later frames, and no decoded frame later latents."""
+
+
+@dataclass(frozen=True)
+class CodecSpec(TokenizerSpec):
+    """A block is a latent frame; the first of a clip (of each window) stands for a single frame."""
+
+    step: int = 1
+    window: int | None = None
+    """Frames that are coded without regard to the ones before."""
+
+    def num_blocks(self, frames: int) -> int:
+        windows, rest = divmod(frames, self.window) if self.window else (0, frames)
+        if frames < 1 or (rest and (rest - 1) % self.step):
+            raise ValueError(f"a clip of {frames} frames does not fit this codec; use {self.lengths()}")
+        blocks = windows * self.window_blocks if self.window else 0
+        return blocks + (1 + (rest - 1) // self.frames_per_block if rest else 0)
+
+    @property
+    def window_blocks(self) -> int:
+        """Blocks of a whole window."""
+        assert self.window is not None
+        return 1 + (self.window - 1) // self.frames_per_block
+
+    def lengths(self) -> str:
+        """Which clip lengths the codec takes, in words."""
+        short = f"1, {1 + self.step}, {1 + 2 * self.step}, ... frames (1 more than a multiple of {self.step})"
+        return f"{short}, or windows of {self.window} frames followed by such a length" if self.window else short
+
+
+class CodecStream(ABC):
+    """A clip that comes in chunks; chunk by chunk the same numbers as in one call.
+
+    Encoder and decoder have a state each, so one stream may do either or both.
+    """
+
+    @abstractmethod
+    def encode(self, video: Tensor) -> Tensor:
+        """The next frames (B, 3, T, H, W) -> their latents (B, C, G, h, w)."""
+
+    @abstractmethod
+    def decode(self, latents: Tensor) -> Tensor:
+        """The next latents (B, C, G, h, w) -> their frames (B, 3, T, H, W)."""
+
+
+class Codec(nn.Module, ABC):
+    """A frozen autoencoder. `name` is for messages."""
+
+    def __init__(self, name: str, geometry: Geometry, window: int | None) -> None:
+        super().__init__()
+        if window is not None and (window <= 1 or (window - 1) % geometry.step):
+            raise ValueError(f"{name}: a window has 1 more than a multiple of {geometry.step} frames, got {window}")
+        self.name, self.geometry, self.window = name, geometry, window
+
+    def spec(self, resolution: tuple[int, int]) -> CodecSpec:
+        """What callers must know to feed frames of this size; ValueError when the codec cannot take it."""
+        height, width = resolution
+        space = self.geometry.space
+        if height < space or width < space or height % space or width % space:
+            raise ValueError(f"{self.name} takes heights and widths that are multiples of {space}, got {height}x{width}")
+        return CodecSpec(
+            frames_per_block=self.geometry.time,
+            resolution=resolution,
+            block_capacity=(height // space) * (width // space),
+            token_dim=self.geometry.channels,
+            step=self.geometry.step,
+            window=self.window,
+        )
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] -> latents (B, C, G, h, w), window by window."""
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
+        self.spec((video.shape[3], video.shape[4])).num_blocks(video.shape[2])
+        return torch.cat([self._encode(part) for part in video.split(self.window or video.shape[2], 2)], 2)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """(B, C, G, h, w) -> (B, 3, T, H, W), about [-1, 1]. Gradients flow to the latents."""
+        channels, space = self.geometry.channels, self.geometry.space
+        if latents.ndim != 5 or latents.shape[1] != channels:
+            raise ValueError(f"{self.name} decodes latents (B, {channels}, G, h, w), got {tuple(latents.shape)}")
+        blocks = latents.shape[2]
+        if self.window:
+            blocks = self.spec((latents.shape[3] * space, latents.shape[4] * space)).window_blocks
+        return torch.cat([self._decode(part) for part in latents.split(blocks, 2)], 2)
+
+    def stream(self) -> CodecStream:
+        """Start a stream; ValueError where the codec cannot."""
+        if not self.geometry.causal:
+            raise ValueError(f"{self.name} is not causal: a frame needs the frames after it, so it cannot stream")
+        return self._stream()
+
+    def statistics(self) -> tuple[Tensor, Tensor] | None:
+        """(C,) mean and standard deviation of the latents, where they were published with the weights."""
+        return None
+
+    def _stream(self) -> CodecStream:
+        """By windows; codecs with temporal caches of their own do better."""
+        if self.window is None:
+            raise ValueError(
+                f"{self.name} keeps no state between chunks: to stream, give it a window of "
+                f"1 + n * {self.geometry.step} frames (codec.window)"
+            )
+        return WindowStream(self)
+
+    @abstractmethod
+    def _encode(self, video: Tensor) -> Tensor:
+        """One window."""
+
+    @abstractmethod
+    def _decode(self, latents: Tensor) -> Tensor:
+        """One window."""
+
+
+class WindowStream(CodecStream):
+    """Chunks of whole windows, which know nothing of each other; the last chunk may end with a shorter one."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+        self._ended = {"frames": False, "latents": False}
+
+    def encode(self, video: Tensor) -> Tensor:
+        assert self.codec.window is not None
+        self._check("frames", video.shape[2], self.codec.window)
+        return self.codec.encode(video)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        assert self.codec.window is not None
+        self._check("latents", latents.shape[2], 1 + (self.codec.window - 1) // self.codec.geometry.time)
+        return self.codec.decode(latents)
+
+    def _check(self, what: str, length: int, window: int) -> None:
+        if self._ended[what]:
+            raise ValueError(f"a stream in windows of {window} {what} has ended with a shorter chunk: start another")
+        self._ended[what] = length % window != 0
+
+
+@dataclass(frozen=True)
+class CodecConfig(Choice):  # type: ignore[misc]
+    """Which codec, and from where; `type:` in YAML chooses the kind."""
+
+    def load(self) -> Codec:
+        """The codec, frozen and in eval mode. ValueError in one sentence when it cannot be had."""
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def measure_statistics(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor]:
+    """(C,) mean and standard deviation of the latents of (N, 3, T, H, W) clips, encoded one by one."""
+    latents = torch.cat([codec.encode(clip[None]).float().transpose(0, 1).flatten(1) for clip in video], 1)
+    return latents.mean(1), latents.std(1).clamp(min=1e-6)

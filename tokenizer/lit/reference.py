@@ -1,0 +1,61 @@
+"""What a dropped latent is compared with and filled from: the last one that was kept at its position.
+
+Copying it forward is also the simplest filler, and interpolating to the next kept one the simplest that looks ahead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The cache C_sel of a stream: at every position the last kept latent, and how long ago that was."""
+
+    latents: Tensor
+    """(B, L, C)."""
+    age: Tensor
+    """(B, L) int64: blocks since it was kept; 0 for one of the last block."""
+
+
+def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> tuple[Tensor, Tensor]:
+    """Copy-forward: (B, G, L, C) and (B, G, L) -> the latents with dropped ones replaced, and (B, G, L) their ages.
+
+    A kept latent is its own reference, of age 0. `start` is what a stream knows from before; without it the first block
+    must be kept whole.
+    """
+    if start is None and not bool(keep[:, 0].all()):
+        raise ValueError("the first block must be kept whole: there is nothing to fill its dropped tokens from")
+    blocks = torch.arange(keep.shape[1], device=keep.device)[:, None]
+    source = torch.where(keep, blocks, -1).cummax(1).values
+    filled = latents.gather(1, source.clamp(min=0)[..., None].expand_as(latents))
+    age = blocks - source
+    if start is not None:
+        before = source < 0
+        filled = torch.where(before[..., None], start.latents[:, None].to(latents.dtype), filled)
+        age = torch.where(before, start.age[:, None] + blocks + 1, age)
+    return filled, age
+
+
+def next_kept(latents: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The next kept latents (B, G, L, C) and the blocks until then (B, G, L).
+
+    A kept latent is its own. Where none follows: the last kept one, and 0.
+    """
+    count = keep.shape[1]
+    blocks = torch.arange(count, device=keep.device)[:, None]
+    last = torch.where(keep, blocks, -1).amax(1, keepdim=True).clamp(min=0)
+    source = torch.where(keep, blocks, count).flip(1).cummin(1).values.flip(1)
+    source = torch.where(source == count, last, source)
+    return latents.gather(1, source[..., None].expand_as(latents)), (source - blocks).clamp(min=0)
+
+
+def interpolate(latents: Tensor, keep: Tensor) -> Tensor:
+    """Linear interpolation in time between kept latents, the last one held: (B, G, L, C). Looks ahead, so no stream."""
+    before, age = last_kept(latents, keep)
+    after, ahead = next_kept(latents, keep)
+    share = (age / (age + ahead).clamp(min=1))[..., None].to(latents.dtype)
+    return torch.where(keep[..., None], latents, before + share * (after - before))
