@@ -139,3 +139,72 @@ def test_classifier_is_small_and_checks_its_configuration() -> None:
         VideoClassifierConfig(num_classes=1)
     with pytest.raises(ValueError, match="multiple of 8"):
         VideoClassifierConfig(num_classes=2, width=12)
+
+
+def test_videomae_is_transformers_own_and_bears_its_name(tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    config = transformers.VideoMAEConfig(image_size=32, num_frames=4, **sizes)
+    torch.manual_seed(0)
+    model = transformers.VideoMAEForVideoClassification(config).eval()
+    model.save_pretrained(tmp_path / "head")
+    model.videomae.save_pretrained(tmp_path / "trunk")
+    video = torch.rand(2, 3, 4, 32, 32) * 2 - 1
+    mean, std = (torch.tensor(v)[:, None, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    pixels = (((video + 1) / 2 - mean) / std).transpose(1, 2)
+    with torch.no_grad():
+        pooled = model.videomae(pixels).last_hidden_state.mean(1)
+        for folder, expected in (("head", model.fc_norm(pooled)), ("trunk", pooled)):
+            network = load_features(tmp_path / folder)
+            torch.testing.assert_close(network(video), expected)
+            assert network.name == f"VideoMAE {network.weights[:8]}"
+            assert not network.is_fvd
+    with pytest.raises(ValueError, match="exactly 4 frames, got 6"):
+        network.check(torch.zeros(1, 3, 6, 32, 32))
+
+
+class MeanColour(nn.Module):
+    """A feature network of someone else's."""
+
+    num_features = 3
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3))
+
+    def forward(self, video: Tensor) -> Tensor:
+        return video.mean((2, 3, 4)) * self.scale
+
+
+def nothing() -> str:
+    return "no module"
+
+
+def test_dotted_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    network = load_features("test_features:MeanColour")
+    video = torch.rand(2, 3, 4, 8, 8)
+    torch.testing.assert_close(network(video), video.mean((2, 3, 4)))
+    assert network.name.startswith("test_features:MeanColour ")
+    assert not network.is_fvd
+    for wrong in ("test_features:absent", "no_such_module:x", "test_features:nothing"):
+        with pytest.raises(ValueError, match=r"no feature network|not a torch module|is a torch module"):
+            load_features(wrong)
+    with pytest.raises(ValueError, match="num_features"):
+        load_features("torch.nn:Identity")
+
+
+def test_convolutions_are_exact_inside_and_as_before_outside() -> None:
+    seen = []
+
+    class Looks(feature_networks.FeatureNetwork):
+        name, num_features, min_frames = "looks", 1, 1
+
+        def extract(self, video: Tensor) -> Tensor:
+            seen.append(torch.backends.cudnn.allow_tf32)
+            return video.flatten(1)[:, :1]
+
+    before = torch.backends.cudnn.allow_tf32
+    Looks()(torch.zeros(1, 3, 1, 2, 2))
+    assert seen == [False]
+    assert torch.backends.cudnn.allow_tf32 == before
