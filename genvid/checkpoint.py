@@ -22,6 +22,7 @@ MODELS = {
     "adaptok_scorer": "genvid.tokenizer.adaptok.scorer:Scorer",
     "adaptok_ar": "genvid.ar.published:PublishedTransformer",
     "llama": "genvid.ar.model:BlockTransformer",
+    "lit": "genvid.tokenizer.lit.model:LIT",
     "video_classifier": "genvid.eval.classifier:VideoClassifier",
 }
 """`model_type` of config.json -> the class that reads the folder, imported when it is asked for."""

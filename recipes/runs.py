@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.task import ARTask, ARTaskConfig
-from genvid.data.clips import ClipConfig
+from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.data.token_cache import TokenCache
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
@@ -23,6 +24,10 @@ from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
 from genvid.tokenizer.discriminator import DiscriminatorConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
+from genvid.tokenizer.lit.autoencoder import AutoencoderConfig, AutoencoderTask
+from genvid.tokenizer.lit.codec import measure_statistics
+from genvid.tokenizer.lit.model import LIT, LITConfig
+from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokenizer.losses import DistortionConfig
 from genvid.train.task import Batch, StepOutput, TrainingTask
 from genvid.train.trainer import TrainConfig
@@ -86,6 +91,49 @@ class ScorerRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoencoderRun(Run):
+    """A small causal video autoencoder: a codec for LIT where none can be downloaded."""
+
+    data: VideoData
+    model: AutoencoderConfig
+    distortion: DistortionSpec = field(default_factory=lambda: DistortionSpec(DistortionConfig(l1=1.0)))
+    latent_penalty: float = 1e-3
+
+    def __post_init__(self) -> None:
+        frames, step = self.data.clip.frames, self.model.time
+        if frames % step != 1:
+            raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {frames}: change data.clip")
+
+    def build(self) -> tuple[TrainingTask, ClipDataset]:
+        return AutoencoderTask(self.model, self.distortion.build(), self.latent_penalty), self.data.open()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LITRun(Run):
+    """Inpainter on a frozen codec."""
+
+    data: VideoData
+    model: LITConfig
+    objective: LITObjective = field(default_factory=LITObjective)
+    statistics_clips: int = 32
+    """Clips that tell the latents' statistics, of a codec that comes without."""
+
+    def build(self) -> tuple[TrainingTask, ClipDataset]:
+        if self.data.clip.resolution != self.model.resolution:
+            raise ValueError(
+                f"clips at {self.data.clip.resolution} do not fit model.resolution {self.model.resolution}"
+            )
+        lit, dataset = LIT(self.model), self.data.open()
+        lit.spec.num_blocks(self.data.clip.frames)
+        if lit.codec.statistics() is None:
+            items = range(0, len(dataset), -(-len(dataset) // self.statistics_clips))
+            lit.mean, lit.std = measure_statistics(
+                lit.codec, torch.stack([to_float(dataset[i]["video"]) for i in items])
+            )
+        return LITTask(lit, self.objective), dataset
+
+
+@dataclass(frozen=True, kw_only=True)
 class ARRun(Run):
     """Autoregressive model over a token cache; the cache says what a row is."""
 
@@ -144,6 +192,8 @@ class ClassifierTask(TrainingTask):
 RUNS: dict[str, type[Run]] = {
     "adaptok": AdapTokRun,
     "scorer": ScorerRun,
+    "autoencoder": AutoencoderRun,
+    "lit": LITRun,
     "ar": ARRun,
     "classifier": ClassifierRun,
 }

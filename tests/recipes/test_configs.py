@@ -9,6 +9,7 @@ from genvid import config
 from genvid.recipes.cache_tokens import CacheRun
 from genvid.recipes.calibrate import CalibrationRun
 from genvid.recipes.evaluate import EvaluationRun
+from genvid.recipes.evaluate_lit import LITEvaluationRun
 from genvid.recipes.generate import GenerationRun
 from genvid.recipes.runs import RUNS
 
@@ -19,6 +20,7 @@ BY_NAME = {
     "calibration": CalibrationRun,
     "cache": CacheRun,
     "evaluation": EvaluationRun,
+    "keep_rates": LITEvaluationRun,
     "generation": GenerationRun,
     "prediction": GenerationRun,
 }

@@ -92,7 +92,9 @@ class Codec(nn.Module, ABC):
         height, width = resolution
         space = self.geometry.space
         if height < space or width < space or height % space or width % space:
-            raise ValueError(f"{self.name} takes heights and widths that are multiples of {space}, got {height}x{width}")
+            raise ValueError(
+                f"{self.name} takes heights and widths that are multiples of {space}, got {height}x{width}"
+            )
         return CodecSpec(
             frames_per_block=self.geometry.time,
             resolution=resolution,

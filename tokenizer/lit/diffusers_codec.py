@@ -52,7 +52,9 @@ class WanCodec(DiffusersCodec):
     def __init__(self, model: Any, window: int | None) -> None:
         config = model.config
         time = config.scale_factor_temporal
-        super().__init__(model, Geometry(config.z_dim, time, config.scale_factor_spatial, step=time, causal=True), window)
+        super().__init__(
+            model, Geometry(config.z_dim, time, config.scale_factor_spatial, step=time, causal=True), window
+        )
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
         config = self.model.config
@@ -201,7 +203,7 @@ class DiffusersCodecConfig(CodecConfig):
     def _class_name(self, diffusers: Any) -> str:
         folder = Path(self.source)
         file = folder / (self.subfolder or "") / "config.json"
-        if folder.is_dir() or folder.parent.is_dir() and str(folder.parent) != ".":
+        if folder.is_dir() or (folder.parent.is_dir() and str(folder.parent) != "."):
             if not file.is_file():
                 raise ValueError(f"no codec at {file.parent}: there is no config.json")
             config: dict[str, Any] = json.loads(file.read_text())

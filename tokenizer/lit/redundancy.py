@@ -138,7 +138,7 @@ def fill_budget(latents: Tensor, positions: int, start: Tensor | None) -> Tensor
     keep, distance = walk(latents, bisect(latents, wanted, start), start)
     rest = wanted - keep.sum((1, 2))
     score = torch.where(keep, -1.0, distance).flatten(1)
-    rank = score.argsort(1, descending=True, stable=True).argsort(1)
+    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
     extra = (rank < rest[:, None]) & (score > 0)
     return keep | extra.view_as(keep)
 

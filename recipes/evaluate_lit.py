@@ -1,0 +1,298 @@
+"""Score LIT, the simple fillers and the rules it is compared with: python recipes/evaluate_lit.py CONFIG.yaml [...]
+
+At every keep rate each clip keeps the same number of positions under every rule, except ElasticTok's, whose target
+error is calibrated to that rate on the first batch. Writes a report for each method and rate, table.md, page.html and
+side_by_side.mp4. One process.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from genvid import config as configuration
+from genvid.allocation import Allocator
+from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.data.clips import to_uint8
+from genvid.data.loader import one_pass
+from genvid.data.video import video_bytes, write_video
+from genvid.eval.charts import LineChart, Series
+from genvid.eval.features import load_features
+from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.frechet import FrechetVideoDistance
+from genvid.eval.page import Clip, Page
+from genvid.eval.protocols import Protocol
+from genvid.eval.reconstruction import ReconstructionScores
+from genvid.eval.report import Better, Number, Provenance, Report, compare
+from genvid.files import write_atomically
+from genvid.perceptual import PerceptualConfig, StructureConfig
+from genvid.recipes.command import command
+from genvid.recipes.loading import WINDOWS, VideoData, device
+from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
+from genvid.tokenizer.lit.mask_rate import lit_bits
+from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
+from genvid.tokenizer.lit.redundancy import BudgetedRedundancy
+from genvid.tokens import BlockTokens, VideoTokenizer
+
+METHODS = ("LIT", "copy-forward", "interpolation", "InfoTok's rule", "ElasticTok's rule")
+RATE_NAMES = ("keep rate", "bits per 16 pixels", "mask bits per clip", "budget met, %")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LITEvaluationRun:
+    """Held-out clips, the model, and the keep rates and methods that are compared."""
+
+    output_dir: str
+    model: str
+    data: VideoData
+    rates: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
+    methods: tuple[str, ...] = METHODS
+    """ElasticTok's rule takes longer than all the others together."""
+    targets: int = 8
+    """Target errors that calibrate ElasticTok's rule."""
+    perceptual: PerceptualConfig = field(default_factory=StructureConfig)
+    features: str | None = None
+    """Feature network of a Frechet distance: a file or a model folder."""
+    protocol: str = "held-out clips"
+    batch_size: int = 8
+    workers: int = 2
+    shown: int = 4
+    """Clips of the page and of side_by_side.mp4; 0 where they may not be shown."""
+    shown_rate: float = 0.2
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.methods if name not in METHODS]
+        if unknown or not self.methods or not self.rates or not all(0 < rate <= 1 for rate in self.rates):
+            raise ValueError(
+                f"keep rates in (0, 1] and some of the methods {', '.join(METHODS)} are needed, "
+                f"got rates {self.rates} and methods {self.methods}"
+            )
+
+
+def load_lit(source: str) -> LIT:
+    """A LIT model folder or Hub id; ValueError when it holds another model."""
+    model = load_model(source)
+    if not isinstance(model, LIT):
+        raise ValueError(f"{source} holds a {model.model_type} model, but a LIT tokenizer is needed")
+    return model
+
+
+class Rates:
+    """Sums of what clips cost."""
+
+    def __init__(self, columns: int) -> None:
+        self.columns = columns
+        self.kept = self.positions = self.mask = self.bits = self.pixels = self.met = self.clips = 0.0
+
+    def update(self, video: Tensor, tokens: BlockTokens, budget: int) -> None:
+        bits, mask = lit_bits(tokens, self.columns)
+        self.kept += float(tokens.keep.sum())
+        self.positions += tokens.keep.numel()
+        self.mask += float(mask.sum())
+        self.bits += float((bits + mask).sum())
+        self.pixels += video[:, 0].numel()
+        self.met += float((tokens.keep.sum((1, 2)) == budget).sum())
+        self.clips += len(video)
+
+    def compute(self) -> dict[str, float]:
+        values = (
+            self.kept / self.positions,
+            16 * self.bits / self.pixels,
+            self.mask / self.clips,
+            100 * self.met / self.clips,
+        )
+        return dict(zip(RATE_NAMES, values, strict=True))
+
+
+class Comparison:
+    """Scores of every method at every rate."""
+
+    def __init__(self, run: LITEvaluationRun) -> None:
+        self.run = run
+        self.lit = load_lit(run.model).to(device()).at(run.data.clip.resolution)
+        self.spec = self.lit.spec
+        self.positions = self.spec.num_blocks(run.data.clip.frames) * self.spec.block_capacity
+        self.targets: list[tuple[float, float]] = []
+        """Target errors of ElasticTok's rule, and the keep rates they led to."""
+        distance = run.perceptual.build().to(device())
+        features = None if run.features is None else load_features(run.features)
+        self.scores = {
+            (name, rate): ReconstructionScores(
+                self.spec,
+                [ClipPSNR(), ClipSSIM(), MeanPerceptual(distance)],
+                frechet=None if features is None else FrechetVideoDistance(features),
+            )
+            for rate in run.rates
+            for name in run.methods
+        }
+        self.rates = {key: Rates(self.lit.grid[1]) for key in self.scores}
+
+    @torch.no_grad()
+    def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Count a batch. By method, what it made of the batch at the rate to be shown: frames and kept positions."""
+        tokens, shown = self.lit.encode(video), {}
+        if "ElasticTok's rule" in self.run.methods and not self.targets:
+            self._calibrate(video, tokens)
+        for (name, rate), scores in self.scores.items():
+            kept = self._allocator(name, rate, video)(tokens)
+            restored = self._tokenizer(name).decode(kept).float()
+            scores.update(video, restored, kept)
+            self.rates[name, rate].update(video, kept, self._budget(rate))
+            if rate == self.run.shown_rate:
+                shown[name] = (restored, kept.keep)
+        return shown
+
+    def reports(self) -> list[Report]:
+        run, clip = self.run, self.run.data.clip
+        provenance = Provenance.now({"LIT": fingerprint(resolve(run.model))})
+        reports = []
+        for key, scores in self.scores.items():
+            values = scores.compute()
+            count = int(values.pop("clips"))
+            del values["bits per clip"]  # counts a bit for every position of a mask; ours is coded
+            protocol = Protocol(
+                name=run.protocol,
+                task="reconstruction",
+                dataset=str(configuration.encode(run.data.source)),
+                split="held out",
+                frames=clip.frames,
+                clips=WINDOWS[clip.window],
+                count=count,
+                resolution=min(clip.resolution),
+                note=f"codec {self.lit.codec.name}, window {self.lit.codec.window}",
+            )
+            numbers = [
+                Number(name, value, protocol, count, unit="dB" if name == "PSNR" else "", better=_better(name))
+                for name, value in (self.rates[key].compute() | values).items()
+            ]
+            reports.append(Report(f"{key[0]} @ {key[1]:g}", numbers, provenance))
+        return reports
+
+    def _budget(self, rate: float) -> int:
+        return round(rate * self.positions)
+
+    def _allocator(self, name: str, rate: float, video: Tensor) -> Allocator:
+        budget = self._budget(rate)
+        if name == "InfoTok's rule":
+            return InfoTokRule(self.lit, video, budget)
+        if name == "ElasticTok's rule" and rate < 1:
+            return ElasticTokRule(self.lit, video, self._target(rate))
+        return BudgetedRedundancy(budget, self.lit.std)
+
+    def _tokenizer(self, name: str) -> VideoTokenizer:
+        fillers = {"copy-forward": fill_by_copying, "interpolation": fill_by_interpolation}
+        return FilledCodec(self.lit, fillers[name]) if name in fillers else self.lit
+
+    def _calibrate(self, video: Tensor, tokens: BlockTokens) -> None:
+        """Keep rates that target errors lead to, from the codec's own error to that of dropping all."""
+        spec = self.spec
+        full, least = (
+            float(((self.lit.decode(cut).clamp(-1, 1) - video) / 2).square().mean())
+            for cut in (tokens, BudgetedRedundancy(spec.block_capacity, self.lit.std)(tokens))
+        )
+        low, high = torch.tensor([full / 4, max(least, full * 1.5)]).log10().tolist()
+        for target in torch.logspace(low, high, self.run.targets).tolist():
+            kept = ElasticTokRule(self.lit, video, target)(tokens).keep
+            self.targets.append((target, float(kept.double().mean())))
+
+    def _target(self, rate: float) -> float:
+        """The target error for a rate, linear between the calibrated ones on a logarithmic scale."""
+        for (small, more), (large, fewer) in zip(self.targets, self.targets[1:], strict=False):
+            if fewer <= rate <= more and more > fewer:
+                share = (more - rate) / (more - fewer)
+                return float(small ** (1 - share) * large**share)
+        return self.targets[0][0] if rate > self.targets[0][1] else self.targets[-1][0]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip as the page shows it: uint8 videos (3, T, H, W) by caption."""
+
+    name: str
+    videos: dict[str, Tensor]
+
+
+def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Shown]]:
+    """A report for each method and rate, and the clips to show."""
+    comparison, dataset = Comparison(run), run.data.open()
+    batches = one_pass(dataset, batch_size=run.batch_size, workers=run.workers, device=device())
+    shown: list[Shown] = []
+    for batch in tqdm(batches, total=-(-len(dataset) // run.batch_size), desc="evaluating", unit="batch"):
+        video = batch["video"]
+        made = comparison.add(video)
+        for row in range(min(len(video), run.shown - len(shown)) if made else 0):
+            videos = {"original": video[row]}
+            if "LIT" in made:
+                videos["kept by LIT"] = _masked(video[row], made["LIT"][1][row], comparison.lit)
+            videos |= {name: restored[row] for name, (restored, _) in made.items()}
+            name = dataset.name(int(batch["index"][row]))
+            shown.append(Shown(name, {caption: to_uint8(clip).cpu() for caption, clip in videos.items()}))
+    return comparison.reports(), shown
+
+
+def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Sequence[Shown], fps: float = 12) -> None:
+    """Reports, table.md, page.html and side_by_side.mp4 in the output folder."""
+    folder = Path(run.output_dir)
+    for report in reports:
+        name = report.title.replace(" @ ", "_").replace("'s rule", "").replace(" ", "_")
+        report.save(folder / f"{name}.json")
+    with write_atomically(folder / "table.md") as temporary:
+        temporary.write_text(compare(reports) + "\n")
+    page = Page("LIT", lead=f"{run.protocol}: fillers and rules on one frozen codec.")
+    section = page.section("Quality against keep rate")
+    qualities = [n.name for n in reports[0].numbers if n.better != "neither"]
+    section.charts(*(_chart(reports, quality) for quality in qualities))
+    section.numbers(reports)
+    if shown:
+        captions = list(shown[0].videos)
+        rows = {clip.name: [Clip(video_bytes(video, fps)) for video in clip.videos.values()] for clip in shown}
+        page.section(f"Clips at a keep rate of {run.shown_rate:g}").comparison(captions, rows)
+        wall = torch.cat([torch.cat(list(clip.videos.values()), 3) for clip in shown], 2)
+        write_video(folder / "side_by_side.mp4", wall, fps)
+    page.write(folder / "page.html")
+
+
+def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
+    """The frames of a clip (3, T, H, W), dropped positions darkened: what is transmitted."""
+    codec, frames = lit.codec, []
+    for start in range(0, video.shape[1], codec.window or video.shape[1]):
+        length = min(codec.window or video.shape[1], video.shape[1] - start)
+        frames += [1] + [codec.geometry.time] * ((length - 1) // codec.geometry.time)
+    mask = keep.unflatten(1, lit.grid).repeat_interleave(torch.tensor(frames, device=keep.device), 0)
+    mask = mask.repeat_interleave(codec.geometry.space, 1).repeat_interleave(codec.geometry.space, 2)
+    return torch.where(mask, video, 0.2 * (video + 1) - 1)
+
+
+def _chart(reports: Sequence[Report], quality: str) -> LineChart:
+    points: dict[str, list[tuple[float, float]]] = {}
+    for report in reports:
+        values = {number.name: number.value for number in report.numbers}
+        points.setdefault(report.title.partition(" @ ")[0], []).append((values["keep rate"], values[quality]))
+    series = [Series(name, *zip(*sorted(line), strict=True)) for name, line in points.items()]
+    return LineChart(quality, series, x_label="keep rate", y_label=quality, markers=True)
+
+
+def _better(name: str) -> Better:
+    if name in ("PSNR", "SSIM"):
+        return "higher"
+    return "neither" if name in (*RATE_NAMES, "tokens per clip") else "lower"
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    usage = "python recipes/evaluate_lit.py CONFIG.yaml [--key value ...]"
+    run = configuration.parse(LITEvaluationRun, argv, usage=usage)
+    reports, shown = evaluate(run)
+    write_results(run, reports, shown)
+    print(compare(reports))
+    print(f"wrote {Path(run.output_dir) / 'page.html'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

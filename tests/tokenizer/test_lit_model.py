@@ -1,0 +1,220 @@
+"""LIT as a tokenizer and as a stream."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_codecs import cosmos, drifting, make_lit, save_codec
+
+from genvid.tokenizer import load_tokenizer
+from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
+from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
+from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying
+from genvid.tokenizer.lit.redundancy import BudgetedRedundancy, RedundancyAllocator, RedundancyConfig
+from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
+from genvid.tokenizer.lit.task import LITObjective, LITTask
+from genvid.tokens import BlockTokens, VideoTokenizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("lit")
+
+
+@pytest.fixture(scope="module")
+def lit(folder: Path) -> LIT:
+    return make_lit(cosmos(folder / "codec", window=9))
+
+
+def thinned(lit: LIT, video: torch.Tensor, share: float = 0.4) -> BlockTokens:
+    tokens = lit.encode(video)
+    return BudgetedRedundancy(round(share * tokens.keep[0].numel()), lit.std)(tokens)
+
+
+def test_it_is_a_tokenizer(lit: LIT) -> None:
+    assert isinstance(lit, VideoTokenizer)
+    tokens = lit.encode(drifting(2, 18))
+    assert tokens.keep.shape == (2, 6, 16)
+    assert tokens.keep.all()
+    assert lit.decode(tokens).shape == (2, 3, 18, 32, 32)
+    assert lit.spec.codebook_size is None
+
+
+def test_all_kept_is_the_codec_bit_for_bit(lit: LIT) -> None:
+    video = drifting(2, 18)
+    tokens = RedundancyAllocator(RedundancyConfig(0), lit.std)(lit.encode(video))
+    assert torch.equal(lit.decode(tokens), lit.codec.decode(lit.codec.encode(video)))
+
+
+def test_an_untrained_inpainter_is_copy_forward(folder: Path) -> None:
+    lit = make_lit(cosmos(folder / "codec", window=9), trained=False)
+    tokens = thinned(lit, drifting(2, 18))
+    torch.testing.assert_close(lit.fill(tokens), fill_by_copying(tokens))
+
+
+def test_kept_latents_pass_unchanged_and_dropped_ones_are_never_read(lit: LIT) -> None:
+    tokens = thinned(lit, drifting(2, 18))
+    assert tokens.latents is not None
+    filled = lit.fill(tokens)
+    assert torch.equal(filled[tokens.keep], tokens.latents[tokens.keep])
+    assert not torch.allclose(filled, fill_by_copying(tokens))
+    spoiled = replace(tokens, latents=torch.where(tokens.keep[..., None], tokens.latents, torch.nan))
+    assert torch.equal(lit.decode(spoiled), lit.decode(tokens))
+
+
+def test_a_causal_inpainter_does_not_look_ahead_and_the_other_does(folder: Path, lit: LIT) -> None:
+    both = make_lit(cosmos(folder / "codec", window=9), causal=False)
+    video = drifting(1, 9)
+    tokens = thinned(lit, video, 0.6)
+    assert tokens.latents is not None
+    latents = tokens.latents.clone()
+    latents[:, 2] += 1
+    changed = replace(tokens, latents=latents)
+    assert torch.equal(lit.fill(tokens)[:, :2], lit.fill(changed)[:, :2])
+    assert not torch.equal(both.fill(tokens)[:, :2], both.fill(changed)[:, :2])
+
+
+def test_context_is_bounded(lit: LIT) -> None:
+    tokens = lit.encode(drifting(1, 9 * 6))
+    assert tokens.latents is not None
+    keep = torch.ones_like(tokens.keep)
+    keep[:, -1] = False
+    latents = tokens.latents.clone()
+    # Two layers of three frames reach four frames back, and the embedding one more.
+    latents[:, : keep.shape[1] - 6] += 1
+    filled, changed = (lit.fill(BlockTokens(keep, latents=x))[:, -1] for x in (tokens.latents, latents))
+    torch.testing.assert_close(filled, changed)
+
+
+@pytest.mark.parametrize("codec", ["AutoencoderKLCosmos", "AutoencoderKLWan"])
+def test_a_stream_equals_one_call(codec: str, folder: Path) -> None:
+    if codec == "AutoencoderKLCosmos":
+        lit, chunks = make_lit(cosmos(folder / "codec", window=9)), [9, 18, 9]
+    else:
+        lit, chunks = make_lit(DiffusersCodecConfig(str(save_codec(codec, folder / codec)))), [5, 12, 16]
+    video = drifting(2, sum(chunks))
+    tokens = lit.encode(video)
+    assert tokens.latents is not None
+    threshold = float(((tokens.latents[:, 1:] - tokens.latents[:, :-1]).abs() / lit.std).mean())
+    allocator = RedundancyAllocator(RedundancyConfig(threshold), lit.std)
+    kept = allocator(tokens)
+    assert 0.1 < kept.keep.double().mean() < 0.9
+    encoder, decoder, parts, frames = StreamEncoder(lit, allocator), StreamDecoder(lit), [], []
+    for chunk in video.split(chunks, 2):
+        parts.append(encoder(chunk))
+        frames.append(decoder(parts[-1]))
+    assert torch.equal(torch.cat([part.keep for part in parts], 1), kept.keep)
+    torch.testing.assert_close(torch.cat(frames, 2), lit.decode(kept), atol=1e-4, rtol=0)
+
+
+def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:
+    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.5), lit.std))
+    decoder, sizes = StreamDecoder(lit), []
+    for chunk in drifting(1, 90).split(9, 2):
+        decoder(encoder(chunk))
+        assert decoder.memory is not None
+        assert decoder.selected is not None
+        held = [decoder.selected.latents, *(tensor for layer in decoder.memory.layers for tensor in layer)]
+        sizes.append([tensor.untyped_storage().nbytes() for tensor in held])
+    assert sizes[-1] == sizes[1]
+
+
+def test_a_static_stream_keeps_its_first_frame_and_nothing_else(lit: LIT) -> None:
+    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.01), lit.std))
+    still = drifting(1, 1).expand(-1, -1, 9, -1, -1)
+    assert [encoder(still).lengths.tolist() for _ in range(3)] == [[[16, 0, 0]], [[0, 0, 0]], [[0, 0, 0]]]
+
+
+def test_a_folder_holds_the_inpainter_and_names_the_codec(lit: LIT, tmp_path: Path) -> None:
+    lit.save(tmp_path / "model")
+    again = load_tokenizer(tmp_path / "model")
+    tokens = thinned(lit, drifting(1, 18))
+    assert torch.equal(again.decode(tokens), lit.decode(tokens))
+    assert not any(name.startswith("codec") for name in lit.state_dict())
+
+
+def test_other_resolutions_work_with_tiles(lit: LIT) -> None:
+    wide = lit.at((40, 56))
+    tokens = thinned(wide, torch.rand(1, 3, 9, 40, 56) * 2 - 1, 0.5)
+    assert wide.decode(tokens).shape == (1, 3, 9, 40, 56)
+    # Tiles of three by three: what changes in one tile changes no other beyond the reach of the embedding.
+    assert tokens.latents is not None
+    latents = tokens.latents.clone()
+    latents[:, 0, 0] += 1
+    changed = wide.fill(replace(tokens, latents=latents)) - wide.fill(tokens)
+    moved = changed.abs().amax((0, 1, 3)).view(5, 7) > 0
+    assert moved[:3, :3].any()
+    assert not moved[3:, 3:].any()
+    with pytest.raises(ValueError, match="multiples of 8, got 40x50"):
+        lit.at((40, 50))
+    with pytest.raises(ValueError, match="LIT at 32x32 decodes latents"):
+        lit.decode(tokens)
+
+
+def test_looking_ahead_cannot_stream(folder: Path) -> None:
+    with pytest.raises(ValueError, match="looks ahead, so it cannot stream"):
+        StreamDecoder(make_lit(cosmos(folder / "codec", window=9), causal=False))
+
+
+def test_infotoks_rule_keeps_the_worst_cells(lit: LIT) -> None:
+    video = drifting(2, 18)
+    tokens = lit.encode(video)
+    kept = InfoTokRule(lit, video, 40)(tokens).keep
+    assert kept.sum((1, 2)).tolist() == [40, 40]
+    assert kept[:, 0].all()
+    error = cell_errors(lit.codec, (lit.decode(tokens) - video).abs().mean(1))[:, 1:]
+    assert error[0][kept[0, 1:]].min() >= error[0][~kept[0, 1:]].max()
+
+
+def test_cell_errors_are_means_over_what_a_latent_stands_for(lit: LIT) -> None:
+    error = torch.rand(1, 18, 32, 32)
+    cells = cell_errors(lit.codec, error)
+    assert cells.shape == (1, 6, 16)
+    torch.testing.assert_close(cells[0, 3, 5], error[0, 9, 8:16, 8:16].mean())
+    torch.testing.assert_close(cells[0, 5, 2], error[0, 14:18, 0:8, 16:24].mean())
+
+
+def test_elastictoks_rule_finds_the_fewest_tokens_that_reach_the_target(folder: Path) -> None:
+    lit = make_lit(cosmos(folder / "codec", window=9), trained=False)
+    video = drifting(1, 9)
+    tokens = lit.encode(video)
+    loose, strict = (ElasticTokRule(lit, video, target)(tokens) for target in (1.0, 0.0))
+    assert loose.lengths.tolist() == [[16, 0, 0]]
+    assert strict.keep.all()
+    probe = FilledCodec(lit, fill_by_copying).decode(BudgetedRedundancy(30, lit.std)(tokens))
+    target = float(cell_errors(lit.codec, ((probe.clamp(-1, 1) - video) / 2).square().mean(1))[:, 1:].mean())
+    kept = ElasticTokRule(lit, video, target)(tokens)
+    error = cell_errors(lit.codec, ((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean(1)).mean(2)[0]
+    full = cell_errors(lit.codec, ((lit.decode(tokens).clamp(-1, 1) - video) / 2).square().mean(1)).mean(2)[0]
+    for block in (1, 2):
+        assert error[block] <= target or (kept.keep[0, block].all() and full[block] > target)
+
+
+def test_training_starts_at_copy_forward_and_improves(folder: Path) -> None:
+    lit = make_lit(cosmos(folder / "codec", window=None), trained=False)
+    task = LITTask(lit, LITObjective(lowest_rate=0.2, pixel_weight=0.05))
+    batch = {"video": drifting(4, 17), "seed": torch.arange(4)}
+    optimizer = torch.optim.AdamW(list(task.trainable("model")), lr=3e-3)
+    outputs = []
+    for step in range(30):
+        output = task(batch, "model", step, {})
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        outputs.append(output.terms)
+    assert float(outputs[0]["latent"]) == pytest.approx(float(outputs[0]["copy_forward"]), rel=1e-5)
+    assert float(outputs[-1]["latent"]) < 0.85 * float(outputs[-1]["copy_forward"])
+    assert not any(parameter.grad is not None for parameter in lit.codec.parameters())
+
+
+def test_drawn_masks_depend_on_the_clip_alone_and_cover_the_rates(folder: Path) -> None:
+    task = LITTask(make_lit(cosmos(folder / "codec", window=9)), LITObjective(random_masks=0.25))
+    latents = torch.randn(2, 6, 16, 4).cumsum(1).repeat(32, 1, 1, 1)
+    seeds = torch.arange(64)
+    keep = task.draw(latents, seeds)
+    assert keep[:, 0].all()
+    rates = keep.double().mean((1, 2))
+    assert rates.min() < 0.25
+    assert rates.max() > 0.9
+    assert torch.equal(task.draw(latents[10:20], seeds[10:20]), keep[10:20])

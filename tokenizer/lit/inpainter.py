@@ -1,0 +1,181 @@
+"""The inpainter: a transformer that corrects copy-forward where latents were dropped.
+
+Attention is factorised: over the positions of a frame, then over the last `context` frames at a position. Its last
+layer starts at zero, so an untrained inpainter is copy-forward.
+
+The paper (arXiv 2606.06158) says "lightweight" and factorised; depth, positions, inputs and the residual are ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from genvid.tokenizer.layers import Attend, TransformerConfig, initialise, learned_table
+from genvid.tokenizer.lit.reference import Reference, last_kept, next_kept
+
+Grid = tuple[int, int]
+"""Rows and columns of latents in a frame."""
+
+
+@dataclass(frozen=True)
+class InpainterConfig:
+    """Size and reach. Each of `depth` layers is a spatial and a temporal block of 12 width^2 parameters each."""
+
+    transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(256, 4, 4))
+    context: int = 8
+    """Latent frames that temporal attention sees, the present one included: what a stream must remember."""
+    window: int = 16
+    """Spatial attention is within tiles of this many rows and columns: larger frames than those of the training cost
+    in proportion, and look to each tile as they did."""
+    causal: bool = True
+    """False: temporal attention and the prior also look ahead. Better, but no streaming."""
+
+    def __post_init__(self) -> None:
+        if self.context < 1 or self.window < 1:
+            raise ValueError(f"context and window are at least 1, got {self.context} and {self.window}")
+        if (self.transformer.width // self.transformer.heads) % 4:
+            raise ValueError(
+                f"width / heads must be a multiple of 4, got {self.transformer.width} / {self.transformer.heads}"
+            )
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The cache C_fill of a stream: how the inpainter sees the last filled frames, up to `context` - 1 of them.
+
+    The paper's digest speaks of the last filled latents. Keys and values instead of latents make a stream equal to the
+    one-shot result without computing those frames again.
+    """
+
+    layers: list[tuple[Tensor, Tensor]]
+    """Keys and values (B * L, heads, frames, head_dim) of each temporal block."""
+
+
+class Inpainter(nn.Module):
+    """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them."""
+
+    def __init__(self, channels: int, config: InpainterConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, heads = config.transformer.width, config.transformer.heads
+        # Latent, its change since the last kept one, age; and what comes next, for an inpainter that looks ahead.
+        inputs = 2 * channels + 1 + (0 if config.causal else channels + 1)
+        self.embed = nn.Conv2d(inputs, width, 3, padding=1)
+        self.mask_embedding = learned_table(width)
+        self.spatial = config.transformer.build()
+        self.temporal = config.transformer.build()
+        lags = config.context if config.causal else 2 * config.context - 1
+        self.lag_bias = nn.Parameter(torch.zeros(config.transformer.depth, heads, lags))
+        self.norm = nn.LayerNorm(width)
+        self.output = nn.Linear(width, channels)
+        initialise(self)
+        nn.init.zeros_(self.output.weight)
+
+    def forward(
+        self,
+        latents: Tensor,
+        keep: Tensor,
+        grid: Grid,
+        start: Reference | None = None,
+        memory: Memory | None = None,
+    ) -> tuple[Tensor, Reference, Memory]:
+        """(B, G, L, C) and (B, G, L) -> the filled latents, and the two caches for the blocks that follow.
+
+        Never reads a dropped latent. Kept latents come out as they went in.
+        """
+        copied, age = last_kept(latents, keep, start)
+        x = self._embed(latents, keep, copied, age, grid, start)
+        layers: list[tuple[Tensor, Tensor]] = []
+        for index in range(self.config.transformer.depth):
+            past = None if memory is None else memory.layers[index]
+            x = self.spatial[index](x, _over_space(grid, self.config.window))
+            x = _swap(x, len(latents))
+            x = self.temporal[index](x, self._over_time(index, past, layers))
+            x = _swap(x, len(latents))
+        residual = self.output(self.norm(x)).view(latents.shape)
+        filled = torch.where(keep[..., None], copied, copied + residual.to(copied.dtype))
+        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
+
+    def _embed(
+        self, latents: Tensor, keep: Tensor, copied: Tensor, age: Tensor, grid: Grid, start: Reference | None
+    ) -> Tensor:
+        """Input of the first layer (B * G, L, width)."""
+        first = copied[:, :1] if start is None else start.latents[:, None].to(copied.dtype)
+        parts = [copied, copied - torch.cat([first, copied[:, :-1]], 1), _log(age)]
+        if not self.config.causal:
+            following, ahead = next_kept(latents, keep)
+            parts += [following - copied, _log(ahead)]
+        features = torch.cat(parts, -1).flatten(0, 1).unflatten(1, grid).permute(0, 3, 1, 2)
+        x: Tensor = self.embed(features).flatten(2).transpose(1, 2)
+        return x + torch.where(keep.flatten(0, 1)[..., None], 0, self.mask_embedding.to(x.dtype))
+
+    def _over_time(self, index: int, past: tuple[Tensor, Tensor] | None, record: list[tuple[Tensor, Tensor]]) -> Attend:
+        """Attention along time, after the frames of `past`; what the next chunk needs of it is added to `record`."""
+        context, causal = self.config.context, self.config.causal
+
+        def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            if past is not None:
+                keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
+            kept = keys.shape[2] - min(keys.shape[2], context - 1)
+            record.append((keys[:, :, kept:].clone(), values[:, :, kept:].clone()))
+            at = torch.arange(keys.shape[2], device=keys.device)
+            lag = at[keys.shape[2] - queries.shape[2] :, None] - at
+            seen = (lag < context) & ((lag >= 0) if causal else (lag > -context))
+            table = lag.clamp(0, context - 1) if causal else lag.clamp(1 - context, context - 1) + context - 1
+            bias = self.lag_bias[index][:, table].masked_fill(~seen, float("-inf")).to(queries.dtype)
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+
+        return attend
+
+
+def _over_space(grid: Grid, window: int) -> Attend:
+    """Attention among the positions of a tile, with rotary positions along rows and columns."""
+    height, width = grid
+    rows, columns = min(window, height), min(window, width)
+    down, across = -height % rows, -width % columns
+
+    def tiles(x: Tensor) -> Tensor:
+        """(N, heads, L, d) -> (N * tiles, heads, rows * columns, d), padded at the end."""
+        x = F.pad(x.unflatten(2, grid), (0, 0, 0, across, 0, down))
+        x = x.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        queries, keys = _rotate(queries, grid), _rotate(keys, grid)
+        if (rows, columns) == grid:
+            return F.scaled_dot_product_attention(queries, keys, values)
+        mask = None
+        if down or across:
+            real = tiles(queries.new_ones(1, 1, height * width, 1))[..., 0] > 0
+            mask = real[:, :, None].repeat(len(queries), 1, 1, 1)
+        out = F.scaled_dot_product_attention(tiles(queries), tiles(keys), tiles(values), attn_mask=mask)
+        shape = (len(queries), (height + down) // rows, (width + across) // columns)
+        out = out.unflatten(2, (rows, columns)).unflatten(0, shape).permute(0, 3, 1, 4, 2, 5, 6)
+        return out.flatten(4, 5).flatten(2, 3)[:, :, :height, :width].flatten(2, 3)
+
+    return attend
+
+
+def _rotate(x: Tensor, grid: Grid) -> Tensor:
+    """Rotary positions (arXiv 2104.09864) of (N, heads, L, d): half the channels turn with the row, half with the
+    column."""
+    quarter = x.shape[-1] // 4
+    frequencies = 100.0 ** -(torch.arange(quarter, device=x.device) / quarter)
+    row, column = (torch.arange(size, device=x.device)[:, None] * frequencies for size in grid)
+    angles = torch.cat([row[:, None].expand(-1, grid[1], -1), column[None].expand(grid[0], -1, -1)], -1).flatten(0, 1)
+    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    even, odd = x.chunk(2, -1)
+    return torch.cat([even * cosine - odd * sine, even * sine + odd * cosine], -1)
+
+
+def _swap(x: Tensor, batch: int) -> Tensor:
+    """(B * G, L, width) <-> (B * L, G, width)."""
+    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _log(count: Tensor) -> Tensor:
+    return count[..., None].float().log1p()

@@ -1,0 +1,48 @@
+"""What a keep mask costs: the length of its adaptive arithmetic code.
+
+Whether a position is kept is told by what was kept there in the last block, to its left and above it. The probability
+of each of these eight cases is counted in the blocks before, so a decoder has it too; an arithmetic coder comes within
+two bits of the sum. A block that is kept or dropped whole is told by one of three block types.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from genvid.tokens import BlockTokens
+
+_PRIOR = 0.5
+"""Count of each case before the first one (Krichevsky and Trofimov 1981)."""
+BITS_PER_CHANNEL = 16
+"""Of a kept latent: half precision, no entropy coding."""
+
+
+def mask_bits(keep: Tensor, columns: int) -> Tensor:
+    """(B, G, L) kept positions in frames of `columns` columns -> (B,) float64 bits."""
+    frames = keep.unflatten(2, (-1, columns))
+    clips = len(keep)
+    counts = torch.full((clips, 8, 2), _PRIOR, dtype=torch.float64, device=keep.device)
+    bits = torch.zeros(clips, dtype=torch.float64, device=keep.device)
+    last = torch.zeros_like(frames[:, 0])
+    for frame in frames.unbind(1):
+        left, above = torch.zeros_like(frame), torch.zeros_like(frame)
+        left[:, :, 1:], above[:, 1:] = frame[:, :, :-1], frame[:, :-1]
+        symbol = (((last.long() * 2 + left) * 2 + above) * 2 + frame).flatten(1)
+        probability = (counts / counts.sum(2, keepdim=True)).flatten(1)
+        coded = -probability.gather(1, symbol).log2().sum(1)
+        mixed = frame.flatten(1).any(1) & ~frame.flatten(1).all(1)
+        bits += math.log2(3) + torch.where(mixed, coded, 0)
+        seen = torch.zeros_like(probability).scatter_add_(1, symbol, torch.ones_like(symbol, dtype=torch.float64))
+        counts += torch.where(mixed[:, None], seen, 0).view_as(counts)
+        last = frame
+    return bits
+
+
+def lit_bits(tokens: BlockTokens, columns: int) -> tuple[Tensor, Tensor]:
+    """(B,) bits of the kept latents of each clip, and (B,) of its mask; both float64."""
+    assert tokens.latents is not None
+    kept = tokens.keep.sum((1, 2)).double() * BITS_PER_CHANNEL * tokens.latents.shape[-1]
+    return kept, mask_bits(tokens.keep, columns)

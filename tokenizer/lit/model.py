@@ -1,0 +1,169 @@
+"""LIT: a frozen codec and an inpainter as a `genvid.tokens.VideoTokenizer`.
+
+A block is a latent frame, its slots are the codec's latents in row-major order, as the codec wrote them. Which are
+kept is the allocator's business; `decode` fills the others and decodes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from genvid.checkpoint import Model
+from genvid.tokenizer.lit.codec import Codec, CodecConfig, CodecSpec
+from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
+from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig
+from genvid.tokenizer.lit.reference import interpolate, last_kept
+from genvid.tokenizer.lit.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
+from genvid.tokens import BlockTokens
+
+Filler = Callable[[BlockTokens], Tensor]
+"""Tokens -> all their latents (B, G, L, C), kept ones unchanged; never reads a dropped one."""
+
+
+@dataclass(frozen=True)
+class LITConfig:
+    """The codec is named, not stored: its weights stay where they are."""
+
+    codec: CodecConfig
+    resolution: tuple[int, int] = (128, 128)
+    """Height and width that `spec` announces; `at` gives the tokenizer for another one."""
+    inpainter: InpainterConfig = field(default_factory=InpainterConfig)
+
+
+class LIT(Model):
+    """The tokenizer. `mean` and `std` are the codec's latent statistics, by channel."""
+
+    model_type = "lit"
+    config_type = LITConfig
+    config: LITConfig
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: LITConfig) -> None:
+        super().__init__(config)
+        # Not a registered module: the codec's weights are in no model folder, optimizer or moving average.
+        self._frozen = (config.codec.load(),)
+        self.resolution = config.resolution
+        channels = self.spec.token_dim
+        mean, std = self.codec.statistics() or (torch.zeros(channels), torch.ones(channels))
+        self.register_buffer("mean", mean.float())
+        self.register_buffer("std", std.float())
+        self.inpainter = Inpainter(channels, config.inpainter)
+
+    @property
+    def codec(self) -> Codec:
+        return self._frozen[0]
+
+    @property
+    def spec(self) -> CodecSpec:
+        return self.codec.spec(self.resolution)
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of a block."""
+        space = self.codec.geometry.space
+        return self.resolution[0] // space, self.resolution[1] // space
+
+    def at(self, resolution: tuple[int, int]) -> Self:
+        """The same weights for frames of another size."""
+        other = copy.copy(self)
+        other.resolution = resolution
+        other.codec.spec(resolution)
+        return other
+
+    @torch.no_grad()
+    def encode(self, video: Tensor) -> BlockTokens:
+        """(B, 3, T, H, W) in [-1, 1] -> the codec's latents, all kept."""
+        self.spec.check_video(video)
+        return as_tokens(self.codec.encode(video))
+
+    @torch.no_grad()
+    def decode(self, tokens: BlockTokens) -> Tensor:
+        """Tokens -> (B, 3, T, H, W). With every token kept: the codec's own reconstruction, bit for bit."""
+        return self.render(self.fill(tokens))
+
+    def fill(self, tokens: BlockTokens) -> Tensor:
+        """The inpainter's filling."""
+        latents, keep = self.check(tokens), tokens.keep
+        if bool(keep.all()):
+            return latents
+        filled, _, _ = self.inpainter(self.normalise(latents), keep, self.grid)
+        return torch.where(keep[..., None], latents, self.denormalise(filled).to(latents.dtype))
+
+    def render(self, latents: Tensor) -> Tensor:
+        """Latents (B, G, L, C) through the codec's decoder -> (B, 3, T, H, W), differentiable."""
+        return self.codec.decode(as_grid(latents, self.grid))
+
+    def normalise(self, latents: Tensor) -> Tensor:
+        """Latents in units of their standard deviation, float32."""
+        return (latents.float() - self.mean) / self.std
+
+    def denormalise(self, latents: Tensor) -> Tensor:
+        return latents * self.std + self.mean
+
+    def check(self, tokens: BlockTokens) -> Tensor:
+        """The latents of tokens that fit; ValueError in words otherwise."""
+        wanted = (self.spec.block_capacity, self.spec.token_dim)
+        if tokens.latents is None or tuple(tokens.latents.shape[2:]) != wanted:
+            shape = None if tokens.latents is None else tuple(tokens.latents.shape)
+            raise ValueError(
+                f"LIT at {self.resolution[0]}x{self.resolution[1]} decodes latents (B, G, {wanted[0]}, {wanted[1]}), "
+                f"got {'no latents' if shape is None else shape}"
+            )
+        return tokens.latents
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        self.codec._apply(fn)
+        super()._apply(fn, recurse)
+        return self
+
+
+class FilledCodec:
+    """A codec with a filler that learns nothing, as a tokenizer: the comparators of LIT.
+
+    `copy_forward` and `interpolate` below are its fillers.
+    """
+
+    def __init__(self, lit: LIT, filler: Filler) -> None:
+        self.lit, self.filler = lit, filler
+
+    @property
+    def spec(self) -> CodecSpec:
+        return self.lit.spec
+
+    def encode(self, video: Tensor) -> BlockTokens:
+        return self.lit.encode(video)
+
+    @torch.no_grad()
+    def decode(self, tokens: BlockTokens) -> Tensor:
+        self.lit.check(tokens)
+        return self.lit.render(self.filler(tokens))
+
+
+def fill_by_copying(tokens: BlockTokens) -> Tensor:
+    """Copy-forward of the last kept latent."""
+    assert tokens.latents is not None
+    return last_kept(tokens.latents, tokens.keep)[0]
+
+
+def fill_by_interpolation(tokens: BlockTokens) -> Tensor:
+    """Linear interpolation between kept latents."""
+    assert tokens.latents is not None
+    return interpolate(tokens.latents, tokens.keep)
+
+
+def as_tokens(latents: Tensor) -> BlockTokens:
+    """(B, C, G, h, w) -> tokens, all kept."""
+    slots = latents.flatten(3).permute(0, 2, 3, 1).contiguous()
+    return BlockTokens(torch.ones(slots.shape[:3], dtype=torch.bool, device=slots.device), latents=slots)
+
+
+def as_grid(latents: Tensor, grid: Grid) -> Tensor:
+    """(B, G, L, C) -> (B, C, G, h, w)."""
+    return latents.permute(0, 3, 1, 2).unflatten(3, grid).contiguous()

@@ -1,0 +1,62 @@
+"""LIT on a video that comes in chunks: the result of one call, in memory that does not grow.
+
+The sender (`StreamEncoder`) needs the last kept latents, C_sel. The receiver (`StreamDecoder`) needs these and what the
+inpainter remembers of the last filled frames, C_fill.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genvid.tokenizer.lit.inpainter import Memory
+from genvid.tokenizer.lit.model import LIT, as_grid, as_tokens
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator
+from genvid.tokenizer.lit.reference import Reference, last_kept
+from genvid.tokens import BlockTokens
+
+
+class StreamEncoder:
+    """Chunks of frames -> tokens, thinned by a redundancy threshold.
+
+    Only the first chunk keeps its first block whole: later ones are compared with what was kept before.
+    """
+
+    def __init__(self, lit: LIT, allocator: RedundancyAllocator) -> None:
+        self.lit, self.allocator = lit, allocator
+        self.codec = lit.codec.stream()
+        self.selected: Reference | None = None
+        """C_sel."""
+
+    @torch.no_grad()
+    def __call__(self, video: Tensor) -> BlockTokens:
+        """The next frames (B, 3, T, H, W) in [-1, 1]; T as the codec's stream takes it."""
+        tokens = self.allocator.continued(as_tokens(self.codec.encode(video)), self.selected)
+        assert tokens.latents is not None
+        latents, age = last_kept(tokens.latents, tokens.keep, self.selected)
+        self.selected = Reference(latents[:, -1].clone(), age[:, -1])
+        return tokens
+
+
+class StreamDecoder:
+    """Tokens of one chunk after the other -> frames."""
+
+    def __init__(self, lit: LIT) -> None:
+        if not lit.config.inpainter.causal:
+            raise ValueError("this inpainter looks ahead, so it cannot stream: train one with inpainter.causal true")
+        self.lit = lit
+        self.codec = lit.codec.stream()
+        self.selected: Reference | None = None
+        """C_sel, normalised."""
+        self.memory: Memory | None = None
+        """C_fill."""
+
+    @torch.no_grad()
+    def __call__(self, tokens: BlockTokens) -> Tensor:
+        """The next tokens -> (B, 3, T, H, W)."""
+        lit, latents = self.lit, self.lit.check(tokens)
+        filled, self.selected, self.memory = lit.inpainter(
+            lit.normalise(latents), tokens.keep, lit.grid, self.selected, self.memory
+        )
+        filled = torch.where(tokens.keep[..., None], latents, lit.denormalise(filled).to(latents.dtype))
+        return self.codec.decode(as_grid(filled, lit.grid))

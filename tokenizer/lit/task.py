@@ -1,0 +1,87 @@
+"""Training the inpainter on the latents of a frozen codec."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from genvid import noise
+from genvid.tokenizer.lit.model import LIT, as_tokens
+from genvid.tokenizer.lit.redundancy import bisect, walk
+from genvid.tokenizer.lit.reference import last_kept
+from genvid.train.task import Batch, StepOutput, TrainingTask
+
+
+@dataclass(frozen=True)
+class LITObjective:
+    """What is dropped in training, and what a wrong filling costs."""
+
+    lowest_rate: float = 0.05
+    """Keep rates are drawn evenly from here to 1; below the first block's share it alone is kept."""
+    random_masks: float = 0.1
+    """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too."""
+    pixel_weight: float = 1.0
+    """Of the log of the decoded squared error: a decibel counts the same on every clip. 0: latents alone."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lowest_rate < 1 or not 0 <= self.random_masks <= 1 or self.pixel_weight < 0:
+            raise ValueError(f"lowest_rate is in (0, 1), random_masks in [0, 1], pixel_weight at least 0; got {self}")
+
+
+class LITTask(TrainingTask):
+    """L1 on dropped latents in units of their standard deviation and, if wanted, the error of the decoded video."""
+
+    FLOOR = 1e-5
+    """Added to the squared error (of [0, 1] pixels) under the log: 50 dB."""
+
+    def __init__(self, lit: LIT, objective: LITObjective) -> None:
+        super().__init__()
+        self.lit, self.objective = lit, objective
+
+    def exportable(self) -> LIT:
+        return self.lit
+
+    def trainable(self, phase: str) -> Iterable[nn.Parameter]:
+        return self.lit.inpainter.parameters()
+
+    def compilable(self) -> Iterable[nn.Module]:
+        return [*self.lit.inpainter.spatial, *self.lit.inpainter.temporal]
+
+    def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
+        lit, video = self.lit, batch["video"]
+        with torch.no_grad():
+            latents = lit.normalise(as_tokens(lit.codec.encode(video)).latents)  # type: ignore[arg-type]
+            keep = self.draw(latents, batch["seed"])
+        filled, _, _ = lit.inpainter(latents, keep, lit.grid)
+        dropped = (~keep)[..., None]
+        losses = ((filled - latents).abs() * dropped).flatten(1).mean(1)
+        with torch.no_grad():
+            copied = last_kept(latents, keep)[0]
+            baseline = ((copied - latents).abs() * dropped).flatten(1).mean(1)
+        terms = {
+            "latent": losses.detach().mean(),
+            "copy_forward": baseline.mean(),
+            "keep_rate": keep.double().mean(),
+        }
+        if self.objective.pixel_weight:
+            restored = lit.render(lit.denormalise(filled))
+            error = ((restored.float() - video) / 2).square().flatten(1).mean(1)
+            losses = losses + self.objective.pixel_weight * (error + self.FLOOR).log() / 2
+            terms["psnr"] = -10 * error.detach().log10().mean()
+        return StepOutput(losses.sum(), terms)
+
+    def draw(self, latents: Tensor, seeds: Tensor) -> Tensor:
+        """(B, G, L) kept positions for normalised latents, from each clip's seed."""
+        blocks, capacity = latents.shape[1:3]
+        lowest = self.objective.lowest_rate
+        rate = lowest + (1 - lowest) * noise.uniform(seeds, "keep rate").to(latents.device).flatten()
+        positions = (rate * blocks * capacity).long().clamp(min=capacity)
+        keep = walk(latents, bisect(latents, positions, None), None)[0]
+        at_random = noise.uniform(seeds, "random masks").to(latents.device).flatten() < self.objective.random_masks
+        share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
+        some = noise.uniform(seeds, "mask", blocks, capacity).to(latents.device) < share
+        some[:, 0] = True
+        return torch.where(at_random[:, None, None], some, keep)
