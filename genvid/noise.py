@@ -9,6 +9,8 @@ The mixing function is the 64-bit finaliser of SplitMix (Steele, Lea and Flood 2
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,12 +51,19 @@ def fold(seeds: Tensor, value: int | str | Tensor) -> Tensor:
 
 def uniform(seeds: Tensor, stream: str, *shape: int) -> Tensor:
     """(B,) int64 seeds -> (B, *shape) float64 in the open interval (0, 1)."""
-    count = 1
-    for size in shape:
-        count *= size
-    counter = torch.arange(count, device=seeds.device)
-    bits = fold(fold(seeds, stream)[:, None], counter)
+    bits = _bits(fold(seeds, stream), math.prod(shape))
     return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).view(len(seeds), *shape)
+
+
+@torch.library.custom_op("genvid::noise_bits", mutates_args=())
+def _bits(seeds: Tensor, count: int) -> Tensor:
+    """(B,) int64 -> (B, count) int64. Opaque to torch.compile, which would narrow the counter to 32 bits on a GPU."""
+    return fold(seeds[:, None], torch.arange(count, device=seeds.device))
+
+
+@_bits.register_fake
+def _(seeds: Tensor, count: int) -> Tensor:
+    return seeds.new_empty(len(seeds), count)
 
 
 def sample_seeds(seed: int, stream: str, indices: Tensor) -> Tensor:

@@ -64,9 +64,11 @@ class ARTask(TrainingTask):
     def exportable(self) -> RowModel:
         return self.model
 
-    def compilable(self) -> Iterable[nn.Module]:
+    def use_compiler(self, micro_batches: int) -> None:
         """Layer by layer: all share one compilation. `pad_multiple` keeps the shapes few."""
-        return [module for module in self.model.modules() if isinstance(module, LlamaDecoderLayer)]
+        for module in self.model.modules():
+            if isinstance(module, LlamaDecoderLayer):
+                module.compile()
 
     def num_items(self, batch: Batch) -> Tensor:
         """Targets: each predicted block's codes and its one framing token."""

@@ -100,10 +100,9 @@ def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress
     side = min(video.shape[2:])
     y = ((np.arange(video.shape[2], dtype=np.float32) + 0.5) / side)[:, None]
     x = ((np.arange(video.shape[3], dtype=np.float32) + 0.5) / side)[None, :]
-    dark = draw(0, 1) < 0.5
-    ground = _colour(draw, (0.2, 0.6), (0.1, 0.3) if dark else (0.75, 0.95))
+    ground = _colour(draw(0, 6), 0.5, draw(0.1, 0.3))
     if busy:
-        other = _colour(draw, (0.2, 0.6), (0.3, 0.5) if dark else (0.5, 0.7))
+        other = _colour(draw(0, 6), 0.5, draw(0.35, 0.5))
         weave = _stripes(draw, x, y, 3, 6) * _stripes(draw, x, y, 3, 6)
         video[:] = (ground + weave * (other - ground))[:, None]
     else:
@@ -115,9 +114,9 @@ def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress
         down = (y - centre_y[:, None, None]) / scale[:, None, None]
         distance = _SHAPES[int(draw(0, len(_SHAPES)))](along, down, radius) * scale[:, None, None]
         cover = np.clip(0.5 - distance * side / _SOFTNESS, 0, 1)
-        paint = _colour(draw, (0.6, 0.95), (0.8, 1.0) if dark else (0.25, 0.5))[:, None]
+        paint = _colour(int(draw(0, 6)), 0.7, 1.0)[:, None]
         if busy:
-            second = _colour(draw, (0.6, 0.95), (0.45, 0.65))[:, None]
+            second = _colour(int(draw(0, 6)), 0.7, 0.7)[:, None]
             paint = paint + _stripes(draw, along, down, 5, 9) * (second - paint)
         video += cover * (paint - video)
 
@@ -144,12 +143,11 @@ def _path(
     return centre[0] * ones, centre[1] * ones, (swell**exponent).astype(np.float32)
 
 
-def _colour(draw: Draw, saturation: tuple[float, float], value: tuple[float, float]) -> Array:
-    """A colour of random hue, (3, 1, 1) in 0..1."""
-    hue, s, v = draw(0, 6), draw(*saturation), draw(*value)
+def _colour(hue: float, saturation: float, value: float) -> Array:
+    """A colour of hue 0..6, (3, 1, 1) in 0..1."""
     k = (np.array([5, 3, 1], np.float32) + hue) % 6
-    colour: Array = (v - v * s * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)[:, None, None]
-    return colour
+    colour: Array = (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
+    return colour[:, None, None]
 
 
 def _stripes(draw: Draw, x: Array, y: Array, low: float, high: float) -> Array:

@@ -23,8 +23,8 @@ class Journal:
     def __init__(self, accelerator: Accelerator, folder: Path, *, start: int, steps: int, every: int) -> None:
         self.accelerator, self.every = accelerator, every
         self.file = folder / "metrics.jsonl"
-        self.sums: dict[str, Tensor] = {}
-        self.weights: dict[str, Tensor] = {}
+        self.sums: dict[tuple[str, ...], Tensor] = {}
+        """Names of terms that come together -> their sums weighted by items, then the sum of the weights."""
         self.values: dict[str, float] = {}
         self.waited = 0.0
         self.since = time.perf_counter()
@@ -36,10 +36,9 @@ class Journal:
 
     def add(self, terms: dict[str, Tensor], items: Tensor) -> None:
         """Account for one micro-batch: named means over its `items` items."""
-        for name, value in terms.items():
-            weighted = value.detach().double() * items
-            self.sums[name] = self.sums[name] + weighted if name in self.sums else weighted
-            self.weights[name] = self.weights[name] + items if name in self.weights else items.clone()
+        names = tuple(terms)
+        weighted = torch.stack([*(value.detach() for value in terms.values()), torch.ones_like(items)]).double() * items
+        self.sums[names] = self.sums[names] + weighted if names in self.sums else weighted
 
     def set(self, **values: float) -> None:
         """Values that are the same on every process (learning rate, gradient norm)."""
@@ -60,19 +59,24 @@ class Journal:
         return record
 
     def _record(self, step: int, batch_size: int) -> dict[str, Any]:
-        names = list(self.sums)
-        totals = torch.stack([torch.stack([self.sums[n], self.weights[n].double()]) for n in names])
-        totals = self.accelerator.reduce(totals, "sum").cpu()
+        sums = self.accelerator.reduce(torch.cat(list(self.sums.values())), "sum").tolist()
+        totals: dict[str, tuple[float, float]] = {}
+        for names in self.sums:
+            *values, weight = sums[: len(names) + 1]
+            del sums[: len(names) + 1]
+            for name, value in zip(names, values, strict=True):
+                total, seen = totals.get(name, (0.0, 0.0))
+                totals[name] = total + value, seen + weight
         elapsed = time.perf_counter() - self.since
         count = (step - 1) % self.every + 1
         record: dict[str, Any] = {"step": step}
-        record |= {name: float(total[0] / total[1].clamp(min=1)) for name, total in zip(names, totals, strict=True)}
+        record |= {name: total / max(1, seen) for name, (total, seen) in totals.items()}
         record |= self.values
         record |= {
             "clips_per_second": batch_size * count / elapsed,
             "data_wait": self.waited / elapsed,
         }
-        self.sums, self.weights, self.waited = {}, {}, 0.0
+        self.sums, self.waited = {}, 0.0
         self.since = time.perf_counter()
         return record
 

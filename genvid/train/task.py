@@ -67,9 +67,11 @@ class TrainingTask(nn.Module, ABC):
         """Parameters that `phase` optimizes."""
         return (p for p in self.parameters() if p.requires_grad)
 
-    def compilable(self) -> Iterable[nn.Module]:
-        """Modules whose forward `torch.compile` may take when `train.compile` is set."""
-        return ()
+    def use_compiler(self, micro_batches: int) -> None:
+        """Hand to torch.compile what gains by it; called once, on the device, when `train.compile` is set.
+
+        CUDA graphs keep gradients in memory of their own, so they fit only one micro-batch a step.
+        """
 
     def num_items(self, batch: Batch) -> Tensor:
         """How many items the loss sums over (clips, or target tokens): a scalar tensor."""

@@ -91,8 +91,7 @@ class Trainer:
         set_seed(seed)
         self.task = task.to(self.accelerator.device)
         if config.compile:
-            for module in task.compilable():
-                module.compile()
+            self.task.use_compiler(config.accumulation)
         self.average = None if config.ema_decay is None else ExponentialAverage(task.exportable(), config.ema_decay)
         matrices = linear_matrices(task)
         made = {p: make_optimizers(task.trainable(p), config.optimizers[p], matrices) for p in task.phases}

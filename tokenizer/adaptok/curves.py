@@ -27,8 +27,8 @@ def measure_curve(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, sizes: Sequence[int], distortion: Distortion
 ) -> Tensor:
     """Distortion (B, K) of the whole `block` at each candidate size; earlier blocks stay as they are cut."""
-    lengths, curve = tokens.lengths, []
-    for size in sizes:
-        lengths[:, block] = size
-        curve.append(block_distortion(tokenizer, tokens.tail_drop(lengths), video, block, distortion))
-    return torch.stack(curve, 1)
+    rows = torch.arange(len(video), device=video.device).repeat_interleave(len(sizes))
+    lengths = tokens.lengths[rows]
+    lengths[:, block] = lengths.new_tensor(sizes).repeat(len(video))
+    cut = tokens[rows].tail_drop(lengths)
+    return block_distortion(tokenizer, cut, video[rows], block, distortion).view(len(video), -1)

@@ -59,9 +59,9 @@ class AdapTokTask(TrainingTask):
     def exportable(self) -> AdapTok:
         return self.tokenizer
 
-    def compilable(self) -> Iterable[nn.Module]:
-        """Layer by layer: all of a kind share one compilation."""
-        return [*self.tokenizer.encoder, *self.tokenizer.decoder]
+    def use_compiler(self, micro_batches: int) -> None:
+        """All of forward and backward: shapes never change, and small tokenizers are made of small kernels."""
+        self.compile(mode="reduce-overhead" if micro_batches == 1 else None)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         _, losses, terms = self.reconstruct(batch)
@@ -104,6 +104,11 @@ class AdversarialAdapTokTask(AdapTokTask):
         self.adversary = discriminator
         self.discriminator = Discriminator(discriminator)
         self.lecam = LeCam(discriminator.lecam_decay)
+
+    def use_compiler(self, micro_batches: int) -> None:
+        """Layer by layer, without CUDA graphs: one phase hands its reconstruction to the next."""
+        for layer in (*self.tokenizer.encoder, *self.tokenizer.decoder):
+            layer.compile()
 
     def phases_at(self, step: int) -> tuple[str, ...]:
         trains = step >= self.adversary.start_step and step % self.adversary.every == 0
@@ -159,8 +164,10 @@ class ScorerTask(TrainingTask):
     def exportable(self) -> Scorer:
         return self.scorer
 
-    def compilable(self) -> Iterable[nn.Module]:
-        return self.scorer.layers
+    def use_compiler(self, micro_batches: int) -> None:
+        tokenizer = self._frozen[0]
+        for layer in (*self.scorer.layers, *tokenizer.encoder, *tokenizer.decoder):
+            layer.compile()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         tokenizer, distortion = self._frozen
