@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric, SumMetric
 
@@ -13,7 +12,7 @@ from genvid.eval.classifier import VideoClassifier
 from genvid.eval.features import FeatureNetwork
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.protocols import Protocol
-from genvid.eval.reconstruction import round_to_bytes
+from genvid.eval.scoring import as_scored
 
 
 @torch.no_grad()
@@ -29,7 +28,7 @@ def evaluate_generation(
     floor = FrechetVideoDistance(features, ddof=protocol.ddof)
     position = 0
     for video in real:
-        video = _as_scored(video, protocol)
+        video = as_scored(video, protocol)
         distance.to(video.device).update(video, real=True)
         even = (torch.arange(position, position + len(video)) % 2 == 0).to(video.device)
         for part, side in ((video[even], True), (video[~even], False)):
@@ -37,7 +36,7 @@ def evaluate_generation(
                 floor.to(video.device).update(part, real=side)
         position += len(video)
     for video in generated:
-        distance.to(video.device).update(_as_scored(video, protocol), real=False)
+        distance.to(video.device).update(as_scored(video, protocol), real=False)
     value, real_against_real = float(distance.compute()), float(floor.compute())
     return {
         distance.name: value,
@@ -59,15 +58,3 @@ def class_accuracy(classifier: VideoClassifier, batches: Iterable[tuple[Tensor, 
     if not agreement.update_called:
         raise ValueError("the class accuracy of no clips: the batches were empty")
     return {"class as asked": float(agreement.compute()), "clips": float(clips.compute())}
-
-
-def _as_scored(video: Tensor, protocol: Protocol) -> Tensor:
-    """Round and resize as the protocol says."""
-    if protocol.quantize:
-        video = round_to_bytes(video)
-    side = protocol.scored_resolution
-    if side is not None and tuple(video.shape[-2:]) != (side, side):
-        frames = video.transpose(1, 2).flatten(0, 1)
-        frames = F.interpolate(frames, (side, side), mode="bilinear", align_corners=False, antialias=True)
-        video = frames.view(len(video), -1, 3, side, side).transpose(1, 2)
-    return video

@@ -103,6 +103,10 @@ class Section:
         cells = [[_cell(escape(text), best) for text, best in column(reports, name)] for name in found]
         titles = [_cell(escape(report.title), False) for report in reports]
         self._table(head, ["".join(row) for row in zip(titles, *cells, strict=True)])
+        return self.provenance(reports)
+
+    def provenance(self, reports: Sequence[Report]) -> Self:
+        """Code, command, date and weights behind reports, folded away."""
         sources = "".join(_provenance(report) for report in reports)
         return self._add(f"<details><summary>How these numbers were measured</summary>{sources}</details>")
 

@@ -7,12 +7,27 @@ estimator more than on most methods. A protocol's name may stand beside a number
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+
+import torch
+
+from genvid import noise
+from genvid.data.clips import ClipConfig
+from genvid.eval.features import I3D_NAME
 
 Clips = Literal["first", "random", "windows", "whole"]
 """Which frames of a video: the first ones; one seeded random window; a seeded draw from all non-overlapping windows;
 or all of them."""
+
+_WINDOW: dict[Clips, Literal["first", "random", "all", "whole"]] = {
+    "first": "first",
+    "random": "random",
+    "windows": "all",
+    "whole": "whole",
+}
 
 
 @dataclass(frozen=True)
@@ -30,30 +45,67 @@ class Protocol:
     """Clips compared; None: one for each video of the split."""
     resolution: int
     """Side of the frames the model works at."""
+    videos: int | None = None
+    """Videos of the split; None where nobody has fixed how many there are."""
     seed: int = 42
     resize: str = "short side, antialiased bilinear, centre crop"
     scored_resolution: int | None = None
     """Both sides are resized to this before the feature network; None: as they are."""
     condition_frames: int = 0
-    quantize: bool = False
-    """Whether pixels are rounded to 8 bits before they are scored."""
-    features: str = "I3D Kinetics-400"
+    quantize: Literal["no", "round", "truncate"] = "no"
+    """How pixels are brought to 8 bits before they are scored."""
+    features: str = I3D_NAME
+    """Feature network of the Frechet distance; empty: there is none."""
     ddof: int = 0
     sampler_seeds: int = 1
     note: str = ""
 
-    def adapted(self, *, count: int | None = None, features: str | None = None) -> Protocol:
-        """The protocol with another number of clips or another feature network. It says so in its name, unless
-        nothing differs."""
-        changes: dict[str, int | str] = {}
-        if count is not None and count != self.count:
-            changes["count"] = count
-        if features is not None and features != self.features:
-            changes["features"] = features
-        if not changes:
-            return self
-        said = ", ".join(f"{key} {value} instead of {asdict(self)[key] or 'all'}" for key, value in changes.items())
-        return replace(self, name=f"{self.name} [{said}]", **changes)  # type: ignore[arg-type]
+    def adapted(self, **changes: Any) -> Protocol:
+        """The protocol with other values of some fields. It says so in its name, unless nothing differs."""
+        origin = PROTOCOLS.get(self.name.partition(" [")[0], self)
+        adapted, known = asdict(replace(self, **changes)), asdict(origin)
+        said = ", ".join(
+            f"{key.replace('_', ' ')} {_said(key, value)} instead of {_said(key, known[key])}"
+            for key, value in adapted.items()
+            if value != known[key] and key != "name"
+        )
+        made = replace(self, name=f"{origin.name} [{said}]" if said else origin.name, **changes)
+        return self if made == self else made
+
+    def clip_rule(self) -> ClipConfig:
+        """How clips are cut from videos. Frames are resized in floating point: rounding is the protocol's affair."""
+        return ClipConfig(
+            frames=self.frames or SHORTEST_WHOLE,
+            resolution=(self.resolution, self.resolution),
+            window=_WINDOW[self.clips],
+            rounded=False,
+        )
+
+    def draw(self, items: int) -> list[int]:
+        """Which of the items of a data set are compared, in their order of comparison.
+
+        Items are the windows of all videos in the order of their paths, or the videos. Of more items than `count`, a
+        sample by Python's `random.Random(seed).sample`, which is how LARP draws; ValueError when there are fewer.
+        """
+        if self.count is None or self.count == items:
+            return list(range(items))
+        if self.count > items:
+            raise ValueError(f"{self.name} compares {self.count:,} clips, but the data hold {items:,}")
+        return self._sample(range(items), self.count)
+
+    def draw_others(self, items: int, drawn: Sequence[int]) -> list[int]:
+        """As many items again, none of them drawn before; empty when too few are left."""
+        rest = sorted(set(range(items)) - set(drawn))
+        return self._sample(rest, len(drawn), stream=1) if len(rest) >= len(drawn) else []
+
+    def clip_seeds(self, indices: Sequence[int]) -> list[int]:
+        """What decides the random window of each item."""
+        which = torch.tensor(indices, dtype=torch.int64)
+        seeds: list[int] = noise.sample_seeds(self.seed, "protocol clips", which).tolist()
+        return seeds
+
+    def _sample(self, items: Sequence[int], count: int, stream: int = 0) -> list[int]:
+        return random.Random(self.seed + stream).sample(items, count)
 
     def require(self, *, count: int, features: str) -> None:
         """ValueError unless the protocol was followed to the end with its own feature network."""
@@ -64,18 +116,27 @@ class Protocol:
             )
 
 
-def _ucf_generation(name: str, note: str, *, count: int = 2048, quantize: bool = True, ddof: int = 0) -> Protocol:
+def _said(field: str, value: object) -> object:
+    return ("all" if field == "count" else "none") if value in (None, "") else value
+
+
+UCF101_VIDEOS = {"train": 9537, "test": 3783, "train+test": 13_320}
+"""Of the first of the three official splits."""
+K600_VAL_VIDEOS = 29_739
+"""Rows of the validation list that LARP and AdapTok use."""
+
+
+def _ucf_generation(name: str, note: str, *, count: int = 2048, split: str = "train") -> Protocol:
     return Protocol(
         name=name,
         task="generation",
         dataset="UCF-101",
-        split="train",
+        split=split,
         frames=16,
         clips="random",
         count=count,
         resolution=128,
-        quantize=quantize,
-        ddof=ddof,
+        videos=UCF101_VIDEOS[split],
         note=note,
     )
 
@@ -88,8 +149,9 @@ def _ucf_reconstruction(name: str, split: str, clips: Clips, note: str) -> Proto
         split=split,
         frames=16,
         clips=clips,
-        count=9537 if split == "train" else 3783,
+        count=UCF101_VIDEOS[split],
         resolution=128,
+        videos=UCF101_VIDEOS[split],
         note=note,
     )
 
@@ -100,15 +162,23 @@ _ALL = (
             "ucf101-gfvd-larp-10k",
             "LARP, AdapTok: the labels of the real windows condition the generator; split 1",
             count=10_000,
-            quantize=False,
         ),
         clips="windows",
         sampler_seeds=4,
     ),
-    _ucf_generation("ucf101-gfvd-tats-2048", "TATS: about equally many clips of each class", ddof=1),
     replace(
-        _ucf_generation("ucf101-gfvd-stylegan-v-2048", "StyleGAN-V: videos shuffled before the first 2,048 are taken"),
-        split="train+test",
+        _ucf_generation("ucf101-gfvd-tats-2048", "TATS: about equally many clips of each class"),
+        quantize="truncate",
+        ddof=1,
+    ),
+    replace(
+        _ucf_generation(
+            "ucf101-gfvd-stylegan-v-2048",
+            "StyleGAN-V, whose code takes the first 2,048 videos: a few classes only; here they are drawn",
+            split="train+test",
+        ),
+        resolution=256,
+        quantize="round",
     ),
     _ucf_reconstruction("ucf101-rfvd-first", "train", "first", "AdapTok: the first 16 frames"),
     _ucf_reconstruction("ucf101-rfvd-random", "train", "random", "as LARP, but seeded"),
@@ -123,6 +193,7 @@ _ALL = (
         clips="windows",
         count=50_000,
         resolution=128,
+        videos=K600_VAL_VIDEOS,
         scored_resolution=64,
         condition_frames=5,
         note="all 16 decoded frames are scored, the 5 given ones as the tokenizer decodes them; no guidance",
@@ -136,6 +207,8 @@ _ALL = (
         clips="first",
         count=None,
         resolution=128,
+        videos=K600_VAL_VIDEOS,
+        note="the first 16 frames of each video",
     ),
     Protocol(
         name="davis-reconstruction",
@@ -146,6 +219,10 @@ _ALL = (
         clips="whole",
         count=None,
         resolution=256,
+        videos=90,
+        quantize="round",
+        features="",
+        note="train and val of DAVIS 2017; too few videos for a Frechet distance",
     ),
     Protocol(
         name="tokenbench-reconstruction",
@@ -156,8 +233,13 @@ _ALL = (
         clips="whole",
         count=None,
         resolution=256,
+        quantize="round",
+        note="at 256x256; the leaderboard's numbers are at up to 1080p and do not compare",
     ),
 )
+
+SHORTEST_WHOLE = 9
+"""Frames that a whole video must have: what I3D needs."""
 
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 

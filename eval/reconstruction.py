@@ -11,6 +11,7 @@ from genvid.eval.metrics.codebook import CodebookUsage
 from genvid.eval.metrics.fidelity import ClipMean
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.metrics.rate import TokenRate
+from genvid.eval.scoring import round_to_bytes
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 
@@ -77,8 +78,3 @@ def evaluate_reconstruction(
         tokens = allocator(tokenizer.encode(video))
         scores.update(video, tokenizer.decode(tokens), tokens)
     return scores.compute()
-
-
-def round_to_bytes(video: Tensor) -> Tensor:
-    """[-1, 1] -> the nearest of the 256 values that a file can hold, in [-1, 1]."""
-    return ((video.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genvid import config as configuration
+from genvid.eval.features import I3D_NAME
 from genvid.eval.protocols import Protocol, check_name
 from genvid.files import write_atomically
 
@@ -32,9 +33,13 @@ class Number:
     better: Better = "neither"
     spread: float | None = None
     """Standard deviation over sampler seeds."""
+    interval: tuple[float, float] | None = None
+    """Where the value would lie in 95 of 100 draws of as many other clips."""
 
     def __post_init__(self) -> None:
         check_name(self.protocol)
+        if self.name.partition(",")[0] == "FVD" and self.protocol.features != I3D_NAME:
+            raise ValueError(f"a Frechet distance on features of {self.protocol.features or 'nothing'} is not FVD")
 
     def text(self, value: str) -> str:
         """The number as people write it, around its formatted value."""
@@ -70,6 +75,8 @@ class Report:
     title: str
     numbers: list[Number]
     provenance: Provenance
+    remarks: list[str] = field(default_factory=list)
+    """What a reader must know besides: files that were missing, where samples came from."""
 
     def save(self, path: str | Path) -> None:
         """Write JSON that `load` reads back to an equal report."""

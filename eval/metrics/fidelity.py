@@ -12,9 +12,15 @@ from typing import Protocol
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
+from torchmetrics.functional.image import (
+    multiscale_structural_similarity_index_measure,
+    peak_signal_noise_ratio,
+    structural_similarity_index_measure,
+)
 
 _LOSSLESS_DB = 100.0
+SMALLEST_MS_SSIM = 161
+"""Side of the smallest frame of which the fifth scale still holds a window of 11 pixels."""
 
 
 class ClipMean(Metric, ABC):  # type: ignore[misc]
@@ -74,6 +80,25 @@ class ClipSSIM(ClipMean):
             raise ValueError(f"SSIM needs frames of at least 11 pixels, got {video.shape[-2]}x{video.shape[-1]}")
         frames, wanted = (_displayed(x).transpose(1, 2).flatten(0, 1) for x in (video, target))
         per_frame: Tensor = structural_similarity_index_measure(frames, wanted, data_range=1.0, reduction="none")
+        return per_frame.view(len(video), -1).mean(1)
+
+
+class ClipMSSSIM(ClipMean):
+    """Multi-scale structural similarity: five scales, weights of Wang et al. 2003; mean over frames, then clips."""
+
+    higher_is_better = True
+    name = "MS-SSIM"
+    unit = ""
+
+    def score(self, video: Tensor, target: Tensor) -> Tensor:
+        if min(video.shape[-2:]) < SMALLEST_MS_SSIM:
+            raise ValueError(
+                f"MS-SSIM needs frames of at least {SMALLEST_MS_SSIM} pixels, got {video.shape[-2]}x{video.shape[-1]}"
+            )
+        frames, wanted = (_displayed(x).transpose(1, 2).flatten(0, 1) for x in (video, target))
+        per_frame: Tensor = multiscale_structural_similarity_index_measure(
+            frames, wanted, data_range=1.0, reduction="none"
+        )
         return per_frame.view(len(video), -1).mean(1)
 
 

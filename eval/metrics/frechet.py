@@ -33,8 +33,7 @@ class FrechetVideoDistance(FrechetInceptionDistance):  # type: ignore[misc]
     @property
     def name(self) -> str:
         """FVD for the verified network of that metric, and the plain truth for any other."""
-        features: FeatureNetwork = self.inception
-        return "FVD" if features.is_fvd else f"Frechet distance ({features.name})"
+        return frechet_name(self.inception)
 
     @torch.no_grad()
     def update(self, video: Tensor, *, real: bool) -> None:
@@ -49,12 +48,56 @@ class FrechetVideoDistance(FrechetInceptionDistance):  # type: ignore[misc]
         if min(reals, fakes) < 2:
             raise ValueError(f"{self.name} needs two videos on each side, got {reals} real and {fakes} generated")
         self.counts = (reals, fakes)
-        real = self._gaussian(self.real_features_sum, self.real_features_cov_sum, reals)
-        fake = self._gaussian(self.fake_features_sum, self.fake_features_cov_sum, fakes)
+        # The parent's `compute` has N - 1 built in.
+        real = _gaussian(self.real_features_sum, self.real_features_cov_sum, reals, self.ddof)
+        fake = _gaussian(self.fake_features_sum, self.fake_features_cov_sum, fakes, self.ddof)
         distance: Tensor = _compute_fid(*real, *fake)
         return distance
 
-    def _gaussian(self, total: Tensor, outer: Tensor, count: int) -> tuple[Tensor, Tensor]:
-        """Mean and covariance. The parent's `compute` has N - 1 built in."""
-        mean = total / count
-        return mean, (outer - count * torch.outer(mean, mean)) / (count - self.ddof)
+
+def frechet_name(features: FeatureNetwork) -> str:
+    """FVD for the verified network of that metric, and the plain truth for any other."""
+    return "FVD" if features.is_fvd else f"Frechet distance ({features.name})"
+
+
+def frechet_distance(
+    real: Tensor, made: Tensor, *, ddof: int = 0, weights: tuple[Tensor, Tensor] | None = None
+) -> float:
+    """The same distance from stored features (N, F) and (M, F). `weights`, (N,) and (M,) counts that sum to N and M,
+    say how often each row counts."""
+    moments = []
+    for features, counts in zip((real, made), weights or (None, None), strict=True):
+        if len(features) < 2:
+            raise ValueError(f"a Frechet distance needs two videos on each side, got {len(real)} and {len(made)}")
+        rows = features.double()
+        weighted = rows if counts is None else rows * counts.to(rows)[:, None]
+        moments += _gaussian(weighted.sum(0), weighted.T @ rows, len(rows), ddof)
+    return float(_compute_fid(*moments))
+
+
+def frechet_interval(
+    real: Tensor, made: Tensor, *, ddof: int = 0, resamples: int = 100, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Bootstrap interval of `frechet_distance`: how far the value would move with other clips, as many as these.
+
+    Both sides are drawn anew with replacement. Repeated rows bias each resample upwards, so the quantiles are shifted
+    by the difference between the value and the resamples' mean. The bias of a finite number of clips stays in: that is
+    what the floor shows.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(count: int) -> Tensor:
+        return torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count)
+
+    values = torch.tensor(
+        [frechet_distance(real, made, ddof=ddof, weights=(draw(len(real)), draw(len(made)))) for _ in range(resamples)]
+    )
+    shift = frechet_distance(real, made, ddof=ddof) - values.mean()
+    low, high = torch.quantile(values + shift, torch.tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    return max(low, 0.0), high
+
+
+def _gaussian(total: Tensor, outer: Tensor, count: int, ddof: int) -> tuple[Tensor, Tensor]:
+    """Mean and covariance."""
+    mean = total / count
+    return mean, (outer - count * torch.outer(mean, mean)) / (count - ddof)

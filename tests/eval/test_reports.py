@@ -16,8 +16,9 @@ from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
-from genvid.eval.reconstruction import evaluate_reconstruction, round_to_bytes
+from genvid.eval.reconstruction import evaluate_reconstruction
 from genvid.eval.report import Number, Provenance, Report, compare
+from genvid.eval.scoring import as_scored, round_to_bytes
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 DEMO = Protocol("demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16)
@@ -81,7 +82,7 @@ def test_reconstruction_end_to_end() -> None:
 def test_generation_end_to_end_with_floor() -> None:
     real = grey_clips(40)
     noise = torch.rand(real.shape, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    record = replace(DEMO, task="generation", quantize=True, scored_resolution=32)
+    record = replace(DEMO, task="generation", quantize="round", scored_resolution=32)
     results = evaluate_generation(
         real.split(7),
         noise.split(9),
@@ -135,6 +136,15 @@ def test_rounding_gives_values_that_files_hold() -> None:
     assert (rounded - video.clamp(-1, 1)).abs().max() <= 1 / 255 + 1e-6
 
 
+def test_scored_pixels_are_quantised_and_resized_as_the_protocol_says() -> None:
+    video = torch.rand(2, 3, 4, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    levels = (video.double() + 1) * 127.5
+    for how, expected in (("round", levels.round()), ("truncate", (levels + 1e-4).floor()), ("no", levels)):
+        scored = as_scored(video, replace(DEMO, quantize=how))
+        assert ((scored.double() + 1) * 127.5 - expected).abs().max() < 1e-3
+    assert as_scored(video, replace(DEMO, scored_resolution=8)).shape == (2, 3, 4, 8, 8)
+
+
 def test_half_a_protocol_does_not_bear_its_name() -> None:
     full = protocol("ucf101-gfvd-larp-10k")
     full.require(count=10_000, features="I3D Kinetics-400")
@@ -155,8 +165,8 @@ def test_half_a_protocol_does_not_bear_its_name() -> None:
 def test_published_protocols_are_what_the_papers_did() -> None:
     assert all(name == record.name for name, record in PROTOCOLS.items())
     larp, tats = PROTOCOLS["ucf101-gfvd-larp-10k"], PROTOCOLS["ucf101-gfvd-tats-2048"]
-    assert (larp.count, larp.ddof, larp.quantize, larp.clips, larp.seed) == (10_000, 0, False, "windows", 42)
-    assert (tats.count, tats.ddof, tats.quantize) == (2048, 1, True)
+    assert (larp.count, larp.ddof, larp.quantize, larp.clips, larp.seed) == (10_000, 0, "no", "windows", 42)
+    assert (tats.count, tats.ddof, tats.quantize) == (2048, 1, "truncate")
     kinetics = PROTOCOLS["k600-prediction-larp-50k"]
     assert (kinetics.count, kinetics.scored_resolution, kinetics.condition_frames) == (50_000, 64, 5)
 

@@ -1,0 +1,165 @@
+"""From measured rows to the numbers of a report: means, distances, their floor, their spread."""
+
+from __future__ import annotations
+
+import csv
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genvid.eval.evaluation import Evaluation, Producer, Selection
+from genvid.eval.metrics.frechet import frechet_distance, frechet_interval, frechet_name
+from genvid.eval.protocols import Protocol
+from genvid.eval.report import Number, Provenance, Report
+from genvid.files import write_atomically
+
+BLOCKS = "tokens of each block"
+
+
+class Summary:
+    """All that was measured in an evaluation, once every process is done."""
+
+    def __init__(self, evaluation: Evaluation, producer: Producer, *, resamples: int = 100) -> None:
+        """`resamples`: draws of the bootstrap; 0: no interval of distances."""
+        self.evaluation, self.resamples = evaluation, resamples
+        count = len(evaluation.real)
+        self.seeds = [
+            evaluation.made_table(producer, seed).load(count) for seed in range(evaluation.protocol.sampler_seeds)
+        ]
+
+    def report(self, title: str, provenance: Provenance, remarks: Sequence[str] = ()) -> Report:
+        """Numbers and what a reader must know of them."""
+        left_out = self.evaluation.dataset.source.left_out
+        said = [f"{len(left_out)} videos of the data set were missing or unusable: {left_out[0]}"] if left_out else []
+        return Report(title, [*self._means(), *self._distances()], provenance, [*said, *remarks])
+
+    def classes(self) -> dict[str, dict[str, float]]:
+        """Class -> name -> mean, over the clips and seeds of the class, with its count of clips."""
+        names, labels = self.evaluation.dataset.classes, self.evaluation.real.labels()
+        found = {}
+        for label in labels.unique().tolist():
+            chosen = labels == label
+            means = {name: float(values[:, chosen].mean()) for name, values in self._columns().items()}
+            found[names[label]] = {"clips": float(chosen.sum()), **means}
+        return found
+
+    def lengths(self) -> Tensor | None:
+        """(N, G) tokens of the blocks of every clip, of the first seed; None where videos differ in length."""
+        return self.seeds[0].get(BLOCKS)
+
+    def write_clips(self, path: str | Path) -> None:
+        """A CSV file with a row for each clip and seed: name, class, and all that was measured of it."""
+        evaluation, columns = self.evaluation, self._columns()
+        names, labels = evaluation.real.names(), evaluation.real.labels().tolist()
+        with write_atomically(path) as temporary, temporary.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["clip", "class", "seed", *columns])
+            for seed in range(len(self.seeds)):
+                for row, (name, label) in enumerate(zip(names, labels, strict=True)):
+                    values = [float(values[seed, row]) for values in columns.values()]
+                    writer.writerow([name, evaluation.dataset.classes[label], seed, *values])
+
+    def _columns(self) -> dict[str, Tensor]:
+        """Name -> (seeds, N) of what is one number a clip."""
+        order = [metric.name for metric in self.evaluation.fidelity] + ["tokens per clip", "bits per clip"]
+        single = [name for name in order if name in self.seeds[0]]
+        return {name: torch.stack([seed[name].double() for seed in self.seeds]) for name in single}
+
+    def _means(self) -> list[Number]:
+        evaluation, numbers = self.evaluation, []
+        directions = {metric.name: metric for metric in evaluation.fidelity}
+        for name, values in self._columns().items():
+            metric = directions.get(name)
+            better = "neither" if metric is None else "higher" if metric.higher_is_better else "lower"
+            unit = "" if metric is None else metric.unit
+            mean = float(values.mean())
+            half = 1.96 * float(values.mean(0).std()) / math.sqrt(values.shape[1]) if values.shape[1] > 1 else 0.0
+            numbers.append(
+                Number(
+                    name,
+                    mean,
+                    evaluation.pixel_protocol,
+                    values.shape[1],
+                    unit=unit,
+                    better=better,  # type: ignore[arg-type]
+                    spread=_spread(values.mean(1).tolist()),
+                    interval=(mean - half, mean + half),
+                )
+            )
+        return numbers
+
+    def _distances(self) -> list[Number]:
+        evaluation = self.evaluation
+        if evaluation.features is None:
+            return []
+        name, protocol = frechet_name(evaluation.features), evaluation.protocol
+        real = self._real(evaluation.real)
+        numbers = [self._distance(name, real, protocol, better="lower")]
+        if len(evaluation.others):
+            again = self._real(evaluation.others)
+            floor = frechet_distance(real, again, ddof=protocol.ddof)
+            numbers.append(Number(f"{name}, real against real", floor, protocol, len(real)))
+        elif len(real) >= 4:
+            halves = protocol.adapted(count=len(real) // 2)
+            floor = frechet_distance(real[0::2][: len(real) // 2], real[1::2], ddof=protocol.ddof)
+            numbers.append(Number(f"{name}, real against real", floor, halves, len(real) // 2))
+        if evaluation.test is not None:
+            unseen = self._real(evaluation.test)
+            against = protocol.adapted(split="test")
+            numbers.append(self._distance(f"{name}, test split", unseen, against, better="lower"))
+        return numbers
+
+    def _distance(self, name: str, real: Tensor, protocol: Protocol, *, better: str) -> Number:
+        """Mean over sampler seeds; the interval is of the first seed's samples, moved to the mean."""
+        made = [seed["features"].to(real) for seed in self.seeds]
+        values = [frechet_distance(real, features, ddof=protocol.ddof) for features in made]
+        mean, interval = statistics.fmean(values), None
+        if self.resamples:
+            low, high = frechet_interval(real, made[0], ddof=protocol.ddof, resamples=self.resamples)
+            interval = (max(0.0, low + mean - values[0]), high + mean - values[0])
+        return Number(
+            name,
+            mean,
+            protocol,
+            len(made[0]),
+            better=better,  # type: ignore[arg-type]
+            spread=_spread(values),
+            interval=interval,
+        )
+
+    def _real(self, selection: Selection) -> Tensor:
+        features = self.evaluation.real_table(selection).load(len(selection))["features"]
+        return features.to(self.evaluation.device).double()
+
+
+def token_histogram(lengths: Sequence[int], most: int = 24) -> tuple[list[float], list[float]]:
+    """Middle of each of at most `most` bins of whole numbers, and the share of lengths in it."""
+    low, high = min(lengths), max(lengths)
+    width = -(-(high - low + 1) // most)
+    counts = torch.bincount((torch.tensor(lengths) - low) // width)
+    middles = [low + bin * width + (width - 1) / 2 for bin in range(len(counts))]
+    return middles, (counts / len(lengths)).tolist()
+
+
+def split_title(title: str) -> tuple[str, str]:
+    """`method @ budget` -> both."""
+    method, _, budget = title.partition(" @ ")
+    return method, budget
+
+
+def curves(reports: Sequence[Report], rate: str, quality: str) -> Mapping[str, list[tuple[float, float]]]:
+    """Method -> (rate, quality) of its reports, cheapest first; methods that lack either are left out."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for report in reports:
+        values = {number.name: number.value for number in report.numbers}
+        if rate in values and quality in values:
+            found.setdefault(split_title(report.title)[0], []).append((values[rate], values[quality]))
+    return {method: sorted(points) for method, points in found.items()}
+
+
+def _spread(values: Sequence[float]) -> float | None:
+    return statistics.stdev(values) if len(values) > 1 else None

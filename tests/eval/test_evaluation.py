@@ -1,0 +1,261 @@
+"""Protocols run: what is drawn, what is shown to models, what survives a stop, what two processes agree on."""
+
+from __future__ import annotations
+
+import csv
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from toy_models import CLIPS, SHARED, TOY, Colours, Noisy
+
+from genvid import noise
+from genvid.data import FolderConfig, to_float, write_video
+from genvid.eval.evaluation import Evaluation
+from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
+from genvid.eval.metrics.frechet import frechet_distance
+from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
+from genvid.eval.report import Number, Provenance, Report
+from genvid.eval.sources import protocol_source, unseen_source
+from genvid.eval.summary import Summary
+from genvid.eval.table import ClipTable
+
+NOW = Provenance("0.1", "evaluate", "2026-01-01")
+
+
+def toy(folder: Path, record: Protocol = TOY, **options: object) -> Evaluation:
+    fidelity = [ClipPSNR(), ClipSSIM()]
+    return Evaluation(record, CLIPS, folder, features=Colours(), fidelity=fidelity, batch_size=7, **options)  # type: ignore[arg-type]
+
+
+def values(report: Report) -> dict[str, float]:
+    return {number.name: number.value for number in report.numbers}
+
+
+def finish(evaluation: Evaluation, model: Noisy, resamples: int = 0) -> Report:
+    evaluation.measure(model)
+    return Summary(evaluation, model, resamples=resamples).report("noise", NOW)
+
+
+def test_windows_are_drawn_as_larp_draws_them() -> None:
+    """LARP's sample.py: random.Random(42).sample(range(windows), 10000) over the windows of the sorted files."""
+    record = protocol("ucf101-gfvd-larp-10k")
+    assert record.draw(104_321) == random.Random(42).sample(range(104_321), 10_000)
+    others = record.draw_others(104_321, record.draw(104_321))
+    assert len(others) == 10_000
+    assert not set(others) & set(record.draw(104_321))
+    assert record.draw_others(15_000, record.draw(15_000)) == []
+    with pytest.raises(ValueError, match="compares 10,000 clips, but the data hold 9,999"):
+        record.draw(9_999)
+
+
+def test_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
+    evaluation, model = toy(tmp_path), Noisy()
+    report = finish(evaluation, model, resamples=8)
+    found, name = values(report), "Frechet distance (colours)"
+    videos = to_float(torch.stack([evaluation.dataset[item]["video"] for item in evaluation.real.items]))
+    rows = [model({"video": v[None]}, s[None]) for v, s in zip(videos, _seeds(evaluation), strict=True)]
+    made = torch.cat([row.video for row in rows]).clamp(-1, 1)
+    expected = frechet_distance(Colours()(videos), Colours()(made))
+    assert found[name] == pytest.approx(expected, rel=1e-6)
+    psnr = ClipPSNR()
+    psnr.update(made, videos)
+    assert found["PSNR"] == pytest.approx(float(psnr.compute()), rel=1e-6)
+    tokens = torch.stack([row.tokens.keep.sum() for row in rows if row.tokens]).double()
+    assert found["tokens per clip"] == pytest.approx(float(tokens.mean()))
+    assert report.numbers[0].interval is not None
+    low, high = next(number for number in report.numbers if number.name == name).interval or (0, 0)
+    assert low <= expected <= high
+    floor = next(number for number in report.numbers if "real against real" in number.name)
+    assert (floor.count, "count 20 instead of all" in floor.protocol.name) == (20, True)
+
+
+def _seeds(evaluation: Evaluation) -> torch.Tensor:
+    return noise.sample_seeds(evaluation.protocol.seed, "sampler 0", torch.arange(len(evaluation.real)))
+
+
+def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
+    expected = values(finish(toy(tmp_path / "straight"), Noisy()))
+    stopped = Noisy(stop_after=3)
+    with pytest.raises(KeyboardInterrupt):
+        toy(tmp_path / "halves").measure(stopped)
+    with pytest.raises(ValueError, match="lacks 19 of 40 clips"):
+        Summary(toy(tmp_path / "halves"), stopped)
+    resumed = Noisy()
+    assert values(finish(toy(tmp_path / "halves"), resumed)) == expected
+    assert resumed.calls == 3
+    with pytest.raises(ValueError, match=r"another evaluation \(producer: \{'noise': 0.2\} there"):
+        toy(tmp_path / "halves").measure(Noisy(0.5))
+
+
+def test_real_features_are_computed_once_for_all_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = replace(TOY, task="generation", clips="windows", count=15)
+    finish(toy(tmp_path / "first", record), Noisy())
+
+    def fail(*_: object) -> None:
+        raise AssertionError("a real clip was read again")
+
+    monkeypatch.setattr("genvid.eval.evaluation.ClipDataset.__getitem__", fail)
+    finish(toy(tmp_path / "second", record), Noisy(0.5))
+    with pytest.raises(AssertionError, match="read again"):
+        finish(toy(tmp_path / "third", replace(record, quantize="round")), Noisy())
+
+
+def test_models_see_what_the_task_shows(tmp_path: Path) -> None:
+    frames = {"generation": None, "prediction": (7, 3, 5, 32, 32), "reconstruction": (7, 3, 16, 32, 32)}
+    for task, shown in frames.items():
+        model = Noisy()
+        record = replace(TOY, task=task, condition_frames=5)  # type: ignore[arg-type]
+        report = finish(toy(tmp_path / task, record), model)
+        assert model.shown[0] == shown
+        assert ("PSNR" in values(report)) == (task == "reconstruction")
+
+
+def test_sampler_seeds_have_a_spread_and_a_floor_of_as_many_clips(tmp_path: Path) -> None:
+    record = replace(TOY, task="generation", count=15, sampler_seeds=3, clips="windows")
+    evaluation = toy(tmp_path, record)
+    report = finish(evaluation, Noisy())
+    distance, floor = report.numbers[-2:]
+    assert (distance.name, floor.name) == (
+        "Frechet distance (colours)",
+        "Frechet distance (colours), real against real",
+    )
+    assert distance.spread is not None
+    assert distance.spread > 0
+    assert distance.count == floor.count == 15
+    assert not set(evaluation.real.items) & set(evaluation.others.items)
+    assert distance.protocol == floor.protocol
+
+
+def test_half_a_protocol_is_refused_under_its_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"would not be toy but 'toy \[sampler seeds 2 instead of 1\]'"):
+        toy(tmp_path, sampler_seeds=2)
+    evaluation = toy(tmp_path, sampler_seeds=2, partial=True)
+    assert evaluation.protocol.name == "toy [sampler seeds 2 instead of 1]"
+    with pytest.raises(ValueError, match="resolution 16 instead of 32"):
+        toy(tmp_path, resolution=16)
+    with pytest.raises(ValueError, match="videos 0 instead of 40"):
+        toy(tmp_path, replace(TOY, videos=40))
+
+
+def test_no_other_network_s_number_is_called_fvd() -> None:
+    with pytest.raises(ValueError, match="features of colours is not FVD"):
+        Number("FVD", 1.0, TOY, count=4)
+    with pytest.raises(ValueError, match="is not FVD"):
+        Number("FVD, test split", 1.0, TOY, count=4)
+
+
+def _one_of_two(rank: int, rendezvous: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    toy(Path(folder), rank=rank, world_size=2).measure(Noisy())
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_processes_give_the_very_numbers_of_one(tmp_path: Path) -> None:
+    expected = values(finish(toy(tmp_path / "one"), Noisy()))
+    arguments = (str(tmp_path / "meet"), str(tmp_path / "two"))
+    torch.multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
+    assert values(Summary(toy(tmp_path / "two"), Noisy(), resamples=0).report("noise", NOW)) == expected
+
+
+def test_clips_and_classes_are_listed(tmp_path: Path) -> None:
+    evaluation, model = toy(tmp_path), Noisy()
+    evaluation.measure(model)
+    summary = Summary(evaluation, model)
+    summary.write_clips(tmp_path / "clips.csv")
+    with (tmp_path / "clips.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 40
+    assert list(rows[0]) == ["clip", "class", "seed", "PSNR", "SSIM", "tokens per clip", "bits per clip"]
+    classes = summary.classes()
+    assert len(classes) == 8
+    mean = sum(float(row["PSNR"]) for row in rows if row["class"] == "circle") / classes["circle"]["clips"]
+    assert classes["circle"]["PSNR"] == pytest.approx(mean)
+
+
+def test_tables_keep_rows_in_order_and_refuse_another_use(tmp_path: Path) -> None:
+    table = ClipTable(tmp_path, {"what": 1})
+    table.add(torch.tensor([2, 0]), {"x": torch.tensor([20.0, 0.0])})
+    table.flush()
+    again = ClipTable(tmp_path, {"what": 1})
+    again.add(torch.tensor([1, 2]), {"x": torch.tensor([10.0, 20.0])})
+    with pytest.raises(ValueError, match="lacks 1 of 3"):
+        again.load(3)
+    again.flush()
+    assert again.load(3)["x"].tolist() == [0.0, 10.0, 20.0]
+    assert again.done() == {0, 1, 2}
+    with pytest.raises(ValueError, match=r"another evaluation \(what: 1 there, 2 here\)"):
+        ClipTable(tmp_path, {"what": 2})
+
+
+def test_whole_videos_of_different_lengths(tmp_path: Path) -> None:
+    draw = torch.Generator().manual_seed(0)
+    for number, frames in enumerate((16, 20, 33)):
+        video = torch.randint(256, (3, frames, 32, 32), generator=draw, dtype=torch.uint8)
+        write_video(tmp_path / "clips" / f"{number}.mp4", video, 25)
+    record = replace(TOY, frames=None, clips="whole", features="")
+    evaluation = Evaluation(
+        record, FolderConfig(str(tmp_path / "clips")), tmp_path / "out", features=None, fidelity=[ClipPSNR()]
+    )
+    model = Noisy()
+    report = finish(evaluation, model)
+    assert [shape[2] for shape in model.shown if shape] == [16, 20, 33]
+    assert list(values(report)) == ["PSNR", "tokens per clip", "bits per clip"]
+    assert Summary(evaluation, model).lengths() is None
+
+
+@pytest.fixture
+def ucf(tmp_path: Path) -> Path:
+    """The real files in the official layout, those of the lowest group as the test split."""
+    files = SHARED / "video" / "ucf101"
+    if not files.is_dir():
+        pytest.skip("the shared UCF-101 files are not on this machine")
+    lists = tmp_path / "ucfTrainTestlist"
+    lists.mkdir()
+    (tmp_path / "UCF-101").symlink_to(files)
+    paths = sorted(str(path.relative_to(files)) for path in files.rglob("*.avi"))
+    classes = sorted({path.split("/")[0] for path in paths})
+    (lists / "classInd.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(classes, 1)))
+    train, test = ([path for path in paths if ("_g01_" in path) == held] for held in (False, True))
+    numbered = "".join(f"{path} {classes.index(path.split('/')[0]) + 1}\n" for path in train)
+    (lists / "trainlist01.txt").write_text(numbered)
+    (lists / "testlist01.txt").write_text("".join(f"{path}\n" for path in test))
+    return tmp_path / "UCF-101"
+
+
+@pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("ucf101")])
+def test_real_files_go_through_every_ucf_protocol(ucf: Path, tmp_path: Path, name: str) -> None:
+    record = protocol(name)
+    videos = 6 if record.split == "train+test" else 3
+    count = 8 if record.clips == "windows" else videos
+    source = protocol_source(record, str(ucf))
+    with pytest.raises(ValueError, match=r"clips, but the data hold|would not be"):
+        Evaluation(record, source, tmp_path / "out", features=None, partial=False)
+    evaluation = Evaluation(
+        record.adapted(count=count),
+        source,
+        tmp_path / "out",
+        features=Colours(),
+        fidelity=[ClipPSNR()],
+        test_source=unseen_source(record, str(ucf)),
+        sampler_seeds=min(2, record.sampler_seeds),
+        partial=True,
+        batch_size=3,
+    )
+    report = finish(evaluation, Noisy(side=record.resolution), resamples=4)
+    for number in report.numbers:
+        assert number.protocol.name.startswith(f"{name} [")
+        assert f"count {number.count} instead of" in number.protocol.name
+        assert f"videos {videos} instead of" in number.protocol.name
+    found = values(report)
+    assert "Frechet distance (colours)" in found
+    assert not any(number.name.startswith("FVD") for number in report.numbers)
+    assert ("PSNR" in found) == (record.task == "reconstruction")
+    unseen = "Frechet distance (colours), test split"
+    assert (unseen in found) == (record.task == "generation" and record.split == "train")
+    report.save(tmp_path / "report.json")
+    assert Report.load(tmp_path / "report.json") == report
