@@ -179,9 +179,11 @@ class Comparison:
 
     def _allocator(self, name: str, rate: float, video: Tensor) -> Allocator:
         budget = self._budget(rate)
+        if rate == 1:
+            return _keep_all
         if name == "InfoTok's rule":
             return InfoTokRule(self.lit, video, budget)
-        if name == "ElasticTok's rule" and rate < 1:
+        if name == "ElasticTok's rule":
             return ElasticTokRule(self.lit, video, self._target(rate))
         return BudgetedRedundancy(budget, self.lit.std)
 
@@ -208,6 +210,10 @@ class Comparison:
                 share = (more - rate) / (more - fewer)
                 return float(small ** (1 - share) * large**share)
         return self.targets[0][0] if rate > self.targets[0][1] else self.targets[-1][0]
+
+
+def _keep_all(tokens: BlockTokens) -> BlockTokens:
+    return tokens
 
 
 @dataclass(frozen=True)
@@ -264,7 +270,7 @@ def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
     for start in range(0, video.shape[1], codec.window or video.shape[1]):
         length = min(codec.window or video.shape[1], video.shape[1] - start)
         frames += [1] + [codec.geometry.time] * ((length - 1) // codec.geometry.time)
-    mask = keep.unflatten(1, lit.grid).repeat_interleave(torch.tensor(frames, device=keep.device), 0)
+    mask = torch.unflatten(keep, 1, lit.grid).repeat_interleave(torch.tensor(frames, device=keep.device), 0)
     mask = mask.repeat_interleave(codec.geometry.space, 1).repeat_interleave(codec.geometry.space, 2)
     return torch.where(mask, video, 0.2 * (video + 1) - 1)
 

@@ -110,7 +110,7 @@ class Codec(nn.Module, ABC):
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
         self.spec((video.shape[3], video.shape[4])).num_blocks(video.shape[2])
-        return torch.cat([self._encode(part) for part in video.split(self.window or video.shape[2], 2)], 2)
+        return torch.cat([self._encode(part) for part in torch.split(video, self.window or video.shape[2], 2)], 2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, G, h, w) -> (B, 3, T, H, W), about [-1, 1]. Gradients flow to the latents."""
@@ -120,7 +120,7 @@ class Codec(nn.Module, ABC):
         blocks = latents.shape[2]
         if self.window:
             blocks = self.spec((latents.shape[3] * space, latents.shape[4] * space)).window_blocks
-        return torch.cat([self._decode(part) for part in latents.split(blocks, 2)], 2)
+        return torch.cat([self._decode(part) for part in torch.split(latents, blocks, 2)], 2)
 
     def stream(self) -> CodecStream:
         """Start a stream; ValueError where the codec cannot."""

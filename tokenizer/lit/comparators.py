@@ -82,8 +82,8 @@ def cell_errors(codec: Codec, error: Tensor) -> Tensor:
     space, time = codec.geometry.space, codec.geometry.time
     pooled = F.avg_pool2d(error, space).flatten(2)
     blocks = []
-    for window in pooled.split(codec.window or pooled.shape[1], 1):
+    for window in torch.split(pooled, codec.window or pooled.shape[1], 1):
         blocks.append(window[:, :1])
         if window.shape[1] > 1:
-            blocks.append(window[:, 1:].unflatten(1, (-1, time)).mean(2))
+            blocks.append(torch.unflatten(window[:, 1:], 1, (-1, time)).mean(2))
     return torch.cat(blocks, 1)

@@ -237,7 +237,7 @@ def _check_chunk(name: str, frames: int, step: int, first: int) -> None:
 
 
 def _split(video: Tensor, size: int) -> list[Tensor]:
-    return list(video.split(size, 2)) if video.shape[2] else []
+    return list(torch.split(video, size, 2)) if video.shape[2] else []
 
 
 def _batches(x: Tensor, size: int, first: int) -> list[Tensor]:

@@ -109,7 +109,7 @@ class Inpainter(nn.Module):
         if not self.config.causal:
             following, ahead = next_kept(latents, keep)
             parts += [following - copied, _log(ahead)]
-        features = torch.cat(parts, -1).flatten(0, 1).unflatten(1, grid).permute(0, 3, 1, 2)
+        features = torch.unflatten(torch.cat(parts, -1).flatten(0, 1), 1, grid).permute(0, 3, 1, 2)
         x: Tensor = self.embed(features).flatten(2).transpose(1, 2)
         return x + torch.where(keep.flatten(0, 1)[..., None], 0, self.mask_embedding.to(x.dtype))
 
@@ -127,7 +127,7 @@ class Inpainter(nn.Module):
             seen = (lag < context) & ((lag >= 0) if causal else (lag > -context))
             table = lag.clamp(0, context - 1) if causal else lag.clamp(1 - context, context - 1) + context - 1
             bias = self.lag_bias[index][:, table].masked_fill(~seen, float("-inf")).to(queries.dtype)
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None])
 
         return attend
 
@@ -140,8 +140,8 @@ def _over_space(grid: Grid, window: int) -> Attend:
 
     def tiles(x: Tensor) -> Tensor:
         """(N, heads, L, d) -> (N * tiles, heads, rows * columns, d), padded at the end."""
-        x = F.pad(x.unflatten(2, grid), (0, 0, 0, across, 0, down))
-        x = x.unflatten(3, (-1, columns)).unflatten(2, (-1, rows))
+        x = F.pad(torch.unflatten(x, 2, grid), (0, 0, 0, across, 0, down))
+        x = torch.unflatten(torch.unflatten(x, 3, (-1, columns)), 2, (-1, rows))
         return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
@@ -154,7 +154,7 @@ def _over_space(grid: Grid, window: int) -> Attend:
             mask = real[:, :, None].repeat(len(queries), 1, 1, 1)
         out = F.scaled_dot_product_attention(tiles(queries), tiles(keys), tiles(values), attn_mask=mask)
         shape = (len(queries), (height + down) // rows, (width + across) // columns)
-        out = out.unflatten(2, (rows, columns)).unflatten(0, shape).permute(0, 3, 1, 4, 2, 5, 6)
+        out = torch.unflatten(torch.unflatten(out, 2, (rows, columns)), 0, shape).permute(0, 3, 1, 4, 2, 5, 6)
         return out.flatten(4, 5).flatten(2, 3)[:, :, :height, :width].flatten(2, 3)
 
     return attend
@@ -174,7 +174,7 @@ def _rotate(x: Tensor, grid: Grid) -> Tensor:
 
 def _swap(x: Tensor, batch: int) -> Tensor:
     """(B * G, L, width) <-> (B * L, G, width)."""
-    return x.unflatten(0, (batch, -1)).transpose(1, 2).flatten(0, 1)
+    return torch.unflatten(x, 0, (batch, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _log(count: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ BITS_PER_CHANNEL = 16
 
 def mask_bits(keep: Tensor, columns: int) -> Tensor:
     """(B, G, L) kept positions in frames of `columns` columns -> (B,) float64 bits."""
-    frames = keep.unflatten(2, (-1, columns))
+    frames = torch.unflatten(keep, 2, (-1, columns))
     clips = len(keep)
     counts = torch.full((clips, 8, 2), _PRIOR, dtype=torch.float64, device=keep.device)
     bits = torch.zeros(clips, dtype=torch.float64, device=keep.device)

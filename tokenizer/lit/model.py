@@ -119,8 +119,8 @@ class LIT(Model):
         return tokens.latents
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.codec._apply(fn)
-        super()._apply(fn, recurse)
+        self.codec._apply(fn)  # type: ignore[no-untyped-call]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 
 
@@ -166,4 +166,4 @@ def as_tokens(latents: Tensor) -> BlockTokens:
 
 def as_grid(latents: Tensor, grid: Grid) -> Tensor:
     """(B, G, L, C) -> (B, C, G, h, w)."""
-    return latents.permute(0, 3, 1, 2).unflatten(3, grid).contiguous()
+    return torch.unflatten(latents.permute(0, 3, 1, 2), 3, grid).contiguous()

@@ -52,7 +52,8 @@ class LITTask(TrainingTask):
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         lit, video = self.lit, batch["video"]
-        with torch.no_grad():
+        # Latents are targets: in full precision whatever the networks are trained in.
+        with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
             latents = lit.normalise(as_tokens(lit.codec.encode(video)).latents)  # type: ignore[arg-type]
             keep = self.draw(latents, batch["seed"])
         filled, _, _ = lit.inpainter(latents, keep, lit.grid)

@@ -1,0 +1,91 @@
+"""The LIT recipes one after the other: a codec, its inpainter, and the table of keep rates."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from genvid.config import ConfigError
+from genvid.eval.report import Report
+from genvid.recipes import evaluate_lit, train
+from genvid.recipes.evaluate_lit import METHODS
+
+CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "lit_tiny"
+CLIPS = {"data.source.clips": 8, "data.clip.frames": 9}
+
+
+def overrides(**changes: object) -> list[str]:
+    return [f"--{key}={json.dumps(value)}" for key, value in changes.items()]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("diffusers", reason="codecs of diffusers need the extra genvid[lit]")
+    folder = tmp_path_factory.mktemp("lit_chain")
+    training = {**CLIPS, "train.steps": 2, "train.batch_size": 2}
+    codec, lit = str(folder / "codec"), str(folder / "lit")
+    train.main([str(CONFIGS / "autoencoder.yaml"), *overrides(**training, output_dir=codec)])
+    source = {"model.codec.source": f"{codec}/export", "output_dir": lit}
+    train.main([str(CONFIGS / "inpainter.yaml"), *overrides(**training, **source)])
+    return folder
+
+
+def test_the_codec_is_a_folder_of_diffusers_with_its_statistics(models: Path) -> None:
+    config = json.loads((models / "codec" / "export" / "config.json").read_text())
+    assert config["_class_name"] == "AutoencoderKLCosmos"
+    assert len(config["latents_std"]) == config["latent_channels"] == 8
+    assert min(config["latents_std"]) > 0
+
+
+def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
+    settings = {"model": f"{models}/lit/export", "output_dir": f"{models}/rates", "rates": [0.5, 1.0]}
+    changes = {**CLIPS, "batch_size": 4, "targets": 2, "shown": 1, "shown_rate": 0.5}
+    evaluate_lit.main([str(CONFIGS / "keep_rates.yaml"), *overrides(**settings, **changes)])
+    reports = {}
+    for file in (models / "rates").glob("*.json"):
+        report = Report.load(file)
+        reports[report.title] = {number.name: number.value for number in report.numbers}
+    assert set(reports) == {f"{method} @ {rate}" for method in METHODS for rate in ("0.5", "1")}
+    for title, values in reports.items():
+        if not title.startswith("ElasticTok"):
+            assert values["budget met, %"] == 100
+            assert values["keep rate"] == pytest.approx(float(title.rpartition(" ")[2]), abs=0.02)
+    # With all kept, every method is the codec.
+    assert len({round(values["PSNR"], 4) for title, values in reports.items() if title.endswith("@ 1")}) == 1
+    full, half = reports["LIT @ 1"], reports["LIT @ 0.5"]
+    assert half["bits per 16 pixels"] < full["bits per 16 pixels"]
+    assert full["mask bits per clip"] < half["mask bits per clip"]
+    assert "LIT @ 0.5" in (models / "rates" / "table.md").read_text()
+    assert (models / "rates" / "side_by_side.mp4").stat().st_size > 0
+    assert "kept by LIT" in (models / "rates" / "page.html").read_text()
+
+
+def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def fails(main: object, name: str, **changes: object) -> str:
+        with pytest.raises(SystemExit):
+            main([str(CONFIGS / name), *overrides(**changes)])  # type: ignore[operator]
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    evaluation = {"model": f"{models}/lit/export", "output_dir": f"{models}/bad", **CLIPS}
+    assert "does not fit this codec; use 1, 5, 9" in fails(
+        evaluate_lit.main, "keep_rates.yaml", **{**evaluation, "data.clip.frames": 10}
+    )
+    assert "below the floor" in fails(evaluate_lit.main, "keep_rates.yaml", **evaluation, rates=[0.1])
+    assert "keep rates in (0, 1]" in fails(evaluate_lit.main, "keep_rates.yaml", **evaluation, rates=[1.5])
+    assert "no codec at" in fails(
+        train.main, "inpainter.yaml", **{"model.codec.source": f"{models}/none", "output_dir": f"{models}/x"}
+    )
+    with pytest.raises(ConfigError, match="need 3 widths"):
+        train.read_run([str(CONFIGS / "autoencoder.yaml"), "--model.encoder_widths=[8, 8]"])
+
+
+def test_the_shipped_sizes_are_as_their_recipes_say() -> None:
+    from genvid.tokenizer.layers import TransformerConfig
+    from genvid.tokenizer.lit.inpainter import Inpainter, InpainterConfig
+
+    for name, millions in (("inpainter", 6), ("inpainter_base", 29)):
+        recipe = yaml.safe_load((CONFIGS.parent / "lit" / f"{name}.yaml").read_text())["model"]["inpainter"]
+        config = InpainterConfig(TransformerConfig(**recipe["transformer"]), recipe["context"], recipe["window"])
+        count = sum(parameter.numel() for parameter in Inpainter(16, config).parameters())
+        assert count == pytest.approx(millions * 1e6, rel=0.1)
