@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from genvid.eval.features import FeatureNetwork
+from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.metrics.codebook import CodebookUsage
-from genvid.eval.metrics.fidelity import ClipMean, ClipPSNR, ClipSSIM, MeanPerceptual
-from genvid.eval.metrics.frechet import FrechetVideoDistance
+from genvid.eval.metrics.fidelity import ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, frechet_interval
 from genvid.eval.metrics.rate import TokenRate
 from genvid.perceptual import StructureDistance
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -163,3 +164,69 @@ def test_codebook_usage_ignores_dropped_tokens() -> None:
     uneven.update(BlockTokens(torch.ones(1, 1, 4, dtype=torch.bool), codes=torch.tensor([[[0, 0, 0, 1]]])))
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
     assert float(uneven.compute()["codebook perplexity"]) == pytest.approx(math.exp(entropy))
+
+
+def test_ms_ssim_is_one_for_equal_and_needs_five_scales() -> None:
+    target = videos(1, 0, (3, 1, 176, 176))
+    metric = ClipMSSSIM()
+    assert float(metric.score(target, target)) == pytest.approx(1)
+    noise = 0.1 * torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
+    assert 0 < float(metric.score(target + noise, target)) < 0.99
+    with pytest.raises(ValueError, match="at least 161 pixels, got 160x176"):
+        metric.score(target[..., :160, :], target[..., :160, :])
+
+
+def test_stored_features_give_the_distance_that_videos_give() -> None:
+    real, fake = videos(40, 0), videos(30, 1) * 0.7 + 0.1
+    for ddof in (0, 1):
+        assert frechet_distance(Pooled()(real), Pooled()(fake), ddof=ddof) == pytest.approx(
+            frechet(real, fake, ddof), rel=1e-9
+        )
+    twice = (torch.full((40,), 1), torch.full((30,), 1))
+    assert frechet_distance(Pooled()(real), Pooled()(fake), weights=twice) == pytest.approx(
+        frechet(real, fake, 0), rel=1e-9
+    )
+    with pytest.raises(ValueError, match="got 1 and 30"):
+        frechet_distance(Pooled()(real[:1]), Pooled()(fake))
+
+
+def test_the_interval_is_as_wide_as_the_value_varies() -> None:
+    """Over many draws of as many samples, the value lies in the interval of one draw about as often as it should."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(shift: float) -> Tensor:
+        return torch.randn(200, 4, generator=generator, dtype=torch.float64) + shift
+
+    distances = [frechet_distance(draw(0.0), draw(0.5)) for _ in range(200)]
+    mean = sum(distances) / len(distances)
+    spread = (sum((d - mean) ** 2 for d in distances) / len(distances)) ** 0.5
+    widths = []
+    for _ in range(5):
+        real, made = draw(0.0), draw(0.5)
+        low, high = frechet_interval(real, made, resamples=200)
+        assert low < frechet_distance(real, made) < high
+        widths.append(high - low)
+    assert sum(widths) / len(widths) == pytest.approx(2 * 1.96 * spread, rel=0.25)
+
+
+def test_bd_rate_of_known_curves() -> None:
+    curve = [(100.0, 30.0), (200.0, 33.0), (400.0, 35.0), (800.0, 36.0)]
+    half = [(rate / 2, quality) for rate, quality in curve]
+    assert bd_rate(curve, curve) == pytest.approx(0, abs=1e-9)
+    assert bd_rate(curve, half) == pytest.approx(-50, abs=1e-6)
+    assert bd_rate(half, curve) == pytest.approx(100, abs=1e-5)
+    distortion = [(rate, 1 / quality) for rate, quality in curve]
+    assert bd_rate(distortion, [(0.8 * r, d) for r, d in distortion], lower_is_better=True) == pytest.approx(-20)
+    with pytest.raises(ValueError, match="no quality in common"):
+        bd_rate(curve, [(rate, quality + 10) for rate, quality in curve])
+    with pytest.raises(ValueError, match="better than the cheaper one"):
+        bd_rate(curve, [(100.0, 30.0), (200.0, 29.0)])
+
+
+def test_bd_rate_interpolates_as_scipy_does() -> None:
+    interpolate = pytest.importorskip("scipy.interpolate")
+    first = [(90.0, 28.0), (210.0, 32.5), (400.0, 34.0), (900.0, 36.5)]
+    second = [(80.0, 29.0), (190.0, 32.0), (420.0, 35.0), (700.0, 35.5)]
+    pieces = [interpolate.PchipInterpolator([q for _, q in c], np.log([r for r, _ in c])) for c in (first, second)]
+    area = pieces[1].integrate(29.0, 35.5) - pieces[0].integrate(29.0, 35.5)
+    assert bd_rate(first, second) == pytest.approx(100 * math.expm1(area / 6.5), rel=1e-4)

@@ -1,0 +1,70 @@
+"""The page of an evaluation in a real browser: its videos can be decoded, its plots are drawn."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from test_evaluation import NOW, toy
+from toy_models import Noisy
+
+from genvid.eval.summary import Summary
+from genvid.eval.summary_page import comparison_page, evaluation_page
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+PROBE = """<script>
+// After everything has loaded: what the browser made of the page, as text that --dump-dom prints.
+addEventListener('load', async () => {
+  const videos = [...document.querySelectorAll('video')];
+  const ready = video => video.readyState >= 2 ? null
+    : new Promise(done => { video.addEventListener('loadeddata', done); video.addEventListener('error', done); });
+  await Promise.all(videos.map(ready));
+  const size = video => `${video.videoWidth}x${video.videoHeight}/${video.duration.toFixed(2)}`;
+  const drawn = [...document.querySelectorAll('svg polyline')].filter(line => line.getTotalLength() > 10);
+  const wide = document.documentElement.scrollWidth > innerWidth;
+  const report = document.createElement('p');
+  report.id = 'probe';
+  report.textContent = `videos ${videos.map(size).join(' ')}; lines ${drawn.length}; overflow ${wide}`;
+  document.body.append(report);
+});
+</script>"""
+
+
+def in_browser(page: Path, folder: Path) -> str:
+    """What the probe says of a page."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip("no Chromium or Chrome on this machine")
+    probed = folder / "probed.html"
+    probed.write_text(page.read_text().replace("</head>", f"{PROBE}</head>", 1))
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
+    command = [browser, *options, "--virtual-time-budget=20000", "--dump-dom", probed.as_uri()]
+    try:
+        dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
+    except subprocess.TimeoutExpired:
+        pytest.skip("the browser did not start within two minutes")
+    if not dumped:
+        pytest.skip("the browser does not run here")
+    found = re.search(r'<p id="probe">([^<]*)</p>', dumped)
+    assert found, dumped[-2000:]
+    return found[1]
+
+
+def test_the_page_of_an_evaluation_plays_and_draws(tmp_path: Path) -> None:
+    reports = []
+    for amount in (0.1, 0.3):
+        evaluation, model = toy(tmp_path / f"{amount}"), Noisy(amount)
+        evaluation.measure(model)
+        summary = Summary(evaluation, model, resamples=4)
+        reports.append(summary.report(f"noise @ {amount}", NOW))
+    evaluation_page(reports[0], summary).write(tmp_path / "page.html")
+    said = in_browser(tmp_path / "page.html", tmp_path)
+    videos = re.findall(r"(\d+)x(\d+)/([\d.]+)", said)
+    assert videos == [("32", "32", "0.64")] * 32
+    assert "lines 5" in said
+    assert "overflow false" in said
+    comparison_page(reports).write(tmp_path / "comparison.html")
+    assert "PSNR" in (tmp_path / "comparison.html").read_text()
