@@ -1,6 +1,7 @@
-"""Sample from an autoregressive model and score the samples: python recipes/generate.py CONFIG.yaml [...]
+"""Sample from an autoregressive model and score the samples: accelerate launch recipes/generate.py CONFIG.yaml [...]
 
-A model of classes gives samples of every class; a model of frame prediction continues held-out clips. One process.
+A model of classes gives samples of every class; a model of frame prediction continues held-out clips. Any number of
+processes samples; one of them scores. A run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid import noise
@@ -27,11 +28,18 @@ from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.page import Clip, Page, Section
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
-from genvid.generation.pipeline import Generated, generate_classes, predict_frames
+from genvid.generation.budget import BudgetConfig, groups, with_budget
+from genvid.generation.engine import Engine
+from genvid.generation.folder import SampleFolder, SampleWriter, fill
+from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
-from genvid.recipes.allocated import AllocatedTokenizer
+from genvid.recipes.allocated import AllocatedTokenizer, decode
 from genvid.recipes.command import command
 from genvid.recipes.loading import WINDOWS, VideoData, device
+from genvid.tokens import BlockTokens
+from genvid.train.accelerator import make_state
+
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,9 +55,19 @@ class GenerationRun:
     data: VideoData
     """Real, held-out clips."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    budget: BudgetConfig = field(default_factory=BudgetConfig)
+    """What the generated blocks may cost."""
     count: int = 128
+    slots: int = 64
+    """Rows in flight: memory and speed, not results."""
+    precision: Precision = "auto"
+    """Of the autoregressive model; auto: bf16 on a GPU, else fp32."""
     batch_size: int = 64
+    """Clips decoded and judged at a time: memory, not results."""
     seed: int = 0
+    format: str = "mp4"
+    """Files of the samples: mp4, npz or png."""
+    fps: float = 8.0
     workers: int = 2
     protocol: str = "samples against held-out clips"
 
@@ -67,60 +85,142 @@ class Samples:
     report: Report
 
 
-@torch.no_grad()
+class OpenRun:
+    """A run with its models, data and folder open: everything that can be wrong has been looked at."""
+
+    def __init__(self, run: GenerationRun) -> None:
+        self.run, self.state = run, make_state()
+        model, classifier = load_model(run.model), load_model(run.classifier)
+        if not isinstance(model, RowModel):
+            raise ValueError(f"{run.model} holds a {model.model_type} model, but an autoregressive one is needed")
+        if not isinstance(classifier, VideoClassifier):
+            raise ValueError(
+                f"{run.classifier} holds a {classifier.model_type} model, but a video classifier is needed"
+            )
+        self.model, self.classifier = model.to(device()), classifier.to(device())
+        self.dataset = run.data.open()
+        self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames)
+        check_match(model, self.tokenizer)
+        self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
+        self.folder = SampleFolder(Path(run.output_dir) / "samples", self._about(), part=self.state.process_index)
+        self.writer = SampleWriter(self.fingerprint, model.layout.codebook_size, run.fps, run.format)
+
+    def _about(self) -> dict[str, Any]:
+        """What the samples depend on."""
+        run = self.run
+        about = {"model": fingerprint(resolve(run.model)), "tokenizer": self.fingerprint, "seed": run.seed}
+        chosen = {
+            "sampling": run.sampling,
+            "budget": run.budget,
+            "tokens": run.tokens if self.model.config.context_blocks else None,
+            "data": run.data if self.model.config.context_blocks else None,
+        }
+        return about | {"count": run.count} | {name: configuration.encode(part) for name, part in chosen.items()}
+
+    @property
+    def context_frames(self) -> int:
+        return self.model.config.context_blocks * self.tokenizer.spec.frames_per_block
+
+    def real(self) -> tuple[Tensor, Tensor]:
+        """Held-out clips and their labels."""
+        loaded = list(one_pass(self.dataset, batch_size=self.run.batch_size, workers=self.run.workers))
+        return torch.cat([b["video"] for b in loaded]), torch.cat([b["label"] for b in loaded])
+
+    def sample(self, real: Tensor, real_labels: Tensor) -> Tensor:
+        """Fill the folder, each process its part of what is missing; the labels of the samples."""
+        run, frames = self.run, self.context_frames
+        labels = real_labels[: run.count] if frames else torch.arange(run.count) % self.dataset.num_classes
+        seeds = noise.sample_seeds(run.seed, "samples", torch.arange(len(labels)))
+        done = self.folder.samples()
+        if not all(number in done for number in range(len(labels))):
+            prompts = real[: run.count, :, :frames]
+            job = (
+                prediction_job(self.model, self.tokenizer, self.allocator, prompts, seeds)
+                if frames
+                else class_job(self.model, labels, seeds)
+            )
+            self._fill(job, labels, set(done))
+        self.state.wait_for_everyone()
+        if self.state.is_main_process:
+            self.folder.finish()
+        self.state.wait_for_everyone()
+        return labels
+
+    def _fill(self, job: Job, labels: Tensor, done: set[int]) -> None:
+        run, state = self.run, self.state
+        dtype = torch.bfloat16 if (run.precision, device().type) in AS_BF16 else torch.float32
+        engine = Engine(self.model, run.sampling, slots=min(run.slots, len(job.requests)), dtype=dtype)
+        requests = with_budget(engine, job.requests, run.budget)
+        missing = [group for group in groups(requests) if not done.issuperset(group)]
+        numbers = [number for group in missing[state.process_index :: state.num_processes] for number in group]
+        if not numbers:
+            return
+        budget = run.budget.tokens_per_video or run.budget.total
+        conditions = [
+            {"class": self.dataset.classes[int(labels[number])], "label": int(labels[number]), "budget": budget}
+            for number in numbers
+        ]
+        fill(
+            self.folder,
+            self.writer,
+            engine,
+            self.tokenizer,
+            Job([requests[number] for number in numbers], lambda i, row: job.unpack(numbers[i], row)),
+            numbers=numbers,
+            conditions=conditions,
+            batch_size=run.batch_size,
+            quiet=not state.is_main_process,
+        )
+
+    def part(self, count: int) -> slice:
+        """The part of `count` clips that this process scores: metrics join the parts. Even ones of a part are even ones
+        of all, which halves of a floor are made of."""
+        share = 2 * -(-count // (2 * self.state.num_processes))
+        start = self.state.process_index * share
+        if count <= (self.state.num_processes - 1) * share:
+            raise ValueError(f"{count} clips are too few to be scored by {self.state.num_processes} processes")
+        return slice(start, min(start + share, count))
+
+    @torch.no_grad()
+    def made(self, chosen: slice) -> Generated:
+        """Samples of the folder, decoded from their tokens."""
+        spec = self.tokenizer.spec
+        parts = [
+            self.folder.tokens(number, spec, tokenizer=self.fingerprint) for number in range(chosen.start, chosen.stop)
+        ]
+        tokens = BlockTokens.concatenate(parts)
+        return Generated(decode(self.tokenizer, tokens.to(device()), self.run.batch_size).float().cpu(), tokens)
+
+
+AS_BF16 = {("auto", "cuda"), ("bf16", "cuda"), ("bf16", "cpu")}
+"""Precision and device at which weights and cache are bfloat16."""
+
+
 def generate(run: GenerationRun) -> Samples:
-    """Sample and score."""
-    model, classifier = load_model(run.model), load_model(run.classifier)
-    if not isinstance(model, RowModel):
-        raise ValueError(f"{run.model} holds a {model.model_type} model, but an autoregressive one is needed")
-    if not isinstance(classifier, VideoClassifier):
-        raise ValueError(f"{run.classifier} holds a {classifier.model_type} model, but a video classifier is needed")
-    model, classifier = model.to(device()), classifier.to(device())
-    dataset = run.data.open()
-    loaded = list(one_pass(dataset, batch_size=run.batch_size, workers=run.workers))
-    real, real_labels = torch.cat([b["video"] for b in loaded]), torch.cat([b["label"] for b in loaded])
-    context_blocks = model.config.context_blocks
-    labels = real_labels[: run.count] if context_blocks else torch.arange(run.count) % dataset.num_classes
-    tokenizer, allocator, _ = run.tokens.build(run.data.clip.frames)
-    context_frames = context_blocks * tokenizer.spec.frames_per_block
-    seeds = noise.sample_seeds(run.seed, "samples", torch.arange(len(labels)))
-    with tqdm(total=len(labels), desc="sampling", unit="video") as bar:
-
-        def progress(done: int, _: int) -> None:
-            bar.update(done - bar.n)
-
-        if context_frames:
-            prompts = real[: run.count, :, :context_frames]
-            made = predict_frames(
-                model, tokenizer, allocator, prompts, seeds, run.sampling, batch_size=run.batch_size, progress=progress
-            )
-        else:
-            made = generate_classes(
-                model, tokenizer, labels, seeds, run.sampling, batch_size=run.batch_size, progress=progress
-            )
-    numbers = score(run, classifier, made, labels, real, real_labels, context_frames)
+    """Sample and score. Each of several processes has its own part of the samples, and the report of all."""
+    opened = OpenRun(run)
+    real, real_labels = opened.real()
+    labels = opened.sample(real, real_labels)
+    ours, held_out, frames = opened.part(len(labels)), opened.part(len(real)), opened.context_frames
+    made, counts = opened.made(ours), (len(labels), len(real))
+    numbers = score(opened, made, labels[ours], real[held_out], real_labels[held_out], counts)
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
     provenance = Provenance.now({role: fingerprint(resolve(folder)) for role, folder in weights.items()})
-    title = "frame prediction" if context_frames else "class-conditional"
-    report = Report(title, numbers, provenance)
-    return Samples(made, labels, real, real_labels, dataset.classes, context_frames, report)
+    report = Report("frame prediction" if frames else "class-conditional", numbers, provenance)
+    return Samples(made, labels[ours], real[ours], real_labels[ours], opened.dataset.classes, frames, report)
 
 
+@torch.no_grad()
 def score(
-    run: GenerationRun,
-    classifier: VideoClassifier,
-    made: Generated,
-    labels: Tensor,
-    real: Tensor,
-    real_labels: Tensor,
-    context_frames: int,
+    opened: OpenRun, made: Generated, labels: Tensor, real: Tensor, real_labels: Tensor, counts: tuple[int, int]
 ) -> list[Number]:
-    """Frechet distance and its floor, agreement with the class, and tokens spent."""
-    features, clip = ClassifierFeatures(classifier, "video classifier of the same data"), run.data.clip
-    count = len(made.videos)
+    """Frechet distance and its floor, agreement with the class, and tokens spent. What is given is the part of this
+    process; `counts` are the samples and the real clips of all."""
+    run, classifier, clip = opened.run, opened.classifier, opened.run.data.clip
+    features, (count, real_count) = ClassifierFeatures(classifier, "video classifier of the same data"), counts
     protocol = Protocol(
         name=run.protocol,
-        task="prediction" if context_frames else "generation",
+        task="prediction" if opened.context_frames else "generation",
         dataset=str(configuration.encode(run.data.source)),
         split="held out",
         frames=clip.frames,
@@ -128,7 +228,7 @@ def score(
         count=count,
         resolution=min(clip.resolution),
         seed=run.seed,
-        condition_frames=context_frames,
+        condition_frames=opened.context_frames,
         features=features.name,
     )
 
@@ -139,14 +239,15 @@ def score(
     frechet = next(iter(distances))
     judged = class_accuracy(classifier, zip(parts(made.videos), parts(labels), strict=True))
     truth = class_accuracy(classifier, zip(parts(real), parts(real_labels), strict=True))
-    tokens = float(made.tokens.lengths.sum(1).double().mean())
+    distances |= {"real clips": real_count, "generated clips": count}  # those of all processes
+    tokens = sum(sum(line["tokens"]) for line in opened.folder.samples().values()) / count
     return [
         *(
             Number(name, value, protocol, count, better="lower" if name == frechet else "neither")
             for name, value in distances.items()
         ),
         Number("class as asked", judged["class as asked"], protocol, count, better="higher"),
-        Number("classifier on real clips", truth["class as asked"], protocol, len(real)),
+        Number("classifier on real clips", truth["class as asked"], protocol, real_count),
         Number("tokens per clip", tokens, protocol, count),
     ]
 
@@ -174,14 +275,16 @@ def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: floa
 
 @command
 def main(argv: Sequence[str]) -> None:
-    usage = "python recipes/generate.py CONFIG.yaml [--key value ...]"
+    usage = "accelerate launch recipes/generate.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(GenerationRun, argv, usage=usage)
     samples = generate(run)
+    if not make_state().is_main_process:
+        return
     folder = Path(run.output_dir)
     samples.report.save(folder / "report.json")
     page = Page("Samples", lead=run.protocol)
     capacity = samples.generated.tokens.keep.shape[-1]
-    add_to_page(page.section(samples.report.title), samples, per_class=8, fps=8, capacity=capacity)
+    add_to_page(page.section(samples.report.title), samples, per_class=8, fps=run.fps, capacity=capacity)
     page.write(folder / "page.html")
     print(f"wrote {folder / 'page.html'}")
 

@@ -46,6 +46,21 @@ class RowModel(Model):
     def logits(self, states: Tensor) -> Tensor:
         """(..., width) -> (..., num_outputs): of codes and framing, the only ids that may be predicted."""
 
+    @property
+    @abstractmethod
+    def backbone(self) -> LlamaModel:
+        """Embedding and layers."""
+
+    @property
+    @abstractmethod
+    def head_weight(self) -> Tensor:
+        """(num_outputs, width): the linear map of `logits`."""
+
+    @property
+    def position_table(self) -> Tensor | None:
+        """(max_positions, width) learned positions, added to the embeddings; None: rotary ones, in the backbone."""
+        return None
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S) -> (B, S, num_outputs): logits of the token after each position. PAD at the end needs no mask."""
         return self.logits(self.states(tokens))
@@ -78,6 +93,14 @@ class BlockTransformer(RowModel):
 
     def logits(self, states: Tensor) -> Tensor:
         return cast(Tensor, self.llama.lm_head(states)[..., : self.layout.num_outputs])
+
+    @property
+    def backbone(self) -> LlamaModel:
+        return self.llama.model
+
+    @property
+    def head_weight(self) -> Tensor:
+        return cast(Tensor, self.llama.lm_head.weight[: self.layout.num_outputs])
 
     def _write(self, folder: Path) -> None:
         own = {

@@ -69,6 +69,18 @@ class PublishedTransformer(RowModel):
     def logits(self, states: Tensor) -> Tensor:
         return cast(Tensor, self.head(states))
 
+    @property
+    def backbone(self) -> LlamaModel:
+        return self.llama
+
+    @property
+    def head_weight(self) -> Tensor:
+        return self.head.weight
+
+    @property
+    def position_table(self) -> Tensor:
+        return self.positions
+
     def context_prefix(self, context: BlockTokens) -> Tensor:
         """The (padded) clip's first blocks, uncut -> (B, P): their codes, then the separator."""
         blocks = self.config.context_blocks

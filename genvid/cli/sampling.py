@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import argparse
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
 from torch import Tensor
-from tqdm import tqdm
 
 from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
-from genvid.checkpoint import load_model
+from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
-from genvid.data.clips import ClipConfig, to_float, to_uint8
+from genvid.data.clips import ClipConfig, to_float
 from genvid.data.token_cache import FINGERPRINT, TokenCache
-from genvid.data.video import probe, read_clip, write_video
+from genvid.data.video import probe, read_clip
 from genvid.files import write_atomically
-from genvid.generation.pipeline import (
-    Generated,
-    check_match,
-    generate_classes,
-    predict_frames,
-    predict_frames_as_published,
-)
+from genvid.generation.engine import Engine
+from genvid.generation.folder import SampleFolder, SampleWriter, fill
+from genvid.generation.pipeline import Job, check_match, class_job, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.recipes.loading import device
 from genvid.tokens import TokenizerSpec, VideoTokenizer
@@ -46,46 +39,39 @@ def sample(arguments: argparse.Namespace) -> None:
     tokenizer = open_tokenizer(arguments.tokenizer)
     check_match(model, tokenizer)
     fps = arguments.fps if arguments.prompt is None else probe(arguments.prompt).fps
-    make, condition = _generator(arguments, model.to(device()), tokenizer, config)
+    job, condition = _job(arguments, model.to(device()), tokenizer)
+    engine = Engine(model, config, slots=min(arguments.batch_size, arguments.count))
+    writer = SampleWriter(fingerprint(resolve(arguments.tokenizer)), model.layout.codebook_size, fps)
+    with write_atomically(output) as folder:
+        samples = SampleFolder(folder, {"model": arguments.model, "tokenizer": arguments.tokenizer})
+        fill(
+            samples,
+            writer,
+            engine,
+            tokenizer,
+            job,
+            numbers=range(arguments.count),
+            conditions=[condition] * arguments.count,
+            batch_size=arguments.batch_size,
+        )
+        samples.finish()
+
+
+def _job(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer) -> tuple[Job, dict[str, Any]]:
+    """What is asked for, and what the index says of its condition."""
     seeds = noise.sample_seeds(arguments.seed, "samples", torch.arange(arguments.count))
-    lines: list[str] = []
-    with write_atomically(output) as folder, tqdm(total=len(seeds), desc="sampling", unit="video") as bar:
-        folder.mkdir()
-        for part in torch.split(seeds, arguments.batch_size):
-            made = make(part)
-            for seed, video, lengths in zip(part.tolist(), made.videos, made.tokens.lengths.tolist(), strict=True):
-                name = f"{len(lines):05d}.mp4"
-                write_video(folder / name, to_uint8(video), fps)
-                lines.append(json.dumps({"file": name, "seed": seed, **condition, "tokens": lengths}))
-            bar.update(len(part))
-        (folder / "index.jsonl").write_text("".join(f"{line}\n" for line in lines))
-
-
-def _generator(
-    arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer, config: SamplingConfig
-) -> tuple[Callable[[Tensor], Generated], dict[str, Any]]:
-    """Seeds -> videos, and what the index says of their condition."""
     if arguments.prompt is None:
         label = _class_number(arguments, model)
-
-        def of_class(seeds: Tensor) -> Generated:
-            labels = torch.full_like(seeds, label or 0)
-            return generate_classes(model, tokenizer, labels, seeds, config, batch_size=len(seeds))
-
-        return of_class, {"class": label}
+        return class_job(model, torch.full_like(seeds, label or 0), seeds), {"class": label}
     allocator = open_budget(arguments, tokenizer)
-    context = _prompt(arguments.prompt, model, tokenizer.spec)
-
-    def of_prompt(seeds: Tensor) -> Generated:
-        prompts = context.expand(len(seeds), -1, -1, -1, -1)
-        if isinstance(model, PublishedTransformer):
-            return predict_frames_as_published(model, tokenizer, prompts, seeds, config, batch_size=len(seeds))
+    context = _prompt(arguments.prompt, model, tokenizer.spec).expand(arguments.count, -1, -1, -1, -1)
+    condition = {"prompt": str(arguments.prompt)}
+    if not isinstance(model, PublishedTransformer):
         cut = None if allocator is None else allocator(model.config.context_blocks)
-        return predict_frames(model, tokenizer, cut, prompts, seeds, config, batch_size=len(seeds))
-
-    if isinstance(model, PublishedTransformer) and allocator is not None:
+        return prediction_job(model, tokenizer, cut, context, seeds), condition
+    if allocator is not None:
         raise ValueError("published models read their prompt uncut: leave out --scorer and --tokens")
-    return of_prompt, {"prompt": str(arguments.prompt)}
+    return published_prediction_job(model, tokenizer, context, seeds), condition
 
 
 def _prompt(path: str, model: RowModel, spec: TokenizerSpec) -> Tensor:

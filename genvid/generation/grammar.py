@@ -1,14 +1,26 @@
-"""Which tokens may come next, so that every sampled row is one that unpacks.
+"""Which tokens may come next, so that every sampled row is one that unpacks, and none spends more than it may.
 
-A small state machine for B rows at once; nothing in it waits for the device.
+A small state machine for many rows at once; nothing in it waits for the device. All of its state is one tensor, updated
+in place: a CUDA graph can hold it, and a host can read or write it in one copy.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from genvid.sequence import BlockLayout
+
+FREE = -1
+"""Planned length of a block whose length the model chooses."""
+WAIT = -2
+"""Planned length of a block whose length will be told: at its start the row waits ("length" framing)."""
+UNLIMITED = 2**40
+
+BLOCK, COUNT, ANNOUNCED, NUM_BLOCKS, LEFT, PLANNED = range(6)
+"""Rows of the state; planned lengths are all rows from PLANNED on."""
 
 
 class BlockGrammar:
@@ -28,68 +40,100 @@ class BlockGrammar:
         device: torch.device | str | None = None,
     ) -> None:
         self.layout = layout
-        self.num_blocks = num_blocks
-        self.block = torch.zeros(rows, dtype=torch.long, device=device)
-        """(B,) blocks that are complete."""
-        self.count = torch.zeros_like(self.block)
-        """(B,) codes of the current block so far."""
-        self.announced = torch.full_like(self.block, -1)
-        """(B,) length of the current block, -1 until its LEN ("length" framing)."""
+        self.state = torch.tensor(fresh(layout, num_blocks), device=device)[:, None].repeat(1, rows)
+        """(PLANNED + layout.num_blocks, B) int64."""
         self._allowed = layout.length_allowed(device)
         self._sizes = torch.tensor(layout.sizes, dtype=torch.long, device=device)
-        self._planned = None if planned is None else self._check_plan(planned.to(self.block.device), rows)
+        # Greatest allowed length of at most 0, 1, ..., L; -1 where there is none.
+        lengths = torch.arange(layout.block_capacity + 1, device=device)
+        self._floor = lengths.where(self._allowed, -1).cummax(0).values
+        if planned is not None:
+            self.state[PLANNED : PLANNED + num_blocks] = self._check_plan(planned.to(lengths), rows, num_blocks).T
 
     @property
     def finished(self) -> Tensor:
         """(B,) bool."""
-        return self.block >= self.num_blocks
+        return self.state[BLOCK] >= self.state[NUM_BLOCKS]
+
+    @property
+    def waiting(self) -> Tensor:
+        """(B,) bool: at the start of a block whose length is still to be told."""
+        return (self.state[ANNOUNCED] < 0) & (self._plan() == WAIT) & ~self.finished
 
     def allowed(self) -> Tensor:
-        """(B, num_outputs) bool, never all False. Means nothing for finished rows."""
+        """(B, num_outputs) bool, never all False. Means nothing for rows that are finished or waiting."""
         codes, framing = self._ending() if self.layout.framing == "end" else self._announcing()
         return torch.cat([codes[:, None].expand(-1, self.layout.codebook_size), framing], 1)
 
     def advance(self, tokens: Tensor, taken: Tensor) -> None:
         """Take the (B,) next tokens, allowed ones, in rows that have (B,) `taken` one and are not finished."""
+        block, count, announced, left = (self.state[row].clone() for row in (BLOCK, COUNT, ANNOUNCED, LEFT))
         going = taken & ~self.finished
         framing = (tokens >= self.layout.codebook_size) & going
-        self.count = self.count + (going & ~framing).long()
+        count += (going & ~framing).long()
         if self.layout.framing == "end":
             closed = framing
         else:
             size = self._sizes[(tokens - self.layout.codebook_size).clamp(0, len(self._sizes) - 1)]
-            self.announced = size.where(framing, self.announced)
-            closed = going & (self.count == self.announced)
-        self.block = self.block + closed.long()
-        self.count = self.count.masked_fill(closed, 0)
-        self.announced = self.announced.masked_fill(closed, -1)
+            announced = size.where(framing, announced)
+            closed = going & (count == announced)
+        self.state[BLOCK] = block + closed.long()
+        self.state[COUNT] = count.masked_fill(closed, 0)
+        self.state[ANNOUNCED] = announced.masked_fill(closed, -1)
+        self.state[LEFT] = left - count * closed.long()
 
     def _announcing(self) -> tuple[Tensor, Tensor]:
         """ "length" framing: a length at the start of a block, then codes."""
-        at_start = self.announced < 0
-        plan = self._plan_of_block()
-        lengths = torch.ones_like(self._sizes).bool() if plan is None else self._sizes == plan[:, None]
+        at_start, plan = self.state[ANNOUNCED] < 0, self._plan()[:, None]
+        lengths = (self._sizes == plan) | ((plan < 0) & (self._sizes <= self._most()[:, None]))
         return ~at_start, at_start[:, None] & lengths
 
     def _ending(self) -> tuple[Tensor, Tensor]:
         """ "end" framing: codes, and END at an allowed length."""
-        plan = self._plan_of_block()
-        if plan is None:
-            may_end = self._allowed[self.count] & ((self.count > 0) | (self.block > 0))
-            return self.count < self.layout.largest, may_end[:, None]
-        return self.count < plan, (self.count == plan)[:, None]
+        count, plan, free = self.state[COUNT], self._plan(), self._plan() < 0
+        most = self._floor[self._most().clamp(0, self.layout.block_capacity)]
+        may_end = self._allowed[count.clamp(max=self.layout.block_capacity)] & ((count > 0) | (self.state[BLOCK] > 0))
+        return count < most.where(free, plan), torch.where(free, may_end, count == plan)[:, None]
 
-    def _plan_of_block(self) -> Tensor | None:
-        if self._planned is None:
-            return None
-        return self._planned.gather(1, self.block.clamp(max=self.num_blocks - 1)[:, None])[:, 0]
+    def _most(self) -> Tensor:
+        """(B,) the most tokens that the current block may have, so that those after it can still be paid for."""
+        later = self.state[NUM_BLOCKS] - self.state[BLOCK] - 1
+        return self.state[LEFT] - later * (self.layout.sizes[0] if self.layout.sizes else 0)
 
-    def _check_plan(self, planned: Tensor, rows: int) -> Tensor:
-        if planned.shape != (rows, self.num_blocks):
-            raise ValueError(f"planned lengths are ({rows}, {self.num_blocks}), got {tuple(planned.shape)}")
-        inside = (planned >= 0) & (planned <= self.layout.block_capacity)
-        wrong = planned[~(inside & self._allowed[planned.clamp(0, self.layout.block_capacity)])]
-        if len(wrong):
-            sizes = self.layout.sizes or f"0 to {self.layout.block_capacity}"
-            raise ValueError(f"a planned length of {int(wrong[0])} tokens is none of the sizes {sizes}")
-        return planned.long()
+    def _plan(self) -> Tensor:
+        """(B,) planned length of the current block, or FREE or WAIT."""
+        block = self.state[BLOCK].clamp(max=self.layout.num_blocks - 1)
+        return self.state[PLANNED:].gather(0, block[None])[0]
+
+    def _check_plan(self, planned: Tensor, rows: int, num_blocks: int) -> Tensor:
+        if planned.shape != (rows, num_blocks):
+            raise ValueError(f"planned lengths are ({rows}, {num_blocks}), got {tuple(planned.shape)}")
+        for lengths in planned.tolist():
+            check_plan(self.layout, lengths)
+        return planned
+
+
+def fresh(layout: BlockLayout, num_blocks: int, planned: Sequence[int] = (), limit: int = UNLIMITED) -> list[int]:
+    """State of a row at its first block: a column of `BlockGrammar.state`.
+
+    limit: tokens (codes) that its blocks may have together.
+    """
+    plan = [*planned, *[FREE] * (layout.num_blocks - len(planned))]
+    return [0, 0, -1, num_blocks, limit, *plan]
+
+
+def least_tokens(layout: BlockLayout, num_blocks: int) -> int:
+    """Fewest tokens (codes) that a row of so many blocks can have."""
+    smallest = layout.sizes[0] if layout.sizes else 0
+    nonzero = next((size for size in layout.sizes if size), 1)
+    first = nonzero if layout.framing == "end" else smallest
+    return first + (num_blocks - 1) * smallest
+
+
+def check_plan(layout: BlockLayout, lengths: Sequence[int]) -> None:
+    """ValueError unless each length is one that a block may have."""
+    sizes = layout.sizes or range(layout.block_capacity + 1)
+    wrong = [length for length in lengths if length not in sizes]
+    if wrong:
+        known = layout.sizes or f"0 to {layout.block_capacity}"
+        raise ValueError(f"a planned length of {wrong[0]} tokens is none of the sizes {known}")

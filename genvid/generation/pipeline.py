@@ -1,16 +1,21 @@
-"""From a class or a prompt video to videos: prefix, sampler, tokenizer."""
+"""From a class or a prompt video to videos: prefix, engine, tokenizer.
+
+A `Job` is what is asked for: requests, and how their rows become tokens. `stream` gives videos as their rows end,
+`generate` all of them in order.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
-from genvid.generation.sampler import Sampler, SamplingConfig
+from genvid.generation.engine import Engine, Request
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 Progress = Callable[[int, int], None]
@@ -27,109 +32,77 @@ class Generated:
     """Their tokens, on the CPU; `tokens.lengths` is what each block cost."""
 
 
-def generate_classes(
-    model: RowModel,
-    tokenizer: VideoTokenizer,
-    labels: Tensor,
-    seeds: Tensor,
-    config: SamplingConfig,
-    *,
-    planned: Tensor | None = None,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> Generated:
+@dataclass(frozen=True)
+class Job:
+    """Videos to be made."""
+
+    requests: list[Request]
+    """May be replaced by the same ones under a budget."""
+    unpack: Callable[[int, Tensor], BlockTokens]
+    """Number of a request and its row (S,) -> the tokens of its whole video."""
+
+
+def class_job(model: RowModel, labels: Tensor, seeds: Tensor, *, planned: Tensor | None = None) -> Job:
     """(N,) classes and (N,) seeds -> N videos. `planned` (N, G) forces the lengths of blocks.
 
-    A video depends on its own class, seed and plan only: slices of a long list give the same videos. A model without
-    classes ignores `labels` but for their number.
+    A model without classes ignores `labels` but for their number.
     """
-    layout, device = model.layout, _device(model)
-    check_match(model, tokenizer)
+    layout = model.layout
     if model.config.context_blocks:
         raise ValueError("this model predicts frames from a prompt; it does not generate classes")
-    whole = layout.class_prefix(labels) if layout.num_classes else layout.null_prefix(len(labels))
-
-    def sample(rows: slice) -> BlockTokens:
-        prefix = whole[rows].to(device)
-        sampled = Sampler(model)(
-            prefix,
-            seeds[rows].to(device),
-            config,
-            null_prefix=layout.null_prefix(len(prefix), device),
-            planned=None if planned is None else planned[rows],
-        )
-        return layout.unpack(sampled)
-
-    return _in_batches(sample, tokenizer, len(labels), batch_size, progress)
+    prefixes = layout.class_prefix(labels) if layout.num_classes else layout.null_prefix(len(labels))
+    requests = _requests(prefixes.tolist(), seeds, layout.num_blocks, planned, null_prefix=(layout.null_id,))
+    return Job(requests, lambda _, row: layout.unpack(row[None]))
 
 
-def predict_frames(
+@torch.no_grad()
+def prediction_job(
     model: RowModel,
     tokenizer: VideoTokenizer,
     allocator: Callable[[BlockTokens], BlockTokens] | None,
     context: Tensor,
     seeds: Tensor,
-    config: SamplingConfig,
     *,
     planned: Tensor | None = None,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> Generated:
-    """(N, 3, T0, H, W) first frames, whole blocks of them -> N whole videos, the first frames reconstructed.
+    num_blocks: int | None = None,
+) -> Job:
+    """(N, 3, T0, H, W) first frames, whole blocks of them -> N videos that begin with them, as reconstructed.
 
-    The context is encoded alone and cut by `allocator` (None: not cut). `planned` (N, G - context blocks) forces the
-    lengths of what follows.
+    The context is encoded alone and cut by `allocator` (None: not cut), so that it costs what it is worth. What follows
+    is `num_blocks` blocks, as many as the model knows by default, of `planned` (N, num_blocks) lengths.
     """
-    layout, device = model.layout, _device(model)
-    check_match(model, tokenizer)
+    layout, spec, given = model.layout, tokenizer.spec, model.config.context_blocks
     if isinstance(model, PublishedTransformer):
-        raise ValueError("a published model is prompted in another way: use predict_frames_as_published")
-    if not model.config.context_blocks:
+        raise ValueError("a published model is prompted in another way: use published_prediction_job")
+    if not given:
         raise ValueError("this model generates classes; it was not trained to predict frames")
-    frames = tokenizer.spec.frames_per_block
-    if context.ndim == 5 and context.shape[2] < frames:
-        raise ValueError(f"a prompt of {context.shape[2]} frames is shorter than a block of {frames}")
-    given = tokenizer.spec.check_video(context)
-    if given != model.config.context_blocks:
+    if context.ndim == 5 and context.shape[2] < spec.frames_per_block:
+        raise ValueError(f"a prompt of {context.shape[2]} frames is shorter than a block of {spec.frames_per_block}")
+    if spec.check_video(context) != given:
         raise ValueError(
-            f"this model continues prompts of {model.config.context_blocks * frames} frames, got {context.shape[2]}"
+            f"this model continues prompts of {given * spec.frames_per_block} frames, got {context.shape[2]}"
         )
-
-    def sample(rows: slice) -> BlockTokens:
-        tokens = tokenizer.encode(context[rows].to(device))
-        if allocator is not None:
-            tokens = allocator(tokens)
-        sampled = Sampler(model)(
-            layout.frame_prediction_prefix(tokens),
-            seeds[rows].to(device),
-            config,
-            num_blocks=layout.num_blocks - given,
-            planned=None if planned is None else planned[rows],
-        )
-        return layout.unpack(sampled)
-
-    return _in_batches(sample, tokenizer, len(context), batch_size, progress)
+    prefixes: list[list[int]] = []
+    for part in torch.split(context, 16):
+        tokens = tokenizer.encode(part.to(_device(model)))
+        rows = layout.frame_prediction_prefix(tokens if allocator is None else allocator(tokens))
+        prefixes += [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
+    requests = _requests(prefixes, seeds, num_blocks or layout.num_blocks - given, planned)
+    return Job(requests, lambda _, row: layout.unpack(row[None]))
 
 
-def predict_frames_as_published(
-    model: PublishedTransformer,
-    tokenizer: VideoTokenizer,
-    context: Tensor,
-    seeds: Tensor,
-    config: SamplingConfig,
-    *,
-    batch_size: int = 16,
-    progress: Progress | None = None,
-) -> Generated:
+@torch.no_grad()
+def published_prediction_job(
+    model: PublishedTransformer, tokenizer: VideoTokenizer, context: Tensor, seeds: Tensor
+) -> Job:
     """(N, 3, T0, H, W) first frames, any number -> N whole videos, in the way of the published checkpoints.
 
     The last frame is repeated to fill the context blocks, which are encoded without a cut; a last block that was
     padded in this way is then generated anew. Blocks before it are shown as reconstructed.
     """
-    check_match(model, tokenizer)
     if not model.config.context_blocks:
         raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
-    spec, published, device = tokenizer.spec, model.config, _device(model)
+    spec, published = tokenizer.spec, model.config
     frames = published.context_blocks * spec.frames_per_block
     fewest = min(published.first_block * spec.frames_per_block + 1, frames)
     if not fewest <= context.shape[2] <= frames:
@@ -137,14 +110,74 @@ def predict_frames_as_published(
     last = context[:, :, -1:]
     padded = torch.cat([context, last.expand(-1, -1, frames - context.shape[2], -1, -1)], 2)
     spec.check_video(padded)
+    parts = [tokenizer.encode(part.to(_device(model))).to("cpu") for part in torch.split(padded, 16)]
+    tokens = BlockTokens.concatenate(parts)
+    prefixes = model.context_prefix(tokens)
 
-    def sample(rows: slice) -> BlockTokens:
-        tokens = tokenizer.encode(padded[rows].to(device))
-        prefix = model.context_prefix(tokens)
-        generated = model.layout.unpack(Sampler(model)(prefix, seeds[rows].to(device), config), prefix.shape[1])
-        return _join(tokens, published.first_block, generated)
+    def unpack(number: int, row: Tensor) -> BlockTokens:
+        given = tokens[number : number + 1]
+        return _join(given, published.first_block, model.layout.unpack(row[None], prefixes.shape[1]))
 
-    return _in_batches(sample, tokenizer, len(context), batch_size, progress)
+    return Job(_requests(prefixes.tolist(), seeds, model.layout.num_blocks, None), unpack)
+
+
+def stream(
+    engine: Engine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16
+) -> Iterator[tuple[list[int], Generated]]:
+    """Videos as their rows end, decoded up to `batch_size` at a time, each batch with the numbers of its requests."""
+    check_match(engine.model, tokenizer)
+    engine.check(job.requests)
+    return _stream(engine, tokenizer, job, batch_size)
+
+
+def generate(
+    engine: Engine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: Progress | None = None
+) -> Generated:
+    """All videos, in the order of the requests."""
+    found: list[tuple[int, Generated]] = []
+    for numbers, made in stream(engine, tokenizer, job, batch_size=batch_size):
+        parts = [Generated(made.videos[i : i + 1], made.tokens[i : i + 1]) for i in range(len(numbers))]
+        found += zip(numbers, parts, strict=True)
+        if progress is not None:
+            progress(len(found), len(job.requests))
+    made_in_order = [made for _, made in sorted(found, key=lambda pair: pair[0])]
+    return Generated(
+        torch.cat([made.videos for made in made_in_order]),
+        BlockTokens.concatenate([made.tokens for made in made_in_order]),
+    )
+
+
+def continue_video(
+    engine: Engine,
+    tokenizer: VideoTokenizer,
+    allocator: Callable[[BlockTokens], BlockTokens] | None,
+    context: Tensor,
+    seeds: Tensor,
+    *,
+    num_blocks: int,
+    at_a_time: int = 1,
+) -> Tensor:
+    """(N, 3, T0, H, W) videos of any length -> the same and `num_blocks` blocks more, on the CPU, in [-1, 1].
+
+    The context slides: the last frames seen, as many as the model was trained on, are encoded anew before each
+    `at_a_time` blocks, so that they stand where the tokenizer and the model expect a beginning.
+    """
+    frames, given = tokenizer.spec.frames_per_block, engine.model.config.context_blocks
+    if num_blocks < 1 or at_a_time < 1:
+        raise ValueError(f"num_blocks and at_a_time are at least 1, got {num_blocks} and {at_a_time}")
+    video, wanted = context.cpu(), context.shape[2] + num_blocks * frames
+    while video.shape[2] < wanted:
+        blocks = min(at_a_time, (wanted - video.shape[2]) // frames)
+        job = prediction_job(
+            engine.model,
+            tokenizer,
+            allocator,
+            video[:, :, -given * frames :] if given else video,
+            noise.fold(seeds, video.shape[2]),
+            num_blocks=blocks,
+        )
+        video = torch.cat([video, generate(engine, tokenizer, job).videos[:, :, given * frames :]], 2)
+    return video
 
 
 def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
@@ -160,22 +193,33 @@ def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
         raise ValueError(f"rows have {layout.num_blocks} blocks, but the tokenizer decodes at most {spec.max_blocks}")
 
 
+def _requests(
+    prefixes: list[list[int]],
+    seeds: Tensor,
+    num_blocks: int,
+    planned: Tensor | None,
+    null_prefix: tuple[int, ...] | None = None,
+) -> list[Request]:
+    plans = [None] * len(prefixes) if planned is None else [tuple(row) for row in planned.tolist()]
+    return [
+        Request(tuple(prefix), seed, num_blocks, null_prefix, plan)
+        for prefix, seed, plan in zip(prefixes, seeds.tolist(), plans, strict=True)
+    ]
+
+
 @torch.no_grad()
-def _in_batches(
-    sample: Callable[[slice], BlockTokens],
-    tokenizer: VideoTokenizer,
-    count: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> Generated:
-    videos, tokens = [], []
-    for start in range(0, count, batch_size):
-        part = sample(slice(start, start + batch_size))
-        videos.append(tokenizer.decode(part).float().clamp(-1, 1).cpu())
-        tokens.append(part.to("cpu"))
-        if progress is not None:
-            progress(min(start + batch_size, count), count)
-    return Generated(torch.cat(videos), BlockTokens.concatenate(tokens))
+def _stream(
+    engine: Engine, tokenizer: VideoTokenizer, job: Job, batch_size: int
+) -> Iterator[tuple[list[int], Generated]]:
+    device, ended, missing = _device(engine.model), [], len(job.requests)
+    for number, row in engine.run(job.requests):
+        ended.append((number, job.unpack(number, row)))
+        missing -= 1
+        if len(ended) == batch_size or not missing:
+            tokens = BlockTokens.concatenate([part for _, part in ended])
+            videos = tokenizer.decode(tokens.to(device)).float().clamp(-1, 1).cpu()
+            yield [number for number, _ in ended], Generated(videos, tokens)
+            ended = []
 
 
 def _join(context: BlockTokens, blocks: int, generated: BlockTokens) -> BlockTokens:

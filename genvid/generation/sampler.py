@@ -1,6 +1,8 @@
-"""Sampling rows from an autoregressive model: cache, guidance, top-k and top-p, under the grammar.
+"""How the next token is drawn, and the plain sampler: cache, guidance, top-k and top-p, under the grammar.
 
-What is drawn for a video depends on its own seed and condition only, not on its neighbours or the batch size.
+What is drawn for a video depends on its own seed and condition only, not on its neighbours or the batch size. The
+plain sampler is short enough to be read and slow enough not to be used: `genvid.generation.engine` must give the same
+rows, and is tested against it.
 """
 
 from __future__ import annotations
@@ -69,8 +71,7 @@ class Sampler:
         while not grammar.finished.all():
             logits = self.model.logits(self.model.states(inputs, cache)[:, -1]).float()
             if copies == 2:
-                conditional, null = logits.chunk(2)
-                logits = null + config.guidance * (conditional - null)
+                logits = guided(logits, config.guidance)
             token = draw(logits, grammar.allowed(), noise.fold(seeds, position), config)
             token = token.masked_fill(grammar.finished, layout.pad_id)
             free = given <= position
@@ -103,6 +104,12 @@ class Sampler:
                 f"a prefix of {int(given.max())} and {blocks} blocks may need {needed} positions, but the model has "
                 f"{positions}; shorten the context or plan shorter blocks"
             )
+
+
+def guided(logits: Tensor, scale: float) -> Tensor:
+    """(2B, V) logits, first with the condition and then without -> (B, V)."""
+    conditional, null = logits.chunk(2)
+    return null + scale * (conditional - null)
 
 
 def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:

@@ -10,7 +10,15 @@ import torch
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation.pipeline import generate_classes, predict_frames, predict_frames_as_published
+from genvid.generation.engine import Engine
+from genvid.generation.pipeline import (
+    Generated,
+    class_job,
+    continue_video,
+    generate,
+    prediction_job,
+    published_prediction_job,
+)
 from genvid.generation.sampler import SamplingConfig
 from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -47,18 +55,16 @@ def clip(frames: int, count: int = 3) -> torch.Tensor:
     return (codes / 3.5 - 1).expand(-1, 3, -1, -1, -1)
 
 
-def test_classes_to_videos_in_any_batches():
+def make(model, job, config: SamplingConfig | None = None, slots: int = 2, **settings) -> Generated:
+    return generate(Engine(model, config or SamplingConfig(), slots=slots), PixelTokenizer(), job, **settings)
+
+
+def test_classes_to_videos_on_any_slots_and_in_any_batches():
     labels, seeds, seen = torch.tensor([0, 1, 2, 1, 0]), torch.arange(5), []
-    whole = generate_classes(model_of(), PixelTokenizer(), labels, seeds, SamplingConfig(guidance=1.5))
-    parts = generate_classes(
-        model_of(),
-        PixelTokenizer(),
-        labels,
-        seeds,
-        SamplingConfig(guidance=1.5),
-        batch_size=2,
-        progress=lambda done, total: seen.append((done, total)),
-    )
+    model, config = model_of(), SamplingConfig(guidance=1.5)
+    job = class_job(model, labels, seeds)
+    whole = make(model, job, config, slots=5)
+    parts = make(model, job, config, batch_size=2, progress=lambda done, total: seen.append((done, total)))
     assert whole.videos.shape == (5, 3, 6, 2, 1)
     assert torch.equal(whole.videos, parts.videos)
     assert torch.equal(whole.tokens.keep, parts.tokens.keep)
@@ -67,25 +73,38 @@ def test_classes_to_videos_in_any_batches():
 
 
 def test_plans_reach_the_rows_they_are_for():
-    planned = torch.tensor([[1, 2, 4], [4, 4, 4], [2, 1, 1]])
-    generated = generate_classes(
-        model_of(), PixelTokenizer(), torch.arange(3), torch.arange(3), SamplingConfig(), planned=planned, batch_size=2
-    )
-    assert torch.equal(generated.tokens.lengths, planned)
+    model, planned = model_of(), torch.tensor([[1, 2, 4], [4, 4, 4], [2, 1, 1]])
+    made = make(model, class_job(model, torch.arange(3), torch.arange(3), planned=planned))
+    assert torch.equal(made.tokens.lengths, planned)
 
 
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_predicted_videos_begin_with_their_context(blocks):
     model, context, seeds = model_of(context_blocks=blocks), clip(2 * blocks), torch.arange(3)
-    generated = predict_frames(model, PixelTokenizer(), None, context, seeds, SamplingConfig(), batch_size=2)
-    assert generated.videos.shape == (3, 3, 6, 2, 1)
-    torch.testing.assert_close(generated.videos[:, :, : 2 * blocks], context)
+    made = make(model, prediction_job(model, PixelTokenizer(), None, context, seeds))
+    assert made.videos.shape == (3, 3, 6, 2, 1)
+    torch.testing.assert_close(made.videos[:, :, : 2 * blocks], context)
 
     def shorter(tokens: BlockTokens) -> BlockTokens:
         return tokens.tail_drop(torch.tensor([[1, 2], [2, 4], [4, 1]])[: len(tokens.keep), :blocks])
 
-    cut = predict_frames(model, PixelTokenizer(), shorter, context, seeds, SamplingConfig())
+    cut = make(model, prediction_job(model, PixelTokenizer(), shorter, context, seeds))
     assert cut.tokens.lengths[:, :blocks].tolist() == [row[:blocks] for row in [[1, 2], [2, 4], [4, 1]]]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_a_video_goes_on_as_far_as_asked(at_a_time):
+    """Each part is what the model predicts from the last block before it."""
+    model, tokenizer, context, seeds = model_of(context_blocks=1), PixelTokenizer(), clip(6), torch.arange(3)
+    engine = Engine(model, SamplingConfig(temperature=0), slots=2)
+    video = continue_video(engine, tokenizer, None, context, seeds, num_blocks=5, at_a_time=at_a_time)
+    assert video.shape == (3, 3, 16, 2, 1)
+    assert torch.equal(video[:, :, :6], context)
+    for start in range(4, 14, 2 * at_a_time):
+        job = prediction_job(model, tokenizer, None, video[:, :, start : start + 2], seeds)
+        end = min(start + 2 + 2 * at_a_time, 16)
+        made = generate(engine, tokenizer, job).videos
+        torch.testing.assert_close(video[:, :, start + 2 : end], made[:, :, 2 : end - start])
 
 
 def test_published_frame_prediction_replaces_the_padded_block():
@@ -95,30 +114,32 @@ def test_published_frame_prediction_replaces_the_padded_block():
     model = PublishedTransformer(config).eval()
     torch.nn.init.normal_(model.head.weight)
     context = clip(3)
-    generated = predict_frames_as_published(model, PixelTokenizer(), context, torch.arange(3), SamplingConfig())
-    assert generated.videos.shape == (3, 3, 6, 2, 1)
-    torch.testing.assert_close(generated.videos[:, :, :2], context[:, :, :2])
+    made = make(model, published_prediction_job(model, PixelTokenizer(), context, torch.arange(3)))
+    assert made.videos.shape == (3, 3, 6, 2, 1)
+    torch.testing.assert_close(made.videos[:, :, :2], context[:, :, :2])
     for frames in (2, 5):
         with pytest.raises(ValueError, match=f"takes 3 to 4 first frames, got {frames}"):
-            predict_frames_as_published(model, PixelTokenizer(), clip(frames), torch.arange(3), SamplingConfig())
+            published_prediction_job(model, PixelTokenizer(), clip(frames), torch.arange(3))
 
 
 def test_bad_input_is_said_in_words():
     model, predictor = model_of(), model_of(context_blocks=1)
-    tokenizer, config = PixelTokenizer(), SamplingConfig()
+    tokenizer, one, three = PixelTokenizer(), torch.arange(1), torch.arange(3)
     with pytest.raises(ValueError, match="there are 3 classes"):
-        generate_classes(model, tokenizer, torch.tensor([3]), torch.arange(1), config)
+        class_job(model, torch.tensor([3]), one)
     with pytest.raises(ValueError, match="prompt of 1 frames is shorter than a block of 2"):
-        predict_frames(predictor, tokenizer, None, clip(1), torch.arange(3), config)
+        prediction_job(predictor, tokenizer, None, clip(1), three)
     with pytest.raises(ValueError, match="continues prompts of 2 frames, got 4"):
-        predict_frames(predictor, tokenizer, None, clip(4), torch.arange(3), config)
+        prediction_job(predictor, tokenizer, None, clip(4), three)
     with pytest.raises(ValueError, match="was not trained to predict frames"):
-        predict_frames(model, tokenizer, None, clip(2), torch.arange(3), config)
+        prediction_job(model, tokenizer, None, clip(2), three)
     with pytest.raises(ValueError, match="does not generate classes"):
-        generate_classes(predictor, tokenizer, torch.tensor([0]), torch.arange(1), config)
+        class_job(predictor, torch.tensor([0]), one)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        continue_video(Engine(predictor, SamplingConfig()), tokenizer, None, clip(2), three, num_blocks=0)
     other = model_of(replace(LAYOUT, codebook_size=9))
     with pytest.raises(ValueError, match="another tokenizer: it has 9 codes in blocks of 4, the tokenizer 8 codes"):
-        generate_classes(other, tokenizer, torch.tensor([0]), torch.arange(1), config)
+        make(other, class_job(other, torch.tensor([0]), one))
     longer = model_of(replace(LAYOUT, num_blocks=4))
     with pytest.raises(ValueError, match="rows have 4 blocks, but the tokenizer decodes at most 3"):
-        generate_classes(longer, tokenizer, torch.tensor([0]), torch.arange(1), config)
+        make(longer, class_job(longer, torch.tensor([0]), one))

@@ -15,7 +15,7 @@ from genvid.data.token_cache import CacheError, TokenCache
 from genvid.eval.report import Report
 from genvid.recipes.allocated import AllocatedTokenizer
 from genvid.recipes.evaluate import ALLOCATORS
-from genvid.recipes.generate import GenerationRun, generate
+from genvid.recipes.generate import GenerationRun, Samples, generate
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,11 @@ def test_samples_are_scored_and_depend_on_the_seed_alone(stages):
     assert 2 * SIZES[0] <= values["tokens per clip"] <= 16
     assert [n for n in report.numbers if n.better == "lower"]
     run = config.load(GenerationRun, stages.folder / "generation.yaml")
-    first, again, other = generate(run), generate(replace(run, batch_size=5)), generate(replace(run, seed=1))
+
+    def sample(name: str, **changes: int) -> Samples:
+        return generate(replace(run, output_dir=stages.path(f"generation_{name}"), **changes))
+
+    first, again, other = generate(run), sample("again", batch_size=5, slots=3), sample("other", seed=1)
     assert first.generated.videos.shape == (16, 3, 8, 16, 16)
     assert torch.equal(first.generated.tokens.lengths, again.generated.tokens.lengths)
     assert torch.allclose(first.generated.videos, again.generated.videos, atol=1e-5)

@@ -141,7 +141,8 @@ class Stages:
 
     def launch(self, stage: str, name: str, processes: int = 2, **changes: Any) -> Path:
         """Run a stage in several processes."""
-        script = RECIPES / {"cache": "cache_tokens.py", "evaluation": "evaluate.py"}.get(stage, "train.py")
+        scripts = {"cache": "cache_tokens.py", "evaluation": "evaluate.py", "generation": "generate.py"}
+        script = RECIPES / scripts.get(stage, "train.py")
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
         result = subprocess.run(
             [*launcher, str(script), str(self.write(stage, name, **changes))],

@@ -1,0 +1,159 @@
+"""Token budgets of generation: hard limits, planned by the integer program from what the model itself would choose.
+
+In "length" framing the model says how likely each length of the next block is. These log-probabilities, with the
+Gumbel noise of the row, are scores: left alone, every row takes the size of the greatest score, which is a sample of
+the model's own lengths (its likeliest one at temperature 0). Under a budget the program takes the sizes of the greatest
+summed score that can be paid for, so a budget that is not short changes nothing.
+
+Blocks still to come compete for the same tokens. Scores of rows that were sampled before without a budget stand for
+theirs: see `forecast`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from genvid.allocation import BudgetError, OnlineController, VideoLedger, solve_budget
+from genvid.allocation.curves import gains, running_minimum
+from genvid.generation.engine import Engine, Request
+from genvid.generation.grammar import least_tokens
+from genvid.sequence import BlockLayout
+
+
+@dataclass(frozen=True)
+class BudgetConfig:
+    """What generation may spend: tokens (codes) of the blocks that are generated. By default as many as it likes."""
+
+    tokens_per_video: int | None = None
+    """For every single video."""
+    total: int | None = None
+    """For all videos together."""
+    group_size: int = 32
+    """Videos that share a part of `total` and are planned together, in order; every group has its part."""
+    plan: bool = True
+    """False: lengths are drawn as without a budget and cut where it ends: worse, but all that "end" framing allows."""
+    forecast_rows: int = 32
+    """Videos that are sampled without a budget, so as to know what later blocks will want."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_video is not None and self.total is not None:
+            raise ValueError(f"a budget is either tokens_per_video or total, got {self}")
+        if self.group_size < 1 or self.forecast_rows < 1:
+            raise ValueError(f"group_size and forecast_rows are at least 1, got {self}")
+
+
+class VideoPlanner:
+    """At most `tokens` for one video: the online controller of `genvid.allocation`."""
+
+    rows = 1
+
+    def __init__(self, tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> None:
+        sizes = torch.tensor(layout.sizes)
+        typical = gains(running_minimum(-scores[:, :blocks]).mean(0), sizes) if len(sizes) > 1 else None
+        self._controller = OnlineController(VideoLedger(tokens, blocks, sizes), sizes, typical=typical)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        return self._controller.step(-scores)
+
+
+class GroupPlanner:
+    """At most `tokens` for `rows` videos together: the integer program over them and what is to come."""
+
+    def __init__(self, tokens: int, rows: int, blocks: int, layout: BlockLayout, scores: Tensor) -> None:
+        self.rows = rows
+        self._left, self._block, self._blocks = tokens, 0, blocks
+        self._sizes = torch.tensor(layout.sizes)
+        self._later = scores[torch.arange(rows) % len(scores)]  # (rows, G, K): each row's double in the forecast
+
+    def choose(self, scores: Tensor) -> Tensor:
+        self._block += 1
+        later = self._later[:, self._block : self._blocks].flatten(0, 1)
+        sizes = solve_budget(-torch.cat([scores, later]), self._sizes, self._left)[: self.rows]
+        self._left -= int(sizes.sum())
+        return sizes
+
+
+def with_budget(engine: Engine, requests: Sequence[Request], budget: BudgetConfig) -> list[Request]:
+    """The requests under a budget, which they cannot exceed together or apart; all of as many blocks.
+
+    BudgetError, before anything is sampled, for a budget that the shortest videos exceed. May sample
+    `forecast_rows` of the requests. The result depends on the whole list: processes that share a run
+    must all pass all of it, and may then sample any groups of it.
+    """
+    if budget.tokens_per_video is None and budget.total is None:
+        return list(requests)
+    layout, blocks = engine.model.layout, requests[0].num_blocks
+    shares = _shares(layout, blocks, len(requests), budget)
+    if budget.plan and layout.framing != "length":
+        raise ValueError('only models of "length" framing plan a budget; use plan: false, or plan the lengths yourself')
+    if not budget.plan:
+        parts = [share // count for share, count in shares for _ in range(count)]
+        return [replace(request, limit=part) for request, part in zip(requests, parts, strict=True)]
+    scores = forecast(engine, requests[: budget.forecast_rows])
+    planned: list[Request] = []
+    for share, count in shares:
+        if budget.total is None:
+            planner: VideoPlanner | GroupPlanner = VideoPlanner(share, blocks, layout, scores)
+        else:
+            planner = GroupPlanner(share, count, blocks, layout, scores)
+        planned += [replace(request, planner=planner) for request in requests[len(planned) : len(planned) + count]]
+    return planned
+
+
+def groups(requests: Sequence[Request]) -> list[range]:
+    """Numbers of the requests that must be sampled together: those that share a planner, else each alone."""
+    found: list[range] = []
+    for number, request in enumerate(requests):
+        alone = request.planner is None or not number or requests[number - 1].planner is not request.planner
+        found.append(range(number, number + 1) if alone else range(found.pop().start, number + 1))
+    return found
+
+
+def forecast(engine: Engine, requests: Sequence[Request]) -> Tensor:
+    """(R, G, K) scores of every block's sizes, in requests sampled without a budget."""
+    sizes = torch.tensor(engine.model.layout.sizes)
+    watchers = [_Watcher(sizes) for _ in requests]
+    watched = [
+        replace(request, planner=watcher, planned=None, limit=None)
+        for request, watcher in zip(requests, watchers, strict=True)
+    ]
+    for _ in engine.run(watched):
+        pass
+    return torch.stack([torch.cat(watcher.seen) for watcher in watchers])
+
+
+class _Watcher:
+    """A planner that lets the row have its way, and remembers the scores."""
+
+    rows = 1
+
+    def __init__(self, sizes: Tensor) -> None:
+        self._sizes = sizes
+        self.seen: list[Tensor] = []
+
+    def choose(self, scores: Tensor) -> Tensor:
+        self.seen.append(scores)
+        return self._sizes[scores.argmax(1)]
+
+
+def _shares(layout: BlockLayout, blocks: int, count: int, budget: BudgetConfig) -> list[tuple[int, int]]:
+    """(tokens, videos) of every group. Together they are the budget."""
+    least = least_tokens(layout, blocks)
+    if budget.tokens_per_video is not None:
+        shares = [(budget.tokens_per_video, 1)] * count
+    else:
+        assert budget.total is not None
+        edges = [*range(0, count, budget.group_size), count]
+        paid = [budget.total * edge // count for edge in edges]
+        shares = [(paid[i + 1] - paid[i], edges[i + 1] - edges[i]) for i in range(len(edges) - 1)]
+    for tokens, videos in shares:
+        if tokens < videos * least:
+            raise BudgetError(
+                f"{tokens} tokens cannot pay for {videos} videos of {blocks} blocks, which need at least "
+                f"{least} each; allow {videos * least} or more"
+            )
+    return shares

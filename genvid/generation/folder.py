@@ -1,0 +1,190 @@
+"""A folder of samples that several processes fill, and that a killed run takes up again where it stopped.
+
+about.json            what the samples depend on
+00012.mp4             or .npz (frames: (T, H, W, 3) uint8), or a folder of PNG frames
+tokens/00012.npz      a token file, which `genvid decode` reads
+index.jsonl           a line for each sample, in order: number, file, seed, condition, budget, tokens of each block
+
+Every file is written under another name and renamed. A sample counts once it stands in the index of its process
+(index.0.jsonl, ...); `finish` joins those.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from genvid.data.clips import to_uint8
+from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
+from genvid.data.video import write_video
+from genvid.files import write_atomically
+from genvid.generation.engine import Engine
+from genvid.generation.pipeline import Job, stream
+from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+
+Writer = Callable[[Path, Tensor, float], None]
+"""Path, (3, T, H, W) uint8, frames per second."""
+
+
+def _write_npz(path: Path, video: Tensor, fps: float) -> None:
+    with write_atomically(path) as temporary, temporary.open("wb") as stream:
+        np.savez_compressed(stream, frames=video.permute(1, 2, 3, 0).numpy(), fps=fps)
+
+
+def _write_png(path: Path, video: Tensor, fps: float) -> None:
+    with write_atomically(path) as folder:
+        folder.mkdir()
+        for number, frame in enumerate(video.unbind(1)):
+            (folder / f"{number:04d}.png").write_bytes(png(frame))
+
+
+FORMATS: dict[str, tuple[str, Writer]] = {
+    "mp4": (".mp4", write_video),
+    "npz": (".npz", _write_npz),
+    "png": ("", _write_png),
+}
+"""Format -> suffix of a video's file, and what writes it."""
+
+
+class SampleFolderError(ValueError):
+    """A folder of samples that cannot be used, said in one sentence."""
+
+
+@dataclass(frozen=True)
+class SampleWriter:
+    """How samples become files."""
+
+    tokenizer: str
+    """Fingerprint of the tokenizer's folder."""
+    codebook_size: int
+    fps: float
+    format: str = "mp4"
+
+    def __post_init__(self) -> None:
+        if self.format not in FORMATS:
+            raise ValueError(f"videos are written as {', '.join(FORMATS)}, not '{self.format}'")
+
+    def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
+        """(3, T, H, W) in [-1, 1] and its tokens -> files below `folder`; the name of the video's."""
+        suffix, write = FORMATS[self.format]
+        name, pixels = f"{number:05d}{suffix}", to_uint8(video)
+        write(folder / name, pixels, self.fps)
+        tokenized = TokenizedVideo(name, pixels.shape[1], self.fps, [tokens])
+        path = folder / "tokens" / f"{number:05d}.npz"
+        write_tokens(path, [tokenized], tokenizer=self.tokenizer, codebook_size=self.codebook_size)
+        return name
+
+
+class SampleFolder:
+    """The folder. `part` is the number of this process."""
+
+    def __init__(self, path: str | Path, about: Mapping[str, Any], *, part: int = 0) -> None:
+        """SampleFolderError when the folder holds samples that depend on something else than `about`."""
+        self.path = Path(path)
+        file, wanted = self.path / "about.json", json.loads(json.dumps(about))
+        if file.exists():
+            held = json.loads(file.read_text())
+            changed = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
+            if changed:
+                key = changed[0]
+                difference = f"{key} is {held.get(key)} there, {wanted.get(key)} here"
+                raise SampleFolderError(
+                    f"{self.path} already holds other samples ({difference}); choose another folder or delete that one"
+                )
+        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("index*.jsonl"))):
+            raise SampleFolderError(f"{self.path} is no folder of samples; choose another")
+        else:
+            with write_atomically(file) as temporary:
+                temporary.write_text(json.dumps(wanted, indent=2) + "\n")
+        self._part = self.path / f"index.{part}.jsonl"
+        self._own = _read_index(self._part)
+
+    def samples(self) -> dict[int, dict[str, Any]]:
+        """Lines of the index, of all processes, by number."""
+        parts = [_read_index(path) for path in sorted(self.path.glob("index*.jsonl"))]
+        return dict(sorted((line["number"], line) for lines in parts for line in lines))
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """Put samples, whose files are written, into the index."""
+        self._own += lines
+        _write_index(self._part, self._own)
+
+    def finish(self) -> None:
+        """Join the indices of all processes, when all are done."""
+        _write_index(self.path / "index.jsonl", list(self.samples().values()))
+        for path in self.path.glob("index.*.jsonl"):
+            path.unlink()
+
+    def tokens(self, number: int, spec: TokenizerSpec, *, tokenizer: str) -> BlockTokens:
+        """Tokens of a sample."""
+        return read_tokens(self.path / "tokens" / f"{number:05d}.npz", spec, tokenizer=tokenizer)[0].clips[0]
+
+
+def fill(
+    folder: SampleFolder,
+    writer: SampleWriter,
+    engine: Engine,
+    tokenizer: VideoTokenizer,
+    job: Job,
+    *,
+    numbers: Sequence[int],
+    conditions: Sequence[Mapping[str, Any]],
+    batch_size: int,
+    quiet: bool = False,
+) -> None:
+    """Sample a job into a folder: request i becomes sample numbers[i], of which the index says conditions[i]."""
+    with tqdm(total=len(numbers), desc="sampling", unit="video", disable=quiet) as bar:
+        for chosen, made in stream(engine, tokenizer, job, batch_size=batch_size):
+            lines = []
+            for row, request in enumerate(chosen):
+                number, tokens = numbers[request], made.tokens[row : row + 1]
+                name = writer.write(folder.path, number, made.videos[row], tokens)
+                line = {"number": number, "file": name, "seed": job.requests[request].seed, **conditions[request]}
+                lines.append(line | {"tokens": tokens.lengths[0].tolist()})
+            folder.add(lines)
+            bar.update(len(chosen))
+            seconds = bar.format_dict["elapsed"]
+            bar.set_postfix_str(f"{engine.tokens / max(seconds, 1e-9):,.0f} tokens/s")
+
+
+def contact_sheet(videos: Sequence[Tensor], *, columns: int = 8, margin: int = 2) -> bytes:
+    """(3, T, H, W) uint8 each -> a PNG with a row for each video, of frames evenly spread over it."""
+    rows = []
+    for video in videos:
+        chosen = torch.linspace(0, video.shape[1] - 1, min(columns, video.shape[1])).round().long()
+        frames = torch.nn.functional.pad(video[:, chosen], (0, margin, 0, margin), value=255)
+        rows.append(frames.permute(0, 2, 1, 3).flatten(2))
+    width = max(row.shape[2] for row in rows)
+    return png(torch.cat([torch.nn.functional.pad(row, (0, width - row.shape[2]), value=255) for row in rows], 1))
+
+
+def png(image: Tensor) -> bytes:
+    """(3, H, W) uint8 -> a PNG file."""
+    _, height, width = image.shape
+    lines = torch.cat([torch.zeros(height, 1, dtype=torch.uint8), image.permute(1, 2, 0).flatten(1)], 1)
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(lines.numpy().tobytes(), 6)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def _read_index(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _write_index(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    with write_atomically(path) as temporary:
+        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))

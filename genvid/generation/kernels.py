@@ -1,0 +1,241 @@
+# mypy: ignore-errors
+"""Attention over slots in Triton: each row reads the part of the cache that it has filled, and nothing else.
+
+Two steps of the same split in every row and whatever the others do: chunks of CHUNK positions are summed apart, then
+their sums are joined. The order of additions, and so the result, does not depend on the neighbours.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+CHUNK = 256
+"""Positions that one program reads."""
+BLOCK = 64
+"""Positions read at a time."""
+
+
+class TritonAttention:
+    """`genvid.generation.network.Attention` for rows on a GPU."""
+
+    def append(
+        self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        _, _, kv_heads, capacity, width = cache.shape
+        rows, heads = len(qkv), qkv.shape[1] // width - 2 * kv_heads
+        queries = torch.empty(rows, heads, width, dtype=qkv.dtype, device=qkv.device)
+        _append[(rows, heads + 2 * kv_heads)](
+            qkv,
+            queries,
+            cache[0],
+            cache[1],
+            positions if slots is None else slots,
+            positions,
+            *rotary,
+            capacity,
+            HEADS=heads,
+            KV_HEADS=kv_heads,
+            HALF=width // 2,
+            HALF_PADDED=triton.next_power_of_2(width // 2),
+            IDENTITY=slots is None,
+            num_warps=1,
+        )
+        return queries
+
+    def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
+        _, _, kv_heads, capacity, width = cache.shape
+        rows, heads, _ = queries.shape
+        splits = -(-limit // CHUNK)
+        shape = (rows, heads, splits)
+        partial = torch.empty(*shape, width, dtype=torch.float32, device=queries.device)
+        greatest = torch.empty(*shape, dtype=torch.float32, device=queries.device)
+        total = torch.empty_like(greatest)
+        attended = torch.empty(rows, heads * width, dtype=queries.dtype, device=queries.device)
+        padded = triton.next_power_of_2(width)
+        _attend_chunk[(heads, splits, rows)](
+            queries,
+            cache[0],
+            cache[1],
+            lengths if slots is None else slots,
+            lengths,
+            partial,
+            greatest,
+            total,
+            capacity,
+            splits,
+            width**-0.5,
+            HEADS=heads,
+            KV_HEADS=kv_heads,
+            WIDTH=width,
+            WIDTH_PADDED=padded,
+            CHUNK=CHUNK,
+            BLOCK=BLOCK,
+            IDENTITY=slots is None,
+            num_warps=4,
+        )
+        _join_chunks[(rows, heads)](
+            partial,
+            greatest,
+            total,
+            lengths,
+            attended,
+            splits,
+            HEADS=heads,
+            WIDTH=width,
+            WIDTH_PADDED=padded,
+            CHUNK=CHUNK,
+            SPLITS_PADDED=triton.next_power_of_2(splits),
+            num_warps=1,
+        )
+        return attended
+
+
+@triton.jit
+def _append(
+    qkv,
+    queries,
+    keys,
+    values,
+    slots,
+    positions,
+    cos,
+    sin,
+    capacity,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    HALF: tl.constexpr,
+    HALF_PADDED: tl.constexpr,
+    IDENTITY: tl.constexpr,
+):
+    """One head of one row: rotate and put where it belongs."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    position = tl.load(positions + row)
+    slot = row
+    if not IDENTITY:
+        slot = tl.load(slots + row)
+    at = tl.arange(0, HALF_PADDED)
+    inside = at < HALF
+    source = qkv + (row * (HEADS + 2 * KV_HEADS) + head) * 2 * HALF
+    low = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
+    high = tl.load(source + HALF + at, mask=inside, other=0.0).to(tl.float32)
+    if head < HEADS + KV_HEADS:
+        angle = position * 2 * HALF + at
+        cos_low = tl.load(cos + angle, mask=inside, other=0.0)
+        cos_high = tl.load(cos + angle + HALF, mask=inside, other=0.0)
+        sin_low = tl.load(sin + angle, mask=inside, other=0.0)
+        sin_high = tl.load(sin + angle + HALF, mask=inside, other=0.0)
+        turned_low = low * cos_low - high * sin_low
+        turned_high = high * cos_high + low * sin_high
+        low = turned_low
+        high = turned_high
+    if head < HEADS:
+        target = queries + (row * HEADS + head) * 2 * HALF + at
+        tl.store(target, low.to(queries.dtype.element_ty), mask=inside)
+        tl.store(target + HALF, high.to(queries.dtype.element_ty), mask=inside)
+    elif head < HEADS + KV_HEADS:
+        line = (slot * KV_HEADS + head - HEADS) * capacity + position
+        target = keys + line * 2 * HALF + at
+        tl.store(target, low.to(keys.dtype.element_ty), mask=inside)
+        tl.store(target + HALF, high.to(keys.dtype.element_ty), mask=inside)
+    else:
+        line = (slot * KV_HEADS + head - HEADS - KV_HEADS) * capacity + position
+        target = values + line * 2 * HALF + at
+        tl.store(target, low.to(values.dtype.element_ty), mask=inside)
+        tl.store(target + HALF, high.to(values.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _attend_chunk(
+    queries,
+    keys,
+    values,
+    slots,
+    lengths,
+    partial,
+    greatest,
+    total,
+    capacity,
+    splits,
+    scale,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    BLOCK: tl.constexpr,
+    IDENTITY: tl.constexpr,
+):
+    """One head of one row over one chunk: its unnormalised sum of values, greatest score and sum of weights."""
+    head = tl.program_id(0)
+    split = tl.program_id(1)
+    row = tl.program_id(2).to(tl.int64)
+    length = tl.load(lengths + row).to(tl.int32)
+    first = split * CHUNK
+    if first < length:
+        slot = row
+        if not IDENTITY:
+            slot = tl.load(slots + row)
+        last = tl.minimum(first + CHUNK, length)
+        channel = tl.arange(0, WIDTH_PADDED)
+        inside = channel < WIDTH
+        query = tl.load(queries + (row * HEADS + head) * WIDTH + channel, mask=inside, other=0.0).to(tl.float32)
+        query = query * scale
+        lines = (slot * KV_HEADS + head // (HEADS // KV_HEADS)) * capacity
+        highest = -1e30
+        weight = 0.0
+        summed = tl.zeros([WIDTH_PADDED], tl.float32)
+        for start in range(first, last, BLOCK):
+            position = start + tl.arange(0, BLOCK)
+            there = position < last
+            at = (lines + position)[:, None] * WIDTH + channel[None, :]
+            mask = there[:, None] & inside[None, :]
+            key = tl.load(keys + at, mask=mask, other=0.0).to(tl.float32)
+            value = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+            score = tl.where(there, tl.sum(key * query[None, :], axis=1), -1e30)
+            higher = tl.maximum(tl.max(score, axis=0), highest)
+            faded = tl.exp(highest - higher)
+            share = tl.where(there, tl.exp(score - higher), 0.0)
+            summed = summed * faded + tl.sum(share[:, None] * value, axis=0)
+            weight = weight * faded + tl.sum(share, axis=0)
+            highest = higher
+        cell = (row * HEADS + head) * splits + split
+        tl.store(partial + cell * WIDTH + channel, summed, mask=inside)
+        tl.store(greatest + cell, highest)
+        tl.store(total + cell, weight)
+
+
+@triton.jit
+def _join_chunks(
+    partial,
+    greatest,
+    total,
+    lengths,
+    attended,
+    splits,
+    HEADS: tl.constexpr,
+    WIDTH: tl.constexpr,
+    WIDTH_PADDED: tl.constexpr,
+    CHUNK: tl.constexpr,
+    SPLITS_PADDED: tl.constexpr,
+):
+    """One head of one row: join the chunks that its length reaches."""
+    row = tl.program_id(0).to(tl.int64)
+    head = tl.program_id(1)
+    length = tl.load(lengths + row)
+    split = tl.arange(0, SPLITS_PADDED)
+    there = split * CHUNK < length
+    channel = tl.arange(0, WIDTH_PADDED)
+    inside = channel < WIDTH
+    cell = (row * HEADS + head) * splits + split
+    score = tl.load(greatest + cell, mask=there, other=-1e30)
+    share = tl.where(there, tl.exp(score - tl.max(score, axis=0)), 0.0)
+    weight = tl.sum(share * tl.load(total + cell, mask=there, other=0.0), axis=0)
+    mask = there[:, None] & inside[None, :]
+    summed = tl.load(partial + cell[:, None] * WIDTH + channel[None, :], mask=mask, other=0.0)
+    joined = tl.sum(summed * share[:, None], axis=0) / tl.maximum(weight, 1e-30)
+    target = attended + (row * HEADS + head) * WIDTH + channel
+    tl.store(target, joined.to(attended.dtype.element_ty), mask=inside)

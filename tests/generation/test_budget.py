@@ -1,0 +1,118 @@
+"""Budgets of generation: never exceeded, used up where the model wants more, and spent where the model wants it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+import pytest
+import torch
+from test_engine import LENGTH, class_requests, rotary, rows_of
+
+from genvid.allocation import BudgetError
+from genvid.generation.budget import BudgetConfig, GroupPlanner, forecast, groups, with_budget
+from genvid.generation.engine import Engine
+from genvid.generation.sampler import SamplingConfig
+
+FREE = SamplingConfig(temperature=1.0)
+
+
+def lengths_of(engine: Engine, requests) -> torch.Tensor:
+    return torch.cat([LENGTH.unpack(torch.tensor([row])).lengths for row in rows_of(engine, requests)])
+
+
+def budgeted(count: int, budget: BudgetConfig, config: SamplingConfig = FREE, slots: int = 8) -> torch.Tensor:
+    engine = Engine(rotary(), config, slots=slots)
+    return lengths_of(engine, with_budget(engine, class_requests(LENGTH, count), budget))
+
+
+@pytest.mark.parametrize("config", [FREE, SamplingConfig(temperature=0), SamplingConfig(guidance=1.5)], ids=str)
+@pytest.mark.parametrize("tokens", [3, 5, 8, 11])
+def test_no_video_exceeds_its_budget(tokens, config):
+    for plan in (True, False):
+        lengths = budgeted(24, BudgetConfig(tokens_per_video=tokens, plan=plan, forecast_rows=6), config)
+        assert lengths.sum(1).max() <= tokens
+        assert len(lengths) == 24
+
+
+@pytest.mark.parametrize("total", [72, 90, 120, 150])
+def test_a_total_is_used_up_and_not_exceeded(total):
+    """The model wants more than all of these: 24 videos take about 240 tokens when they are free."""
+    budget = BudgetConfig(total=total, group_size=8, forecast_rows=8)
+    lengths = budgeted(24, budget)
+    assert 0.97 * total - 3 <= lengths.sum() <= total
+    for part in lengths.split(8):  # every group has its part
+        assert part.sum() <= total // 3
+    assert torch.equal(lengths, budgeted(24, budget, slots=24))
+
+
+@pytest.mark.parametrize(
+    "budget", [BudgetConfig(tokens_per_video=18), BudgetConfig(total=18 * 20, group_size=7)], ids=str
+)
+def test_a_budget_that_is_not_short_changes_nothing(budget):
+    """Perturbed scores are a sample of the model's lengths, whoever picks the greatest."""
+    lengths = budgeted(20, budget)
+    watched = Engine(rotary(), FREE, slots=8)
+    scores = forecast(watched, class_requests(LENGTH, 20))
+    assert torch.equal(lengths, torch.tensor(LENGTH.sizes)[scores.argmax(-1)])
+
+
+def test_lengths_that_are_left_alone_are_distributed_as_the_model_says():
+    engine = Engine(rotary(), FREE, slots=64)
+    request = class_requests(LENGTH, 1)[0]
+    requests = [replace(request, seed=seed, num_blocks=1) for seed in range(600)]
+    told = LENGTH.length_ids(torch.tensor(LENGTH.sizes)[forecast(engine, requests)[:, 0].argmax(-1)])
+    drawn = torch.tensor([row[1] for row in rows_of(engine, requests)])
+    for size in LENGTH.length_ids(torch.tensor(LENGTH.sizes)):
+        assert abs((told == size).double().mean() - (drawn == size).double().mean()) < 0.07
+
+
+def test_the_last_round_is_the_most_probable_choice():
+    scores = torch.randn(4, 3, generator=torch.Generator().manual_seed(3)).double()
+    sizes = torch.tensor(LENGTH.sizes)
+    planner = GroupPlanner(11, 4, 1, LENGTH, torch.zeros(2, 1, 3).double())
+    chosen = planner.choose(scores)
+    best = max(
+        (choice for choice in product(range(3), repeat=4) if sizes[list(choice)].sum() <= 11),
+        key=lambda choice: float(scores[range(4), list(choice)].sum()),
+    )
+    assert torch.equal(chosen, sizes[list(best)])
+
+
+def test_first_blocks_leave_what_later_ones_will_want():
+    """Two blocks, 4 rows, 28 tokens: now the rows would take anything, but later ones are sure to want the most."""
+    later = torch.tensor([0.0, 1.0, 9.0]).double().expand(1, 2, 3)
+    planner = GroupPlanner(28, 4, 2, LENGTH, later)
+    first = planner.choose(torch.tensor([[0.0, 0.1, 0.2]] * 4).double())
+    second = planner.choose(torch.tensor([[0.0, 1.0, 9.0]] * 4).double())
+    assert first.sum() <= 4
+    assert second.tolist() == [6, 6, 6, 6]
+
+
+def test_requests_of_a_group_stay_together():
+    requests = class_requests(LENGTH, 10)
+    engine = Engine(rotary(), FREE, slots=8)
+    assert with_budget(engine, requests, BudgetConfig()) == requests
+    assert groups(requests) == [range(i, i + 1) for i in range(10)]
+    shared = with_budget(engine, requests, BudgetConfig(total=100, group_size=4))
+    assert groups(shared) == [range(0, 4), range(4, 8), range(8, 10)]
+    whole = lengths_of(engine, with_budget(engine, requests, BudgetConfig(total=100, group_size=4)))
+    part = lengths_of(engine, shared[4:8])
+    assert torch.equal(part, whole[4:8])
+
+
+def test_budgets_that_cannot_be_kept_are_said_in_words():
+    requests, engine = class_requests(LENGTH, 4), Engine(rotary(), FREE, slots=2)
+    engine.slots.step = lambda reach: pytest.fail("a step was made")
+    with pytest.raises(BudgetError, match="2 tokens cannot pay for 1 videos of 3 blocks, which need at least 3 each"):
+        with_budget(engine, requests, BudgetConfig(tokens_per_video=2))
+    with pytest.raises(BudgetError, match="11 tokens cannot pay for 4 videos"):
+        with_budget(engine, requests, BudgetConfig(total=11))
+    with pytest.raises(ValueError, match="either tokens_per_video or total"):
+        BudgetConfig(tokens_per_video=10, total=10)
+    ends = Engine(rotary(replace(LENGTH, framing="end")), FREE, slots=2)
+    with pytest.raises(ValueError, match='only models of "length" framing'):
+        with_budget(ends, requests, BudgetConfig(tokens_per_video=10))
+    free = Engine(rotary(), FREE, slots=2)
+    with pytest.raises(ValueError, match="4 rows share a budget, but the engine has 2 slots"):
+        free.run(with_budget(free, requests, BudgetConfig(total=40)))

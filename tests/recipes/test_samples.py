@@ -1,0 +1,101 @@
+"""Folders of samples: budgets, processes, kills."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genvid import config
+from genvid.eval.report import Report
+from genvid.generation import folder
+from genvid.recipes.generate import GenerationRun, Samples, generate
+
+TOTAL = {"total": 160, "group_size": 4, "forecast_rows": 4}
+
+
+def index(path):
+    return [json.loads(line) for line in (path / "samples" / "index.jsonl").read_text().splitlines()]
+
+
+def spent(path):
+    return [sum(line["tokens"]) for line in index(path)]
+
+
+@pytest.fixture(scope="module")
+def run(stages) -> GenerationRun:
+    stages.write("generation", "generation_samples")
+    return config.load(GenerationRun, stages.folder / "generation_samples.yaml")
+
+
+def test_samples_keep_their_budget(stages, run):
+    apart = stages.run("generation", "samples_apart", "--budget.tokens_per_video=9", "--format=npz")
+    assert max(spent(apart)) <= 9
+    assert [line["budget"] for line in index(apart)] == [9] * 16
+    assert {line["file"] for line in index(apart)} == {f"{i:05d}.npz" for i in range(16)}
+    together = stages.run("generation", "samples_together", budget=TOTAL, format="png")
+    assert sum(spent(together)) <= 160
+    assert len(list((together / "samples" / "00003").iterdir())) == 8
+    said = {number.name: number.value for number in Report.load(together / "report.json").numbers}
+    assert said["tokens per clip"] == sum(spent(together)) / 16
+
+
+def test_a_run_that_was_killed_goes_on_where_it_stopped(stages, run, monkeypatch):
+    budget = config.decode(GenerationRun, {**config.encode(run), "budget": TOTAL}).budget
+    run = replace(run, budget=budget, batch_size=4, slots=4)
+    whole = generate(replace(run, output_dir=stages.path("samples_straight")))
+    killed = replace(run, output_dir=stages.path("samples_killed"))
+    original, written = folder.SampleWriter.write, []
+
+    def write(self, path, number, video, tokens):
+        if len(written) == 10:  # in the middle of a batch
+            raise KeyboardInterrupt
+        written.append(number)
+        return original(self, path, number, video, tokens)
+
+    monkeypatch.setattr(folder.SampleWriter, "write", write)
+    with pytest.raises(KeyboardInterrupt):
+        generate(killed)
+    monkeypatch.setattr(folder.SampleWriter, "write", original)
+    again = []
+    monkeypatch.setattr(folder.SampleWriter, "write", lambda *a: (again.append(a[2]), original(*a))[1])
+    made = generate(killed)
+    assert isinstance(made, Samples)
+    assert 0 < len(again) < 16
+    assert torch.equal(made.generated.tokens.lengths, whole.generated.tokens.lengths)
+    assert torch.equal(made.generated.videos, whole.generated.videos)
+    assert index(stages.folder / "samples_killed") == index(stages.folder / "samples_straight")
+    again.clear()
+    generate(killed)
+    assert not again
+
+
+def test_two_processes_make_the_samples_that_one_does(stages, run):
+    one = stages.run("generation", "samples_one", budget=TOTAL)
+    two = stages.launch("generation", "samples_two", budget=TOTAL)
+    assert index(one) == index(two)
+    assert not list((two / "samples").glob("index.*.jsonl"))
+    numbers = [Report.load(path / "report.json").numbers for path in (one, two)]
+    assert [n.value for n in numbers[0]] == pytest.approx([n.value for n in numbers[1]], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"budget": {"tokens_per_video": 1}}, "1 tokens cannot pay for 1 videos of 2 blocks, which need at least 2"),
+        ({"budget": {"tokens_per_video": 9, "total": 9}}, "either tokens_per_video or total"),
+        ({"format": "gif"}, "written as mp4, npz, png, not 'gif'"),
+        ({"slots": 0}, "at least 1 slot"),
+    ],
+)
+def test_bad_requests_are_said_in_words(stages, capsys, changes, words):
+    with pytest.raises(SystemExit):
+        stages.run("generation", f"samples_bad_{len(words)}", **changes)
+    assert words in capsys.readouterr().err
+
+
+def test_samples_of_another_seed_are_not_mixed_in(stages, capsys):
+    stages.run("generation", "samples_seed")
+    with pytest.raises(SystemExit):
+        stages.run("generation", "samples_seed", seed=3)
+    assert "already holds other samples (seed is 0 there, 3 here)" in capsys.readouterr().err
