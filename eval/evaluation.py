@@ -206,7 +206,7 @@ class Evaluation:
     def _extract(self, video: Tensor) -> Tensor:
         assert self.features is not None
         self.features.check(video)
-        return torch.cat([self.features(part) for part in video.split(_FEATURE_BATCH)])
+        return torch.cat([self.features(part) for part in torch.split(video, _FEATURE_BATCH)])
 
     def _batches(
         self, selection: Selection, what: str, tables: Sequence[ClipTable | None], *, with_video: bool
@@ -218,7 +218,7 @@ class Evaluation:
         wanted, fed = tables[0], [table for table in tables if table is not None]
         assert wanted is not None
         done = wanted.done()
-        positions = torch.arange(len(selection)).split(self.batch_size)
+        positions = torch.split(torch.arange(len(selection)), self.batch_size)
         mine = [part for part in positions if not done.issuperset(part.tolist())][self.rank :: self.world_size]
         batches = self._load(selection, mine) if with_video else self._labels(selection, mine)
         try:

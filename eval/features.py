@@ -104,7 +104,7 @@ class I3DTorchScript(FeatureNetwork):
 
     def extract(self, video: Tensor) -> Tensor:
         # TorchScript would compile kernels at run time, which fails where CUDA's compiler and driver disagree.
-        with torch.jit.fuser("none"):  # type: ignore[no-untyped-call]
+        with torch.jit.fuser("none"):  # type: ignore[attr-defined]
             features: Tensor = self.network(video, rescale=False, resize=True, return_features=True)
         return features
 

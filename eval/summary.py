@@ -41,7 +41,7 @@ class Summary:
         """Class -> name -> mean, over the clips and seeds of the class, with its count of clips."""
         names, labels = self.evaluation.dataset.classes, self.evaluation.real.labels()
         found = {}
-        for label in labels.unique().tolist():
+        for label in sorted(set(labels.tolist())):
             chosen = labels == label
             means = {name: float(values[:, chosen].mean()) for name, values in self._columns().items()}
             found[names[label]] = {"clips": float(chosen.sum()), **means}
@@ -119,7 +119,8 @@ class Summary:
         values = [frechet_distance(real, features, ddof=protocol.ddof) for features in made]
         mean, interval = statistics.fmean(values), None
         if self.resamples:
-            low, high = frechet_interval(real, made[0], ddof=protocol.ddof, resamples=self.resamples)
+            paired = protocol.task == "reconstruction"
+            low, high = frechet_interval(real, made[0], ddof=protocol.ddof, paired=paired, resamples=self.resamples)
             interval = (max(0.0, low + mean - values[0]), high + mean - values[0])
         return Number(
             name,

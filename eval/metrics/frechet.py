@@ -65,7 +65,7 @@ def frechet_distance(
 ) -> float:
     """The same distance from stored features (N, F) and (M, F). `weights`, (N,) and (M,) counts that sum to N and M,
     say how often each row counts."""
-    moments = []
+    moments: list[Tensor] = []
     for features, counts in zip((real, made), weights or (None, None), strict=True):
         if len(features) < 2:
             raise ValueError(f"a Frechet distance needs two videos on each side, got {len(real)} and {len(made)}")
@@ -76,11 +76,19 @@ def frechet_distance(
 
 
 def frechet_interval(
-    real: Tensor, made: Tensor, *, ddof: int = 0, resamples: int = 100, level: float = 0.95, seed: int = 0
+    real: Tensor,
+    made: Tensor,
+    *,
+    ddof: int = 0,
+    paired: bool = False,
+    resamples: int = 100,
+    level: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Bootstrap interval of `frechet_distance`: how far the value would move with other clips, as many as these.
 
-    Both sides are drawn anew with replacement. Repeated rows bias each resample upwards, so the quantiles are shifted
+    Both sides are drawn anew with replacement, together where they are `paired` (each row of one was made from that
+    row of the other). Repeated rows bias each resample upwards, so the quantiles are shifted
     by the difference between the value and the resamples' mean. The bias of a finite number of clips stays in: that is
     what the floor shows.
     """
@@ -89,11 +97,13 @@ def frechet_interval(
     def draw(count: int) -> Tensor:
         return torch.bincount(torch.randint(count, (count,), generator=generator), minlength=count)
 
-    values = torch.tensor(
-        [frechet_distance(real, made, ddof=ddof, weights=(draw(len(real)), draw(len(made)))) for _ in range(resamples)]
-    )
+    def resample() -> float:
+        counts = draw(len(real))
+        return frechet_distance(real, made, ddof=ddof, weights=(counts, counts if paired else draw(len(made))))
+
+    values = torch.tensor([resample() for _ in range(resamples)], dtype=torch.float64)
     shift = frechet_distance(real, made, ddof=ddof) - values.mean()
-    low, high = torch.quantile(values + shift, torch.tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
+    low, high = torch.quantile(values + shift, values.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
     return max(low, 0.0), high
 
 

@@ -1,6 +1,6 @@
-"""The `genvid` command: look into files, convert published weights, encode, decode and sample videos.
+"""The `genvid` command: look into files, convert published weights, encode, decode and sample videos, run protocols.
 
-Training and evaluation are recipes (recipes/), because they have too many choices for a command line.
+Training is done by recipes (recipes/), because it has too many choices for a command line.
 """
 
 from __future__ import annotations
@@ -8,9 +8,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from genvid.cli.coding import decode, encode, reconstruct
 from genvid.cli.conversion import convert
+from genvid.cli.evaluation import add_evaluation, evaluate, report
 from genvid.cli.inspection import info
 from genvid.cli.sampling import sample
 from genvid.recipes.command import command
@@ -35,15 +37,25 @@ def _parser() -> argparse.ArgumentParser:
         added = verbs.add_parser(verb.__name__, help=summary, description=summary)
         added.set_defaults(verb=verb)
         for name in positional:
-            added.add_argument(name, nargs="+" if name == "videos" else None, metavar=name.upper().rstrip("S"))
+            added.add_argument(
+                name, nargs="+" if name in ("videos", "reports") else None, metavar=name.upper().rstrip("S")
+            )
         return added
 
-    def add_tokenizer(to: argparse.ArgumentParser, *, budget: bool) -> None:
-        to.add_argument("--tokenizer", required=True, metavar="T", help="model folder or Hub id")
+    def add_tokenizer(to: argparse.ArgumentParser, *, budget: bool, many: bool = False) -> None:
+        to.add_argument("--tokenizer", required=not many, metavar="T", help="model folder or Hub id")
         if budget:
             to.add_argument("--scorer", metavar="S", help="the tokenizer's scorer: model folder or Hub id")
-            to.add_argument("--tokens", type=int, metavar="N", help="mean tokens of a whole clip (needs --scorer)")
+            number: dict[str, Any] = {"nargs": "+"} if many else {}
+            meaning = "mean tokens of a whole clip (needs --scorer)"
+            to.add_argument("--tokens", type=int, metavar="N", help=meaning, **number)
             to.add_argument("--published", action="store_true", help="spend N as the published AdapTok evaluation does")
+
+    def add_sampling(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1: none (1)")
+        to.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token (1)")
+        to.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0: all (0)")
+        to.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest of this probability (1)")
 
     add(info, "say what a model folder, run folder, token cache, token file or video is", "path")
     add(convert, "make a model folder of a published model (a folder or a Hub id)", "source", "destination")
@@ -55,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add_tokenizer(reconstructing, budget=True)
 
     sampling = add(sample, "generate videos of a class, or that continue a prompt")
+    add_sampling(sampling)
     sampling.add_argument("--model", required=True, metavar="AR", help="autoregressive model: model folder or Hub id")
     add_tokenizer(sampling, budget=True)
     sampling.add_argument("--output", required=True, metavar="DIR", help="new folder for videos and index.jsonl")
@@ -63,10 +76,13 @@ def _parser() -> argparse.ArgumentParser:
     condition.add_argument("--prompt", metavar="VIDEO", help="continue the first frames of this video")
     sampling.add_argument("--count", type=int, default=1, metavar="N", help="videos to make (1)")
     sampling.add_argument("--seed", type=int, default=0, help="video i of a seed is always the same (0)")
-    sampling.add_argument("--guidance", type=float, default=1.0, help="classifier-free guidance; 1: none (1)")
-    sampling.add_argument("--temperature", type=float, default=1.0, help="0: the most likely token (1)")
-    sampling.add_argument("--top-k", type=int, default=0, help="draw from the k most likely tokens; 0: all (0)")
-    sampling.add_argument("--top-p", type=float, default=1.0, help="draw from the likeliest of this probability (1)")
     sampling.add_argument("--batch-size", type=int, default=16, help="videos at a time: memory, not results (16)")
     sampling.add_argument("--fps", type=float, default=25.0, help="frame rate of videos of a class (25)")
+
+    evaluation = add(evaluate, "run a published evaluation protocol by its name", "protocol")
+    add_evaluation(evaluation)
+    add_tokenizer(evaluation, budget=True, many=True)
+    add_sampling(evaluation)
+    comparing = add(report, "compare the reports of evaluations: a Markdown table", "reports")
+    comparing.add_argument("--html", metavar="FILE", help="and a page with rate-distortion curves and BD-rate")
     return parser

@@ -23,7 +23,7 @@ from genvid.data.source import Source, SourceConfig
 MOTIONS = ("still", "right", "left", "up", "down", "circle", "grow", "shrink")
 """The classes. A motion spans the clip, whatever its number of frames."""
 COMPLEXITIES = ("plain", "slow", "busy", "cut")
-"""plain: one flat shape on a flat ground. slow: the same with 0.4 of the movement. busy: striped shapes on a textured
+"""plain: one flat shape on a flat ground. slow: the same with 0.6 of the movement. busy: striped shapes on a textured
 ground. cut: one or two changes of scene, the motion goes on."""
 
 Array = NDArray[np.floating[Any]]
@@ -125,7 +125,7 @@ def _path(
     draw: Draw, motion: str, radius: float, progress: Array, complexity: str, extent: tuple[float, float]
 ) -> tuple[Array, Array, Array]:
     """Centre and scale of a shape in every frame, each (T,)."""
-    pace = 0.4 if complexity == "slow" else 1.0
+    pace = 0.6 if complexity == "slow" else 1.0
     ones = np.ones_like(progress)
     if motion == "circle":
         angle = 2 * np.pi * (draw(0, 1) + pace * progress)

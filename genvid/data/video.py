@@ -120,14 +120,16 @@ def video_bytes(video: Tensor, fps: float, *, scale: int = 1) -> bytes:
 def _probe_images(folder: Path) -> VideoInfo:
     """Every picture is opened, so that a damaged one is found now."""
     try:
-        sizes = [read_image(image).shape[:2] for image in list_images(folder)]
+        pictures = (read_image(image) for image in list_images(folder))
+        sizes = [(picture.shape[0], picture.shape[1]) for picture in pictures]
     except ValueError as error:
         raise VideoError(str(error)) from None
     if not sizes:
         raise VideoError(f"{folder} holds no pictures")
     if len(set(sizes)) > 1:
         raise VideoError(f"{folder} holds pictures of several sizes: {sorted(set(sizes))}")
-    return VideoInfo(len(sizes), *sizes[0], fps=24.0, first_pts=0, pts_step=None)
+    height, width = sizes[0]
+    return VideoInfo(len(sizes), height, width, fps=24.0, first_pts=0, pts_step=None)
 
 
 def _read_images(folder: Path, wanted: range, info: VideoInfo) -> Frames:

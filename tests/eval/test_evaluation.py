@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from toy_models import CLIPS, SHARED, TOY, Colours, Noisy
+from toy_models import CLIPS, TOY, Colours, Noisy
 
 from genvid import noise
 from genvid.data import FolderConfig, to_float, write_video
@@ -206,25 +206,6 @@ def test_whole_videos_of_different_lengths(tmp_path: Path) -> None:
     assert [shape[2] for shape in model.shown if shape] == [16, 20, 33]
     assert list(values(report)) == ["PSNR", "tokens per clip", "bits per clip"]
     assert Summary(evaluation, model).lengths() is None
-
-
-@pytest.fixture
-def ucf(tmp_path: Path) -> Path:
-    """The real files in the official layout, those of the lowest group as the test split."""
-    files = SHARED / "video" / "ucf101"
-    if not files.is_dir():
-        pytest.skip("the shared UCF-101 files are not on this machine")
-    lists = tmp_path / "ucfTrainTestlist"
-    lists.mkdir()
-    (tmp_path / "UCF-101").symlink_to(files)
-    paths = sorted(str(path.relative_to(files)) for path in files.rglob("*.avi"))
-    classes = sorted({path.split("/")[0] for path in paths})
-    (lists / "classInd.txt").write_text("".join(f"{n} {name}\n" for n, name in enumerate(classes, 1)))
-    train, test = ([path for path in paths if ("_g01_" in path) == held] for held in (False, True))
-    numbered = "".join(f"{path} {classes.index(path.split('/')[0]) + 1}\n" for path in train)
-    (lists / "trainlist01.txt").write_text(numbered)
-    (lists / "testlist01.txt").write_text("".join(f"{path}\n" for path in test))
-    return tmp_path / "UCF-101"
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("ucf101")])

@@ -1,0 +1,201 @@
+"""`genvid evaluate` and `genvid report`: a published protocol, run by its name; reports compared."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from genvid import config as configuration
+from genvid.ar.model import RowModel
+from genvid.ar.published import PublishedTransformer
+from genvid.checkpoint import load_model
+from genvid.cli.coding import GROUP, open_budget, open_tokenizer
+from genvid.cli.producers import Folder, Reconstruction, Sampling, hashes
+from genvid.data.source import SourceConfig
+from genvid.eval.evaluation import Evaluation, Producer
+from genvid.eval.features import WHERE_I3D_IS, FeatureNetwork, load_features, load_i3d
+from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
+from genvid.eval.report import Provenance, Report, compare
+from genvid.eval.sources import ClassOrder, protocol_source, unseen_source
+from genvid.eval.summary import Summary
+from genvid.eval.summary_page import comparison_page, evaluation_page
+from genvid.generation.sampler import SamplingConfig
+from genvid.perceptual import LPIPS
+from genvid.recipes.loading import device
+from genvid.train.accelerator import make_state
+
+
+def evaluate(arguments: argparse.Namespace) -> None:
+    """Run a protocol: one report, or one for each token budget."""
+    state, record = make_state(), protocol(arguments.protocol)
+    if arguments.count is not None:
+        record = record.adapted(count=arguments.count)
+    features, budgets = _features(arguments, record), arguments.tokens or [None]
+    producers = [_producer(arguments, record, budget) for budget in budgets]
+    source, unseen, record = _sources(arguments, record, _class_order(producers[0]))
+    made_from = {"features": features.weights} if features is not None and features.weights else {}
+    reports = []
+    for budget, producer in zip(budgets, producers, strict=True):
+        folder = Path(arguments.output) / (f"tokens{budget}" if budget is not None else "")
+        evaluation = Evaluation(
+            record,
+            source,
+            folder,
+            features=features,
+            fidelity=_fidelity(arguments, producer, record),
+            test_source=unseen,
+            # Videos from a folder are one set of samples, whatever the protocol asks for.
+            sampler_seeds=1 if isinstance(producer, Folder) else arguments.seeds,
+            resolution=_resolution(producer),
+            partial=arguments.partial,
+            batch_size=GROUP if budget is not None else arguments.batch_size,
+            workers=arguments.workers,
+            device=device(),
+            rank=state.process_index,
+            world_size=state.num_processes,
+        )
+        evaluation.measure(producer)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            title = arguments.title or Path(arguments.model or arguments.tokenizer or arguments.videos).name
+            provenance = Provenance.now({**_weights(producer), **made_from})
+            summary = Summary(evaluation, producer)
+            report = summary.report(title if budget is None else f"{title} @ {budget}", provenance, _remarks(producer))
+            _write(folder, report, summary, html=arguments.html)
+            reports.append(report)
+    if len(reports) > 1 and arguments.html:
+        comparison_page(reports).write(Path(arguments.output) / "comparison.html")
+
+
+def report(arguments: argparse.Namespace) -> None:
+    """Compare reports: a Markdown table, and a page."""
+    reports = [Report.load(path) for path in arguments.reports]
+    print(compare(reports))
+    if arguments.html is not None:
+        comparison_page(reports).write(arguments.html)
+
+
+def add_evaluation(parser: argparse.ArgumentParser) -> None:
+    """Arguments of `genvid evaluate`, but for the models'."""
+    parser.epilog = "protocols: " + ", ".join(PROTOCOLS)
+    parser.add_argument("--data", metavar="DIR", help="the protocol's data set as it is distributed")
+    parser.add_argument("--lists", metavar="PATH", help="ucfTrainTestlist, the CSV of Kinetics-600, or a DAVIS list")
+    parser.add_argument("--source", metavar="YAML", help="other data: the `source` of a recipe (needs --partial)")
+    parser.add_argument("--output", required=True, metavar="DIR", help="for report.json and clips.csv; resumes there")
+    parser.add_argument("--i3d", metavar="FILE", help="weights of the FVD network, either of the two published files")
+    parser.add_argument("--features", metavar="F", help="another feature network, or `none` (needs --partial)")
+    parser.add_argument("--lpips", choices=("vgg", "alex"), action="append", default=[], help="measure LPIPS too")
+    parser.add_argument("--lpips-weights", metavar="FILE", help="torchvision's trunk (torch.hub's cache)")
+    parser.add_argument("--model", metavar="AR", help="autoregressive model: model folder or Hub id")
+    parser.add_argument("--videos", metavar="DIR", help="samples made elsewhere, in place of a model")
+    parser.add_argument("--count", type=int, metavar="N", help="fewer clips: the number's name says so")
+    parser.add_argument("--seeds", type=int, metavar="N", help="other than the protocol's number of sampler seeds")
+    parser.add_argument("--partial", action="store_true", help="run what is not the whole protocol, under another name")
+    parser.add_argument("--batch-size", type=int, default=16, help="clips at a time (16)")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode videos (2)")
+    parser.add_argument("--title", help="name of the row (the model's folder)")
+    parser.add_argument("--html", action="store_true", help="write page.html too")
+
+
+def _features(arguments: argparse.Namespace, record: Protocol) -> FeatureNetwork | None:
+    if arguments.i3d is not None:
+        if arguments.features is not None:
+            raise ValueError("give --i3d or --features, not both")
+        return load_i3d(arguments.i3d)
+    if arguments.features == "none" or not record.features:
+        return None
+    if arguments.features is None:
+        raise ValueError(f"{record.name} needs {record.features}: {WHERE_I3D_IS}, or choose --features")
+    return load_features(arguments.features)
+
+
+def _sources(
+    arguments: argparse.Namespace, record: Protocol, order: ClassOrder
+) -> tuple[SourceConfig, SourceConfig | None, Protocol]:
+    """Real clips, unseen ones where there are any, and the protocol with the data set that is really used."""
+    if (arguments.data is None) == (arguments.source is None):
+        raise ValueError("give --data, the folder of the protocol's data set, or --source, a YAML file")
+    if arguments.source is None:
+        source = protocol_source(record, arguments.data, arguments.lists, class_order=order)
+        return source, unseen_source(record, arguments.data, arguments.lists, class_order=order), record
+    if not arguments.partial:
+        raise ValueError(f"{record.name} is a protocol on {record.dataset}: --source needs --partial")
+    data = yaml.safe_load(Path(arguments.source).read_text())
+    source = configuration.decode(SourceConfig, data, source=arguments.source)
+    return source, None, record.adapted(dataset=Path(arguments.source).stem, split="", videos=None)
+
+
+def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | None) -> Producer:
+    task = record.task
+    if arguments.videos is not None:
+        if task != "generation" or arguments.model or arguments.tokenizer:
+            raise ValueError("--videos takes samples of class-conditional generation, without --model and --tokenizer")
+        return Folder(arguments.videos, record)
+    if arguments.tokenizer is None or (arguments.model is None) != (task == "reconstruction"):
+        needed = "--tokenizer" if task == "reconstruction" else "--model and --tokenizer (or --videos)"
+        raise ValueError(f"{record.name} measures {task}: give {needed}")
+    tokenizer = open_tokenizer(arguments.tokenizer)
+    if task == "reconstruction":
+        asked = argparse.Namespace(**{**vars(arguments), "tokens": budget})
+        settings = {"tokens": budget, "published": arguments.published}
+        about = {**hashes(tokenizer=arguments.tokenizer, scorer=arguments.scorer), **settings}
+        return Reconstruction(tokenizer, open_budget(asked, tokenizer), about)
+    model = load_model(arguments.model)
+    if not isinstance(model, RowModel):
+        raise ValueError(f"{arguments.model} holds a {model.model_type} model, but an autoregressive one is needed")
+    if bool(model.config.context_blocks) != (task == "prediction"):
+        raise ValueError(f"{record.name} measures {task}, which {arguments.model} was not made for")
+    if task == "prediction" and arguments.guidance != 1:
+        raise ValueError(f"{record.name} is without guidance, got --guidance {arguments.guidance:g}")
+    config = SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p, arguments.guidance)
+    weights = hashes(model=arguments.model, tokenizer=arguments.tokenizer)
+    return Sampling(model.to(device()), tokenizer, config, weights)
+
+
+def _fidelity(arguments: argparse.Namespace, producer: Producer, record: Protocol) -> list[ClipMean]:
+    side = _resolution(producer) or record.resolution
+    lpips = [MeanPerceptual(LPIPS(net, arguments.lpips_weights)) for net in arguments.lpips]
+    return [ClipPSNR(), ClipSSIM(), *([ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []), *lpips]
+
+
+def _class_order(producer: Producer) -> ClassOrder:
+    """Published models number the classes of UCF-101 in their own way."""
+    published = isinstance(producer, Sampling) and isinstance(producer.model, PublishedTransformer)
+    return "ascii" if published else "official"
+
+
+def _resolution(producer: Producer) -> int | None:
+    if producer.spec is None:
+        return None
+    height, width = producer.spec.resolution
+    if height != width:
+        raise ValueError(f"protocols are of square frames, this tokenizer takes {height}x{width}")
+    return height
+
+
+def _weights(producer: Producer) -> dict[str, str]:
+    return {role: value for role, value in producer.describe().items() if isinstance(value, str)}
+
+
+def _remarks(producer: Producer) -> list[str]:
+    said: Mapping[str, Any] = producer.describe()
+    settings = {key: value for key, value in said.items() if not isinstance(value, str) and value not in (None, False)}
+    remarks = [f"{key}: {value}" for key, value in settings.items()]
+    if isinstance(producer, Folder):
+        remarks.append("samples were read from video files: where these are lossy, their compression is measured too")
+    return remarks
+
+
+def _write(folder: Path, report: Report, summary: Summary, *, html: bool) -> None:
+    report.save(folder / "report.json")
+    summary.write_clips(folder / "clips.csv")
+    if html:
+        evaluation_page(report, summary).write(folder / "page.html")
+    for number in report.numbers:
+        print(f"{number.name}: {number.text(f'{number.value:.6g}')}   [{number.protocol.name}, {number.count:,} clips]")
+    print(report.markdown_row())

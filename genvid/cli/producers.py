@@ -1,0 +1,120 @@
+"""Models under evaluation: a tokenizer, an autoregressive model, or a folder of videos made elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genvid import config as configuration
+from genvid.allocation import Allocator
+from genvid.ar.model import RowModel
+from genvid.ar.published import PublishedTransformer
+from genvid.checkpoint import fingerprint, resolve
+from genvid.cli.coding import Budget
+from genvid.data.dataset import ClipDataset
+from genvid.data.folders import FolderConfig
+from genvid.data.loader import Batch
+from genvid.eval.evaluation import Made
+from genvid.eval.protocols import Protocol
+from genvid.generation.engine import Engine
+from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
+from genvid.generation.sampler import SamplingConfig
+from genvid.recipes.allocated import decode, encode
+from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+
+DECODED = 16
+"""Clips that go through a tokenizer at a time: memory, not results."""
+
+
+class Reconstruction:
+    """Clips through a tokenizer, cut by a budget."""
+
+    def __init__(self, tokenizer: VideoTokenizer, budget: Budget | None, about: Mapping[str, Any]) -> None:
+        """`about`: what the reconstructions depend on, hashes of the weights among it."""
+        self.tokenizer, self.budget, self.about = tokenizer, budget, about
+        self.spec: TokenizerSpec | None = tokenizer.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.about
+
+    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+        """Longer videos than the tokenizer takes go through it in pieces. A last piece that does not fill its blocks
+        is filled with its last frame, and cut again: the tokens of the filling are counted."""
+        video, spec = given["video"], self.tokenizer.spec
+        longest = video.shape[2] if spec.max_blocks is None else spec.max_blocks * spec.frames_per_block
+        made = [self._piece(piece) for piece in torch.split(video, longest, 2)]
+        keep = torch.cat([tokens.keep for _, tokens in made], 1)
+        return Made(torch.cat([restored for restored, _ in made], 2), BlockTokens(keep))
+
+    def _piece(self, video: Tensor) -> tuple[Tensor, BlockTokens]:
+        frames = video.shape[2]
+        filling = -frames % self.tokenizer.spec.frames_per_block
+        whole = torch.cat([video, video[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
+        tokens = encode(self.tokenizer, whole, DECODED)
+        if self.budget is not None:
+            tokens = self._allocator(tokens)(tokens)
+        return decode(self.tokenizer, tokens, DECODED)[:, :, :frames], tokens
+
+    def _allocator(self, tokens: BlockTokens) -> Allocator:
+        assert self.budget is not None
+        return self.budget(tokens.keep.shape[1])
+
+
+class Sampling:
+    """Samples of an autoregressive model: of the class that is asked for, or continuing the frames that are given."""
+
+    def __init__(
+        self, model: RowModel, tokenizer: VideoTokenizer, config: SamplingConfig, about: Mapping[str, Any]
+    ) -> None:
+        self.model, self.tokenizer, self.about = model, tokenizer, {**about, "sampling": asdict(config)}
+        self.engine = Engine(model, config)
+        self.spec: TokenizerSpec | None = tokenizer.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.about
+
+    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+        made = generate(self.engine, self.tokenizer, self._job(given, seeds.cpu()), batch_size=DECODED)
+        return Made(made.videos, made.tokens)
+
+    def _job(self, given: Batch, seeds: Tensor) -> Job:
+        model, tokenizer = self.model, self.tokenizer
+        if not model.config.context_blocks:
+            return class_job(model, given["label"].cpu(), seeds)
+        video = given["video"]
+        if isinstance(model, PublishedTransformer):
+            return published_prediction_job(model, tokenizer, video, seeds)
+        frames = model.config.context_blocks * tokenizer.spec.frames_per_block
+        if video.shape[2] < frames:
+            raise ValueError(f"this model needs {frames} first frames, the protocol shows it {video.shape[2]}")
+        return prediction_job(model, tokenizer, None, video[:, :, :frames], seeds)
+
+
+class Folder:
+    """The first frames of videos that were made elsewhere, in the order of their names."""
+
+    spec: TokenizerSpec | None = None
+
+    def __init__(self, path: str, protocol: Protocol) -> None:
+        rule = protocol.clip_rule()
+        first = configuration.decode(type(rule), {**configuration.encode(rule), "window": "first"})
+        self.dataset = ClipDataset(FolderConfig(path), first, strict=True)
+        self.about = {"videos": self.dataset.fingerprint()}
+        if protocol.count is not None and len(self.dataset) < protocol.count:
+            raise ValueError(f"{path} holds {len(self.dataset)} videos, {protocol.name} compares {protocol.count:,}")
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.about
+
+    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+        clips = [self.dataset[int(position)]["video"] for position in given["position"]]
+        return Made(torch.stack(clips))
+
+
+def hashes(**folders: str | None) -> dict[str, str]:
+    """Role -> fingerprint of its model folder, of the roles that have one."""
+    return {role: fingerprint(resolve(folder)) for role, folder in folders.items() if folder is not None}

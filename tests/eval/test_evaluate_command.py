@@ -1,0 +1,111 @@
+"""`genvid evaluate` and `genvid report` as a user runs them, on tiny models and the real UCF-101 files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.model import BlockTransformer
+from genvid.cli import main
+from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.report import Report
+from genvid.sequence import BlockLayout
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.layers import TransformerConfig as Network
+from genvid.tokenizer.quantizer import VQConfig
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer of 4 blocks of 4 frames at 32x32, its scorer, a model of five classes, a classifier."""
+    folder, network, sizes = tmp_path_factory.mktemp("models"), Network(16, 1, 2), (2, 4, 8)
+    torch.manual_seed(0)
+    config = AdapTokConfig(16, (32, 32), (4, 8, 8), 8, network, network, VQConfig(codebook_size=20, code_dim=4))
+    tokenizer = AdapTok(config)
+    torch.nn.init.normal_(tokenizer.output.weight, std=0.1)
+    tokenizer.save(folder / "tokenizer")
+    Scorer(ScorerConfig.for_tokenizer(config, network, sizes=sizes, metric="x")).save(folder / "scorer")
+    layout = BlockLayout(codebook_size=20, num_classes=5, num_blocks=4, block_capacity=8, sizes=sizes)
+    rows = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
+    BlockTransformer(ARConfig(layout, rows)).save(folder / "ar")
+    classifier = VideoClassifierConfig(2, frames=16, resolution=32, width=8)
+    VideoClassifier(classifier).save(folder / "classifier")
+    return folder
+
+
+def evaluate(protocol: str, data: Path, output: Path, models: Path, *options: str) -> None:
+    fixed = ["--data", str(data), "--output", str(output), "--workers", "0"]
+    main(["evaluate", protocol, *fixed, "--tokenizer", str(models / "tokenizer"), *options])
+
+
+def test_budgets_of_a_tokenizer_become_reports_and_a_page(
+    ucf: Path,
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    scored = ["--scorer", str(models / "scorer"), "--tokens", "12", "20"]
+    tiny = ["--features", str(models / "classifier"), "--count", "3", "--partial", "--html"]
+    evaluate("ucf101-rfvd-first", ucf, tmp_path / "out", models, *scored, *tiny)
+    reports = [tmp_path / "out" / f"tokens{budget}" / "report.json" for budget in (12, 20)]
+    first = Report.load(reports[0])
+    assert {n.name: n.value for n in first.numbers}["tokens per clip"] == 12
+    assert set(first.provenance.weights) == {"tokenizer", "scorer", "features"}
+    assert (tmp_path / "out" / "tokens12" / "page.html").read_text().count("<video") == 6
+    assert (tmp_path / "out" / "comparison.html").is_file()
+    capsys.readouterr()
+    main(["report", *map(str, reports), "--html", str(tmp_path / "all.html")])
+    assert "| tokenizer @ 12 |" in capsys.readouterr().out
+    assert "polyline" in (tmp_path / "all.html").read_text()
+
+
+def test_samples_are_of_the_classes_of_the_real_windows(
+    ucf: Path,
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--features", str(models / "classifier"), "--count", "4", "--seeds", "2", "--partial"]
+    out = tmp_path / "out"
+    evaluate("ucf101-gfvd-larp-10k", ucf, out, models, "--model", str(models / "ar"), *options)
+    numbers = {number.name: number for number in Report.load(out / "report.json").numbers}
+    distance = next(number for name, number in numbers.items() if name.endswith(")"))
+    assert distance.spread is not None
+    assert "sampler seeds 2 instead of 4" in distance.protocol.name
+    assert len((out / "clips.csv").read_text().splitlines()) == 9
+    other = json.loads((out / "report.json").read_text())
+    other["numbers"][0]["protocol"]["name"], other["numbers"][0]["protocol"]["count"] = "mine", 5
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    with pytest.raises(SystemExit):
+        main(["report", str(out / "report.json"), str(tmp_path / "other.json")])
+    assert "numbers of different protocols do not stand in one column" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "said"),
+    [
+        ("ucf101-rfvd-first", [], "pass its path (`--i3d FILE`)"),
+        ("ucf101-rfvd-first", ["--features", "none"], "pass `partial` (--partial)"),
+        ("ucf101-rfvd", [], "no protocol 'ucf101-rfvd'; there are ucf101-gfvd-larp-10k"),
+        ("ucf101-gfvd-larp-10k", ["--features", "none"], "measures generation: give --model"),
+        ("k600-rfvd-first", ["--features", "none"], "needs the CSV file of the val split (--lists)"),
+    ],
+)
+def test_what_is_missing_is_said(
+    protocol: str,
+    options: list[str],
+    said: str,
+    ucf: Path,
+    models: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        evaluate(protocol, ucf, tmp_path / "out", models, *options)
+    assert said in capsys.readouterr().err
