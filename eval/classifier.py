@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool3d
 
 from genvid.checkpoint import Model
 
@@ -23,13 +24,17 @@ class VideoClassifierConfig:
     frames: int = 16
     resolution: int = 32
     width: int = 24
+    pool: int = 1
+    """It looks at the mean of pool x pool pixels. Above 1 it judges what moves and how, not fine texture, which no
+    tokenizer keeps exactly."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
             raise ValueError(f"a classifier needs at least 2 classes, got {self.num_classes}")
-        if self.frames < 4 or self.resolution < 16:
+        if self.pool < 1 or self.frames < 4 or self.resolution // self.pool < 16:
             raise ValueError(
-                f"the classifier needs at least 4 frames of 16x16, got {self.frames} of {self.resolution} pixels"
+                f"the classifier needs at least 4 frames of 16x16 after pooling, got {self.frames} of {self.resolution} "
+                f"pixels and pool {self.pool}"
             )
         if self.width % 8:
             raise ValueError(f"width must be a multiple of 8, got {self.width}")
@@ -64,6 +69,8 @@ class VideoClassifier(Model):
         """
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
+        if self.config.pool > 1:
+            video = avg_pool3d(video, (1, self.config.pool, self.config.pool))
         change = torch.diff(video, dim=2, prepend=video[:, :, :1])
         activations: Tensor = self.trunk(torch.cat([video, change], 1))
         return activations.amax((3, 4)).mean(2)

@@ -164,11 +164,16 @@ class ClassifierRun(Run):
 
     data: VideoData
     width: int = 24
+    pool: int = 1
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         dataset, clip = self.data.open(), self.data.clip
         config = VideoClassifierConfig(
-            dataset.num_classes, frames=clip.frames, resolution=min(clip.resolution), width=self.width
+            dataset.num_classes,
+            frames=clip.frames,
+            resolution=min(clip.resolution),
+            width=self.width,
+            pool=self.pool,
         )
         return ClassifierTask(VideoClassifier(config)), dataset
 

@@ -30,7 +30,7 @@ Array = NDArray[np.floating[Any]]
 Draw = Callable[[float, float], float]
 """The next random number of a scene, between two limits."""
 
-_SOFTNESS = 2.5
+_SOFTNESS = 5.0
 """Pixels over which an edge fades: hard edges are costly to learn and show nothing of motion."""
 _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 
@@ -100,15 +100,15 @@ def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress
     side = min(video.shape[2:])
     y = ((np.arange(video.shape[2], dtype=np.float32) + 0.5) / side)[:, None]
     x = ((np.arange(video.shape[3], dtype=np.float32) + 0.5) / side)[None, :]
-    ground = _colour(draw(0, 6), 0.5, draw(0.1, 0.3))
+    ground = _colour(int(draw(0, 6)), 0.5, 0.2)
     if busy:
-        other = _colour(draw(0, 6), 0.5, draw(0.35, 0.5))
+        other = _colour(int(draw(0, 6)), 0.5, 0.4)
         weave = _stripes(draw, x, y, 3, 6) * _stripes(draw, x, y, 3, 6)
         video[:] = (ground + weave * (other - ground))[:, None]
     else:
         video[:] = ground[:, None]
     for _ in range(3 if busy else 1):
-        radius = draw(0.10, 0.15) if busy else draw(0.14, 0.2)
+        radius = draw(0.12, 0.16) if busy else draw(0.17, 0.22)
         centre_x, centre_y, scale = _path(draw, motion, radius, progress, complexity, (x[0, -1], y[-1, 0]))
         along = (x - centre_x[:, None, None]) / scale[:, None, None]
         down = (y - centre_y[:, None, None]) / scale[:, None, None]
@@ -134,7 +134,7 @@ def _path(
         return middle_x + orbit * np.cos(angle), middle_y + orbit * np.sin(angle), ones
     swell = 1.65**pace if motion in ("grow", "shrink") else 1.0
     step_x, step_y = _DIRECTIONS.get(motion, (0, 0))
-    reach = pace * draw(0.42, 0.55)
+    reach = pace * draw(0.4, 0.5)
     centre = []
     for step, length in ((step_x, extent[0]), (step_y, extent[1])):
         margin = radius * swell + abs(step) * reach / 2
@@ -143,8 +143,8 @@ def _path(
     return centre[0] * ones, centre[1] * ones, (swell**exponent).astype(np.float32)
 
 
-def _colour(hue: float, saturation: float, value: float) -> Array:
-    """A colour of hue 0..6, (3, 1, 1) in 0..1."""
+def _colour(hue: int, saturation: float, value: float) -> Array:
+    """One of six hues, (3, 1, 1) in 0..1. A few colours leave the tokens to tell form and motion."""
     k = (np.array([5, 3, 1], np.float32) + hue) % 6
     colour: Array = (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
     return colour[:, None, None]
