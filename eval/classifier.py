@@ -33,8 +33,8 @@ class VideoClassifierConfig:
             raise ValueError(f"a classifier needs at least 2 classes, got {self.num_classes}")
         if self.pool < 1 or self.frames < 4 or self.resolution // self.pool < 16:
             raise ValueError(
-                f"the classifier needs at least 4 frames of 16x16 after pooling, got {self.frames} of {self.resolution} "
-                f"pixels and pool {self.pool}"
+                "the classifier needs at least 4 frames of 16x16 after pooling, "
+                f"got {self.frames} of {self.resolution} pixels and pool {self.pool}"
             )
         if self.width % 8:
             raise ValueError(f"width must be a multiple of 8, got {self.width}")

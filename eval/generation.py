@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torchmetrics.aggregation import MeanMetric, SumMetric
 
+from genvid import noise
 from genvid.eval.classifier import VideoClassifier
 from genvid.eval.features import FeatureNetwork
 from genvid.eval.metrics.frechet import FrechetVideoDistance
@@ -21,8 +22,9 @@ def evaluate_generation(
 ) -> dict[str, float]:
     """Two streams of batches (B, 3, T, H, W) in [-1, 1] -> the Frechet distance, its floor and the counts.
 
-    The floor is the distance between the even and the odd clips of the real stream: half as many clips on each side,
-    so it is an upper bound of what perfect samples would score.
+    The floor is the distance between two halves of the real stream, about half as many clips on each side, so it is an
+    upper bound of what perfect samples would score. Halves are drawn: every other clip would be every other class
+    where classes take turns.
     """
     distance = FrechetVideoDistance(features, ddof=protocol.ddof)
     floor = FrechetVideoDistance(features, ddof=protocol.ddof)
@@ -30,8 +32,9 @@ def evaluate_generation(
     for video in real:
         video = as_scored(video, protocol)
         distance.to(video.device).update(video, real=True)
-        even = (torch.arange(position, position + len(video)) % 2 == 0).to(video.device)
-        for part, side in ((video[even], True), (video[~even], False)):
+        drawn = noise.sample_seeds(0, "halves", torch.arange(position, position + len(video))) % 2 == 0
+        first = drawn.to(video.device)
+        for part, side in ((video[first], True), (video[~first], False)):
             if len(part):
                 floor.to(video.device).update(part, real=side)
         position += len(video)

@@ -63,6 +63,7 @@ def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
         NetworkConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
         sizes=scorer.config.sizes,
         metric=scorer.config.metric,
+        gains=scorer.config.gains,
     )
     if fits != scorer.config:
         raise ValueError(f"the scorer {source} was trained for a tokenizer of another shape")

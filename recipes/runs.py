@@ -81,12 +81,16 @@ class ScorerRun(Run):
     """Candidate tokens per block, ascending."""
     tail_drop: TailDropConfig = field(default_factory=TailDropConfig)
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
+    gains: bool = True
+    """Predict gains (see `ScorerConfig`); false is the published way."""
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         tokenizer = load_adaptok(self.tokenizer)
         _check_clip(self.data.clip, tokenizer.config)
         distortion = self.distortion.build()
-        config = ScorerConfig.for_tokenizer(tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name)
+        config = ScorerConfig.for_tokenizer(
+            tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name, gains=self.gains
+        )
         return ScorerTask(Scorer(config), tokenizer, self.tail_drop, distortion), self.data.open()
 
 

@@ -187,7 +187,7 @@ def test_converted_models_equal_a_dense_rewriting(tmp_path):
         torch.testing.assert_close(decoded[row].double(), dense.decode(embedded, lengths[row]), atol=1e-4, rtol=0)
         expected = dense.score(latents, embedded, lengths[row])
         torch.testing.assert_close(scores[row].double(), expected, atol=1e-4, rtol=0)
-    torch.testing.assert_close(scorer.denormalize(torch.tensor([0.0, 1.0])), torch.tensor([0.19749, 0.27365]))
+    torch.testing.assert_close(scorer.denormalize(torch.tensor([[0.0], [1.0]]))[:, 0], torch.tensor([0.19749, 0.27365]))
 
 
 def test_a_tokenizer_without_scorer(tmp_path):

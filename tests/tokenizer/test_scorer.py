@@ -108,13 +108,25 @@ def test_scores_do_not_see_later_blocks_or_dropped_tokens(tokenizer, scorer, tok
     assert not torch.allclose(shorter[:, 1], before[:, 1])
 
 
-def test_statistics_are_those_of_all_targets_so_far(scorer):
-    targets = torch.rand(5, 40) * 3
+@pytest.mark.parametrize("gains", [False, True])
+def test_statistics_are_those_of_all_targets_so_far(gains):
+    scorer = Scorer(replace(CONFIG, gains=gains))
+    curves = torch.rand(5, 40, 3) * 3
+    targets = scorer.targets(curves)
     for step, target in enumerate(targets):
-        scorer.update_statistics(target.mean(), target.square().mean(), step)
-    torch.testing.assert_close(scorer.target_mean, targets.mean())
-    torch.testing.assert_close(scorer.target_std, targets.std(correction=0))
-    torch.testing.assert_close(scorer.denormalize(scorer.normalize(targets)), targets)
+        scorer.update_statistics(target.mean(0), target.square().mean(0), step)
+    torch.testing.assert_close(scorer.target_mean, targets.mean((0, 1)))
+    torch.testing.assert_close(scorer.target_std, targets.std((0, 1), correction=0))
+    torch.testing.assert_close(scorer.denormalize(scorer.normalize(targets)), curves)
+
+
+def test_gains_are_what_each_further_size_takes_off():
+    scorer = Scorer(replace(CONFIG, gains=True))
+    curve = torch.tensor([[5.0, 3.0, 2.5]])
+    assert scorer.targets(curve).tolist() == [[5.0, 2.0, 0.5]]
+    scorer.update_statistics(torch.tensor([5.0, 2.0, 0.5]), torch.tensor([26.0, 5.0, 1.0]), 0)
+    untrained = scorer.denormalize(torch.zeros(1, 3))
+    torch.testing.assert_close(untrained, curve)  # nothing learned: the mean curve
 
 
 def test_gradients_reach_every_parameter(tokenizer, scorer, tokens):
@@ -126,7 +138,7 @@ def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
     scorer.save(tmp_path / "scorer")
     loaded = load_model(tmp_path / "scorer")
     assert loaded.config == CONFIG
-    assert loaded.target_mean == scorer.target_mean
+    assert torch.equal(loaded.target_mean, scorer.target_mean)
     embeddings = tokenizer.embed(tokens)
     expected = scorer(tokens.features, embeddings, tokens.keep)
     assert loaded(tokens.features, embeddings, tokens.keep).equal(expected)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.checkpoint import Model, load_weights, read_weights
+from genvid.train.muon import Muon
 from genvid.train.optim import OptimizerConfig
 from genvid.train.run import RunError
 from genvid.train.task import StepOutput, TrainingTask
@@ -135,6 +136,26 @@ def test_muon_trains_the_matrices_and_resumes_exactly(tmp_path, task):
     train(tmp_path / "resumed", task, steps=9, **config)
     train(tmp_path / "resumed", task, steps=20, **config)
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_muon_is_that_of_torch():
+    shapes = [(6, 4), (4, 6), (6, 4), (3, 3)]
+    torch.manual_seed(0)
+    start, steps = (
+        [torch.randn(shape) for shape in shapes],
+        [[torch.randn(shape) for shape in shapes] for _ in range(3)],
+    )
+    results = []
+    for optimizer in (Muon, torch.optim.Muon):
+        parameters = [torch.nn.Parameter(value.clone()) for value in start]
+        made = optimizer(parameters, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        for gradients in steps:
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            made.step()
+        results.append(parameters)
+    for ours, theirs, before in zip(*results, start, strict=True):
+        assert (ours - theirs).norm() < 0.02 * (theirs - before).norm()  # both iterate in bfloat16
 
 
 def test_accumulation_equals_one_large_batch(tmp_path):

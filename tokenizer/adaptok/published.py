@@ -279,7 +279,10 @@ def _tokenizer_weights(tokenizer: AdapTok, weights: Mapping[str, Tensor]) -> dic
 
 
 def _scorer_weights(scorer: Scorer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    statistics = {"target_mean": torch.tensor(SCORE_MEAN), "target_std": torch.tensor(SCORE_STD)}
+    statistics = {
+        "target_mean": torch.full_like(scorer.target_mean, SCORE_MEAN),
+        "target_std": torch.full_like(scorer.target_std, SCORE_STD),
+    }
     return _renamed(scorer, _scorer_names(scorer), weights) | statistics
 
 

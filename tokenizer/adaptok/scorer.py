@@ -33,6 +33,10 @@ class ScorerConfig:
     block_capacity: int
     metric: str
     """The distortion that it predicts, for example "lpips"."""
+    gains: bool = False
+    """Predict the distortion of the smallest size and what every further size gains, in place of K distortions as
+    published. Gains are what an allocation depends on; among distortions they drown in the differences between clips.
+    """
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -41,7 +45,13 @@ class ScorerConfig:
 
     @classmethod
     def for_tokenizer(
-        cls, tokenizer: AdapTokConfig, network: TransformerConfig, *, sizes: tuple[int, ...], metric: str
+        cls,
+        tokenizer: AdapTokConfig,
+        network: TransformerConfig,
+        *,
+        sizes: tuple[int, ...],
+        metric: str,
+        gains: bool = False,
     ) -> ScorerConfig:
         """A scorer of the size of `network` that fits `tokenizer`."""
         return cls(
@@ -54,16 +64,22 @@ class ScorerConfig:
             num_blocks=tokenizer.grid[0],
             block_capacity=tokenizer.block_capacity,
             metric=metric,
+            gains=gains,
         )
 
 
 class Scorer(Model):
-    """Transformer over the latents of all blocks; slot `size - 1` of a block reads out the score of that size."""
+    """Transformer over the latents of all blocks.
+
+    Slot `size - 1` of a block reads out the score of that size, as published; with `gains`, all slots that a size adds
+    do, and the score is their mean: every token answers for what it adds.
+    """
 
     model_type = "adaptok_scorer"
     config_type = ScorerConfig
     config: ScorerConfig
     slots: Tensor
+    readers: Tensor
     target_mean: Tensor
     target_std: Tensor
 
@@ -76,8 +92,9 @@ class Scorer(Model):
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
         self.register_buffer("slots", torch.tensor(config.sizes) - 1, persistent=False)
-        self.register_buffer("target_mean", torch.tensor(0.0))
-        self.register_buffer("target_std", torch.tensor(1.0))
+        self.register_buffer("readers", _readers(config), persistent=False)
+        self.register_buffer("target_mean", torch.zeros(len(config.sizes)))
+        self.register_buffer("target_std", torch.ones(len(config.sizes)))
 
     def forward(self, features: Tensor, embeddings: Tensor, keep: Tensor) -> Tensor:
         """Normalised scores (B, G, K) of every block from features (B, G, L, W), embeddings (B, G, L, W) and the kept
@@ -91,15 +108,20 @@ class Scorer(Model):
         return self.read_out(x.view(*keep.shape, -1))
 
     def denormalize(self, scores: Tensor) -> Tensor:
-        """Normalised scores -> distortion in the units of `config.metric`."""
-        return scores * self.target_std + self.target_mean
+        """Normalised scores (..., K) -> distortion in the units of `config.metric`."""
+        targets = scores * self.target_std + self.target_mean
+        return torch.cat([targets[..., :1], -targets[..., 1:]], -1).cumsum(-1) if self.config.gains else targets
 
-    def normalize(self, distortion: Tensor) -> Tensor:
-        """Distortion in the units of `config.metric` -> the scores to be predicted."""
-        return (distortion - self.target_mean) / self.target_std
+    def normalize(self, targets: Tensor) -> Tensor:
+        """Targets (..., K) -> the scores to be predicted."""
+        return (targets - self.target_mean) / self.target_std
+
+    def targets(self, distortion: Tensor) -> Tensor:
+        """Distortion (..., K) in the units of `config.metric` -> what is predicted of it."""
+        return torch.cat([distortion[..., :1], -distortion.diff(dim=-1)], -1) if self.config.gains else distortion
 
     def update_statistics(self, mean: Tensor, square: Tensor, step: int) -> None:
-        """Average the mean and the mean square of the targets of step `step` (from 0) into those of earlier ones."""
+        """Average the (K,) mean and mean square of the targets of step `step` (from 0) into those of earlier ones."""
         old_square = self.target_std.square() + self.target_mean.square()
         self.target_mean.lerp_(mean.to(self.target_mean), 1 / (step + 1))
         square = old_square.lerp(square.to(old_square), 1 / (step + 1))
@@ -115,8 +137,17 @@ class Scorer(Model):
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
-        scores: Tensor = self.head(self.output_norm(x[:, :, self.slots]))
-        return scores[..., 0]
+        if not self.config.gains:
+            x = x[:, :, self.slots]
+        scores: Tensor = self.head(self.output_norm(x))[..., 0]
+        return scores @ self.readers.to(scores.dtype) if self.config.gains else scores
+
+
+def _readers(config: ScorerConfig) -> Tensor:
+    """(L, K) share of each slot in each score: the mean over the slots that a size adds to the one before."""
+    slots, ends = torch.arange(config.block_capacity)[:, None], torch.tensor(config.sizes)
+    starts = torch.cat([ends.new_zeros(1), ends[:-1]])
+    return ((slots >= starts) & (slots < ends)).float() / (ends - starts)
 
 
 class ScorerPredictor:

@@ -179,18 +179,19 @@ class ScorerTask(TrainingTask):
         lengths[:, block] = tokens.keep.shape[2]
         lengths[:, block + 1 :] = 0
         tokens = tokens.tail_drop(lengths)
-        target = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
+        curve = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
+        target = self.scorer.targets(curve)
         self._update_statistics(target, step)
         assert tokens.features is not None
         predicted = self.scorer(tokens.features, tokenizer.embed(tokens), tokens.keep)[:, block].float()
         errors = (predicted - self.scorer.normalize(target)).square().mean(1)
-        spread = self.scorer.denormalize(predicted.detach()) - target
-        terms = {"distortion": target.mean(), "absolute_error": spread.abs().mean()}
+        spread = self.scorer.denormalize(predicted.detach()) - curve
+        terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
         return StepOutput(errors.sum(), terms)
 
     def _update_statistics(self, target: Tensor, step: int) -> None:
         if self.training and step < self.STATISTICS_STEPS:
-            moments = mean_over_processes(torch.stack([target.mean(), target.square().mean()]))
+            moments = mean_over_processes(torch.stack([target.mean(0), target.square().mean(0)]))
             self.scorer.update_statistics(moments[0], moments[1], step)
 
 
