@@ -157,6 +157,26 @@ def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
         # Tokens are equal; a grey level that rounds the other way is spread over its surroundings by compression.
         assert np.abs(difference).mean() <= 4
     assert pixels(tmp_path / "whole" / "00000.mp4").shape == (6, 16, 16, 3)
+    assert pixels(tmp_path / "whole" / "contact_sheet.png").shape == (1, 3 * 18, 6 * 18, 3)
+    assert (tmp_path / "whole" / "page.html").read_text().count("<video") == 3
+    run("decode", tmp_path / "whole/tokens/00001.npz", tmp_path / "again.mp4", "--tokenizer", models / "tokenizer")
+    assert np.array_equal(pixels(tmp_path / "again.mp4"), pixels(tmp_path / "whole" / "00001.mp4"))
+
+
+def test_sampled_videos_keep_their_budget(models, tmp_path, capsys):
+    asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
+    few, most = 3 * SIZES[0], 3 * SIZES[1]
+    run(*asked, "--count", 4, "--budget", most, "--format", "npz", "--output", tmp_path / "each")
+    assert all(sum(line["tokens"]) <= most == line["budget"] for line in index(tmp_path / "each"))
+    assert np.load(tmp_path / "each" / "00000.npz")["frames"].shape == (6, 16, 16, 3)
+    run(*asked, "--count", 4, "--total", 4 * most, "--output", tmp_path / "all")
+    assert sum(sum(line["tokens"]) for line in index(tmp_path / "all")) <= 4 * most
+    lengths = [SIZES[0], SIZES[-1], SIZES[1]]
+    run(*asked, "--lengths", *lengths, "--output", tmp_path / "exact")
+    assert index(tmp_path / "exact")[0]["tokens"] == lengths
+    output = ("--output", tmp_path / "none")
+    refused(capsys, f"{few - 1} tokens cannot pay for", *asked, *output, "--budget", few - 1)
+    refused(capsys, "none of the sizes", *asked, *output, "--lengths", *lengths[:2], 999)
 
 
 def test_bad_requests_to_sample_leave_nothing(models, video, tmp_path, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
-from genvid.data.clips import ClipConfig, to_float
+from genvid.data.clips import ClipConfig, to_float, to_uint8
 from genvid.data.token_cache import FINGERPRINT, TokenCache
-from genvid.data.video import probe, read_clip
+from genvid.data.video import probe, read_clip, video_bytes
+from genvid.eval.page import Clip, Page
 from genvid.files import write_atomically
+from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine import Engine
-from genvid.generation.folder import SampleFolder, SampleWriter, fill
+from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill
 from genvid.generation.pipeline import Job, check_match, class_job, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.recipes.loading import device
 from genvid.tokens import TokenizerSpec, VideoTokenizer
+
+SHOWN = 32
+"""Videos of the contact sheet and the page."""
 
 
 def sample(arguments: argparse.Namespace) -> None:
@@ -40,8 +46,11 @@ def sample(arguments: argparse.Namespace) -> None:
     check_match(model, tokenizer)
     fps = arguments.fps if arguments.prompt is None else probe(arguments.prompt).fps
     job, condition = _job(arguments, model.to(device()), tokenizer)
-    engine = Engine(model, config, slots=min(arguments.batch_size, arguments.count))
-    writer = SampleWriter(fingerprint(resolve(arguments.tokenizer)), model.layout.codebook_size, fps)
+    slots = min(arguments.batch_size, arguments.count)
+    engine = Engine(model, config, slots=slots, dtype=torch.bfloat16 if device().type == "cuda" else None)
+    budget = BudgetConfig(arguments.budget, arguments.total, group_size=slots)
+    job = replace(job, requests=with_budget(engine, job.requests, budget))
+    writer = SampleWriter(fingerprint(resolve(arguments.tokenizer)), model.layout.codebook_size, fps, arguments.format)
     with write_atomically(output) as folder:
         samples = SampleFolder(folder, {"model": arguments.model, "tokenizer": arguments.tokenizer})
         fill(
@@ -51,27 +60,45 @@ def sample(arguments: argparse.Namespace) -> None:
             tokenizer,
             job,
             numbers=range(arguments.count),
-            conditions=[condition] * arguments.count,
+            conditions=[condition | {"budget": arguments.budget or arguments.total}] * arguments.count,
             batch_size=arguments.batch_size,
         )
         samples.finish()
+        _show(samples, tokenizer, writer)
 
 
 def _job(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer) -> tuple[Job, dict[str, Any]]:
     """What is asked for, and what the index says of its condition."""
     seeds = noise.sample_seeds(arguments.seed, "samples", torch.arange(arguments.count))
+    planned = None if arguments.lengths is None else torch.tensor([arguments.lengths]).expand(len(seeds), -1)
     if arguments.prompt is None:
         label = _class_number(arguments, model)
-        return class_job(model, torch.full_like(seeds, label or 0), seeds), {"class": label}
+        return class_job(model, torch.full_like(seeds, label or 0), seeds, planned=planned), {"class": label}
     allocator = open_budget(arguments, tokenizer)
     context = _prompt(arguments.prompt, model, tokenizer.spec).expand(arguments.count, -1, -1, -1, -1)
     condition = {"prompt": str(arguments.prompt)}
     if not isinstance(model, PublishedTransformer):
         cut = None if allocator is None else allocator(model.config.context_blocks)
-        return prediction_job(model, tokenizer, cut, context, seeds), condition
-    if allocator is not None:
-        raise ValueError("published models read their prompt uncut: leave out --scorer and --tokens")
+        return prediction_job(model, tokenizer, cut, context, seeds, planned=planned), condition
+    if allocator is not None or planned is not None:
+        raise ValueError("published models read their prompt uncut: leave out --scorer, --tokens and --lengths")
     return published_prediction_job(model, tokenizer, context, seeds), condition
+
+
+@torch.no_grad()
+def _show(samples: SampleFolder, tokenizer: VideoTokenizer, writer: SampleWriter) -> None:
+    """A contact sheet and a playable page of the first samples."""
+    spec, videos, clips = tokenizer.spec, [], []
+    for number, line in list(samples.samples().items())[:SHOWN]:
+        tokens = samples.tokens(number, spec, tokenizer=writer.tokenizer)
+        videos.append(to_uint8(tokenizer.decode(tokens.to(device()))[0]).cpu())
+        played = video_bytes(videos[-1], writer.fps, scale=max(1, 128 // min(spec.resolution)))
+        caption = f"{number}: {sum(line['tokens'])} tokens"
+        clips.append(Clip(played, caption, line["tokens"], spec.block_capacity))
+    (samples.path / "contact_sheet.png").write_bytes(contact_sheet(videos))
+    page = Page("Samples", lead="Bars are the tokens of each block.")
+    page.section("First samples").clips(clips)
+    page.write(samples.path / "page.html")
 
 
 def _prompt(path: str, model: RowModel, spec: TokenizerSpec) -> Tensor:

@@ -6,7 +6,8 @@ the model's own lengths (its likeliest one at temperature 0). Under a budget the
 summed score that can be paid for, so a budget that is not short changes nothing.
 
 Blocks still to come compete for the same tokens. Scores of rows that were sampled before without a budget stand for
-theirs: see `forecast`.
+theirs: see `forecast`. Scores rise and fall along the sizes, so that the online controller of `genvid.allocation`, made
+for curves that only fall, has no place here: one video alone is planned by dynamic programming over that forecast.
 """
 
 from __future__ import annotations
@@ -17,8 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from genvid.allocation import BudgetError, OnlineController, VideoLedger, solve_budget
-from genvid.allocation.curves import gains, running_minimum
+from genvid.allocation import BudgetError, solve_budget
 from genvid.generation.engine import Engine, Request
 from genvid.generation.grammar import least_tokens
 from genvid.sequence import BlockLayout
@@ -47,17 +47,43 @@ class BudgetConfig:
 
 
 class VideoPlanner:
-    """At most `tokens` for one video: the online controller of `genvid.allocation`."""
+    """At most `tokens` for one video, block after block: the best that can be expected.
+
+    Worth of t tokens for blocks g, g + 1, ...: what the best size of block g, and then the rest for the others, gains
+    on average over the forecast. It is counted back from the last block, once for all videos of a budget.
+    """
 
     rows = 1
 
-    def __init__(self, tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> None:
-        sizes = torch.tensor(layout.sizes)
-        typical = gains(running_minimum(-scores[:, :blocks]).mean(0), sizes) if len(sizes) > 1 else None
-        self._controller = OnlineController(VideoLedger(tokens, blocks, sizes), sizes, typical=typical)
+    def __init__(self, tokens: int, worth: Tensor, layout: BlockLayout) -> None:
+        """worth: (blocks + 1, tokens + 1), from `expected_worth`."""
+        self._left, self._block, self._worth = tokens, 0, worth
+        self._sizes = torch.tensor(layout.sizes)
 
     def choose(self, scores: Tensor) -> Tensor:
-        return self._controller.step(-scores)
+        self._block += 1
+        chosen = _best(scores[:, None], self._sizes, self._worth[self._block], self._left, self._left + 1)[1][:, 0]
+        self._left -= int(chosen)
+        return chosen
+
+
+def expected_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> Tensor:
+    """(blocks + 1, tokens + 1) worth of every number of tokens to blocks g, g + 1, ...; -inf where they do not
+    suffice. scores: (R, G, K)."""
+    sizes, worth = torch.tensor(layout.sizes), torch.zeros(blocks + 1, tokens + 1, dtype=torch.float64)
+    for block in reversed(range(blocks)):
+        best, _ = _best(scores[:, block, None], sizes, worth[block + 1], 0, tokens + 1)
+        worth[block] = best.mean(0)
+    return worth
+
+
+def _best(scores: Tensor, sizes: Tensor, worth: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+    """Greatest (R, end - start) sum of a size's score and the worth of what it leaves, of start to end - 1 tokens; and
+    those sizes. scores: (R, 1, K)."""
+    rest = torch.arange(start, end)[:, None] - sizes
+    later = worth[rest.clamp(min=0)].masked_fill(rest < 0, -torch.inf)
+    best = (scores.double() + later).max(-1)
+    return best.values, sizes[best.indices]
 
 
 class GroupPlanner:
@@ -94,10 +120,12 @@ def with_budget(engine: Engine, requests: Sequence[Request], budget: BudgetConfi
         parts = [share // count for share, count in shares for _ in range(count)]
         return [replace(request, limit=part) for request, part in zip(requests, parts, strict=True)]
     scores = forecast(engine, requests[: budget.forecast_rows])
+    worth = {share: expected_worth(share, blocks, layout, scores) for share, count in set(shares) if count == 1}
     planned: list[Request] = []
     for share, count in shares:
-        if budget.total is None:
-            planner: VideoPlanner | GroupPlanner = VideoPlanner(share, blocks, layout, scores)
+        planner: VideoPlanner | GroupPlanner
+        if count == 1:
+            planner = VideoPlanner(share, worth[share], layout)
         else:
             planner = GroupPlanner(share, count, blocks, layout, scores)
         planned += [replace(request, planner=planner) for request in requests[len(planned) : len(planned) + count]]

@@ -143,8 +143,9 @@ def fill(
     quiet: bool = False,
 ) -> None:
     """Sample a job into a folder: request i becomes sample numbers[i], of which the index says conditions[i]."""
+    videos = stream(engine, tokenizer, job, batch_size=batch_size)
     with tqdm(total=len(numbers), desc="sampling", unit="video", disable=quiet) as bar:
-        for chosen, made in stream(engine, tokenizer, job, batch_size=batch_size):
+        for chosen, made in videos:
             lines = []
             for row, request in enumerate(chosen):
                 number, tokens = numbers[request], made.tokens[row : row + 1]

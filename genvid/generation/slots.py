@@ -57,10 +57,6 @@ class Slots:
         kinds = self.layout.num_framing if self.layout.framing == "length" else 0
         self._scores = torch.zeros(count, kinds, device=device)
         self._prompt = torch.zeros(3, CHUNK, dtype=torch.long, device=device)
-        tuned: dict[str, str | int | bool | Callable[..., object]] = {
-            "coordinate_descent_tuning": count * self._halves == 1
-        }
-        self._take = torch.compile(self._take_next, dynamic=False, options=tuned) if compiled else self._take_next
         self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
         self._held: dict[int, tuple[int, ...]] = {}
         """Row of the cache -> the prefix that stands in it."""
@@ -170,14 +166,15 @@ class Slots:
         """A graph of `work`. What trying it out changes is put back: the cache is written again, the same."""
         kept = [tensor.clone() for tensor in self._changed()]
         aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside), torch._dynamo.config.patch(recompile_limit=64):
-            for _ in range(2):
-                work()
-        torch.cuda.current_stream().wait_stream(aside)
         graph, pool = torch.cuda.CUDAGraph(), next((graph.pool() for graph in self._graphs.values()), None)
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            work()
+        with torch._dynamo.config.patch(recompile_limit=64):  # each number of rows is compiled by itself
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(2):
+                    work()
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                work()
         for tensor, before in zip(self._changed(), kept, strict=True):
             tensor.copy_(before)
         return graph
@@ -191,14 +188,17 @@ class Slots:
         tokens = state[: self._halves].flatten()  # TOKEN, and NULL_TOKEN where there is guidance
         again = [self._halves]
         states = self._network(tokens, state[POSITION].repeat(again), lengths.repeat(again), limit)
-        self._take(states)
+        self._take_next(states)
 
     def _read(self, prompt: Tensor, limit: int) -> None:
         tokens, slots, positions = prompt
         self._network(tokens, positions, positions + 1, limit, slots)
 
     def _take_next(self, states: Tensor) -> None:
-        """(slots x halves, width) -> the next token of every row that goes on."""
+        """(slots x halves, width) -> the next token of every row that goes on.
+
+        Never compiled: torch 2.11's Inductor splits the cumulative sums of few rows into kernels that fail on a GPU.
+        """
         state, grammar = self._state, self._grammar
         logits = self._network.logits(states)
         if self._halves == 2:

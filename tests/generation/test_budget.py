@@ -10,7 +10,15 @@ import torch
 from test_engine import LENGTH, class_requests, rotary, rows_of
 
 from genvid.allocation import BudgetError
-from genvid.generation.budget import BudgetConfig, GroupPlanner, forecast, groups, with_budget
+from genvid.generation.budget import (
+    BudgetConfig,
+    GroupPlanner,
+    VideoPlanner,
+    expected_worth,
+    forecast,
+    groups,
+    with_budget,
+)
 from genvid.generation.engine import Engine
 from genvid.generation.sampler import SamplingConfig
 
@@ -77,6 +85,28 @@ def test_the_last_round_is_the_most_probable_choice():
         key=lambda choice: float(scores[range(4), list(choice)].sum()),
     )
     assert torch.equal(chosen, sizes[list(best)])
+
+
+def test_one_video_is_planned_as_well_as_can_be_expected():
+    """Against every policy of two blocks, whose scores are drawn from three equally likely rows."""
+    scores = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(5)).double() * 3
+    sizes, budget = torch.tensor(LENGTH.sizes), 7
+    worth = expected_worth(budget, 2, LENGTH, scores)
+
+    def last(row: int, left: int) -> float:
+        return max(float(scores[row, 1, k]) for k in range(3) if sizes[k] <= left)
+
+    for row in range(3):
+        values = {
+            int(sizes[k]): float(scores[row, 0, k]) + sum(last(r, budget - int(sizes[k])) for r in range(3)) / 3
+            for k in range(3)
+        }
+        planner = VideoPlanner(budget, worth, LENGTH)
+        first = planner.choose(scores[row : row + 1, 0])
+        assert int(first) == max(values, key=values.get)
+        second = planner.choose(scores[row : row + 1, 1])
+        assert float(scores[row, 1, sizes.tolist().index(int(second))]) == last(row, budget - int(first))
+    assert worth[0, :2].tolist() == [-torch.inf] * 2
 
 
 def test_first_blocks_leave_what_later_ones_will_want():
