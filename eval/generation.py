@@ -18,26 +18,27 @@ from genvid.eval.scoring import as_scored
 
 @torch.no_grad()
 def evaluate_generation(
-    real: Iterable[Tensor], generated: Iterable[Tensor], *, features: FeatureNetwork, protocol: Protocol
+    real: Iterable[Tensor], generated: Iterable[Tensor], *, features: FeatureNetwork, protocol: Protocol, start: int = 0
 ) -> dict[str, float]:
     """Two streams of batches (B, 3, T, H, W) in [-1, 1] -> the Frechet distance, its floor and the counts.
 
     The floor is the distance between two halves of the real stream, about half as many clips on each side, so it is an
     upper bound of what perfect samples would score. Halves are drawn: every other clip would be every other class
-    where classes take turns.
+    where classes take turns. `start` is the number of the first real clip in the whole set, where several processes
+    share one.
     """
     distance = FrechetVideoDistance(features, ddof=protocol.ddof)
     floor = FrechetVideoDistance(features, ddof=protocol.ddof)
-    position = 0
+    position = start
     for video in real:
         video = as_scored(video, protocol)
         distance.to(video.device).update(video, real=True)
-        drawn = noise.sample_seeds(0, "halves", torch.arange(position, position + len(video))) % 2 == 0
-        first = drawn.to(video.device)
+        drawn = noise.sample_seeds(0, "halves", torch.arange(position, position + len(video)))
+        first = (drawn % 2 == 0).to(video.device)
+        position += len(video)
         for part, side in ((video[first], True), (video[~first], False)):
             if len(part):
                 floor.to(video.device).update(part, real=side)
-        position += len(video)
     for video in generated:
         distance.to(video.device).update(as_scored(video, protocol), real=False)
     value, real_against_real = float(distance.compute()), float(floor.compute())

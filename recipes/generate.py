@@ -173,9 +173,8 @@ class OpenRun:
         )
 
     def part(self, count: int) -> slice:
-        """The part of `count` clips that this process scores: metrics join the parts. Even ones of a part are even ones
-        of all, which halves of a floor are made of."""
-        share = 2 * -(-count // (2 * self.state.num_processes))
+        """The part of `count` clips that this process scores: metrics join the parts."""
+        share = -(-count // self.state.num_processes)
         start = self.state.process_index * share
         if count <= (self.state.num_processes - 1) * share:
             raise ValueError(f"{count} clips are too few to be scored by {self.state.num_processes} processes")
@@ -202,8 +201,8 @@ def generate(run: GenerationRun) -> Samples:
     real, real_labels = opened.real()
     labels = opened.sample(real, real_labels)
     ours, held_out, frames = opened.part(len(labels)), opened.part(len(real)), opened.context_frames
-    made, counts = opened.made(ours), (len(labels), len(real))
-    numbers = score(opened, made, labels[ours], real[held_out], real_labels[held_out], counts)
+    made = opened.made(ours)
+    numbers = score(opened, made, labels, ours, real, real_labels, held_out)
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
     provenance = Provenance.now({role: fingerprint(resolve(folder)) for role, folder in weights.items()})
     report = Report("frame prediction" if frames else "class-conditional", numbers, provenance)
@@ -212,12 +211,14 @@ def generate(run: GenerationRun) -> Samples:
 
 @torch.no_grad()
 def score(
-    opened: OpenRun, made: Generated, labels: Tensor, real: Tensor, real_labels: Tensor, counts: tuple[int, int]
+    opened: OpenRun, made: Generated, labels: Tensor, ours: slice, real: Tensor, real_labels: Tensor, held_out: slice
 ) -> list[Number]:
-    """Frechet distance and its floor, agreement with the class, and tokens spent. What is given is the part of this
-    process; `counts` are the samples and the real clips of all."""
+    """Frechet distance and its floor, agreement with the class, and tokens spent, over all processes.
+
+    `made` are the samples `ours` of all that `labels` ask for; this process scores the real clips `held_out`.
+    """
     run, classifier, clip = opened.run, opened.classifier, opened.run.data.clip
-    features, (count, real_count) = ClassifierFeatures(classifier, "video classifier of the same data"), counts
+    features, count = ClassifierFeatures(classifier, "video classifier of the same data"), len(labels)
     protocol = Protocol(
         name=run.protocol,
         task="prediction" if opened.context_frames else "generation",
@@ -235,11 +236,13 @@ def score(
     def parts(tensor: Tensor) -> list[Tensor]:
         return [part.to(device()) for part in torch.split(tensor, run.batch_size)]
 
-    distances = evaluate_generation(parts(real), parts(made.videos), features=features, protocol=protocol)
+    distances = evaluate_generation(
+        parts(real[held_out]), parts(made.videos), features=features, protocol=protocol, start=held_out.start
+    )
     frechet = next(iter(distances))
-    judged = class_accuracy(classifier, zip(parts(made.videos), parts(labels), strict=True))
-    truth = class_accuracy(classifier, zip(parts(real), parts(real_labels), strict=True))
-    distances |= {"real clips": real_count, "generated clips": count}  # those of all processes
+    judged = class_accuracy(classifier, zip(parts(made.videos), parts(labels[ours]), strict=True))
+    truth = class_accuracy(classifier, zip(parts(real[held_out]), parts(real_labels[held_out]), strict=True))
+    distances |= {"real clips": len(real), "generated clips": count}  # those of all processes
     tokens = sum(sum(line["tokens"]) for line in opened.folder.samples().values()) / count
     return [
         *(
@@ -247,7 +250,7 @@ def score(
             for name, value in distances.items()
         ),
         Number("class as asked", judged["class as asked"], protocol, count, better="higher"),
-        Number("classifier on real clips", truth["class as asked"], protocol, real_count),
+        Number("classifier on real clips", truth["class as asked"], protocol, len(real)),
         Number("tokens per clip", tokens, protocol, count),
     ]
 

@@ -94,12 +94,22 @@ def test_generation_end_to_end_with_floor() -> None:
     assert (results["real clips"], results["generated clips"]) == (40, 40)
 
 
+def test_the_floor_does_not_split_classes_that_take_turns() -> None:
+    bright = grey_clips(40) * 0.1 + 0.5
+    real = torch.stack([bright, bright - 1], 1).flatten(0, 1)
+    features = ClassifierFeatures(classifier(), "test classifier")
+    name = "Frechet distance (test classifier)"
+    apart = evaluate_generation([bright], [bright - 1], features=features, protocol=DEMO)[name]
+    floor = evaluate_generation([real], [real], features=features, protocol=DEMO)[f"{name}, real against real"]
+    assert floor < 0.2 * apart
+
+
 def _one_of_two(rank: int, rendezvous: str, results: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     clips = grey_clips(20)
     real, fake = clips[rank::2], -clips[rank::2] * 0.3
     features = ClassifierFeatures(classifier(), "test classifier")
-    values = evaluate_generation([real], [fake], features=features, protocol=DEMO)
+    values = evaluate_generation([real], [fake], features=features, protocol=DEMO, start=10 * rank)
     values |= evaluate_reconstruction(Coarse(), half, [real], fidelity=[ClipPSNR()])
     torch.save(values, f"{results}{rank}")
     dist.destroy_process_group()
@@ -109,7 +119,7 @@ def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_of_two, (str(tmp_path / "meet"), str(tmp_path / "values")), nprocs=2)
     clips = grey_clips(20)
     features = ClassifierFeatures(classifier(), "test classifier")
-    # The floor pairs even with odd clips of each process, so the single process reads them in that order.
+    # The floor's halves are drawn by number, so the single process reads the clips in the order of their numbers.
     order = torch.cat([clips[rank::2] for rank in (0, 1)])
     expected = evaluate_generation([order], [-order * 0.3], features=features, protocol=DEMO)
     expected |= evaluate_reconstruction(Coarse(), half, [clips], fidelity=[ClipPSNR()])
