@@ -41,7 +41,7 @@ def test_an_unknown_key(stages, capsys, stage):
     [
         ("--train.steps=many", "train.steps"),
         ("--train.batch_size=0", "train.batch_size must be at least 1"),
-        ("--task=adaptoc", "must be one of adaptok, scorer, ar, classifier"),
+        ("--task=adaptoc", "must be one of adaptok, scorer, autoencoder, lit, ar, classifier"),
         ("--data.clip.frames=6", "change data.clip"),
         ("--objective.tail_drop.maximum=9", "tail_drop.maximum 9 exceeds model.block_capacity 8"),
         ("--model.encoder.heads=5", "heads"),
