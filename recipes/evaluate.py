@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -16,16 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
-from genvid.allocation import Allocator, Calibration, DistortionPredictor, JointAllocator, build_allocator
-from genvid.allocation.config import (
-    AllocatorConfig,
-    GroupConfig,
-    JointConfig,
-    OnlineConfig,
-    TableConfig,
-    ThresholdConfig,
-    UniformConfig,
-)
+from genvid.allocation import Allocator, Calibration, DistortionPredictor, JointAllocator, build_allocator, choices
 from genvid.checkpoint import fingerprint, resolve
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
@@ -33,13 +24,12 @@ from genvid.data.video import video_bytes
 from genvid.eval.charts import LineChart, Series
 from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.page import Clip, Page, Section
-from genvid.eval.protocols import Protocol
 from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Better, Number, Provenance, Report
 from genvid.perceptual import PerceptualConfig
 from genvid.recipes.allocated import decode, encode
 from genvid.recipes.command import command
-from genvid.recipes.loading import WINDOWS, DistortionSpec, VideoData, device, load_adaptok, load_scorer
+from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.train.accelerator import make_state
@@ -134,22 +124,15 @@ class Comparison:
 
     def reports(self) -> list[Report]:
         """One for each allocator and budget, over all processes."""
-        run, clip = self.run, self.run.data.clip
+        run = self.run
         weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
         provenance = Provenance.now(weights)
         reports = []
         for (name, budget), scores in self.scores.items():
             values = scores.compute()
             count = int(values.pop("clips"))
-            protocol = Protocol(
-                name=run.protocol,
-                task="reconstruction",
-                dataset=str(configuration.encode(run.data.source)),
-                split="held out",
-                frames=clip.frames,
-                clips=WINDOWS[clip.window],
-                count=count,
-                resolution=min(clip.resolution),
+            protocol = replace(
+                run.data.protocol(run.protocol, "reconstruction", count),
                 note=f"groups of {run.group_size} clips in the order of the data set share a budget",
             )
             numbers = [
@@ -163,15 +146,7 @@ class Comparison:
         group_size, calibration = self.run.group_size, self.calibration
         if name == "oracle":
             return JointAllocator(measured, budget, group_size, block_weights=calibration.block_weights)
-        configs: dict[str, AllocatorConfig] = {
-            "uniform": UniformConfig(budget),
-            "table": TableConfig(budget),
-            "group": GroupConfig(budget, group_size),
-            "joint": JointConfig(budget, group_size),
-            "threshold": ThresholdConfig(budget),
-            "online": OnlineConfig(budget),
-        }
-        return build_allocator(configs[name], blocks, self.predictor, calibration)
+        return build_allocator(choices(budget, group_size)[name], blocks, self.predictor, calibration)
 
 
 def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:

@@ -9,7 +9,7 @@ from genvid.allocation.allocators import (
     UniformAllocator,
 )
 from genvid.allocation.calibration import Calibration, Provenance, calibrate, close_loop, fit_block_weights
-from genvid.allocation.comparison import with_expected
+from genvid.allocation.comparison import choices, with_expected
 from genvid.allocation.config import AllocatorConfig, build_allocator
 from genvid.allocation.online import OnlineBudgetAllocator, OnlineController, StreamLedger, VideoLedger
 from genvid.allocation.predictor import DistortionPredictor, FixedCurves, MeasuredDistortion, predict_all_curves
@@ -37,6 +37,7 @@ __all__ = [
     "VideoLedger",
     "build_allocator",
     "calibrate",
+    "choices",
     "close_loop",
     "fit_block_weights",
     "predict_all_curves",

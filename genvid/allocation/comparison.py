@@ -34,7 +34,7 @@ def with_expected(
     truth = running_minimum(curves if measured is None else measured)
     expected: dict[str, list[float]] = {}
     for budget in calibration.budgets:
-        for name, choice in _choices(budget, group_size).items():
+        for name, choice in choices(budget, group_size).items():
             expected.setdefault(name, []).append(_mean_distortion(choice, calibration, curves, truth))
         if measured is not None:
             choice = JointConfig(budget, group_size)
@@ -42,7 +42,8 @@ def with_expected(
     return replace(calibration, expected={name: tuple(values) for name, values in expected.items()})
 
 
-def _choices(budget: float, group_size: int) -> dict[str, AllocatorConfig]:
+def choices(budget: float, group_size: int) -> dict[str, AllocatorConfig]:
+    """Name -> every allocator that can be compared, at `budget` mean tokens per video."""
     return {
         "uniform": UniformConfig(budget),
         "table": TableConfig(budget),
