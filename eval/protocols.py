@@ -22,12 +22,13 @@ Clips = Literal["first", "random", "windows", "whole"]
 """Which frames of a video: the first ones; one seeded random window; a seeded draw from all non-overlapping windows;
 or all of them."""
 
-_WINDOW: dict[Clips, Literal["first", "random", "all", "whole"]] = {
+WINDOWS: dict[Clips, Literal["first", "random", "all", "whole"]] = {
     "first": "first",
     "random": "random",
     "windows": "all",
     "whole": "whole",
 }
+"""`clips` of a protocol -> `window` of the clip rule."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Protocol:
         return ClipConfig(
             frames=self.frames or SHORTEST_WHOLE,
             resolution=(self.resolution, self.resolution),
-            window=_WINDOW[self.clips],
+            window=WINDOWS[self.clips],
             rounded=False,
         )
 

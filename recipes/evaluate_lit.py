@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -27,13 +27,12 @@ from genvid.eval.features import load_features
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.page import Clip, Page
-from genvid.eval.protocols import Protocol
 from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Better, Number, Provenance, Report, compare
 from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
-from genvid.recipes.loading import WINDOWS, VideoData, device
+from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.mask_rate import lit_bits
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
@@ -121,12 +120,12 @@ class Comparison:
         self.targets: list[tuple[float, float]] = []
         """Target errors of ElasticTok's rule, and the keep rates they led to."""
         distance = run.perceptual.build().to(device())
-        features = None if run.features is None else load_features(run.features)
+        self.features = None if run.features is None else load_features(run.features)
         self.scores = {
             (name, rate): ReconstructionScores(
                 self.spec,
                 [ClipPSNR(), ClipSSIM(), MeanPerceptual(distance)],
-                frechet=None if features is None else FrechetVideoDistance(features),
+                frechet=None if self.features is None else FrechetVideoDistance(self.features),
             )
             for rate in run.rates
             for name in run.methods
@@ -149,22 +148,16 @@ class Comparison:
         return shown
 
     def reports(self) -> list[Report]:
-        run, clip = self.run, self.run.data.clip
+        run = self.run
         provenance = Provenance.now({"LIT": fingerprint(resolve(run.model))})
         reports = []
         for key, scores in self.scores.items():
             values = scores.compute()
             count = int(values.pop("clips"))
             del values["bits per clip"]  # counts a bit for every position of a mask; ours is coded
-            protocol = Protocol(
-                name=run.protocol,
-                task="reconstruction",
-                dataset=str(configuration.encode(run.data.source)),
-                split="held out",
-                frames=clip.frames,
-                clips=WINDOWS[clip.window],
-                count=count,
-                resolution=min(clip.resolution),
+            protocol = replace(
+                run.data.protocol(run.protocol, "reconstruction", count),
+                features="" if self.features is None else self.features.name,
                 note=f"codec {self.lit.codec.name}, window {self.lit.codec.window}",
             )
             numbers = [

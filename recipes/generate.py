@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,6 @@ from genvid.eval.classifier import VideoClassifier
 from genvid.eval.features import ClassifierFeatures
 from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.page import Clip, Page, Section
-from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.generation.budget import BudgetConfig, groups, with_budget
 from genvid.generation.engine import Engine
@@ -35,7 +34,7 @@ from genvid.generation.pipeline import Generated, Job, check_match, class_job, p
 from genvid.generation.sampler import SamplingConfig
 from genvid.recipes.allocated import AllocatedTokenizer, decode
 from genvid.recipes.command import command
-from genvid.recipes.loading import WINDOWS, VideoData, device
+from genvid.recipes.loading import VideoData, device
 from genvid.tokens import BlockTokens
 from genvid.train.accelerator import make_state
 
@@ -217,17 +216,10 @@ def score(
 
     `made` are the samples `ours` of all that `labels` ask for; this process scores the real clips `held_out`.
     """
-    run, classifier, clip = opened.run, opened.classifier, opened.run.data.clip
+    run, classifier = opened.run, opened.classifier
     features, count = ClassifierFeatures(classifier, "video classifier of the same data"), len(labels)
-    protocol = Protocol(
-        name=run.protocol,
-        task="prediction" if opened.context_frames else "generation",
-        dataset=str(configuration.encode(run.data.source)),
-        split="held out",
-        frames=clip.frames,
-        clips=WINDOWS[clip.window],
-        count=count,
-        resolution=min(clip.resolution),
+    protocol = replace(
+        run.data.protocol(run.protocol, "prediction" if opened.context_frames else "generation", count),
         seed=run.seed,
         condition_frames=opened.context_frames,
         features=features.name,

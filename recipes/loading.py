@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
+from genvid import config as configuration
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
 from genvid.data.source import SourceConfig
-from genvid.eval.protocols import Clips
+from genvid.eval.protocols import WINDOWS, Protocol
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
-
-WINDOWS: dict[str, Clips] = {"all": "windows", "first": "first", "random": "random"}
-"""`window` of the clip rule -> `clips` of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +31,21 @@ class VideoData:
 
     def open(self) -> ClipDataset:
         return ClipDataset(self.source, self.clip, strict=self.strict)
+
+    def protocol(self, name: str, task: Literal["generation", "prediction", "reconstruction"], count: int) -> Protocol:
+        """How numbers on `count` of these clips, held out, come about; without a feature network."""
+        window = self.clip.window
+        return Protocol(
+            name=name,
+            task=task,
+            dataset=str(configuration.encode(self.source)),
+            split="held out",
+            frames=None if window == "whole" else self.clip.frames,
+            clips=next(clips for clips, its_window in WINDOWS.items() if its_window == window),
+            count=count,
+            resolution=min(self.clip.resolution),
+            features="",
+        )
 
 
 @dataclass(frozen=True)
