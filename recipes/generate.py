@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid import noise
-from genvid.ar.model import RowModel
+from genvid.ar.model import load_row_model
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
@@ -89,9 +89,7 @@ class OpenRun:
 
     def __init__(self, run: GenerationRun) -> None:
         self.run, self.state = run, make_state()
-        model, classifier = load_model(run.model), load_model(run.classifier)
-        if not isinstance(model, RowModel):
-            raise ValueError(f"{run.model} holds a {model.model_type} model, but an autoregressive one is needed")
+        model, classifier = load_row_model(run.model), load_model(run.classifier)
         if not isinstance(classifier, VideoClassifier):
             raise ValueError(
                 f"{run.classifier} holds a {classifier.model_type} model, but a video classifier is needed"

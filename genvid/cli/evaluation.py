@@ -10,9 +10,8 @@ from typing import Any
 import yaml
 
 from genvid import config as configuration
-from genvid.ar.model import RowModel
+from genvid.ar.model import load_row_model
 from genvid.ar.published import PublishedTransformer
-from genvid.checkpoint import load_model
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Folder, Reconstruction, Sampling, hashes
 from genvid.data.source import SourceConfig
@@ -145,9 +144,7 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
         settings = {"tokens": budget, "published": arguments.published}
         about = {**hashes(tokenizer=arguments.tokenizer, scorer=arguments.scorer), **settings}
         return Reconstruction(tokenizer, open_budget(asked, tokenizer), about)
-    model = load_model(arguments.model)
-    if not isinstance(model, RowModel):
-        raise ValueError(f"{arguments.model} holds a {model.model_type} model, but an autoregressive one is needed")
+    model = load_row_model(arguments.model)
     if bool(model.config.context_blocks) != (task == "prediction"):
         raise ValueError(f"{record.name} measures {task}, which {arguments.model} was not made for")
     if task == "prediction" and arguments.guidance != 1:

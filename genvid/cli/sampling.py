@@ -12,9 +12,9 @@ import yaml
 from torch import Tensor
 
 from genvid import noise
-from genvid.ar.model import RowModel
+from genvid.ar.model import RowModel, load_row_model
 from genvid.ar.published import PublishedTransformer
-from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
 from genvid.data.clips import ClipConfig, to_float, to_uint8
 from genvid.data.token_cache import FINGERPRINT, TokenCache
@@ -39,9 +39,7 @@ def sample(arguments: argparse.Namespace) -> None:
     if arguments.count < 1 or arguments.batch_size < 1:
         raise ValueError(f"--count and --batch-size are at least 1, got {arguments.count} and {arguments.batch_size}")
     output = new_output(arguments.output, "")
-    model = load_model(arguments.model)
-    if not isinstance(model, RowModel):
-        raise ValueError(f"{arguments.model} holds a {model.model_type} model, but an autoregressive one is needed")
+    model = load_row_model(arguments.model)
     tokenizer = open_tokenizer(arguments.tokenizer)
     check_match(model, tokenizer)
     fps = arguments.fps if arguments.prompt is None else probe(arguments.prompt).fps
