@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from genvid import config as configuration
 from genvid.files import write_atomically
 
 _FLUSH_SECONDS = 30.0
@@ -31,13 +32,11 @@ class ClipTable:
         self.folder = Path(folder)
         file, described = self.folder / "table.json", json.loads(json.dumps(dict(what)))
         if file.is_file():
-            held = json.loads(file.read_text())
-            differing = [key for key in described | held if described.get(key) != held.get(key)]
-            if differing:
-                key = differing[0]
+            difference = configuration.difference(json.loads(file.read_text()), described)
+            if difference:
                 raise ValueError(
-                    f"{self.folder} holds another evaluation ({key}: {held.get(key)} there, "
-                    f"{described.get(key)} here); choose another output folder or remove it"
+                    f"{self.folder} already holds another evaluation ({difference}); choose another output folder or "
+                    "remove it"
                 )
         else:
             with write_atomically(file) as temporary:

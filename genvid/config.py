@@ -22,7 +22,7 @@ from draccus.utils import DecodingError, ParsingError
 
 from genvid.files import write_atomically
 
-__all__ = ["Choice", "ConfigError", "decode", "dump", "encode", "load", "parse", "read"]
+__all__ = ["Choice", "ConfigError", "decode", "difference", "dump", "encode", "load", "parse", "read"]
 
 T = TypeVar("T")
 
@@ -86,6 +86,14 @@ def dump(config: Any, path: str | Path) -> None:
     text = json.dumps(data, indent=2) + "\n" if path.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
     with write_atomically(path) as temporary:
         temporary.write_text(text)
+
+
+def difference(held: Any, wanted: Any, name: str = "") -> str | None:
+    """The first key, at whatever depth, in which two encoded configs differ, with both values; None: in none."""
+    if isinstance(held, dict) and isinstance(wanted, dict):
+        deeper = (difference(held.get(key), wanted.get(key), f"{name}.{key}".lstrip(".")) for key in {**held, **wanted})
+        return next((found for found in deeper if found), None)
+    return None if held == wanted else f"{name} is {held} there, {wanted} here"
 
 
 def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:

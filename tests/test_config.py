@@ -87,3 +87,11 @@ def test_missing_and_malformed_files(tmp_path):
     (tmp_path / "bad.yaml").write_text("a: [1,")
     with pytest.raises(ConfigError, match="not valid YAML"):
         config.load(Run, tmp_path / "bad.yaml")
+
+
+def test_the_first_difference_is_named_at_any_depth():
+    held = {"a": 1, "b": {"c": 2, "d": [3]}}
+    assert config.difference(held, {"b": {"d": [3], "c": 2}, "a": 1}) is None
+    assert config.difference(held, {"a": 1, "b": {"c": 2, "d": [4]}}) == "b.d is [3] there, [4] here"
+    assert config.difference(held, {"a": 1, "b": {"c": 2}}) == "b.d is [3] there, None here"
+    assert config.difference(held, {"a": 1, "b": 5}) == "b is {'c': 2, 'd': [3]} there, 5 here"

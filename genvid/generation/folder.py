@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genvid import config as configuration
 from genvid.data.clips import to_uint8
 from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
 from genvid.data.video import write_video
@@ -94,10 +95,8 @@ class SampleFolder:
         file, wanted = self.path / "about.json", json.loads(json.dumps(about))
         if file.exists():
             held = json.loads(file.read_text())
-            changed = [key for key in {**held, **wanted} if held.get(key) != wanted.get(key)]
-            if changed:
-                key = changed[0]
-                difference = f"{key} is {held.get(key)} there, {wanted.get(key)} here"
+            difference = configuration.difference(held, wanted)
+            if difference:
                 raise SampleFolderError(
                     f"{self.path} already holds other samples ({difference}); choose another folder or delete that one"
                 )

@@ -30,7 +30,7 @@ def claim(folder: Path, config: Any, *, is_main: bool) -> None:
     wanted = configuration.encode(config)
     if file.exists():
         held = yaml.safe_load(file.read_text())
-        difference = _difference(_comparable(held), _comparable(wanted))
+        difference = configuration.difference(_comparable(held), _comparable(wanted))
         if difference:
             raise RunError(
                 f"{folder} already holds another run ({difference}); choose another output_dir or delete that folder"
@@ -91,14 +91,3 @@ def _comparable(config: dict[str, Any]) -> dict[str, Any]:
     if isinstance(config.get("train"), dict):
         config["train"] = {k: v for k, v in config["train"].items() if k not in FREE_TO_CHANGE}
     return config
-
-
-def _difference(held: Any, wanted: Any, name: str = "") -> str | None:
-    """The first key in which two configs differ, with both values."""
-    if isinstance(held, dict) and isinstance(wanted, dict):
-        for key in {**held, **wanted}:
-            found = _difference(held.get(key), wanted.get(key), f"{name}.{key}".lstrip("."))
-            if found:
-                return found
-        return None
-    return None if held == wanted else f"{name} is {held} there, {wanted} here"

@@ -87,7 +87,7 @@ def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     resumed = Noisy()
     assert values(finish(toy(tmp_path / "halves"), resumed)) == expected
     assert resumed.calls == 3
-    with pytest.raises(ValueError, match=r"another evaluation \(producer: \{'noise': 0.2\} there"):
+    with pytest.raises(ValueError, match=r"another evaluation \(producer.noise is 0.2 there, 0.5 here\)"):
         toy(tmp_path / "halves").measure(Noisy(0.5))
 
 
@@ -188,7 +188,7 @@ def test_tables_keep_rows_in_order_and_refuse_another_use(tmp_path: Path) -> Non
     again.flush()
     assert again.load(3)["x"].tolist() == [0.0, 10.0, 20.0]
     assert again.done() == {0, 1, 2}
-    with pytest.raises(ValueError, match=r"another evaluation \(what: 1 there, 2 here\)"):
+    with pytest.raises(ValueError, match=r"another evaluation \(what is 1 there, 2 here\)"):
         ClipTable(tmp_path, {"what": 2})
 
 
