@@ -7,6 +7,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -16,6 +17,13 @@ from accelerate.utils import (
     InitProcessGroupKwargs,
     ProjectConfiguration,
 )
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+
+from genvid.train.task import StepOutput, TrainingTask
+
+if TYPE_CHECKING:
+    from genvid.train.trainer import TrainConfig
 
 
 class LaunchError(RuntimeError):
@@ -36,17 +44,18 @@ def make_accelerator(
     synchronising gradients; both are errors here. DeepSpeed on a CPU needs the gloo backend named.
     """
     cuda = torch.cuda.is_available()
-    deepspeed = _flag("ACCELERATE_USE_DEEPSPEED")
-    if _flag("ACCELERATE_USE_FSDP") and not cuda:
-        raise LaunchError("accelerate cannot run FSDP on a CPU; launch with recipes/configs/accelerate/ddp.yaml")
+    deepspeed, fsdp = _flag("ACCELERATE_USE_DEEPSPEED"), _flag("ACCELERATE_USE_FSDP")
+    if fsdp:
+        _check_fsdp()
     handlers: list[object] = []
     if deepspeed and not cuda:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
     if find_unused_parameters:
         handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
     accelerator = Accelerator(
-        cpu=not cuda and not deepspeed,
-        mixed_precision=precision,
+        cpu=not cuda and not deepspeed and not fsdp,
+        # DeepSpeed's own bf16 would turn every weight and running statistic into bf16: it is told to autocast instead.
+        mixed_precision="no" if deepspeed else precision,
         gradient_accumulation_steps=accumulation,
         log_with=_installed(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),
@@ -56,11 +65,60 @@ def make_accelerator(
     return accelerator
 
 
+def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
+    """Tell FSDP2 and DeepSpeed what a launch file cannot know; call it before `prepare`.
+
+    The recipe decides on precision, clipping and accumulation, whatever a launch file says of them. LaunchError where
+    a task cannot be trained this way.
+    """
+    if accelerator.distributed_type == DistributedType.FSDP:
+        plugin = accelerator.state.fsdp_plugin
+        # Each layer is gathered by itself. Weights stay in full precision and autocast decides, as under DDP: FSDP's
+        # own mixed precision would round codebooks, targets and losses to bf16.
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
+        plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        torch.export.register_dataclass(StepOutput)  # so that FSDP2 finds the loss in it
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        name = type(task).__name__
+        if len(task.phases) > 1:
+            raise LaunchError(f"{name} trains two networks in turn, which DeepSpeed cannot; launch with DDP or FSDP2")
+        settings = config.optimizers[task.phases[0]]
+        if settings.muon:
+            raise LaunchError(f"{name} is trained with Muon, which needs whole matrices: launch with DDP or FSDP2")
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.batch_size // (accelerator.num_processes * config.accumulation),
+            "gradient_accumulation_steps": config.accumulation,
+            "gradient_clipping": settings.clip_norm or 0.0,
+            "torch_autocast": {
+                "enabled": config.precision == "bf16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
+            "zero_force_ds_cpu_optimizer": False,  # torch's AdamW on the CPU is vectorised, and needs no compiler
+        }
+
+
+def compile_task(accelerator: Accelerator, task: TrainingTask, micro_batches: int) -> None:
+    """Layer by layer where FSDP2 or DeepSpeed come between the layers, else as the task wishes."""
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        TrainingTask.use_compiler(task, micro_batches)
+    else:
+        task.use_compiler(micro_batches)
+
+
 def make_state() -> PartialState:
     """The processes of a launch that does not train; LaunchError where accelerate does not see all of them."""
     state = PartialState(cpu=not torch.cuda.is_available())
     _check_world(state)
     return state
+
+
+def _check_fsdp() -> None:
+    if not torch.cuda.is_available():
+        raise LaunchError("accelerate cannot run FSDP on a CPU; launch with recipes/configs/accelerate/ddp.yaml")
+    if os.environ.get("FSDP_VERSION", "1") != "2":
+        raise LaunchError("only FSDP2 is supported: set fsdp_version: 2, as recipes/configs/accelerate/fsdp2.yaml does")
 
 
 def _check_world(state: Accelerator | PartialState) -> None:

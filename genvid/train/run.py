@@ -16,8 +16,11 @@ from accelerate import Accelerator
 from genvid import config as configuration
 from genvid.train.ema import ExponentialAverage
 
-FREE_TO_CHANGE = ("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers")
-"""Keys of `train` that a resumed run may change."""
+FREE_TO_CHANGE = (
+    *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers"),
+    *("accumulation", "activation_checkpointing", "compile"),
+)
+"""Keys of `train` that a resumed run may change: how long, how it reports, and how the same work is done."""
 
 
 class RunError(ValueError):
@@ -65,8 +68,10 @@ def save_checkpoint(
         shutil.rmtree(temporary)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(temporary))
-    if accelerator.is_main_process and average is not None:
-        torch.save(average.model.state_dict(), temporary / "average.pt")
+    if average is not None:
+        averaged = average.state_dict()
+        if accelerator.is_main_process:
+            torch.save(averaged, temporary / "average.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if target.exists():
@@ -81,7 +86,7 @@ def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: Exponen
     """Restore what `save_checkpoint` wrote; returns the number of finished steps."""
     accelerator.load_state(str(checkpoint))
     if average is not None:
-        average.model.load_state_dict(torch.load(checkpoint / "average.pt", map_location=accelerator.device))
+        average.load_state_dict(torch.load(checkpoint / "average.pt", map_location="cpu"))
     return checkpoint_step(checkpoint)
 
 

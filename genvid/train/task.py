@@ -67,11 +67,19 @@ class TrainingTask(nn.Module, ABC):
         """Parameters that `phase` optimizes."""
         return (p for p in self.parameters() if p.requires_grad)
 
+    def layers(self) -> Iterable[nn.Module]:
+        """The layers of which trained networks are stacks: FSDP2 gathers one at a time, and
+        `train.activation_checkpointing` keeps only their inputs for the backward pass."""
+        return ()
+
     def use_compiler(self, micro_batches: int) -> None:
         """Hand to torch.compile what gains by it; called once, on the device, when `train.compile` is set.
 
-        CUDA graphs keep gradients in memory of their own, so they fit only one micro-batch a step.
+        By itself, layer by layer: all share one compilation. CUDA graphs keep gradients in memory of their own, so
+        they fit only one micro-batch a step.
         """
+        for layer in self.layers():
+            layer.compile()
 
     def num_items(self, batch: Batch) -> Tensor:
         """How many items the loss sums over (clips, or target tokens): a scalar tensor."""

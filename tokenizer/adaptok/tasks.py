@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from genvid import noise
 from genvid.tokenizer.adaptok.config import AdapTokConfig
@@ -58,6 +58,9 @@ class AdapTokTask(TrainingTask):
 
     def exportable(self) -> AdapTok:
         return self.tokenizer
+
+    def layers(self) -> Iterable[nn.Module]:
+        return (*self.tokenizer.encoder, *self.tokenizer.decoder)
 
     def use_compiler(self, micro_batches: int) -> None:
         """All of forward and backward: shapes never change, and small tokenizers are made of small kernels."""
@@ -124,9 +127,8 @@ class AdversarialAdapTokTask(AdapTokTask):
             return self._discriminate(batch, carry["reconstruction"])
         reconstruction, losses, terms = self.reconstruct(batch)
         if step >= self.adversary.start_step:
-            # The discriminator's weights enter as constants: this phase leaves no gradient in them.
-            weights = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-            logits = functional_call(self.discriminator, weights, (reconstruction,))
+            with as_constants(self.discriminator):
+                logits = self.discriminator(reconstruction)
             fooling = self.adversary.weight * adversarial_loss(logits)
             losses, terms["adversarial"] = losses + fooling, fooling.detach().mean()
         return StepOutput(losses.sum(), terms, carry={"reconstruction": reconstruction.detach()})
@@ -164,6 +166,9 @@ class ScorerTask(TrainingTask):
     def exportable(self) -> Scorer:
         return self.scorer
 
+    def layers(self) -> Iterable[nn.Module]:
+        return self.scorer.layers
+
     def use_compiler(self, micro_batches: int) -> None:
         tokenizer = self._frozen[0]
         for layer in (*self.scorer.layers, *tokenizer.encoder, *tokenizer.decoder):
@@ -193,6 +198,19 @@ class ScorerTask(TrainingTask):
         if self.training and step < self.STATISTICS_STEPS:
             moments = mean_over_processes(torch.stack([target.mean(0), target.square().mean(0)]))
             self.scorer.update_statistics(moments[0], moments[1], step)
+
+
+@contextmanager
+def as_constants(network: nn.Module) -> Iterator[None]:
+    """Within it, the network's weights take no gradient. Hooks of FSDP2 fire as always."""
+    parameters = list(network.parameters())
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def codebook_perplexity(quantized: Quantized, keep: Tensor, codebook_size: int) -> Tensor:
