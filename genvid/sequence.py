@@ -5,8 +5,9 @@
     framing "length":  a block is LEN(n) followed by n codes: the length is known before the codes
     framing "end":     a block is n codes followed by END: the published autoregressive checkpoints
 
-Ids count up: codes | LEN(size) for every size, or END | classes | null class | frame prediction | PAD.
-Those that a model predicts (codes and framing) therefore come first; the others only ever start or pad a row.
+Ids count up: codes | LEN(size) for every size, or END | classes | null class | frame prediction | budgets | PAD.
+Those that a model predicts (codes and framing) therefore come first; the others only ever start or pad a row. A row
+starts with one id that says what it shows and, in a layout with budgets, one that says how many tokens it may have.
 
 Shapes: B videos, G blocks, L block capacity, P prefix, S row length.
 """
@@ -44,8 +45,12 @@ class BlockLayout:
     sizes: tuple[int, ...] = ()
     """Lengths that a block may have, ascending. Empty, which only "end" allows: any up to the capacity."""
     framing: str = "length"
+    budget_bins: int = 0
+    """Steps in which a row's start tells the tokens (codes) of its blocks; 0: it does not tell them."""
 
     def __post_init__(self) -> None:
+        if self.budget_bins < 0:
+            raise ValueError(f"budget_bins is at least 0, got {self.budget_bins}")
         if self.framing not in ("length", "end"):
             raise ValueError(f"framing is 'length' or 'end', got {self.framing!r}")
         if min(self.codebook_size, self.num_blocks, self.block_capacity) < 1 or self.num_classes < 0:
@@ -83,17 +88,27 @@ class BlockLayout:
         return self.null_id + 1
 
     @property
+    def any_budget_id(self) -> int:
+        """Second id of a row whose budget is not told; it follows those of the bins. Only in layouts with budgets."""
+        return self.frame_prediction_id + 1 + self.budget_bins
+
+    @property
     def pad_id(self) -> int:
-        return self.null_id + 2
+        return self.any_budget_id + 1 if self.budget_bins else self.frame_prediction_id + 1
 
     @property
     def vocab_size(self) -> int:
-        return self.null_id + 3
+        return self.pad_id + 1
+
+    @property
+    def num_starts(self) -> int:
+        """Ids at the start of a row, before given and predicted blocks."""
+        return 2 if self.budget_bins else 1
 
     @property
     def longest_row(self) -> int:
-        """Ids of a row with a prefix of one and every block at its greatest length."""
-        return 1 + self.num_blocks * (self.largest + 1)
+        """Ids of a row with every block at its greatest length."""
+        return self.num_starts + self.num_blocks * (self.largest + 1)
 
     def length_allowed(self, device: torch.device | str | None = None) -> Tensor:
         """(L + 1,) bool: may a block have this length?"""
@@ -106,27 +121,36 @@ class BlockLayout:
         return self.codebook_size + torch.searchsorted(torch.tensor(self.sizes, device=lengths.device), lengths)
 
     def class_prefix(self, labels: Tensor) -> Tensor:
-        """(B,) class numbers -> (B, 1)."""
+        """(B,) class numbers -> (B, num_starts), of any budget."""
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
             raise ValueError(
                 f"class {int(labels.min())} to {int(labels.max())} asked for, but there are {self.num_classes} "
                 f"classes, numbered from 0"
             )
-        return (self.num_outputs + labels.long())[:, None]
+        return self._starts(self.num_outputs + labels.long())
 
     def null_prefix(self, count: int, device: torch.device | str | None = None) -> Tensor:
-        """(count, 1): rows of any class."""
-        return torch.full((count, 1), self.null_id, device=device)
+        """(count, num_starts): rows of any class, of any budget."""
+        return self._starts(torch.full((count,), self.null_id, device=device))
 
     def frame_prediction_prefix(self, context: BlockTokens) -> Tensor:
-        """The first blocks of B videos -> (B, P): a start id, then those blocks as they stand in a row, then PAD.
+        """The first blocks of B videos -> (B, P): start ids, then those blocks as they stand in a row, then PAD.
 
         Our way: blocks are causal, so a context is encoded alone, and may be cut to adaptive lengths. A row that
-        starts so reads on into the predicted blocks: `unpack(rows, 1)` returns both.
+        starts so reads on into the predicted blocks: `unpack(rows)` returns both.
         """
         cells, present = self._frame(context)
-        start = torch.full_like(cells[:, :1], self.frame_prediction_id)
+        start = self._starts(torch.full_like(cells[:, 0], self.frame_prediction_id))
         return self._compact(torch.cat([start, cells], 1), torch.cat([torch.ones_like(start).bool(), present], 1))[0]
+
+    def tell_budget(self, prefix: Tensor, tokens: Tensor) -> Tensor:
+        """(B, P) prefixes, (B,) tokens (codes) of the blocks that follow -> the same prefixes, which say so."""
+        if not self.budget_bins:
+            raise ValueError("rows of this layout tell no budget: train with budget_bins above 0")
+        bins = tokens * self.budget_bins // (self.num_blocks * self.largest + 1)
+        told = prefix.clone()
+        told[:, 1] = self.frame_prediction_id + 1 + bins.clamp(0, self.budget_bins - 1)
+        return told
 
     def prefix_lengths(self, prefix: Tensor) -> Tensor:
         """(B, P) -> (B,) ids before PAD."""
@@ -141,9 +165,12 @@ class BlockLayout:
         rows, source = self._compact(torch.cat([prefix, cells], 1), torch.cat([given, present], 1))
         return TokenSequence(rows, (source >= prefix.shape[1]) & (rows != self.pad_id))
 
-    def unpack(self, rows: Tensor, prefix_length: int = 1) -> BlockTokens:
-        """(B, S) rows -> their blocks: the inverse of `pack`. ValueError if a row is not made of whole blocks."""
-        body = rows[:, prefix_length:]
+    def unpack(self, rows: Tensor, prefix_length: int | None = None) -> BlockTokens:
+        """(B, S) rows -> their blocks, behind the start ids or a longer prefix: the inverse of `pack`.
+
+        ValueError if a row is not made of whole blocks.
+        """
+        body = rows[:, self.num_starts if prefix_length is None else prefix_length :]
         block, index = self.coordinates(body)
         is_code, framing = body < self.codebook_size, self._is_framing(body)
         pad = body == self.pad_id
@@ -183,6 +210,11 @@ class BlockLayout:
         else:
             block = block - 1
         return block.where(inside, -1), (position - boundary - 1).where(inside & (block >= 0), -1)
+
+    def _starts(self, shown: Tensor) -> Tensor:
+        """(B,) ids of what rows show -> (B, num_starts)."""
+        starts = shown[:, None]
+        return torch.cat([starts, torch.full_like(starts, self.any_budget_id)], 1) if self.budget_bins else starts
 
     def _is_framing(self, rows: Tensor) -> Tensor:
         return (rows >= self.codebook_size) & (rows < self.num_outputs)
