@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
-from genvid.ar.task import ARTask, ARTaskConfig
+from genvid.ar.rows import PackedRows, RowConfig
+from genvid.ar.task import ARTask
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.data.token_cache import TokenCache
@@ -143,12 +144,14 @@ class ARRun(Run):
 
     cache: str
     model: TransformerConfig
-    objective: ARTaskConfig = field(default_factory=ARTaskConfig)
+    objective: RowConfig = field(default_factory=RowConfig)
     framing: str = "length"
     context_blocks: int = 0
     """Above 0: frame prediction from that many given blocks, without classes."""
+    budget_bins: int = 0
+    """Above 0: rows begin with their number of tokens, in so many steps, so that sampling can ask for it."""
 
-    def build(self) -> tuple[TrainingTask, TokenCache]:
+    def build(self) -> tuple[TrainingTask, PackedRows]:
         cache = TokenCache.open(self.cache)
         layout = BlockLayout(
             codebook_size=cache.info.codebook_size,
@@ -157,9 +160,10 @@ class ARRun(Run):
             block_capacity=cache.info.block_capacity,
             sizes=tuple(cache.info.sizes),
             framing=self.framing,
+            budget_bins=self.budget_bins,
         )
         config = ARConfig(layout, self.model, context_blocks=self.context_blocks)
-        return ARTask(BlockTransformer(config), self.objective), cache
+        return ARTask(BlockTransformer(config)), PackedRows(cache, config, self.objective)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,12 +45,16 @@ class ARConfig:
     """Above 0: a frame predictor, whose rows start with that many given blocks and tell no class."""
 
     def __post_init__(self) -> None:
-        # The last token of a row is predicted and never read.
-        needed, given = self.layout.longest_row - 1, self.transformer.max_positions
+        needed, given = self.longest_input, self.transformer.max_positions
         if needed > given:
             raise ValueError(f"rows of this layout have up to {needed} inputs, but max_positions is {given}")
         if self.context_blocks < 0:
             raise ValueError(f"context_blocks is at least 0, got {self.context_blocks}")
+
+    @property
+    def longest_input(self) -> int:
+        """Tokens of the longest row that are read: the last one is only predicted."""
+        return self.layout.longest_row - 1
 
 
 PRESETS = {

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from genvid import config as configuration
+from genvid.ar import attention
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.checkpoint import CheckpointError, Model, load_model, load_weights, read_config, read_weights
 from genvid.sequence import BlockLayout
@@ -41,6 +42,10 @@ class RowModel(Model):
     @abstractmethod
     def states(self, tokens: Tensor, cache: DynamicCache | None = None) -> Tensor:
         """(B, S) ids that follow those in `cache`, which they join -> (B, S, width)."""
+
+    @abstractmethod
+    def packed_states(self, tokens: Tensor, starts: Tensor) -> Tensor:
+        """(1, N) ids of whole rows one after another, (R + 1,) int32 where they start -> (1, N, width)."""
 
     @abstractmethod
     def logits(self, states: Tensor) -> Tensor:
@@ -99,6 +104,11 @@ class BlockTransformer(RowModel):
         embedded = self.dropout(self.llama.model.embed_tokens(tokens))
         return run_llama(self.llama.model, embedded, cache)
 
+    def packed_states(self, tokens: Tensor, starts: Tensor) -> Tensor:
+        embedded = self.dropout(self.llama.model.embed_tokens(tokens))
+        positions = attention.row_positions(starts, tokens.shape[1])
+        return run_packed(self.llama.model, embedded, positions, starts, self.config.longest_input)
+
     def logits(self, states: Tensor) -> Tensor:
         return cast(Tensor, self.llama.lm_head(states)[..., : self.layout.num_outputs])
 
@@ -156,7 +166,7 @@ def llama_config(config: TransformerConfig, vocab_size: int, pad_id: int | None)
         bos_token_id=None,
         eos_token_id=None,
         tie_word_embeddings=False,
-        attn_implementation="sdpa",
+        attn_implementation=attention.NAME,
     )
 
 
@@ -164,6 +174,17 @@ def run_llama(model: LlamaModel, embedded: Tensor, cache: DynamicCache | None) -
     """(B, S, width) embeddings -> (B, S, width) final states; causal, and right-padded rows need no mask."""
     output = model(inputs_embeds=embedded, past_key_values=cache, use_cache=cache is not None)
     return cast(Tensor, output.last_hidden_state)
+
+
+def run_packed(model: LlamaModel, embedded: Tensor, positions: Tensor, starts: Tensor, longest: int) -> Tensor:
+    """(1, N, width) embeddings of rows one after another, (N,) places in them -> (1, N, width) final states.
+
+    Layer by layer, since LlamaModel would make a mask of (N, N) of such positions.
+    """
+    rotary = model.rotary_emb(embedded, positions[None])
+    for layer in model.layers:
+        embedded = layer(embedded, position_embeddings=rotary, cu_seq_lens_q=starts, max_length_q=longest)
+    return cast(Tensor, model.norm(embedded))
 
 
 _SIZES = {

@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaModel
 
+from genvid.ar.attention import row_positions
 from genvid.ar.config import ARConfig, TransformerConfig
-from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama
+from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama, run_packed
 from genvid.checkpoint import CheckpointError, load_weights, read_config, read_weights, resolve
 from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
@@ -65,6 +66,11 @@ class PublishedTransformer(RowModel):
         known = tokens.clamp(max=self.layout.null_id)  # PAD is read only after the end of a row
         embedded = self.llama.embed_tokens(known) + self.positions[start : start + tokens.shape[1]]
         return run_llama(self.llama, self.dropout(embedded), cache)
+
+    def packed_states(self, tokens: Tensor, starts: Tensor) -> Tensor:
+        positions = row_positions(starts, tokens.shape[1])
+        embedded = self.llama.embed_tokens(tokens.clamp(max=self.layout.null_id)) + self.positions[positions]
+        return run_packed(self.llama, self.dropout(embedded), positions, starts, self.max_positions)
 
     def logits(self, states: Tensor) -> Tensor:
         return cast(Tensor, self.head(states))

@@ -146,6 +146,9 @@ class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
         self.folder, self.info = folder, info
         self._rows = rows.with_format("arrow")
         self._order: NDArray[np.int64] = np.argsort(rows.data.column("index").to_numpy(), kind="stable")
+        lengths = rows.data.column("lengths").combine_chunks().flatten().to_numpy()
+        self.lengths = torch.from_numpy(lengths.reshape(-1, info.num_blocks)[self._order])
+        """(clips, G) int32: kept codes of every block."""
 
     @classmethod
     def open(cls, folder: str | Path, **expected: Any) -> Self:

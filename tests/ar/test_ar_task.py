@@ -1,4 +1,4 @@
-"""Training over ragged rows: every target counts the same, whatever stands beside it."""
+"""Training over packed rows: every target counts the same, whatever lies beside it."""
 
 from __future__ import annotations
 
@@ -6,99 +6,187 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import DataLoader
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
-from genvid.ar.task import ARTask, ARTaskConfig
+from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.ar.rows import IGNORED, PackedRows, RowConfig
+from genvid.ar.task import ARTask
 from genvid.sequence import BlockLayout
 
 LENGTH = BlockLayout(codebook_size=13, num_classes=3, num_blocks=3, block_capacity=6, sizes=(1, 3, 6))
 END = replace(LENGTH, sizes=(), framing="end")
-PLAIN = ARTaskConfig(class_dropout=0.0)
+TINY = TransformerConfig(width=32, depth=2, heads=4, kv_heads=2, hidden=48, max_positions=32)
+PLAIN = RowConfig(class_dropout=0.0, token_multiple=1)
 
 
-def task_of(layout: BlockLayout, config: ARTaskConfig = PLAIN, context_blocks: int = 0) -> ARTask:
+class Tokens:
+    """A token cache in memory."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.codes = torch.randint(13, (count, 3, 6), generator=generator)
+        self.lengths = torch.tensor([1, 3, 6])[torch.randint(3, (count, 3), generator=generator)]
+        self.labels = torch.arange(count) % 3
+
+    def __len__(self) -> int:
+        return len(self.codes)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, Tensor]:
+        i, seed = item
+        return {
+            "codes": self.codes[i],
+            "lengths": self.lengths[i],
+            "label": self.labels[i],
+            "seed": torch.tensor(seed),
+        }
+
+
+def task_of(layout: BlockLayout, context_blocks: int = 0) -> ARTask:
     torch.manual_seed(0)
-    tiny = TransformerConfig(width=32, depth=2, heads=4, kv_heads=4, hidden=48, max_positions=32)
-    model = BlockTransformer(ARConfig(layout, tiny, context_blocks))
+    model = BlockTransformer(ARConfig(layout, TINY, context_blocks))
     torch.nn.init.normal_(model.llama.lm_head.weight, std=0.1)
-    return ARTask(model, config)
+    return ARTask(model)
 
 
-def batch_of(count: int) -> dict[str, torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return {
-        "codes": torch.randint(13, (count, 3, 6), generator=generator),
-        "lengths": torch.tensor([1, 3, 6])[torch.randint(3, (count, 3), generator=generator)],
-        "label": torch.arange(count) % 3,
-        "seed": torch.arange(count),
-    }
+def rows_of(task: ARTask, tokens: Tokens | int = 5, config: RowConfig = PLAIN) -> PackedRows:
+    return PackedRows(Tokens(tokens) if isinstance(tokens, int) else tokens, task.model.config, config)
 
 
-def rows_of(batch: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
-    return {name: value[rows] for name, value in batch.items()}
+def batch_of(rows: PackedRows, *items: int) -> dict[str, Tensor]:
+    """As a loader gives it: these items, or all, with their numbers as seeds."""
+    chosen = [(i, i) for i in items or range(len(rows))]
+    (batch,) = DataLoader(rows, batch_sampler=[chosen])
+    return batch
+
+
+def padded_loss(task: ARTask, rows: PackedRows) -> Tensor:
+    """The obvious way: rows beside one another, each as wide as the longest, through transformers' causal attention."""
+    items = [rows.cache[i, i] for i in range(len(rows))]
+    framed = rows.framed({name: torch.stack([item[name] for item in items]) for name in items[0]})
+    targets = framed.tokens[:, 1:].masked_fill(~framed.is_target[:, 1:], IGNORED)
+    logits = task.model(framed.tokens[:, :-1])
+    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
+
+
+def gradients(task: ARTask, loss: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*task.named_parameters(), strict=True)
+    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
+
+
+@pytest.mark.parametrize("multiple", [1, 50, 64])
+@pytest.mark.parametrize("context", [0, 1])
+@pytest.mark.parametrize("layout", [LENGTH, END], ids=["length", "end"])
+def test_loss_and_gradients_are_those_of_padded_rows(layout, context, multiple):
+    task = task_of(layout, context)
+    rows = rows_of(task, 7, RowConfig(class_dropout=0.5, token_multiple=multiple))
+    batch = batch_of(rows)
+    assert batch["tokens"].shape[1] % multiple == 0
+    packed, padded = task(batch, "model", 0, {}).loss, padded_loss(task, rows)
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
+    ours, theirs = gradients(task, packed), gradients(task, padded)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, atol=1e-5, rtol=1e-5, msg=lambda m, name=name: f"{name}: {m}")
+
+
+def test_learned_positions_start_anew_with_every_row():
+    torch.manual_seed(0)
+    model = PublishedTransformer(PublishedConfig(END, replace(TINY, rope_theta=None)))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    task = ARTask(model)
+    rows = rows_of(task, config=replace(PLAIN, token_multiple=64))
+    torch.testing.assert_close(task(batch_of(rows), "model", 0, {}).loss, padded_loss(task, rows))
 
 
 @pytest.mark.parametrize("layout", [LENGTH, END], ids=["length", "end"])
 @pytest.mark.parametrize("context", [0, 1])
 def test_the_loss_of_a_batch_is_the_sum_of_its_rows(layout, context):
-    """Rows alone have no padding, so padding changes nothing."""
-    task, batch = task_of(layout, context_blocks=context), batch_of(5)
+    task = task_of(layout, context)
+    rows = rows_of(task)
+    batch, alone = batch_of(rows), [batch_of(rows, i) for i in range(5)]
     whole = task(batch, "model", 0, {})
-    alone = [rows_of(batch, slice(i, i + 1)) for i in range(5)]
     torch.testing.assert_close(whole.loss, sum(task(row, "model", 0, {}).loss for row in alone))
-    targets = int((batch["lengths"][:, context:] + 1).sum())
+    targets = int((rows.cache.lengths[:, context:] + 1).sum())
     assert int(task.num_items(batch)) == targets == sum(int(task.num_items(row)) for row in alone)
     torch.testing.assert_close(whole.terms["nll_per_token"], whole.loss.detach() / targets)
 
 
+def test_rows_see_nothing_of_each_other():
+    task = task_of(LENGTH)
+    tokens, other = Tokens(4), Tokens(4)
+    other.codes[1] = (other.codes[1] + 1) % 13
+    one, two = (batch_of(rows_of(task, t)) for t in (tokens, other))
+    first, last = one["starts"][0, 1:3].tolist()
+    with torch.no_grad():
+        change = (task.logits(one) - task.logits(two))[0].abs().amax(1)
+    assert change[first:last].max() > 1e-3
+    assert change[:first].max() == change[last:].max() == 0
+
+
+def test_the_last_end_of_every_row_is_a_target():
+    rows = rows_of(task_of(END))
+    batch = batch_of(rows)
+    ends = (batch["targets"] == END.codebook_size).nonzero()[:, 1]
+    assert len(ends) == 5 * 3
+    assert set((batch["starts"][0, 1:] - 1).tolist()) <= set(ends.tolist())
+
+
+@pytest.mark.parametrize("multiple", [1, 40, 1000])
+def test_every_piece_is_as_long_as_the_longest_row_at_most(multiple):
+    """What attention is promised, of the filling too; and one shape for every micro-batch of as many rows."""
+    rows = rows_of(task_of(LENGTH), config=replace(PLAIN, token_multiple=multiple))
+    shapes = set()
+    for items in ((0, 1), (2, 3), (1, 4)):
+        batch = batch_of(rows, *items)
+        lengths = batch["starts"][0].diff()
+        assert lengths.min() >= 0
+        assert lengths.max() <= rows.config.longest_input
+        assert batch["starts"][0, -1] == batch["tokens"].shape[1]
+        shapes.add(batch["starts"].shape)
+    assert len(shapes) == 1
+
+
 def test_dropped_slots_are_never_read():
-    task, batch = task_of(LENGTH), batch_of(4)
-    loss = task(batch, "model", 0, {}).loss
-    dropped = torch.arange(6) >= batch["lengths"][..., None]
-    batch["codes"] = batch["codes"].masked_fill(dropped, 10**9)
-    assert torch.equal(task(batch, "model", 0, {}).loss, loss)
+    task, tokens = task_of(LENGTH), Tokens(4)
+    loss = task(batch_of(rows_of(task, tokens)), "model", 0, {}).loss
+    tokens.codes[torch.arange(6) >= tokens.lengths[..., None]] = 10**9
+    assert torch.equal(task(batch_of(rows_of(task, tokens)), "model", 0, {}).loss, loss)
 
 
-def test_rounding_the_width_up_changes_nothing():
-    batch = batch_of(3)
-    loss = task_of(LENGTH)(batch, "model", 0, {}).loss
-    for multiple in (8, 30):
-        torch.testing.assert_close(
-            task_of(LENGTH, replace(PLAIN, pad_multiple=multiple))(batch, "model", 0, {}).loss, loss
-        )
-
-
-@torch.no_grad()
-def test_the_class_counts_and_is_dropped_by_seed_in_training_only():
-    batch, other = batch_of(4), batch_of(4)
-    other["label"] = (other["label"] + 1) % 3
-    losses = {}
-    for dropout in (0.0, 1.0):
-        task = task_of(LENGTH, ARTaskConfig(class_dropout=dropout))
-        losses[dropout] = [float(task(b, "model", 0, {}).loss) for b in (batch, other)]
-        task.eval()
-        assert float(task(batch, "model", 0, {}).loss) == pytest.approx(losses[0.0][0])
-    assert losses[0.0][0] != losses[0.0][1]
-    assert losses[1.0][0] == losses[1.0][1]
+def test_the_class_is_dropped_by_seed():
+    task = task_of(LENGTH)
+    told, untold = (rows_of(task, 200, RowConfig(class_dropout=dropout)) for dropout in (0.0, 1.0))
+    some, again = (batch_of(rows_of(task, 200, RowConfig(class_dropout=0.3))) for _ in range(2))
+    first = some["starts"][0, :200].long()
+    classes = LENGTH.num_outputs + torch.arange(200) % 3
+    assert torch.equal(batch_of(told)["tokens"][0, first], classes)
+    assert (batch_of(untold)["tokens"][0, first] == LENGTH.null_id).all()
+    dropped = some["tokens"][0, first] == LENGTH.null_id
+    assert 0.2 < dropped.double().mean() < 0.4
+    assert torch.equal(some["tokens"], again["tokens"])
 
 
 def test_the_context_conditions_but_is_no_target():
-    task, batch = task_of(LENGTH, context_blocks=1), batch_of(2)
-    loss = task(batch, "model", 0, {}).loss
-    batch["codes"][:, 0, 0] = (batch["codes"][:, 0, 0] + 1) % 13
-    assert not torch.equal(task(batch, "model", 0, {}).loss, loss)
+    task, tokens = task_of(LENGTH, context_blocks=1), Tokens(2)
+    loss = task(batch_of(rows_of(task, tokens)), "model", 0, {}).loss
+    tokens.codes[:, 0, 0] = (tokens.codes[:, 0, 0] + 1) % 13
+    assert not torch.equal(task(batch_of(rows_of(task, tokens)), "model", 0, {}).loss, loss)
     with pytest.raises(ValueError, match="leaves nothing to predict of 3 blocks"):
-        task_of(LENGTH, context_blocks=3)
+        rows_of(task_of(LENGTH, context_blocks=3))
 
 
 def test_accuracies_by_hand():
-    task, batch = task_of(LENGTH), batch_of(3)
+    task, tokens = task_of(LENGTH), Tokens(3)
+    batch = batch_of(rows_of(task, tokens))
     with torch.no_grad():
         task.model.llama.model.norm.weight.zero_()  # all logits equal: the first id is always the most likely
         terms = task(batch, "model", 0, {}).terms
-    kept = torch.arange(6) < batch["lengths"][..., None]
-    zeros = ((batch["codes"] == 0) & kept).sum()
+    kept = torch.arange(6) < tokens.lengths[..., None]
+    zeros = ((tokens.codes == 0) & kept).sum()
     assert terms["accuracy"] == pytest.approx(float(zeros / task.num_items(batch)))
     assert terms["length_accuracy"] == 0
     assert terms["bits_per_token"] == pytest.approx(4.0)  # 13 codes and 3 lengths

@@ -1,0 +1,131 @@
+"""Packed rows: what a token cache becomes on its way into training.
+
+Rows of a micro-batch lie one after another in a single sequence, whose only padding fills it up to a round number of
+tokens. It is made where data is loaded, in the workers; the model's side is `genvid.ar.attention`.
+
+N tokens of R rows; row r holds the tokens `starts[r]` to `starts[r + 1] - 1`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from genvid import noise
+from genvid.ar.config import ARConfig
+from genvid.sequence import TokenSequence
+from genvid.tokens import BlockTokens
+from genvid.train.task import Batch
+
+IGNORED = -100
+"""In the place of a target where nothing is predicted."""
+
+
+@dataclass(frozen=True)
+class RowConfig:
+    """How rows are made of cached tokens."""
+
+    class_dropout: float = 0.1
+    """Share of clips of which neither class nor budget is told, so that guidance can be used."""
+    budget_dropout: float = 0.1
+    """Share of clips whose budget is not told, in layouts that have budgets."""
+    token_multiple: int = 256
+    """Tokens of a micro-batch are filled up to a multiple, so that a compiled model sees few shapes. A multiple above
+    what any micro-batch holds makes every shape the same, at the cost of the filling."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.class_dropout <= 1 and 0 <= self.budget_dropout <= 1) or self.token_multiple < 1:
+            raise ValueError(f"class_dropout and budget_dropout are in [0, 1], token_multiple at least 1, got {self}")
+
+
+class CachedTokens(Protocol):
+    """What rows are made of: `genvid.data.token_cache.TokenCache`, for one."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """(items, G) kept codes of every block."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        """(index, clip seed) -> "codes" (G, L), "lengths" (G,), "label" and "seed" ()."""
+        ...
+
+
+class PackedRows(torch.utils.data.Dataset[Batch]):
+    """The micro-batches of a cache: {"tokens", "targets" (1, N), "starts" (1, R + 1) int32, "seed" (1, B)}.
+
+    `targets` holds the id that follows each token, or IGNORED; every block's codes and framing are predicted, the last
+    END as well. The B rows come first; what fills up the sequence is rows of PAD, which are as long as the longest row
+    at most, or empty, so R does not depend on the lengths.
+    """
+
+    def __init__(self, cache: CachedTokens, config: ARConfig, rows: RowConfig) -> None:
+        if config.context_blocks >= config.layout.num_blocks:
+            raise ValueError(
+                f"context_blocks {config.context_blocks} leaves nothing to predict of {config.layout.num_blocks} blocks"
+            )
+        self.cache, self.config, self.rows = cache, config, rows
+        self.sizes = cache.lengths.sum(1)
+        """(items,): what a row costs but for a constant. Micro-batches of a step are dealt equal sums of it."""
+
+    def __len__(self) -> int:
+        return len(self.cache)
+
+    def __getitems__(self, items: list[tuple[int, int]]) -> list[Batch]:
+        """A whole micro-batch, by which a DataLoader asks for it: one item, which it stacks to one of a batch of 1."""
+        return [self.pack(default_collate([self.cache[item] for item in items]))]
+
+    def pack(self, batch: Batch) -> Batch:
+        """{"codes" (B, G, L), "lengths" (B, G), "label", "seed" (B,)} -> the above without its dimension of 1."""
+        layout = self.config.layout
+        rows = self.framed(batch)
+        counts = (rows.tokens != layout.pad_id).sum(1) - 1  # the last token of a row is predicted and never read
+        read = torch.arange(rows.tokens.shape[1] - 1) < counts[:, None]
+        tokens = rows.tokens[:, :-1][read]
+        targets = rows.tokens[:, 1:].where(rows.is_target[:, 1:], IGNORED)[read]
+        size = -(-len(tokens) // self.rows.token_multiple) * self.rows.token_multiple
+        filling = size - len(tokens)
+        longest = self.config.longest_input
+        fillers = 1 + torch.arange((self.rows.token_multiple + longest - 2) // longest)
+        ends = torch.cat([counts.cumsum(0), (len(tokens) + longest * fillers).clamp(max=size)])
+        return {
+            "tokens": torch.nn.functional.pad(tokens, (0, filling), value=layout.pad_id),
+            "targets": torch.nn.functional.pad(targets, (0, filling), value=IGNORED),
+            "starts": torch.nn.functional.pad(ends, (1, 0)).int(),
+            "seed": batch["seed"],
+        }
+
+    def framed(self, batch: Batch) -> TokenSequence:
+        """The same rows beside one another, padded to the longest."""
+        lengths, codes = batch["lengths"], batch["codes"].long()
+        keep = torch.arange(codes.shape[-1]) < lengths[..., None]
+        layout, given = self.config.layout, self.config.context_blocks
+        if given:
+            prefix = layout.frame_prediction_prefix(BlockTokens(keep[:, :given], codes[:, :given]))
+        else:
+            prefix = self._class_prefix(batch)
+        if layout.budget_bins:
+            prefix = self._tell_budget(prefix, lengths[:, given:].sum(1), batch["seed"])
+        return layout.pack(BlockTokens(keep[:, given:], codes[:, given:]), prefix)
+
+    def _class_prefix(self, batch: Batch) -> Tensor:
+        layout, seeds = self.config.layout, batch["seed"]
+        untold = layout.null_prefix(len(seeds))
+        if not layout.num_classes:
+            return untold
+        dropped = noise.uniform(seeds, "class_dropout") < self.rows.class_dropout
+        return untold.where(dropped[:, None], layout.class_prefix(batch["label"]))
+
+    def _tell_budget(self, prefix: Tensor, tokens: Tensor, seeds: Tensor) -> Tensor:
+        """Prefixes that tell a row's own (B,) tokens, save where that is dropped: by itself, or with the class."""
+        layout = self.config.layout
+        dropped = noise.uniform(seeds, "budget_dropout") < self.rows.budget_dropout
+        if layout.num_classes:
+            dropped |= prefix[:, 0] == layout.null_id
+        return prefix.where(dropped[:, None], layout.tell_budget(prefix, tokens))
