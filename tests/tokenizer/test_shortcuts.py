@@ -71,20 +71,32 @@ def test_dropped_tokens_are_not_read_and_trimming_changes_nothing(tokenizer, vid
     assert torch.allclose(tokenizer.decode(tokens[:1]), decoded[:1], atol=1e-5)
 
 
-def test_a_patch_sees_the_mean_of_its_kept_cells(tokenizer):
-    embeddings = torch.randn(1, 1, 7, 32)
-    keep = torch.tensor([[True, True, False, True, False, False, False]])
-    means = tokenizer._cell_means(embeddings, keep, [7], [0])
-    cover = tokenizer.cells * keep[0, :, None]
+def test_a_patch_sees_the_mean_of_its_known_cells(tokenizer):
+    latents = torch.randn(1, 1, 7, 32)
+    known = torch.tensor([[[True, True, False, True, False, False, False]]])
+    means = tokenizer._cell_means(latents, known)
+    cover = tokenizer.cells * known[0, 0, :, None]
     for patch in range(cover.shape[1]):
-        expected = embeddings[0, 0, cover[:, patch].bool()].mean(0)
+        expected = latents[0, 0, cover[:, patch].bool()].mean(0)
         assert torch.allclose(means[0, 0, patch], expected, atol=1e-5)
+
+
+def test_a_dropped_slot_recalls_the_last_kept_latent_of_that_slot(tokenizer):
+    embeddings = torch.randn(1, 3, 7, 32)
+    keep = torch.tensor([[[True] * 5 + [False] * 2, [True] * 2 + [False] * 5, [True] + [False] * 6]])
+    recalled, known = tokenizer._recall(embeddings, keep)
+    assert torch.equal(known, torch.tensor([[[True] * 5 + [False] * 2] * 3]))
+    assert torch.equal(recalled[keep], embeddings[keep])
+    assert torch.allclose(recalled[0, 1, 2:5], tokenizer.memory * embeddings[0, 0, 2:5])
+    assert torch.allclose(recalled[0, 2, 2:5], tokenizer.memory**2 * embeddings[0, 0, 2:5])
+    assert torch.allclose(recalled[0, 2, 1], tokenizer.memory * embeddings[0, 1, 1])
+    assert not recalled[:, :, 5:].any()
 
 
 def test_both_shortcuts_are_taken(tokenizer, video):
     """With no layers between, what a latent and a pixel start from is all that there is."""
     plain = AdapTok(AdapTokConfig(**{**tokenizer.config.__dict__, "shortcuts": False}))
-    plain.load_state_dict(tokenizer.state_dict())
+    plain.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if name != "memory"})
     for model in (tokenizer, plain):
         model.encoder, model.decoder = torch.nn.ModuleList(), torch.nn.ModuleList()
     brighter = video + 0.5

@@ -43,6 +43,8 @@ class AdapTok(Model):
         initialise(self)
         nn.init.zeros_(self.output.weight)
         self.register_buffer("cells", cells(*config.grid[1:], config.block_capacity), persistent=False)
+        # What is left of a latent after each block in which its slot is dropped: channels that forget, and that do not.
+        self.memory = nn.Parameter(torch.linspace(0, 1, decoder.width)) if config.shortcuts else None
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -67,8 +69,9 @@ class AdapTok(Model):
         """Tokens -> (B, 3, T, H, W), about [-1, 1]. Cut to the longest of each block: dropped tokens are free."""
         self._check(tokens)
         lengths = longest_kept(tokens.keep)
-        keep = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
-        return self._render(self.embed(tokens), None if keep.all() else keep, lengths, range(len(lengths)))
+        trimmed = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
+        mask = None if trimmed.all() else trimmed
+        return self._render(self.embed(tokens), tokens.keep, mask, lengths, range(len(lengths)))
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
@@ -97,45 +100,55 @@ class AdapTok(Model):
         Works on all slots, so that shapes never depend on `keep`.
         """
         lengths = (keep.shape[2],) * keep.shape[1]
-        return self._render(embeddings, keep.flatten(1), lengths, range(keep.shape[1]))
+        return self._render(embeddings, keep, keep.flatten(1), lengths, range(keep.shape[1]))
 
     def render_block(self, embeddings: Tensor, keep: Tensor, block: int) -> Tensor:
         """Only the frames (B, 3, frames_per_block, H, W) of one block, from the latents up to it: equal and cheaper."""
-        lengths = (keep.shape[2],) * (block + 1)
-        return self._render(embeddings[:, : block + 1], keep[:, : block + 1].flatten(1), lengths, [block])
+        embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
+        return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
 
-    def _render(self, embeddings: Tensor, keep: Tensor | None, lengths: Sequence[int], blocks: Sequence[int]) -> Tensor:
-        """Frames of `blocks` from the first `lengths[g]` latents of each block; `keep` (B, sum(lengths)), None: all."""
-        batch = len(embeddings)
+    def _render(
+        self,
+        embeddings: Tensor,
+        keep: Tensor,
+        mask: Tensor | None,
+        lengths: Sequence[int],
+        blocks: Sequence[int],
+    ) -> Tensor:
+        """Frames of `blocks` from the first `lengths[g]` latents of each block, behind which nothing is kept.
+
+        `mask` (B, sum(lengths)) says which of these are kept; None: all.
+        """
         places, queries = self.decoder_positions(len(lengths))
         latents = torch.cat([embeddings[:, g, :n] for g, n in enumerate(lengths)], 1)
-        if keep is not None:
-            latents = torch.where(keep[..., None], latents, 0)
+        if mask is not None:
+            latents = torch.where(mask[..., None], latents, 0)
         latents = latents + torch.cat([places[g, :n] for g, n in enumerate(lengths)])
-        pixels = torch.cat([queries[block] for block in blocks]).expand(batch, -1, -1).to(latents.dtype)
-        if self.config.shortcuts:
-            pixels = pixels + self._cell_means(embeddings, keep, lengths, blocks).flatten(1, 2)
+        pixels = torch.cat([queries[block] for block in blocks]).expand(len(latents), -1, -1).to(latents.dtype)
+        if self.memory is not None:
+            pixels = pixels + self._cell_means(*self._recall(embeddings, keep))[:, list(blocks)].flatten(1, 2)
         x = torch.cat([latents, pixels], 1)
-        attend = latents_then_pixels(lengths, queries.shape[1], blocks, keep)
+        attend = latents_then_pixels(lengths, queries.shape[1], blocks, mask)
         for layer in self.decoder:
             x = layer(x, attend)
         patches = self.output(self.output_norm(x[:, latents.shape[1] :]))
-        return unpatchify(patches.view(batch, len(blocks), *self.config.grid[1:], -1), self.config.patch)
+        return unpatchify(patches.view(len(x), len(blocks), *self.config.grid[1:], -1), self.config.patch)
 
-    def _cell_means(
-        self, embeddings: Tensor, keep: Tensor | None, lengths: Sequence[int], blocks: Sequence[int]
-    ) -> Tensor:
-        """(B, blocks, P, W): for each patch the mean of the kept latents of its block whose cells it lies in."""
-        ends = [sum(lengths[: g + 1]) for g in range(len(lengths))]
-        means = []
-        for g in blocks:
-            latents = embeddings[:, g, : lengths[g]]
-            cover = self.cells[: lengths[g]].to(latents.dtype).expand(len(latents), -1, -1)
-            if keep is not None:
-                kept = keep[:, ends[g] - lengths[g] : ends[g], None]
-                latents, cover = torch.where(kept, latents, 0), cover * kept
-            means.append(cover.transpose(1, 2) @ latents / cover.sum(1).clamp(min=1)[..., None])
-        return torch.stack(means, 1)
+    def _recall(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """Decoder input (B, G, L, W) where dropped slots hold what is left of the last kept latent of that slot, and
+        the slots that hold something (B, G, L)."""
+        assert self.memory is not None
+        memory = self.memory.to(embeddings.dtype)
+        recalled, known = [torch.where(keep[:, 0, :, None], embeddings[:, 0], 0)], [keep[:, 0]]
+        for g in range(1, keep.shape[1]):
+            recalled.append(torch.where(keep[:, g, :, None], embeddings[:, g], memory * recalled[-1]))
+            known.append(keep[:, g] | known[-1])
+        return torch.stack(recalled, 1), torch.stack(known, 1)
+
+    def _cell_means(self, latents: Tensor, known: Tensor) -> Tensor:
+        """(B, G, P, W): for each patch the mean of the known latents (B, G, L, W) whose cells it lies in."""
+        cover = self.cells.to(latents.dtype) * known[..., None]
+        return cover.transpose(2, 3) @ latents / cover.sum(2).clamp(min=1)[..., None]
 
     def _check(self, tokens: BlockTokens) -> None:
         blocks, capacity = tokens.keep.shape[1:]
