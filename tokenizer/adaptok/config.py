@@ -24,8 +24,8 @@ class AdapTokConfig:
     shortcuts: bool = False
     """Latents start from the mean of the patches in their cell, pixel queries from the mean of the latents whose cells
     they lie in (genvid.tokenizer.cells). A dropped latent leaves its place to the last kept one of its slot, faded:
-    what does not change need not be said again. The published model has none of this and needs thousands of steps before
-    its latents tell one part of a picture from another; EVATok (arXiv 2603.12267) pools its queries likewise."""
+    what does not change need not be said again. The published model has none of this and needs thousands of steps
+    before its latents tell one part of a picture from another; EVATok (arXiv 2603.12267) pools its queries likewise."""
 
     def __post_init__(self) -> None:
         for name, size, part in zip(
