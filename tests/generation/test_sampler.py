@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
-from genvid.ar.task import ARTask, ARTaskConfig
+from genvid.ar.rows import PackedRows, RowConfig
+from genvid.ar.task import ARTask
 from genvid.generation.sampler import Sampler, SamplingConfig, draw
 from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
@@ -145,11 +147,13 @@ def test_draw_follows_the_distribution_it_is_given():
 
 @BOTH
 def test_a_small_set_is_learned_by_heart_and_sampled_back(layout):
-    task = ARTask(model_of(layout), ARTaskConfig(class_dropout=0.0)).train()
+    task = ARTask(model_of(layout)).train()
     torch.manual_seed(1)
     lengths = torch.tensor([[1, 3, 6], [6, 1, 1], [3, 3, 3]])
     codes, label = torch.randint(13, (3, 3, 6)), torch.arange(3)
-    batch = {"codes": codes, "lengths": lengths, "label": label, "seed": label}
+    rows = PackedRows(SimpleNamespace(lengths=lengths), task.model.config, RowConfig(class_dropout=0.0))
+    packed = rows.pack({"codes": codes, "lengths": lengths, "label": label, "seed": label})
+    batch = {name: value[None] for name, value in packed.items()}
     optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
     for step in range(120):
         loss = task(batch, "model", step, {}).loss / task.num_items(batch)
