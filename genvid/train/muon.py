@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ class Muon(torch.optim.Muon):
 
     torch's own takes some 20 launches for every matrix, which on a small model costs more than forward and backward.
     """
+
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -37,15 +40,23 @@ class Muon(torch.optim.Muon):
         return loss
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of one shape."""
-        gradients = [p.grad for p in parameters if p.grad is not None]
-        averages = [self._average(p) for p in parameters]
-        torch._foreach_lerp_(averages, gradients, 1 - group["momentum"])
-        updates = torch._foreach_lerp(gradients, averages, group["momentum"])
-        orthogonal = orthogonalise(torch.stack(list(updates)))
+        """Update matrices of one shape; none where `found_inf` is 1, which torch's fused optimizers know too."""
+        held = [self._average(p) for p in parameters]
+        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+        averages = torch.stack(held)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        if found_inf is not None:
+            # A gradient that is the average already leaves it as it is.
+            gradients = torch.where(found_inf.bool(), averages, gradients)
+        averages.lerp_(gradients, 1 - group["momentum"])
+        torch._foreach_copy_(held, list(averages))
+        orthogonal = orthogonalise(gradients.lerp(averages, group["momentum"])).to(averages.dtype)
         lr, size = group["lr"], max(parameters[0].shape)
-        torch._foreach_mul_(parameters, 1 - lr * group["weight_decay"])
-        torch._foreach_add_(parameters, list(orthogonal.to(parameters[0].dtype)), alpha=-lr * 0.2 * math.sqrt(size))
+        decay: float | Tensor = lr * group["weight_decay"]
+        if found_inf is not None:
+            orthogonal, decay = orthogonal * (1 - found_inf), decay * (1 - found_inf)
+        torch._foreach_mul_(parameters, 1 - decay)
+        torch._foreach_add_(parameters, list(orthogonal), alpha=-lr * 0.2 * math.sqrt(size))
 
     def _average(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

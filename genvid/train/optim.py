@@ -62,8 +62,7 @@ def make_optimizers(
         torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=torch.cuda.is_available())
     ]
     if orthogonal:
-        decay = config.weight_decay
-        optimizers.append(Muon(orthogonal, lr=config.lr, weight_decay=decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(orthogonal, lr=config.lr, weight_decay=config.weight_decay))
     return optimizers
 
 

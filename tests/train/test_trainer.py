@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -146,9 +147,9 @@ def test_muon_is_that_of_torch():
         [[torch.randn(shape) for shape in shapes] for _ in range(3)],
     )
     results = []
-    for optimizer in (Muon, torch.optim.Muon):
+    for optimizer in (Muon, partial(torch.optim.Muon, adjust_lr_fn="match_rms_adamw")):
         parameters = [torch.nn.Parameter(value.clone()) for value in start]
-        made = optimizer(parameters, lr=0.1, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        made = optimizer(parameters, lr=0.1, weight_decay=0.01)
         for gradients in steps:
             for parameter, gradient in zip(parameters, gradients, strict=True):
                 parameter.grad = gradient.clone()
