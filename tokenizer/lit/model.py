@@ -127,7 +127,7 @@ class LIT(Model):
 class FilledCodec:
     """A codec with a filler that learns nothing, as a tokenizer: the comparators of LIT.
 
-    `copy_forward` and `interpolate` below are its fillers.
+    `fill_by_copying` and `fill_by_interpolation` below are its fillers.
     """
 
     def __init__(self, lit: LIT, filler: Filler) -> None:
