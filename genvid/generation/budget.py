@@ -8,10 +8,14 @@ summed score that can be paid for, so a budget that is not short changes nothing
 Blocks still to come compete for the same tokens. Scores of rows that were sampled before without a budget stand for
 theirs: see `forecast`. Scores rise and fall along the sizes, so that the online controller of `genvid.allocation`, made
 for curves that only fall, has no place here: one video alone is planned by dynamic programming over that forecast.
+One video cannot give to another what its last block turns out not to want, so a token that stays unspent has a price.
+
+A model whose rows begin with their budget is also told it: then the budget is what it aims at, and the plan is the limit.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor
 
 from genvid.allocation import BudgetError, solve_budget
+from genvid.ar.model import RowModel
 from genvid.generation.engine import Engine, Request
 from genvid.generation.grammar import least_tokens
 from genvid.sequence import BlockLayout
@@ -29,9 +34,9 @@ class BudgetConfig:
     """What generation may spend: tokens (codes) of the blocks that are generated. By default as many as it likes."""
 
     tokens_per_video: int | None = None
-    """For every single video."""
+    """For every single video. Told to models whose rows tell it."""
     total: int | None = None
-    """For all videos together."""
+    """For all videos together. Told to none: how much of it a video will have is not known before."""
     group_size: int = 32
     """Videos that share a part of `total` and are planned together, in order; every group has its part."""
     plan: bool = True
@@ -46,43 +51,67 @@ class BudgetConfig:
             raise ValueError(f"group_size and forecast_rows are at least 1, got {self}")
 
 
+USED = 0.985
+"""Share that single videos are to use, on average, of the tokens that they want and may have."""
+
+PRICES = (0.0, *(2.0**power for power in range(-14, 5)))
+"""Log-probability that a token left unspent may cost: the least of these at which `USED` is reached."""
+
+
 class VideoPlanner:
     """At most `tokens` for one video, block after block: the best that can be expected.
 
     Worth of t tokens for blocks g, g + 1, ...: what the best size of block g, and then the rest for the others, gains
-    on average over the forecast. It is counted back from the last block, once for all videos of a budget.
+    on average over the forecast, less the price of what stays unspent. It is counted back from the last block, once for
+    all videos of a budget. No block gets more than it wants: tokens are left where even the last one wants less.
     """
 
     rows = 1
 
     def __init__(self, tokens: int, worth: Tensor, layout: BlockLayout) -> None:
-        """worth: (blocks + 1, tokens + 1), from `expected_worth`."""
-        self._left, self._block, self._worth = tokens, 0, worth
+        """worth: (blocks + 1, tokens + 1), from `plan_worth`."""
+        self._left, self._block, self._worth = torch.tensor([tokens]), 0, worth
         self._sizes = torch.tensor(layout.sizes)
 
     def choose(self, scores: Tensor) -> Tensor:
         self._block += 1
-        chosen = _best(scores[:, None], self._sizes, self._worth[self._block], self._left, self._left + 1)[1][:, 0]
-        self._left -= int(chosen)
+        chosen = _best(scores, self._sizes, self._worth[self._block], self._left)[1]
+        self._left = self._left - chosen
         return chosen
 
 
-def expected_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> Tensor:
+def plan_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> Tensor:
+    """`expected_worth` at the least price at which the rows of the forecast use their budget. scores: (R, G, K)."""
+    sizes = torch.tensor(layout.sizes)
+    wanted = sizes[scores[:, :blocks].argmax(-1)].sum(1).clamp(max=tokens).sum()
+
+    def is_used(price: float) -> bool:
+        worth, left = expected_worth(tokens, blocks, layout, scores, price), torch.full((len(scores),), tokens)
+        for block in range(blocks):
+            left = left - _best(scores[:, block], sizes, worth[block + 1], left)[1]
+        return bool((tokens - left).sum() >= USED * wanted)
+
+    found = bisect_left(PRICES, True, key=is_used)
+    return expected_worth(tokens, blocks, layout, scores, PRICES[min(found, len(PRICES) - 1)])
+
+
+def expected_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor, price: float = 0.0) -> Tensor:
     """(blocks + 1, tokens + 1) worth of every number of tokens to blocks g, g + 1, ...; -inf where they do not
     suffice. scores: (R, G, K)."""
-    sizes, worth = torch.tensor(layout.sizes), torch.zeros(blocks + 1, tokens + 1, dtype=torch.float64)
+    sizes, left = torch.tensor(layout.sizes), torch.arange(tokens + 1)
+    worth = torch.zeros(blocks + 1, tokens + 1, dtype=torch.float64)
+    worth[blocks] = -price * left
     for block in reversed(range(blocks)):
-        best, _ = _best(scores[:, block, None], sizes, worth[block + 1], 0, tokens + 1)
-        worth[block] = best.mean(0)
+        worth[block] = _best(scores[:, block, None], sizes, worth[block + 1], left)[0].mean(0)
     return worth
 
 
-def _best(scores: Tensor, sizes: Tensor, worth: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
-    """Greatest (R, end - start) sum of a size's score and the worth of what it leaves, of start to end - 1 tokens; and
-    those sizes. scores: (R, 1, K)."""
-    rest = torch.arange(start, end)[:, None] - sizes
-    later = worth[rest.clamp(min=0)].masked_fill(rest < 0, -torch.inf)
-    best = (scores.double() + later).max(-1)
+def _best(scores: Tensor, sizes: Tensor, worth: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
+    """Greatest (...) sum of a size's score and the worth of what it leaves of (...) tokens; and those sizes, none above
+    the one of the greatest score. scores: (..., K)."""
+    rest = left[..., None] - sizes
+    unwanted = sizes > sizes[scores.argmax(-1)][..., None]
+    best = (scores.double() + worth[rest.clamp(min=0)]).masked_fill((rest < 0) | unwanted, -torch.inf).max(-1)
     return best.values, sizes[best.indices]
 
 
@@ -114,13 +143,15 @@ def with_budget(engine: Engine, requests: Sequence[Request], budget: BudgetConfi
         return list(requests)
     layout, blocks = engine.model.layout, requests[0].num_blocks
     shares = _shares(layout, blocks, len(requests), budget)
+    if budget.tokens_per_video is not None and layout.budget_bins:
+        requests = _told(engine.model, requests, budget.tokens_per_video)
     if budget.plan and layout.framing != "length":
         raise ValueError('only models of "length" framing plan a budget; use plan: false, or plan the lengths yourself')
     if not budget.plan:
         parts = [share // count for share, count in shares for _ in range(count)]
         return [replace(request, limit=part) for request, part in zip(requests, parts, strict=True)]
     scores = forecast(engine, requests[: budget.forecast_rows])
-    worth = {share: expected_worth(share, blocks, layout, scores) for share, count in set(shares) if count == 1}
+    worth = {share: plan_worth(share, blocks, layout, scores) for share, count in set(shares) if count == 1}
     planned: list[Request] = []
     for share, count in shares:
         planner: VideoPlanner | GroupPlanner
@@ -166,6 +197,17 @@ class _Watcher:
     def choose(self, scores: Tensor) -> Tensor:
         self.seen.append(scores)
         return self._sizes[scores.argmax(1)]
+
+
+def _told(model: RowModel, requests: Sequence[Request], tokens: int) -> list[Request]:
+    """The requests with prefixes that tell the budget: in tokens of as many blocks as in training."""
+    layout = model.layout
+    blocks = layout.num_blocks - model.config.context_blocks
+    budgets = torch.tensor([tokens * blocks // request.num_blocks for request in requests])
+    return [
+        replace(request, prefix=tuple(layout.tell_budget(torch.tensor([request.prefix]), budget[None])[0].tolist()))
+        for request, budget in zip(requests, budgets, strict=True)
+    ]
 
 
 def _shares(layout: BlockLayout, blocks: int, count: int, budget: BudgetConfig) -> list[tuple[int, int]]:

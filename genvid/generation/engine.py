@@ -69,6 +69,26 @@ class Request:
     """Tells lengths while the row grows."""
 
 
+class RowEngine(Protocol):
+    """What samples rows: `Engine`, or `genvid.generation.stock.StockEngine`."""
+
+    @property
+    def model(self) -> RowModel: ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled so far, framing included."""
+        ...
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """ValueError for a request that the model or this engine cannot take."""
+        ...
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
+        """Sample every request: (its number, its row (S,) on the CPU), in the order in which they end."""
+        ...
+
+
 class Engine:
     """A model, how it is sampled, and slots for rows in flight.
 
@@ -106,7 +126,7 @@ class Engine:
     def check(self, requests: Sequence[Request]) -> None:
         """ValueError for a request that the model cannot take."""
         for request in requests:
-            _check(request, self.model, guided=self.config.guidance != 1.0)
+            check_request(request, self.model, guided=self.config.guidance != 1.0)
         runs = [(run[0].planner, len(run)) for run in (list(g) for _, g in groupby(requests, lambda r: id(r.planner)))]
         for planner, count in runs:
             if planner is not None and planner.rows > self.slots.count:
@@ -211,7 +231,8 @@ def _steps_to_event(layout: BlockLayout, column: list[int]) -> int:
     return steps
 
 
-def _check(request: Request, model: RowModel, *, guided: bool) -> None:
+def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
+    """ValueError for a request that the model cannot take."""
     layout, given, blocks = model.layout, len(request.prefix), request.num_blocks
     if not given or not 1 <= blocks <= layout.num_blocks:
         raise ValueError(

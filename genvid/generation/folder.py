@@ -29,7 +29,7 @@ from genvid.data.clips import to_uint8
 from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
 from genvid.data.video import write_video
 from genvid.files import write_atomically
-from genvid.generation.engine import Engine
+from genvid.generation.engine import RowEngine
 from genvid.generation.pipeline import Job, stream
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
@@ -75,12 +75,17 @@ class SampleWriter:
         if self.format not in FORMATS:
             raise ValueError(f"videos are written as {', '.join(FORMATS)}, not '{self.format}'")
 
-    def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
-        """(3, T, H, W) in [-1, 1] and its tokens -> files below `folder`; the name of the video's."""
+    def write_video(self, folder: Path, number: int, video: Tensor) -> str:
+        """(3, T, H, W) in [-1, 1] -> a file below `folder`; its name."""
         suffix, write = FORMATS[self.format]
-        name, pixels = f"{number:05d}{suffix}", to_uint8(video)
-        write(folder / name, pixels, self.fps)
-        tokenized = TokenizedVideo(name, pixels.shape[1], self.fps, [tokens])
+        name = f"{number:05d}{suffix}"
+        write(folder / name, to_uint8(video), self.fps)
+        return name
+
+    def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
+        """The same, with a file of the tokens that it is decoded from."""
+        name = self.write_video(folder, number, video)
+        tokenized = TokenizedVideo(name, video.shape[1], self.fps, [tokens])
         path = folder / "tokens" / f"{number:05d}.npz"
         write_tokens(path, [tokenized], tokenizer=self.tokenizer, codebook_size=self.codebook_size)
         return name
@@ -132,7 +137,7 @@ class SampleFolder:
 def fill(
     folder: SampleFolder,
     writer: SampleWriter,
-    engine: Engine,
+    engine: RowEngine,
     tokenizer: VideoTokenizer,
     job: Job,
     *,

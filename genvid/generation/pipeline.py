@@ -15,7 +15,7 @@ from torch import Tensor
 from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
-from genvid.generation.engine import Engine, Request
+from genvid.generation.engine import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 Progress = Callable[[int, int], None]
@@ -51,7 +51,8 @@ def class_job(model: RowModel, labels: Tensor, seeds: Tensor, *, planned: Tensor
     if model.config.context_blocks:
         raise ValueError("this model predicts frames from a prompt; it does not generate classes")
     prefixes = layout.class_prefix(labels) if layout.num_classes else layout.null_prefix(len(labels))
-    requests = _requests(prefixes.tolist(), seeds, layout.num_blocks, planned, null_prefix=(layout.null_id,))
+    null = layout.null_prefix(len(labels)).tolist()
+    requests = _requests(prefixes.tolist(), seeds, layout.num_blocks, planned, null)
     return Job(requests, lambda _, row: layout.unpack(row[None]))
 
 
@@ -66,28 +67,33 @@ def prediction_job(
     planned: Tensor | None = None,
     num_blocks: int | None = None,
 ) -> Job:
-    """(N, 3, T0, H, W) first frames, whole blocks of them -> N videos that begin with them, as reconstructed.
+    """(N, 3, T0, H, W) frames -> N videos that begin with the last of them that the model reads, as reconstructed.
 
-    The context is encoded alone and cut by `allocator` (None: not cut), so that it costs what it is worth. What follows
-    is `num_blocks` blocks, as many as the model knows by default, of `planned` (N, num_blocks) lengths.
+    A model reads `context_blocks` blocks. They end where the prompt ends, whatever its length: a block is coded whole,
+    so one that is known in part could not be read. The context is encoded alone and cut by `allocator` (None: not cut),
+    so that it costs what it is worth. What follows is `num_blocks` blocks, as many as the model knows by default, of
+    `planned` (N, num_blocks) lengths.
     """
     layout, spec, given = model.layout, tokenizer.spec, model.config.context_blocks
     if isinstance(model, PublishedTransformer):
         raise ValueError("a published model is prompted in another way: use published_prediction_job")
     if not given:
         raise ValueError("this model generates classes; it was not trained to predict frames")
-    if context.ndim == 5 and context.shape[2] < spec.frames_per_block:
-        raise ValueError(f"a prompt of {context.shape[2]} frames is shorter than a block of {spec.frames_per_block}")
-    if spec.check_video(context) != given:
+    frames = given * spec.frames_per_block
+    if context.ndim == 5 and context.shape[2] < frames:
         raise ValueError(
-            f"this model continues prompts of {given * spec.frames_per_block} frames, got {context.shape[2]}"
+            f"this model reads the last {frames} frames of a prompt, in whole blocks of {spec.frames_per_block}, "
+            f"but the prompt has {context.shape[2]}"
         )
+    read = context[:, :, -frames:]
+    spec.check_video(read)
     prefixes: list[list[int]] = []
-    for part in torch.split(context, 16):
+    for part in torch.split(read, 16):
         tokens = tokenizer.encode(part.to(_device(model)))
         rows = layout.frame_prediction_prefix(tokens if allocator is None else allocator(tokens))
         prefixes += [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
-    requests = _requests(prefixes, seeds, num_blocks or layout.num_blocks - given, planned)
+    null = prefixes if layout.budget_bins else None  # the same context, of any budget
+    requests = _requests(prefixes, seeds, num_blocks or layout.num_blocks - given, planned, null)
     return Job(requests, lambda _, row: layout.unpack(row[None]))
 
 
@@ -116,13 +122,14 @@ def published_prediction_job(
 
     def unpack(number: int, row: Tensor) -> BlockTokens:
         given = tokens[number : number + 1]
-        return _join(given, published.first_block, model.layout.unpack(row[None], prefixes.shape[1]))
+        generated = model.layout.unpack(row[None], prefixes.shape[1])
+        return _join([_blocks(given, slice(published.first_block)), generated])
 
-    return Job(_requests(prefixes.tolist(), seeds, model.layout.num_blocks, None), unpack)
+    return Job(_requests(prefixes.tolist(), seeds, model.layout.num_blocks), unpack)
 
 
 def stream(
-    engine: Engine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16
+    engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16
 ) -> Iterator[tuple[list[int], Generated]]:
     """Videos as their rows end, decoded up to `batch_size` at a time, each batch with the numbers of its requests."""
     check_match(engine.model, tokenizer)
@@ -131,7 +138,7 @@ def stream(
 
 
 def generate(
-    engine: Engine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: Progress | None = None
+    engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: Progress | None = None
 ) -> Generated:
     """All videos, in the order of the requests."""
     found: list[tuple[int, Generated]] = []
@@ -148,36 +155,37 @@ def generate(
 
 
 def continue_video(
-    engine: Engine,
+    engine: RowEngine,
     tokenizer: VideoTokenizer,
     allocator: Callable[[BlockTokens], BlockTokens] | None,
     context: Tensor,
     seeds: Tensor,
     *,
-    num_blocks: int,
-    at_a_time: int = 1,
-) -> Tensor:
-    """(N, 3, T0, H, W) videos of any length -> the same and `num_blocks` blocks more, on the CPU, in [-1, 1].
+    num_frames: int,
+    at_a_time: int | None = None,
+    progress: Progress | None = None,
+) -> Generated:
+    """(N, 3, T0, H, W) videos of any length -> the same and `num_frames` more; with the tokens of the new blocks.
 
-    The context slides: the last frames seen, as many as the model was trained on, are encoded anew before each
-    `at_a_time` blocks, so that they stand where the tokenizer and the model expect a beginning.
+    The context slides: the last frames, as many as the model reads, are encoded anew before each `at_a_time` blocks
+    (as many as the model knows by default), so that they stand where tokenizer and model expect a beginning. What the
+    last block has too many is cut off. `progress` is told of blocks.
     """
-    frames, given = tokenizer.spec.frames_per_block, engine.model.config.context_blocks
-    if num_blocks < 1 or at_a_time < 1:
-        raise ValueError(f"num_blocks and at_a_time are at least 1, got {num_blocks} and {at_a_time}")
-    video, wanted = context.cpu(), context.shape[2] + num_blocks * frames
-    while video.shape[2] < wanted:
-        blocks = min(at_a_time, (wanted - video.shape[2]) // frames)
-        job = prediction_job(
-            engine.model,
-            tokenizer,
-            allocator,
-            video[:, :, -given * frames :] if given else video,
-            noise.fold(seeds, video.shape[2]),
-            num_blocks=blocks,
-        )
-        video = torch.cat([video, generate(engine, tokenizer, job).videos[:, :, given * frames :]], 2)
-    return video
+    model, frames = engine.model, tokenizer.spec.frames_per_block
+    given, wanted = model.config.context_blocks, -(-num_frames // frames)
+    at_a_time = model.layout.num_blocks - given if at_a_time is None else at_a_time
+    if num_frames < 1 or at_a_time < 1:
+        raise ValueError(f"num_frames and at_a_time are at least 1, got {num_frames} and {at_a_time}")
+    video, made = context.cpu(), list[BlockTokens]()
+    for start in range(0, wanted, at_a_time):
+        blocks, seeds_here = min(at_a_time, wanted - start), noise.fold(seeds, start)
+        job = prediction_job(model, tokenizer, allocator, video, seeds_here, num_blocks=blocks)
+        window = generate(engine, tokenizer, job)
+        video = torch.cat([video, window.videos[:, :, given * frames :]], 2)
+        made.append(_blocks(window.tokens, slice(given, None)))
+        if progress is not None:
+            progress(start + blocks, wanted)
+    return Generated(video[:, :, : context.shape[2] + num_frames], _join(made))
 
 
 def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
@@ -197,19 +205,20 @@ def _requests(
     prefixes: list[list[int]],
     seeds: Tensor,
     num_blocks: int,
-    planned: Tensor | None,
-    null_prefix: tuple[int, ...] | None = None,
+    planned: Tensor | None = None,
+    null_prefixes: list[list[int]] | None = None,
 ) -> list[Request]:
     plans = [None] * len(prefixes) if planned is None else [tuple(row) for row in planned.tolist()]
+    nulls = [None] * len(prefixes) if null_prefixes is None else [tuple(row) for row in null_prefixes]
     return [
-        Request(tuple(prefix), seed, num_blocks, null_prefix, plan)
-        for prefix, seed, plan in zip(prefixes, seeds.tolist(), plans, strict=True)
+        Request(tuple(prefix), seed, num_blocks, null, plan)
+        for prefix, seed, null, plan in zip(prefixes, seeds.tolist(), nulls, plans, strict=True)
     ]
 
 
 @torch.no_grad()
 def _stream(
-    engine: Engine, tokenizer: VideoTokenizer, job: Job, batch_size: int
+    engine: RowEngine, tokenizer: VideoTokenizer, job: Job, batch_size: int
 ) -> Iterator[tuple[list[int], Generated]]:
     device, ended, missing = _device(engine.model), [], len(job.requests)
     for number, row in engine.run(job.requests):
@@ -222,14 +231,15 @@ def _stream(
             ended = []
 
 
-def _join(context: BlockTokens, blocks: int, generated: BlockTokens) -> BlockTokens:
-    """The first `blocks` of the context, then the generated ones."""
-    assert context.codes is not None
-    assert generated.codes is not None
-    return BlockTokens(
-        keep=torch.cat([context.keep[:, :blocks], generated.keep], 1),
-        codes=torch.cat([context.codes[:, :blocks], generated.codes], 1),
-    )
+def _blocks(tokens: BlockTokens, chosen: slice) -> BlockTokens:
+    """Some blocks of the same videos."""
+    return BlockTokens(tokens.keep[:, chosen], None if tokens.codes is None else tokens.codes[:, chosen])
+
+
+def _join(parts: list[BlockTokens]) -> BlockTokens:
+    """Consecutive blocks of the same videos."""
+    codes = [part.codes for part in parts if part.codes is not None]
+    return BlockTokens(torch.cat([part.keep for part in parts], 1), torch.cat(codes, 1))
 
 
 def _device(model: RowModel) -> torch.device:
