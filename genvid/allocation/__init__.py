@@ -12,7 +12,7 @@ from genvid.allocation.calibration import Calibration, Provenance, calibrate, cl
 from genvid.allocation.comparison import choices, with_expected
 from genvid.allocation.config import AllocatorConfig, build_allocator
 from genvid.allocation.online import OnlineBudgetAllocator, OnlineController, StreamLedger, VideoLedger
-from genvid.allocation.predictor import DistortionPredictor, FixedCurves, MeasuredDistortion, predict_all_curves
+from genvid.allocation.predictor import DistortionPredictor, FixedCurves, predict_all_curves
 from genvid.allocation.program import BudgetError, Solution
 from genvid.allocation.solver import solve_budget, solve_program
 
@@ -25,7 +25,6 @@ __all__ = [
     "FixedCurves",
     "GroupAllocator",
     "JointAllocator",
-    "MeasuredDistortion",
     "OnlineBudgetAllocator",
     "OnlineController",
     "Provenance",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import torch
@@ -27,27 +26,6 @@ class DistortionPredictor(Protocol):
         A row must not depend on the other rows.
         """
         ...
-
-
-class MeasuredDistortion:
-    """The oracle: distortion measured by decoding, under the same contract as a prediction.
-
-    measure(tokens, block) -> (B,) decodes `tokens` and compares `block` with the clips that the tokens came from; it is
-    called once per size, with `block` cut to that size and later blocks cut to the smallest.
-    """
-
-    def __init__(self, measure: Callable[[BlockTokens, int], Tensor], sizes: Tensor) -> None:
-        self._measure = measure
-        self.sizes = sizes
-
-    def predict(self, tokens: BlockTokens, block: int) -> Tensor:
-        lengths = tokens.lengths
-        lengths[:, block + 1 :] = int(self.sizes[0])
-        columns = []
-        for size in self.sizes.tolist():
-            lengths[:, block] = size
-            columns.append(self._measure(tokens.tail_drop(lengths), block))
-        return torch.stack(columns, 1)
 
 
 class FixedCurves:

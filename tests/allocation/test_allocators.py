@@ -9,7 +9,6 @@ from genvid.allocation import (
     FixedCurves,
     GroupAllocator,
     JointAllocator,
-    MeasuredDistortion,
     OnlineBudgetAllocator,
     TableAllocator,
     ThresholdAllocator,
@@ -102,17 +101,6 @@ def test_table_keeps_to_the_grid_and_the_budget():
     assert TableAllocator([284, 80, 72, 76], CLIPS.sizes).lengths.tolist() == [320, 64, 64, 64]
     with pytest.raises(ValueError, match="4 blocks but the clips have 3"):
         TableAllocator([80.0] * 4, CLIPS.sizes)(SyntheticClips(2, 3).tokens())
-
-
-def test_measured_distortion_is_a_predictor():
-    def measure(tokens, block):
-        assert bool((tokens.lengths[:, block + 1 :] == 64).all())
-        index = torch.searchsorted(CLIPS.sizes, tokens.lengths[:, block].contiguous())
-        return CLIPS.predict(tokens, block).gather(1, index[:, None])[:, 0]
-
-    measured = MeasuredDistortion(measure, CLIPS.sizes)
-    for block in range(4):
-        assert torch.allclose(measured.predict(TOKENS, block), CLIPS.predict(TOKENS, block))
 
 
 @pytest.mark.parametrize("budget", [512, 1024, 1536])
