@@ -61,7 +61,7 @@ def value(report: Report, name: str) -> float:
 
 
 def charts(reports: Sequence[Report]) -> list[LineChart]:
-    """Class accuracy and Frechet distance, each against the tokens that were spent; all lines end at the free samples."""
+    """Class accuracy and Frechet distance against the tokens that were spent; every line ends at the free samples."""
     free, *others = reports
     names = dict.fromkeys(report.title.partition(" @ ")[0] for report in others)
     lines = {name: [r for r in others if r.title.startswith(f"{name} @")] + [free] for name in names}

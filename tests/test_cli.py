@@ -208,6 +208,33 @@ def test_predicted_frames_follow_the_prompt(models, video, tmp_path, model, kept
     assert pixels(tmp_path / "out" / "00000.mp4").shape == (6, 16, 16, 3)
 
 
+def test_a_whole_prompt_goes_on_by_as_many_frames_as_asked(models, video, tmp_path, capsys):
+    asked = ("sample", "--model", models / "continues", "--tokenizer", models / "tokenizer")
+    given = probe(video).frames
+    run(*asked, "--prompt", video, "--frames", 7, "--format", "npz", "--output", tmp_path / "longer")
+    frames = np.load(tmp_path / "longer" / "00000.npz")["frames"]
+    assert len(frames) == given + 7
+    assert len(index(tmp_path / "longer")[0]["tokens"]) == 4  # blocks of two frames
+    assert (tmp_path / "longer" / "page.html").read_text().count("<video") == 1
+    output = ("--output", tmp_path / "none", "--frames", 7)
+    refused(capsys, "give --prompt", *asked, *output, "--class", 1)
+    refused(capsys, "leave out --budget", *asked, *output, "--prompt", video, "--budget", 20)
+    assert not (tmp_path / "none").exists()
+
+
+def test_transformers_samples_the_same_rows(models, tmp_path, capsys):
+    asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
+    run(*asked, "--count", 3, "--output", tmp_path / "ours")
+    run(*asked, "--count", 3, "--engine", "transformers", "--output", tmp_path / "theirs")
+    assert index(tmp_path / "ours") == index(tmp_path / "theirs")
+    for i in range(3):
+        ours, theirs = (np.load(tmp_path / name / "tokens" / f"{i:05d}.npz")["codes"] for name in ("ours", "theirs"))
+        assert np.array_equal(ours, theirs)
+    output = ("--output", tmp_path / "none", "--engine", "transformers")
+    refused(capsys, "transformers cannot plan a budget", *asked, *output, "--budget", 100)
+    refused(capsys, "without guidance", *asked, *output, "--guidance", 1.5)
+
+
 def test_prompts_are_cut_to_the_budget(models, video, tmp_path):
     run(
         *("sample", "--model", models / "continues", "--tokenizer", models / "tokenizer", "--prompt", video),

@@ -137,3 +137,34 @@ def test_layouts_that_make_no_sense_are_refused():
         replace(LENGTH, sizes=(3, 6))
     with pytest.raises(ValueError, match="'length' or 'end'"):
         replace(LENGTH, framing="both")
+
+
+@BOTH
+@pytest.mark.parametrize("bins", [1, 4])
+def test_a_budget_stands_second_and_changes_nothing_behind_it(layout, bins):
+    told = replace(layout, budget_bins=bins)
+    assert told.vocab_size == layout.vocab_size + bins + 1
+    assert told.longest_row == layout.longest_row + 1
+    assert [told.null_id, told.frame_prediction_id] == [layout.null_id, layout.frame_prediction_id]
+    tokens = tokens_of(torch.tensor([[5, 5, 5], [0, 1, 0], [5, 2, 0]]))
+    prefix = told.class_prefix(torch.tensor([0, 1, 2]))
+    assert (prefix[:, 1] == told.any_budget_id).all()
+    prefix = told.tell_budget(prefix, tokens.lengths.sum(1))
+    assert prefix[:, 0].tolist() == layout.class_prefix(torch.tensor([0, 1, 2]))[:, 0].tolist()
+    assert (prefix[:, 1] - told.frame_prediction_id - 1).tolist() == [bins - 1, 0, 7 * bins // 16]
+    packed = told.pack(tokens, prefix)
+    plain = layout.pack(tokens, layout.null_prefix(3)).tokens
+    assert torch.equal(packed.tokens[:, 2:], plain[:, 1:].where(plain[:, 1:] != layout.pad_id, told.pad_id))
+    assert torch.equal(told.unpack(packed.tokens).keep, tokens.keep)
+    context = told.tell_budget(
+        told.frame_prediction_prefix(tokens_of(torch.tensor([[3]] * 3))), torch.tensor([0, 4, 15])
+    )
+    rows = told.pack(tokens_of(torch.tensor([[1, 2]] * 3)), context)
+    assert told.unpack(rows.tokens).lengths.tolist() == [[3, 1, 2]] * 3
+
+
+def test_rows_without_budgets_cannot_tell_one():
+    with pytest.raises(ValueError, match="train with budget_bins"):
+        LENGTH.tell_budget(LENGTH.null_prefix(1), torch.tensor([3]))
+    with pytest.raises(ValueError, match="budget_bins is at least 0"):
+        replace(LENGTH, budget_bins=-1)

@@ -78,8 +78,19 @@ class Sampling:
         return self.about
 
     def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+        """A context ends where the given frames end: those before it are shown as they are."""
         made = generate(self.engine, self.tokenizer, self._job(given, seeds.cpu()), batch_size=DECODED)
-        return Made(made.videos, made.tokens)
+        videos, unread = made.videos, self._unread(given)
+        if unread:
+            videos = torch.cat([given["video"][:, :, :unread].to(videos), videos], 2)[:, :, : videos.shape[2]]
+        return Made(videos, made.tokens)
+
+    def _unread(self, given: Batch) -> int:
+        """Given frames before the context of the model."""
+        blocks = self.model.config.context_blocks
+        if not blocks or isinstance(self.model, PublishedTransformer):
+            return 0
+        return int(given["video"].shape[2]) - blocks * self.tokenizer.spec.frames_per_block
 
     def _job(self, given: Batch, seeds: Tensor) -> Job:
         model, tokenizer = self.model, self.tokenizer
@@ -88,10 +99,7 @@ class Sampling:
         video = given["video"]
         if isinstance(model, PublishedTransformer):
             return published_prediction_job(model, tokenizer, video, seeds)
-        frames = model.config.context_blocks * tokenizer.spec.frames_per_block
-        if video.shape[2] < frames:
-            raise ValueError(f"this model needs {frames} first frames, the protocol shows it {video.shape[2]}")
-        return prediction_job(model, tokenizer, None, video[:, :, :frames], seeds)
+        return prediction_job(model, tokenizer, None, video, seeds)
 
 
 class Folder:

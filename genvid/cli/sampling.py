@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+from tqdm import tqdm
 
 from genvid import noise
 from genvid.ar.model import RowModel, load_row_model
@@ -22,9 +23,16 @@ from genvid.data.video import probe, read_clip, video_bytes
 from genvid.eval.page import Clip, Page
 from genvid.files import write_atomically
 from genvid.generation.budget import BudgetConfig, with_budget
-from genvid.generation.engine import Engine
+from genvid.generation.engine import Engine, RowEngine
 from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill
-from genvid.generation.pipeline import Job, check_match, class_job, prediction_job, published_prediction_job
+from genvid.generation.pipeline import (
+    Job,
+    check_match,
+    class_job,
+    continue_video,
+    prediction_job,
+    published_prediction_job,
+)
 from genvid.generation.sampler import SamplingConfig
 from genvid.recipes.loading import device
 from genvid.tokens import TokenizerSpec, VideoTokenizer
@@ -42,27 +50,95 @@ def sample(arguments: argparse.Namespace) -> None:
     model = load_row_model(arguments.model)
     tokenizer = open_tokenizer(arguments.tokenizer)
     check_match(model, tokenizer)
+    make = _sample if arguments.frames is None else _continue
     fps = arguments.fps if arguments.prompt is None else probe(arguments.prompt).fps
-    job, condition = _job(arguments, model.to(device()), tokenizer)
-    slots = min(arguments.batch_size, arguments.count)
-    engine = Engine(model, config, slots=slots, dtype=torch.bfloat16 if device().type == "cuda" else None)
-    budget = BudgetConfig(arguments.budget, arguments.total, group_size=slots)
-    job = replace(job, requests=with_budget(engine, job.requests, budget))
     writer = SampleWriter(fingerprint(resolve(arguments.tokenizer)), model.layout.codebook_size, fps, arguments.format)
     with write_atomically(output) as folder:
         samples = SampleFolder(folder, {"model": arguments.model, "tokenizer": arguments.tokenizer})
-        fill(
-            samples,
-            writer,
-            engine,
-            tokenizer,
-            job,
-            numbers=range(arguments.count),
-            conditions=[condition | {"budget": arguments.budget or arguments.total}] * arguments.count,
-            batch_size=arguments.batch_size,
-        )
+        videos = make(arguments, config, model.to(device()), tokenizer, samples, writer)
         samples.finish()
-        _show(samples, tokenizer, writer)
+        _show(samples, videos, writer, tokenizer.spec)
+
+
+@torch.no_grad()
+def _sample(
+    arguments: argparse.Namespace,
+    config: SamplingConfig,
+    model: RowModel,
+    tokenizer: VideoTokenizer,
+    samples: SampleFolder,
+    writer: SampleWriter,
+) -> list[Tensor]:
+    """Fill the folder; the first videos (3, T, H, W) uint8."""
+    job, condition = _job(arguments, model, tokenizer)
+    engine = _engine(arguments, model, config)
+    budget = BudgetConfig(arguments.budget, arguments.total, group_size=min(arguments.batch_size, arguments.count))
+    job = replace(job, requests=with_budget(engine, job.requests, budget))
+    fill(
+        samples,
+        writer,
+        engine,
+        tokenizer,
+        job,
+        numbers=range(arguments.count),
+        conditions=[condition | {"budget": arguments.budget or arguments.total}] * arguments.count,
+        batch_size=arguments.batch_size,
+    )
+    shown = range(min(arguments.count, SHOWN))
+    tokens = [samples.tokens(number, tokenizer.spec, tokenizer=writer.tokenizer) for number in shown]
+    return [to_uint8(tokenizer.decode(part.to(device()))[0]).cpu() for part in tokens]
+
+
+def _continue(
+    arguments: argparse.Namespace,
+    config: SamplingConfig,
+    model: RowModel,
+    tokenizer: VideoTokenizer,
+    samples: SampleFolder,
+    writer: SampleWriter,
+) -> list[Tensor]:
+    """The whole prompt, and as many frames more as are asked for. Like `_sample`, but without token files: each part
+    was decoded behind a context of its own."""
+    if arguments.prompt is None:
+        raise ValueError("--frames are those that follow a video: give --prompt")
+    if isinstance(model, PublishedTransformer):
+        raise ValueError("published models predict what follows the first frames, once: leave out --frames")
+    if arguments.budget or arguments.total or arguments.lengths:
+        raise ValueError("--frames goes on window by window: leave out --budget, --total and --lengths, or --frames")
+    allocator = open_budget(arguments, tokenizer)
+    prompt = _frames(arguments.prompt, probe(arguments.prompt).frames, tokenizer.spec)
+    seeds = noise.sample_seeds(arguments.seed, "samples", torch.arange(arguments.count))
+    with tqdm(desc="continuing", unit="block") as bar:
+
+        def progress(done: int, wanted: int) -> None:
+            bar.total = wanted
+            bar.update(done - bar.n)
+
+        made = continue_video(
+            _engine(arguments, model, config),
+            tokenizer,
+            None if allocator is None else allocator(model.config.context_blocks),
+            prompt.expand(arguments.count, -1, -1, -1, -1),
+            seeds,
+            num_frames=arguments.frames,
+            progress=progress,
+        )
+    for number, video in enumerate(made.videos):
+        line = {"number": number, "file": writer.write_video(samples.path, number, video)}
+        line |= {"seed": int(seeds[number]), "prompt": str(arguments.prompt)}
+        samples.add([line | {"tokens": made.tokens.lengths[number].tolist()}])
+    return [to_uint8(video) for video in made.videos[:SHOWN]]
+
+
+def _engine(arguments: argparse.Namespace, model: RowModel, config: SamplingConfig) -> RowEngine:
+    """Ours, or transformers' own, whose internals not every version has."""
+    slots = min(arguments.batch_size, arguments.count)
+    dtype = torch.bfloat16 if device().type == "cuda" else None
+    if arguments.engine == "genvid":
+        return Engine(model, config, slots=slots, dtype=dtype)
+    from genvid.generation.stock import StockEngine
+
+    return StockEngine(model, config, slots=slots, dtype=dtype)
 
 
 def _job(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer) -> tuple[Job, dict[str, Any]]:
@@ -83,14 +159,11 @@ def _job(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokeniz
     return published_prediction_job(model, tokenizer, context, seeds), condition
 
 
-@torch.no_grad()
-def _show(samples: SampleFolder, tokenizer: VideoTokenizer, writer: SampleWriter) -> None:
-    """A contact sheet and a playable page of the first samples."""
-    spec, videos, clips = tokenizer.spec, [], []
-    for number, line in list(samples.samples().items())[:SHOWN]:
-        tokens = samples.tokens(number, spec, tokenizer=writer.tokenizer)
-        videos.append(to_uint8(tokenizer.decode(tokens.to(device()))[0]).cpu())
-        played = video_bytes(videos[-1], writer.fps, scale=max(1, 128 // min(spec.resolution)))
+def _show(samples: SampleFolder, videos: list[Tensor], writer: SampleWriter, spec: TokenizerSpec) -> None:
+    """A contact sheet and a playable page of the first samples, (3, T, H, W) uint8."""
+    clips = []
+    for video, (number, line) in zip(videos, samples.samples().items(), strict=False):
+        played = video_bytes(video, writer.fps, scale=max(1, 128 // min(spec.resolution)))
         caption = f"{number}: {sum(line['tokens'])} tokens"
         clips.append(Clip(played, caption, line["tokens"], spec.block_capacity))
     (samples.path / "contact_sheet.png").write_bytes(contact_sheet(videos))
@@ -100,14 +173,19 @@ def _show(samples: SampleFolder, tokenizer: VideoTokenizer, writer: SampleWriter
 
 
 def _prompt(path: str, model: RowModel, spec: TokenizerSpec) -> Tensor:
-    """The first frames (1, 3, T0, H, W) of a video that the model continues."""
+    """The first frames (1, 3, T0, H, W) of a video, as many as the model reads."""
     frames = model.config.context_blocks * spec.frames_per_block
     if not frames:
         raise ValueError("this model generates classes, it does not continue videos: give --class in place of --prompt")
     if isinstance(model, PublishedTransformer):  # as published: one frame of the first block that is generated
         frames = min(model.config.first_block * spec.frames_per_block + 1, frames)
-    clip = ClipConfig(frames=frames, resolution=spec.resolution)
-    return to_float(clip.fit(torch.from_numpy(read_clip(path, 0, frames)), seed=0))[None]
+    return _frames(path, frames, spec)
+
+
+def _frames(path: str, count: int, spec: TokenizerSpec) -> Tensor:
+    """The first frames (1, 3, count, H, W) of a video, in [-1, 1]."""
+    clip = ClipConfig(frames=count, resolution=spec.resolution)
+    return to_float(clip.fit(torch.from_numpy(read_clip(path, 0, count)), seed=0))[None]
 
 
 def _class_number(arguments: argparse.Namespace, model: RowModel) -> int | None:

@@ -10,7 +10,7 @@ theirs: see `forecast`. Scores rise and fall along the sizes, so that the online
 for curves that only fall, has no place here: one video alone is planned by dynamic programming over that forecast.
 One video cannot give to another what its last block turns out not to want, so a token that stays unspent has a price.
 
-A model whose rows begin with their budget is also told it: then the budget is what it aims at, and the plan is the limit.
+A model whose rows begin with their budget is also told it: it aims at what it is told, and the plan is the limit.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from genvid.allocation import BudgetError, solve_budget
 from genvid.ar.model import RowModel
-from genvid.generation.engine import Engine, Request
+from genvid.generation.engine import Request, RowEngine
 from genvid.generation.grammar import least_tokens
 from genvid.sequence import BlockLayout
 
@@ -132,7 +132,7 @@ class GroupPlanner:
         return sizes
 
 
-def with_budget(engine: Engine, requests: Sequence[Request], budget: BudgetConfig) -> list[Request]:
+def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetConfig) -> list[Request]:
     """The requests under a budget, which they cannot exceed together or apart; all of as many blocks.
 
     BudgetError, before anything is sampled, for a budget that the shortest videos exceed. May sample
@@ -172,7 +172,7 @@ def groups(requests: Sequence[Request]) -> list[range]:
     return found
 
 
-def forecast(engine: Engine, requests: Sequence[Request]) -> Tensor:
+def forecast(engine: RowEngine, requests: Sequence[Request]) -> Tensor:
     """(R, G, K) scores of every block's sizes, in requests sampled without a budget."""
     sizes = torch.tensor(engine.model.layout.sizes)
     watchers = [_Watcher(sizes) for _ in requests]

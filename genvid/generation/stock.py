@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -110,7 +111,7 @@ class StockEngine:
 class _GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
     """Scores that leave one token for each row: the one drawn for it. Request ids are the numbers of requests."""
 
-    supported_kwargs: dict[str, type] = {}
+    supported_kwargs: ClassVar[dict[str, type]] = {}
     ignored_kwargs = ()
 
     def __init__(self, model: RowModel, config: SamplingConfig, requests: Sequence[Request]) -> None:

@@ -7,7 +7,7 @@ from itertools import product
 
 import pytest
 import torch
-from test_engine import LENGTH, class_requests, rotary, rows_of
+from test_engine import LENGTH, class_requests, prompt_requests, rotary, rows_of
 
 from genvid.allocation import BudgetError
 from genvid.generation.budget import (
@@ -17,6 +17,7 @@ from genvid.generation.budget import (
     expected_worth,
     forecast,
     groups,
+    plan_worth,
     with_budget,
 )
 from genvid.generation.engine import Engine
@@ -109,6 +110,26 @@ def test_one_video_is_planned_as_well_as_can_be_expected():
     assert worth[0, :2].tolist() == [-torch.inf] * 2
 
 
+@pytest.mark.parametrize("tokens", [10, 16, 24, 30])
+def test_videos_that_want_more_use_what_they_have(tokens):
+    """Busy videos want much in all of their blocks, calm ones little; new ones are like those of the forecast."""
+    layout = replace(LENGTH, num_blocks=4, block_capacity=12, sizes=tuple(range(1, 13)))
+    sizes, generator = torch.tensor(layout.sizes), torch.Generator().manual_seed(2)
+    liked = torch.tensor([3.0, 6.0, 9.0])[torch.randint(3, (232, 1, 1), generator=generator)]
+    gumbel = -(-torch.rand(232, 4, 12, generator=generator).log()).log()
+    scores = -((sizes - liked) ** 2) / 8 + gumbel
+    worth = plan_worth(tokens, 4, layout, scores[:32])
+    used = wanted = 0
+    for video in scores[32:]:
+        planner = VideoPlanner(tokens, worth, layout)
+        spent = sum(int(planner.choose(video[block : block + 1])) for block in range(4))
+        wish = sizes[video.argmax(-1)]
+        assert spent <= tokens
+        assert spent <= int(wish.sum())
+        used, wanted = used + spent, wanted + min(int(wish.sum()), tokens)
+    assert used >= 0.97 * wanted
+
+
 def test_first_blocks_leave_what_later_ones_will_want():
     """Two blocks, 4 rows, 28 tokens: now the rows would take anything, but later ones are sure to want the most."""
     later = torch.tensor([0.0, 1.0, 9.0]).double().expand(1, 2, 3)
@@ -146,3 +167,31 @@ def test_budgets_that_cannot_be_kept_are_said_in_words():
     free = Engine(rotary(), FREE, slots=2)
     with pytest.raises(ValueError, match="4 rows share a budget, but the engine has 2 slots"):
         free.run(with_budget(free, requests, BudgetConfig(total=40)))
+
+
+TOLD = replace(LENGTH, budget_bins=6)
+
+
+@pytest.mark.parametrize("make", [class_requests, prompt_requests], ids=["class", "prompt"])
+def test_a_budget_for_each_video_is_told_to_models_that_know_budgets(make):
+    engine = Engine(rotary(TOLD), FREE, slots=4)
+    requests = make(TOLD, 3)
+    assert {request.prefix[1] for request in requests} == {TOLD.any_budget_id}
+    told = with_budget(engine, requests, BudgetConfig(tokens_per_video=10, plan=False))
+    blocks = requests[0].num_blocks
+    bins = (10 * 3 // blocks) * 6 // 19  # of rows of 3 blocks of up to 6 tokens
+    assert {request.prefix[1] for request in told} == {TOLD.frame_prediction_id + 1 + min(bins, 5)}
+    assert [r.prefix[:1] + r.prefix[2:] for r in told] == [r.prefix[:1] + r.prefix[2:] for r in requests]
+    assert [r.null_prefix for r in told] == [r.null_prefix for r in requests]
+    together = with_budget(engine, requests, BudgetConfig(total=60))
+    assert [r.prefix for r in together] == [r.prefix for r in requests]
+
+
+def test_guidance_measures_a_told_budget_against_any():
+    engine = Engine(rotary(TOLD), SamplingConfig(guidance=2.0), slots=4)
+    requests = class_requests(TOLD, 3)
+    assert requests[0].null_prefix == (TOLD.null_id, TOLD.any_budget_id)
+    told = with_budget(engine, requests, BudgetConfig(tokens_per_video=9))
+    tokens = torch.cat([TOLD.unpack(torch.tensor([row])).lengths for row in rows_of(engine, told)])
+    assert tokens.shape == (3, 3)
+    assert tokens.sum(1).max() <= 9

@@ -41,7 +41,8 @@ def _lively(model: RowModel) -> RowModel:
 def class_requests(layout: BlockLayout, count: int) -> list[Request]:
     labels = torch.arange(count) % 3
     prefixes = layout.class_prefix(labels).tolist()
-    return [Request(tuple(p), 50 + i, layout.num_blocks, (layout.null_id,)) for i, p in enumerate(prefixes)]
+    null = tuple(layout.null_prefix(1)[0].tolist())
+    return [Request(tuple(p), 50 + i, layout.num_blocks, null) for i, p in enumerate(prefixes)]
 
 
 def prompt_requests(layout: BlockLayout, count: int) -> list[Request]:
@@ -88,7 +89,9 @@ CONFIGS = [
 
 @pytest.mark.parametrize("config", CONFIGS, ids=str)
 @pytest.mark.parametrize(
-    "model", [rotary(), rotary(END), rotary(kv_heads=4), learned()], ids=["length", "end", "mha", "published"]
+    "model",
+    [rotary(), rotary(END), rotary(kv_heads=4), learned(), rotary(replace(LENGTH, budget_bins=4))],
+    ids=["length", "end", "mha", "published", "budgets"],
 )
 def test_rows_are_those_of_the_plain_sampler(model, config):
     """13 requests on 4 slots: rows end at different times, and others take their places."""

@@ -92,19 +92,48 @@ def test_predicted_videos_begin_with_their_context(blocks):
     assert cut.tokens.lengths[:, :blocks].tolist() == [row[:blocks] for row in [[1, 2], [2, 4], [4, 1]]]
 
 
-@pytest.mark.parametrize("at_a_time", [1, 2])
-def test_a_video_goes_on_as_far_as_asked(at_a_time):
-    """Each part is what the model predicts from the last block before it."""
-    model, tokenizer, context, seeds = model_of(context_blocks=1), PixelTokenizer(), clip(6), torch.arange(3)
-    engine = Engine(model, SamplingConfig(temperature=0), slots=2)
-    video = continue_video(engine, tokenizer, None, context, seeds, num_blocks=5, at_a_time=at_a_time)
-    assert video.shape == (3, 3, 16, 2, 1)
-    assert torch.equal(video[:, :, :6], context)
-    for start in range(4, 14, 2 * at_a_time):
-        job = prediction_job(model, tokenizer, None, video[:, :, start : start + 2], seeds)
-        end = min(start + 2 + 2 * at_a_time, 16)
-        made = generate(engine, tokenizer, job).videos
-        torch.testing.assert_close(video[:, :, start + 2 : end], made[:, :, 2 : end - start])
+@pytest.mark.parametrize("at_a_time", [1, 2, None])
+@pytest.mark.parametrize("given", [2, 5, 6])
+def test_a_video_goes_on_as_far_as_asked(given, at_a_time):
+    """Each part is what the model predicts from the last two frames before it, wherever the prompt ends."""
+    model, tokenizer, context, seeds = model_of(context_blocks=1), PixelTokenizer(), clip(given), torch.arange(3)
+    engine, seen = Engine(model, SamplingConfig(temperature=0), slots=2), []
+    made = continue_video(
+        engine,
+        tokenizer,
+        None,
+        context,
+        seeds,
+        num_frames=9,
+        at_a_time=at_a_time,
+        progress=lambda *n: seen.append(n),
+    )
+    assert made.videos.shape == (3, 3, given + 9, 2, 1)
+    assert made.tokens.keep.shape == (3, 5, 4)
+    assert torch.equal(made.videos[:, :, :given], context)
+    step = 2 * (at_a_time or 2)
+    for start in range(given, given + 9, step):
+        job = prediction_job(model, tokenizer, None, made.videos[:, :, :start], seeds)
+        window = generate(engine, tokenizer, job)
+        assert torch.equal(
+            window.tokens.keep[:, 1:2], made.tokens.keep[:, (start - given) // 2 : (start - given) // 2 + 1]
+        )
+        end = min(start + step, given + 9)
+        torch.testing.assert_close(made.videos[:, :, start:end], window.videos[:, :, 2 : 2 + end - start])
+    assert seen[-1] == (5, 5)
+
+
+def test_only_the_end_of_a_long_prompt_is_read_and_costs_tokens():
+    model, seeds, asked = model_of(context_blocks=1), torch.arange(3), []
+
+    def shorter(tokens: BlockTokens) -> BlockTokens:
+        asked.append(tokens.keep.shape)
+        return tokens.tail_drop(torch.ones(len(tokens.keep), 1))
+
+    long, short = (prediction_job(model, PixelTokenizer(), shorter, clip(5)[:, :, n:], seeds) for n in (0, 3))
+    assert long.requests == short.requests
+    assert asked == [(3, 1, 4)] * 2
+    assert {len(request.prefix) for request in long.requests} == {3}
 
 
 def test_published_frame_prediction_replaces_the_padded_block():
@@ -127,16 +156,16 @@ def test_bad_input_is_said_in_words():
     tokenizer, one, three = PixelTokenizer(), torch.arange(1), torch.arange(3)
     with pytest.raises(ValueError, match="there are 3 classes"):
         class_job(model, torch.tensor([3]), one)
-    with pytest.raises(ValueError, match="prompt of 1 frames is shorter than a block of 2"):
+    with pytest.raises(ValueError, match="last 2 frames of a prompt, in whole blocks of 2, but the prompt has 1"):
         prediction_job(predictor, tokenizer, None, clip(1), three)
-    with pytest.raises(ValueError, match="continues prompts of 2 frames, got 4"):
-        prediction_job(predictor, tokenizer, None, clip(4), three)
+    with pytest.raises(ValueError, match="last 4 frames of a prompt, in whole blocks of 2, but the prompt has 3"):
+        prediction_job(model_of(context_blocks=2), tokenizer, None, clip(3), three)
     with pytest.raises(ValueError, match="was not trained to predict frames"):
         prediction_job(model, tokenizer, None, clip(2), three)
     with pytest.raises(ValueError, match="does not generate classes"):
         class_job(predictor, torch.tensor([0]), one)
     with pytest.raises(ValueError, match="at least 1, got 0"):
-        continue_video(Engine(predictor, SamplingConfig()), tokenizer, None, clip(2), three, num_blocks=0)
+        continue_video(Engine(predictor, SamplingConfig()), tokenizer, None, clip(2), three, num_frames=0)
     other = model_of(replace(LAYOUT, codebook_size=9))
     with pytest.raises(ValueError, match="another tokenizer: it has 9 codes in blocks of 4, the tokenizer 8 codes"):
         make(other, class_job(other, torch.tensor([0]), one))
