@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -29,7 +29,8 @@ class StepSampler:
 
     The items of all global batches are one stream, reshuffled every epoch, so a batch may end one epoch and begin the
     next. Rank r takes the r-th contiguous part of each global batch, in `micro_batches` equal pieces: two processes
-    with b clips each see what one process with 2b clips sees. Resuming means `start_step`.
+    with b clips each see what one process with 2b clips sees. Where `sizes` tells the work of every item, the pieces
+    are dealt instead, as many clips each with about the same work. Resuming means `start_step`.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class StepSampler:
         world_size: int = 1,
         start_step: int = 0,
         micro_batches: int = 1,
+        sizes: Sequence[int] | Tensor | None = None,
     ) -> None:
         if num_items < 1:
             raise ValueError("cannot draw batches from an empty dataset")
@@ -52,7 +54,7 @@ class StepSampler:
             )
         self.num_items, self.global_batch_size, self.seed = num_items, global_batch_size, seed
         self.rank, self.world_size = rank, world_size
-        self.start_step, self.micro_batches = start_step, micro_batches
+        self.start_step, self.micro_batches, self.sizes = start_step, micro_batches, sizes
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> list[tuple[int, int]]:
@@ -64,14 +66,29 @@ class StepSampler:
         return list(zip(indices, seeds.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        share = self.global_batch_size // self.world_size
-        size = share // self.micro_batches
-        step = self.start_step
+        step, first = self.start_step, self.rank * self.micro_batches
         while True:
-            mine = self.batch(step)[self.rank * share : (self.rank + 1) * share]
-            for first in range(0, share, size):
-                yield mine[first : first + size]
+            pieces = self._deal(self.batch(step))
+            yield from pieces[first : first + self.micro_batches]
             step += 1
+
+    def _deal(self, clips: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """A global batch -> the micro-batches of all processes."""
+        count = self.world_size * self.micro_batches
+        if self.sizes is None:
+            each = len(clips) // count
+            return [clips[start : start + each] for start in range(0, len(clips), each)]
+        # In rounds of one clip a piece, largest first: the largest of a round goes where there is least.
+        work = {clip: int(self.sizes[clip[0]]) for clip in clips}
+        clips = sorted(clips, key=work.__getitem__, reverse=True)
+        pieces: list[list[tuple[int, int]]] = [[] for _ in range(count)]
+        held = [0] * count
+        for start in range(0, len(clips), count):
+            emptiest = sorted(range(count), key=held.__getitem__)
+            for piece, clip in zip(emptiest, clips[start : start + count], strict=True):
+                pieces[piece].append(clip)
+                held[piece] += work[clip]
+        return pieces
 
     def _item(self, position: int) -> int:
         epoch, place = divmod(position, self.num_items)
@@ -96,7 +113,7 @@ def step_batches(
     """For each training step, this process's micro-batches on `device`, without end.
 
     `batch_size` is global: clips of a step over all processes and micro-batches. uint8 "video" becomes float in
-    [-1, 1] on the device.
+    [-1, 1] on the device. A dataset whose items differ in work tells it as `sizes`.
     """
     sampler = StepSampler(
         len(dataset),
@@ -106,6 +123,7 @@ def step_batches(
         world_size=world_size,
         start_step=start_step,
         micro_batches=micro_batches,
+        sizes=getattr(dataset, "sizes", None),
     )
     loaded = load_batches(dataset, sampler, workers=workers, device=device)
     while True:

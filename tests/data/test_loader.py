@@ -59,6 +59,24 @@ def test_splitting_changes_nothing(world_size: int, micro_batches: int) -> None:
         assert [clip for rank in mine for piece in rank for clip in piece] == whole[step]
 
 
+@pytest.mark.parametrize(("world_size", "micro_batches"), [(1, 2), (2, 2), (4, 1)])
+def test_work_is_dealt_evenly(world_size: int, micro_batches: int) -> None:
+    sizes = (500 * (0.6 * torch.randn(1000, generator=torch.Generator().manual_seed(0))).exp()).int()
+    pieces = [
+        take(
+            StepSampler(1000, 64, 1, rank=rank, world_size=world_size, micro_batches=micro_batches, sizes=sizes),
+            3 * micro_batches,
+        )
+        for rank in range(world_size)
+    ]
+    for step in range(3):
+        mine = [piece for p in pieces for piece in p[step * micro_batches : (step + 1) * micro_batches]]
+        assert sorted(clip for piece in mine for clip in piece) == sorted(StepSampler(1000, 64, 1).batch(step))
+        assert {len(piece) for piece in mine} == {64 // (world_size * micro_batches)}
+        work = torch.tensor([sum(int(sizes[index]) for index, _ in piece) for piece in mine])
+        assert work.max() < 1.03 * work.double().mean()
+
+
 def test_uneven_batches_and_empty_data_are_refused() -> None:
     with pytest.raises(ValueError, match=r"10 clips cannot be split evenly over 2 processes with 2 .* multiple of 4"):
         sampler(batch=10, world_size=2, micro_batches=2)
