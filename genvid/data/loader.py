@@ -75,19 +75,16 @@ class StepSampler:
     def _deal(self, clips: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """A global batch -> the micro-batches of all processes."""
         count = self.world_size * self.micro_batches
-        if self.sizes is None:
-            each = len(clips) // count
+        each, sizes = len(clips) // count, self.sizes
+        if sizes is None:
             return [clips[start : start + each] for start in range(0, len(clips), each)]
-        # In rounds of one clip a piece, largest first: the largest of a round goes where there is least.
-        work = {clip: int(self.sizes[clip[0]]) for clip in clips}
-        clips = sorted(clips, key=work.__getitem__, reverse=True)
+        # Largest first, each to the piece that holds least and has room.
         pieces: list[list[tuple[int, int]]] = [[] for _ in range(count)]
         held = [0] * count
-        for start in range(0, len(clips), count):
-            emptiest = sorted(range(count), key=held.__getitem__)
-            for piece, clip in zip(emptiest, clips[start : start + count], strict=True):
-                pieces[piece].append(clip)
-                held[piece] += work[clip]
+        for clip in sorted(clips, key=lambda clip: int(sizes[clip[0]]), reverse=True):
+            piece = min((p for p in range(count) if len(pieces[p]) < each), key=held.__getitem__)
+            pieces[piece].append(clip)
+            held[piece] += int(sizes[clip[0]])
         return pieces
 
     def _item(self, position: int) -> int:
