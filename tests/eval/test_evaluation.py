@@ -73,6 +73,17 @@ def test_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     assert (floor.count, "count 20 instead of all" in floor.protocol.name) == (20, True)
 
 
+def test_the_floor_does_not_split_classes_that_take_turns(tmp_path: Path) -> None:
+    evaluation = toy(tmp_path)
+    near = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)) * 0.1
+    features = near + torch.arange(40)[:, None] % 2 * 5.0
+    real = evaluation.real_table(evaluation.real)
+    real.add(torch.arange(40), {"features": features})
+    real.flush()
+    floor = values(finish(evaluation, Noisy()))["Frechet distance (colours), real against real"]
+    assert 0 < floor < 0.2 * frechet_distance(features[0::2], features[1::2])
+
+
 def _seeds(evaluation: Evaluation) -> torch.Tensor:
     return noise.sample_seeds(evaluation.protocol.seed, "sampler 0", torch.arange(len(evaluation.real)))
 
