@@ -25,6 +25,9 @@ from genvid.train.task import StepOutput, TrainingTask
 if TYPE_CHECKING:
     from genvid.train.trainer import TrainConfig
 
+torch.export.register_dataclass(StepOutput)
+"""So that FSDP2 finds the loss in it."""
+
 
 class LaunchError(RuntimeError):
     """The processes were not started as asked."""
@@ -78,7 +81,6 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
-        torch.export.register_dataclass(StepOutput)  # so that FSDP2 finds the loss in it
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         name = type(task).__name__
         if len(task.phases) > 1:
