@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,8 @@ from genvid.data.token_cache import FINGERPRINT, TokenCache
 from genvid.data.token_file import token_file_info
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
-from genvid.train.run import checkpoint_step, newest_checkpoint
+from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, newest_whole
+from genvid.train.run import read_journal
 
 
 def info(arguments: argparse.Namespace) -> None:
@@ -58,18 +58,32 @@ def _cache(path: Path) -> dict[str, Any]:
 
 def _training_run(path: Path) -> dict[str, Any]:
     config = yaml.safe_load((path / "config.yaml").read_text()) or {}
-    journal, newest, export = path / "metrics.jsonl", newest_checkpoint(path), path / "export"
-    written = journal.read_text().splitlines() if journal.is_file() else []
-    last = json.loads(written[-1]) if written else {}
-    steps = config.get("train", {}).get("steps", "?")
-    return {
+    if not isinstance(config.get("train"), dict):
+        return {"run": path, "task": config.get("task", "not a training run")}
+    records, export = read_journal(path), path / "export"
+    last = records[-1] if records else {}
+    steps, done = config["train"]["steps"], last.get("step", 0)
+    finished = export.is_dir() and done >= steps
+    about = {
         "run": path,
-        "task": config.get("task", "not a training run"),
-        "steps done": f"{last.pop('step', 0)} of {steps}",
-        "newest checkpoint": f"{newest} (step {checkpoint_step(newest)})" if newest else "none",
+        "trains": f"{config['task']}, in batches of {config['train']['batch_size']}",
+        "steps": f"{done} of {steps} ({done / steps:.0%})",
+        "newest checkpoint": _checkpoint(path),
         "export": export if export.is_dir() else "none",
-        **{f"last {name}": f"{value:.6g}" for name, value in last.items()},
+        "to go on": "it is complete" if finished else f"accelerate launch recipes/train.py {path / 'config.yaml'}",
     }
+    if last:
+        left = max(0, steps - done) * config["train"]["batch_size"] / last["clips_per_second"] / 3600
+        about["speed"] = f"{last['clips_per_second']:.4g} clips a second, {left:.2g} hours left"
+    return about | {f"last {name}": f"{value:.6g}" for name, value in last.items() if name != "step"}
+
+
+def _checkpoint(run: Path) -> str:
+    """The newest checkpoint that is whole, and what is wrong with those that are newer."""
+    whole = newest_whole(run)
+    known = f"{whole} (step {checkpoint_step(whole)}, whole)" if whole else "none"
+    newer = [c for c in list_checkpoints(run) if whole is None or c.name > whole.name]
+    return "; ".join([known, *(f"{c.name} is damaged: {damage(c)}" for c in newer)])
 
 
 def _model(folder: Path) -> dict[str, Any]:

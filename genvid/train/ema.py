@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.optim.sgd import sgd
 
 from genvid.checkpoint import Model
 from genvid.train.sharding import gather, local_part, named_weights, split
@@ -24,8 +25,8 @@ class ExponentialAverage:
         self.averages = {name: _copy(value) for name, value in self.weights.items()}
 
     @torch.no_grad()
-    def update(self, step: int) -> None:
-        """Move towards the weights after optimizer step `step` (from 0)."""
+    def update(self, step: int, skip: Tensor) -> None:
+        """Move towards the weights after optimizer step `step` (from 0), or stay where `skip` is 1 instead of 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averaged: list[Tensor] = []
         current: list[Tensor] = []
@@ -36,7 +37,20 @@ class ExponentialAverage:
                 current.append(value.to(average))
             else:
                 average.copy_(value)
-        torch._foreach_lerp_(averaged, current, 1 - decay)
+        # The gradient of |average - weights|^2 / 2 leads there; torch's fused step can be skipped without being asked.
+        sgd(
+            averaged,
+            current,
+            [None] * len(averaged),
+            fused=True,
+            found_inf=skip,
+            lr=1 - decay,
+            weight_decay=1.0,
+            maximize=True,
+            momentum=0.0,
+            dampening=0.0,
+            nesterov=False,
+        )
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Tensor]:

@@ -1,8 +1,14 @@
-"""The record of a run: metrics.jsonl, a progress line with ETA, and the trackers that accelerate knows."""
+"""The record of a run: metrics.jsonl, a progress line with ETA, and the trackers that accelerate knows.
+
+Beside what a task measures: `items_per_second` of what the loss counts (clips, or target tokens), `clips_per_second`,
+`data_wait` (share of the time spent waiting for clips), `memory` (most GB that were in use on the first GPU), gradient
+norms, learning rates, and `skipped` steps.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +17,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
+
+from genvid.files import write_atomically
+from genvid.train.run import RunError, read_journal
+
+logger = logging.getLogger(__name__)
+
+STARVED = 0.2
+"""Share of the time spent waiting for data above which a run is told so."""
 
 
 class Journal:
@@ -27,32 +41,37 @@ class Journal:
         """Names of terms that come together -> their sums weighted by items, then the sum of the weights."""
         self.values: dict[str, float] = {}
         self.waited = 0.0
+        self.started = self.warned = False
         self.since = time.perf_counter()
         self.bar = tqdm(
             total=steps, initial=start, desc=folder.name, unit="step", disable=not accelerator.is_local_main_process
         )
-        if start:
-            self._forget_after(start)
+        self._forget_after(start)
 
-    def add(self, terms: dict[str, Tensor], items: Tensor) -> None:
-        """Account for one micro-batch: named means over its `items` items."""
+    def add(self, terms: dict[str, Tensor], items: Tensor, skip: Tensor) -> None:
+        """Account for one micro-batch: named means over its `items` items; for nothing where `skip` (bool)."""
         names = tuple(terms)
         weighted = torch.stack([*(value.detach() for value in terms.values()), torch.ones_like(items)]).double() * items
+        weighted = torch.where(skip, 0.0, weighted)
         self.sums[names] = self.sums[names] + weighted if names in self.sums else weighted
 
     def set(self, **values: float) -> None:
         """Values that are the same on every process (learning rate, gradient norm)."""
         self.values |= values
 
+    def due(self, step: int) -> bool:
+        """Whether step `step` (from 0) ends with a record."""
+        return (step + 1) % self.every == 0 or step + 1 == self.bar.total
+
     def step(self, step: int, batch_size: int) -> dict[str, Any] | None:
         """Close optimizer step `step` (from 0); returns the record when one is due."""
         self.bar.update()
-        if (step + 1) % self.every and step + 1 != self.bar.total:
+        if not self.due(step):
             return None
         record = self._record(step + 1, batch_size)
         if self.accelerator.is_main_process:
-            with self.file.open("a") as stream:
-                stream.write(json.dumps(record) + "\n")
+            self._write(record)
+            self._warn(record)
             shown = {k: f"{v:.4g}" for k, v in record.items() if k == "loss" or k.endswith("/loss")}
             self.bar.set_postfix(shown, refresh=False)
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step + 1)
@@ -67,25 +86,48 @@ class Journal:
             for name, value in zip(names, values, strict=True):
                 total, seen = totals.get(name, (0.0, 0.0))
                 totals[name] = total + value, seen + weight
+        items = next(iter(totals.values()))[1]
         elapsed = time.perf_counter() - self.since
         count = (step - 1) % self.every + 1
         record: dict[str, Any] = {"step": step}
         record |= {name: total / max(1, seen) for name, (total, seen) in totals.items()}
         record |= self.values
         record |= {
+            "items_per_second": items / elapsed,
             "clips_per_second": batch_size * count / elapsed,
             "data_wait": self.waited / elapsed,
         }
+        if self.accelerator.device.type == "cuda":
+            record["memory"] = torch.cuda.max_memory_allocated() / 1e9
+            torch.cuda.reset_peak_memory_stats()
         self.sums, self.waited = {}, 0.0
         self.since = time.perf_counter()
         return record
 
+    def _write(self, record: dict[str, Any]) -> None:
+        try:
+            with self.file.open("a") as stream:
+                stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write to {self.file} ({error.strerror})") from error
+
+    def _warn(self, record: dict[str, Any]) -> None:
+        """Say once that data is the bottleneck; not of the first record, in which everything starts."""
+        started, self.started = self.started, True
+        if started and record["data_wait"] > STARVED and not self.warned:
+            self.warned = True
+            logger.warning(
+                "training waits for data %.0f%% of the time: raise train.workers, or pre-encode the videos "
+                "(docs/training.md, Data at speed)",
+                100 * record["data_wait"],
+            )
+
     def _forget_after(self, step: int) -> None:
         """Drop lines that a killed run wrote after its last checkpoint."""
         if self.accelerator.is_main_process and self.file.exists():
-            lines = self.file.read_text().splitlines()
-            kept = [line for line in lines if json.loads(line)["step"] <= step]
-            self.file.write_text("".join(line + "\n" for line in kept))
+            kept = [record for record in read_journal(self.file.parent) if record["step"] <= step]
+            with write_atomically(self.file) as temporary:
+                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
 
     def close(self) -> None:
         self.bar.close()

@@ -1,23 +1,20 @@
-"""A run folder: the config that re-creates it, its checkpoints, and the model it exports.
+"""A run folder: the config that re-creates it, its journal, its checkpoints, and the model it exports.
 
 config.yaml  metrics.jsonl  checkpoints/step_00001000/  export/{config.json, model.safetensors}
 """
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
-from accelerate import Accelerator
 
 from genvid import config as configuration
-from genvid.train.ema import ExponentialAverage
 
 FREE_TO_CHANGE = (
-    *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers"),
+    *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
     *("accumulation", "activation_checkpointing", "compile"),
 )
 """Keys of `train` that a resumed run may change: how long, how it reports, and how the same work is done."""
@@ -38,7 +35,7 @@ def claim(folder: Path, config: Any, *, is_main: bool) -> None:
             raise RunError(
                 f"{folder} already holds another run ({difference}); choose another output_dir or delete that folder"
             )
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run; choose another output_dir")
     if is_main:
         try:
@@ -48,46 +45,16 @@ def claim(folder: Path, config: Any, *, is_main: bool) -> None:
             raise RunError(f"cannot write to {folder} ({error.strerror})") from error
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint folder of the highest step, if there is one. Unfinished ones have other names."""
-    found = sorted((folder / "checkpoints").glob("step_*"))
-    return found[-1] if found else None
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def save_checkpoint(
-    accelerator: Accelerator, folder: Path, *, step: int, average: ExponentialAverage | None, keep: int
-) -> None:
-    """Write the state after `step` steps under a temporary name, rename it, delete all but the newest `keep`."""
-    target = folder / "checkpoints" / f"step_{step:08d}"
-    temporary = target.with_name(f".{target.name}.tmp")
-    if accelerator.is_main_process and temporary.exists():
-        shutil.rmtree(temporary)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    if average is not None:
-        averaged = average.state_dict()
-        if accelerator.is_main_process:
-            torch.save(averaged, temporary / "average.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if target.exists():
-            shutil.rmtree(target)
-        temporary.rename(target)
-        for old in sorted(target.parent.glob("step_*"))[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def load_checkpoint(accelerator: Accelerator, checkpoint: Path, average: ExponentialAverage | None) -> int:
-    """Restore what `save_checkpoint` wrote; returns the number of finished steps."""
-    accelerator.load_state(str(checkpoint))
-    if average is not None:
-        average.load_state_dict(torch.load(checkpoint / "average.pt", map_location="cpu"))
-    return checkpoint_step(checkpoint)
+def read_journal(folder: Path) -> list[dict[str, Any]]:
+    """The records of metrics.jsonl, up to one that a killed process left unfinished."""
+    file = folder / "metrics.jsonl"
+    records: list[dict[str, Any]] = []
+    for line in file.read_text().splitlines() if file.is_file() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

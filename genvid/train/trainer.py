@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn, cast
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from genvid.train.accelerator import adapt, compile_task, make_accelerator
+from genvid.train.checkpoints import Checkpoints, TrainingState
 from genvid.train.ema import ExponentialAverage
+from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import OptimizerConfig, linear_matrices, make_optimizers, set_lr
-from genvid.train.run import claim, load_checkpoint, newest_checkpoint, save_checkpoint
+from genvid.train.run import claim
 from genvid.train.sharding import whole_state
+from genvid.train.stop import STOPPED, Stopped, StopRequest
 from genvid.train.task import Batch, TrainingTask
+
+logger = logging.getLogger(__name__)
 
 BatchStream = Callable[["Shard"], Iterator[list[Batch]]]
 """Given who asks, an endless iterator of the micro-batches of each step, on the right device."""
@@ -59,16 +67,19 @@ class TrainConfig:
     log_every: int = 20
     save_every: int = 1000
     keep_checkpoints: int = 2
+    max_skipped: int = 10
+    """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep_checkpoints"):
+        counts = ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep_checkpoints", "max_skipped")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Trainer:
-    """Trains `task` on `batches` into the run folder, resuming from its newest checkpoint.
+    """Trains `task` on `batches` into the run folder, resuming from its newest whole checkpoint.
 
     The mean of a step's loss is over the *global* number of items, of all processes and micro-batches; together with
     per-clip randomness this makes the losses of a run independent of the number of processes.
@@ -80,7 +91,7 @@ class Trainer:
                 f"{type(task).__name__} needs train.optimizers for {', '.join(task.phases)}; "
                 f"got {', '.join(config.optimizers)}"
             )
-        self.config, self.folder = config, Path(folder)
+        self.config, self.folder, self.seed = config, Path(folder), seed
         self.accelerator = make_accelerator(
             self.folder,
             precision=config.precision,
@@ -100,8 +111,10 @@ class Trainer:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
         if config.compile:
             compile_task(self.accelerator, task, config.accumulation)
+        self.stop = StopRequest(self.accelerator.num_processes, self.accelerator.device)
         matrices = linear_matrices(task)
         made = {p: make_optimizers(task.trainable(p), config.optimizers[p], matrices) for p in task.phases}
+        self.guard = NonFiniteGuard(task, (o for phase in made.values() for o in phase), config.max_skipped)
         self.model, *prepared = self.accelerator.prepare(self.task, *(o for phase in made.values() for o in phase))
         waiting = iter(prepared)
         self.optimizers = {phase: [next(waiting) for _ in optimizers] for phase, optimizers in made.items()}
@@ -109,19 +122,29 @@ class Trainer:
         self.average = None if config.ema_decay is None else ExponentialAverage(task.exportable(), config.ema_decay)
 
     def fit(self, batches: BatchStream) -> Path:
-        """Run the remaining steps; returns the export folder. Does nothing when the run is already complete."""
-        checkpoint = newest_checkpoint(self.folder)
-        start = 0 if checkpoint is None else load_checkpoint(self.accelerator, checkpoint, self.average)
-        if start < self.config.steps:
-            self._loop(start, batches)
-        return self._export()
+        """Run the remaining steps; returns the export folder. Does nothing when the run is already complete.
 
-    def _loop(self, start: int, batches: BatchStream) -> None:
+        Raises Stopped when the processes were told to stop, and FloatingPointError when too many steps in a row had a
+        loss or gradient that was not finite.
+        """
+        state = TrainingState(self.task, self.optimizers, self.average, self.guard.skipped)
+        checkpoints = Checkpoints(self.accelerator, self.folder, self.config.keep_checkpoints)
+        with self.stop, closing(checkpoints):
+            start = checkpoints.resume(state)
+            if start < self.config.steps:
+                checkpoints.check_space(state)
+                self._loop(start, batches, checkpoints, state)
+                checkpoints.wait()
+            return self._export()
+
+    def _loop(self, start: int, batches: BatchStream, checkpoints: Checkpoints, state: TrainingState) -> None:
         config, accelerator = self.config, self.accelerator
         shard = Shard(
             accelerator.process_index, accelerator.num_processes, start, config.accumulation, accelerator.device
         )
-        stream = batches(shard)
+        with self.stop.shield():
+            stream = batches(shard)
+            stream = chain([next(stream)], stream)
         self.model.train()
         journal = Journal(accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)
         with closing(journal):
@@ -130,55 +153,113 @@ class Trainer:
                 micro_batches = next(stream)
                 journal.waited += time.perf_counter() - asked
                 self._step(step, micro_batches, journal)
-                record = journal.step(step, config.batch_size)
-                if record is not None:
-                    self._check_finite(record)
-                if (step + 1) % config.save_every == 0 or step + 1 == config.steps:
-                    save_checkpoint(
-                        accelerator, self.folder, step=step + 1, average=self.average, keep=config.keep_checkpoints
-                    )
+                done, stopped = step + 1, self.stop.agreed()
+                saves = stopped or done == config.steps or done % config.save_every == 0
+                verdict = self.guard.verdict() if saves or journal.due(step) else None
+                if verdict is not None:
+                    journal.set(skipped=verdict.skipped)
+                journal.step(step, config.batch_size)
+                if verdict is not None and verdict.in_a_row >= config.max_skipped:
+                    self._give_up(step - verdict.in_a_row + config.max_skipped, batches, shard)
+                if saves:
+                    checkpoints.save(done, state)
+                if stopped and done < config.steps:
+                    self._leave(done, checkpoints)
+                checkpoints.poll()
         if config.trackers:
             accelerator.end_training()
 
     def _step(self, step: int, micro_batches: list[Batch], journal: Journal) -> None:
         """One optimizer step of every phase."""
+        self._seed(step)
         carries: list[dict[str, Tensor]] = [{} for _ in micro_batches]
         items = [self.task.num_items(batch).to(self.accelerator.device) for batch in micro_batches]
-        total = self.accelerator.reduce(torch.stack(items).sum(), "sum")
+        shared = self.accelerator.reduce(torch.stack([*items, self.stop.wish()]), "sum")
+        self.stop.tell(shared[-1])
         # accelerate divides by the micro-batches, the processes' gradients are averaged: undo both.
-        scale = self.config.accumulation * self.accelerator.num_processes / total
+        scale = self.config.accumulation * self.accelerator.num_processes / shared[:-1].sum()
+        self.guard.begin()
         for phase in self.task.phases_at(step):
             optimizers, settings = self.optimizers[phase], self.config.optimizers[phase]
             lr = settings.lr_at(step, self.config.steps)
             for optimizer in optimizers:
                 set_lr(optimizer, lr)
-            prefix = "" if len(self.task.phases) == 1 else f"{phase}/"
+            terms = []
             for index, batch in enumerate(micro_batches):
                 with self.accelerator.accumulate(self.model):
                     output = self.model(batch, phase, step, carries[index])
                     carries[index] = output.carry
-                    self.accelerator.backward(output.loss * scale)
-                    if self.accelerator.sync_gradients and settings.clip_norm is not None:
-                        norm = self.accelerator.clip_grad_norm_(list(self.task.trainable(phase)), settings.clip_norm)
-                        if norm is not None:
-                            journal.add({f"{prefix}grad_norm": norm}, torch.ones_like(total))
+                    terms.append({"loss": output.loss / items[index].clamp(min=1), **output.terms})
+                    norm = self._backward(output.loss, scale, phase, settings.clip_norm)
                     for optimizer in optimizers:
                         optimizer.step()
                         optimizer.zero_grad()
-                terms = {"loss": output.loss / items[index].clamp(min=1), **output.terms}
-                journal.add({prefix + name: value for name, value in terms.items()}, items[index])
-            journal.set(**{f"{prefix}lr": lr})
+            self._record(journal, phase, terms, items, norm)
+            journal.set(**{self._named(phase, "lr"): lr})
         if self.average is not None:
-            self.average.update(step)
+            self.average.update(step, self.guard.bad)
+        self.guard.end()
 
-    def _check_finite(self, record: dict[str, Any]) -> None:
-        bad = [name for name, value in record.items() if isinstance(value, float) and not math.isfinite(value)]
-        if bad:
-            newest = newest_checkpoint(self.folder)
-            raise FloatingPointError(
-                f"{', '.join(bad)} became non-finite before step {record['step']}; "
-                f"the last checkpoint is {newest.name if newest else 'none'}: lower the learning rate and resume"
-            )
+    def _backward(self, loss: Tensor, scale: Tensor, phase: str, clip_norm: float | None) -> Tensor | None:
+        """Gradients of a micro-batch; after the last of a step they are clipped, judged, and their norm returned."""
+        accelerator = self.accelerator
+        if accelerator.distributed_type == DistributedType.DEEPSPEED:
+            # Its backward pass ends with the optimizer's step, so the loss alone can be judged in time.
+            self.guard.judge(accelerator.reduce(loss.detach().clone(), "sum"))
+            accelerator.backward(loss * scale)
+            found = cast(Any, self.model).get_global_grad_norm() or 0.0
+            return torch.as_tensor(found, dtype=torch.float32, device=accelerator.device)
+        accelerator.backward(loss * poisoned(scale, loss))
+        if not accelerator.sync_gradients:
+            return None
+        norm = accelerator.clip_grad_norm_(list(self.task.trainable(phase)), clip_norm or math.inf)
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
+        self.guard.judge(norm)
+        return cast(Tensor, norm)
+
+    def _record(
+        self, journal: Journal, phase: str, terms: list[dict[str, Tensor]], items: list[Tensor], norm: Tensor | None
+    ) -> None:
+        """Put what was measured in a phase into the journal."""
+        skip = self.guard.bad.bool()
+        for named, count in zip(terms, items, strict=True):
+            journal.add({self._named(phase, name): value for name, value in named.items()}, count, skip)
+        if norm is not None:
+            journal.add({self._named(phase, "grad_norm"): norm}, torch.ones_like(items[0]), skip)
+
+    def _named(self, phase: str, name: str) -> str:
+        return name if len(self.task.phases) == 1 else f"{phase}/{name}"
+
+    def _seed(self, step: int) -> None:
+        """What is drawn without a clip's seed (dropout) depends on the step: no generator has to be saved."""
+        index = step * self.accelerator.num_processes + self.accelerator.process_index
+        seed = ((self.seed << 40) + index) % 2**63
+        torch.default_generator.manual_seed(seed)
+        if self.accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+
+    def _leave(self, done: int, checkpoints: Checkpoints) -> NoReturn:
+        """End after a signal, when all is saved: launchers end all processes when the first one is gone."""
+        checkpoints.wait()
+        if self.config.trackers:
+            self.accelerator.end_training()
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            name = self.stop.received.name if self.stop.received else "a signal to another process"
+            logger.warning("%s: saved step %d; the same command goes on (exit status %d)", name, done, STOPPED)
+        raise Stopped
+
+    def _give_up(self, step: int, batches: BatchStream, shard: Shard) -> NoReturn:
+        """End after too many steps that were skipped, the last one that counted being `step` (from 0)."""
+        batch = next(batches(replace(shard, start_step=step)))
+        file = self.folder / f"bad_batch_rank{shard.rank}.pt"
+        torch.save([{name: value.cpu() for name, value in micro_batch.items()} for micro_batch in batch], file)
+        self.accelerator.wait_for_everyone()
+        raise FloatingPointError(
+            f"loss or gradient were not finite in {self.config.max_skipped} steps in a row, the last of them step "
+            f"{step + 1}, whose batch is in {file}; nothing was changed by them: mend the data or start anew with a "
+            f"lower learning rate (the same command resumes from the newest checkpoint)"
+        )
 
     def _export(self) -> Path:
         folder = self.folder / "export"

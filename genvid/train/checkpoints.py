@@ -1,0 +1,277 @@
+"""The checkpoints of a run: whole or ignored, rotated, written while training goes on.
+
+checkpoints/step_00001000/{state.safetensors, manifest.json}
+
+A checkpoint holds whole tensors by name, however they were sharded, so it can be resumed on any number of processes,
+replicated (DDP) or sharded (FSDP2). It is copied to the CPU between two steps and written by a thread. DeepSpeed keeps
+its own format: written while training waits, and resumed on as many processes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, broadcast_object_list
+from torch import Tensor, nn
+
+from genvid.files import sha256
+from genvid.train.ema import ExponentialAverage
+from genvid.train.run import RunError
+from genvid.train.sharding import gather, local_part, named_weights, split
+
+logger = logging.getLogger(__name__)
+
+STATE, AVERAGE, MANIFEST = "state.safetensors", "average.safetensors", "manifest.json"
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Finished steps of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run folder, newest first; unfinished ones have other names."""
+    return sorted((run / "checkpoints").glob("step_*"), reverse=True)
+
+
+def newest_whole(run: Path) -> Path | None:
+    """The newest checkpoint of a run folder that is as it was written. Reads every byte of those it looks at."""
+    return next((checkpoint for checkpoint in list_checkpoints(run) if damage(checkpoint) is None), None)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint, in words; None for a whole one."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())
+        for name, written in files.items():
+            size = (checkpoint / name).stat().st_size
+            if size != written["bytes"]:
+                return f"{name} has {size} bytes, but {written['bytes']} were written"
+            if sha256(checkpoint / name) != written["sha256"]:
+                return f"{name} is not what was written"
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).name}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read: {error}"
+    return None
+
+
+class TrainingState:
+    """What a run goes on from: weights, moving average, optimizers by phase, and a counter; as tensors by name."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimizers: Mapping[str, Sequence[torch.optim.Optimizer]],
+        average: ExponentialAverage | None,
+        skipped: Tensor,
+    ) -> None:
+        self.task, self.optimizers, self.average, self.skipped = task, optimizers, average, skipped
+
+    @torch.no_grad()
+    def whole(self) -> Iterator[tuple[str, Tensor]]:
+        """Names and whole tensors, one at a time. All processes must exhaust it."""
+        for name, part, like in self._fixed():
+            yield name, gather(part, like)
+        names = {parameter: name for name, parameter in self.task.named_parameters()}
+        for phase, optimizers in self.optimizers.items():
+            for optimizer in optimizers:
+                for parameter, fields in optimizer.state.items():
+                    for field, value in fields.items():
+                        like = parameter if value.shape == parameter.shape else value
+                        yield f"optimizer.{phase}.{names[parameter]}.{field}", gather(local_part(value), like)
+
+    @torch.no_grad()
+    def restore(self, file: Path) -> None:
+        """Take the tensors of a file, spread over the processes as this state is."""
+        parameters = dict(self.task.named_parameters())
+        with safetensors.safe_open(str(file), "pt") as saved:
+            for name, part, like in self._fixed():
+                part.copy_(split(saved.get_tensor(name).to(part.device), like))
+            for key in saved.keys():  # noqa: SIM118 (not a dict)
+                if key.startswith("optimizer."):
+                    _, phase, rest = key.split(".", 2)
+                    name, _, field = rest.rpartition(".")
+                    self._restore_field(phase, parameters[name], field, saved.get_tensor(key))
+
+    def num_bytes(self) -> int:
+        """About what a checkpoint will take: weights, average, and two moments of every weight."""
+        weights = sum(value.nbytes for value in self.task.state_dict().values())
+        moments = 2 * sum(parameter.nbytes for parameter in self.task.parameters() if parameter.requires_grad)
+        averages = {} if self.average is None else self.average.weights
+        return weights + moments + sum(value.nbytes for value in averages.values())
+
+    def _fixed(self) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """(name, what this process holds, the tensor whose spreading it shares) of all that exists from the start."""
+        yield "skipped", self.skipped, self.skipped
+        for name, value in named_weights(self.task).items():
+            yield f"task.{name}", local_part(value), value
+        if self.average is not None:
+            for name, value in self.average.averages.items():
+                yield f"average.{name}", value, self.average.weights[name]
+
+    def _restore_field(self, phase: str, parameter: nn.Parameter, field: str, value: Tensor) -> None:
+        for optimizer in self.optimizers[phase]:
+            if any(parameter is p for group in optimizer.param_groups for p in group["params"]):
+                if value.shape == parameter.shape:
+                    held = torch.zeros_like(parameter, dtype=value.dtype, requires_grad=False)
+                    local_part(held).copy_(split(value.to(parameter.device), parameter))
+                else:
+                    held = value.to(parameter.device)
+                optimizer.state[parameter][field] = held
+
+
+class Checkpoints:
+    """Saves and resumes the checkpoints of one run folder, of which the newest `keep` stay."""
+
+    def __init__(self, accelerator: Accelerator, run: Path, keep: int) -> None:
+        self.accelerator, self.run, self.folder, self.keep = accelerator, run, run / "checkpoints", keep
+        self.deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+
+    def check_space(self, state: TrainingState) -> None:
+        """RunError when the disk cannot hold the checkpoints that the run will keep, and the one being written."""
+        size = state.num_bytes()
+        needed = size * max(1, self.keep + 1 - len(list_checkpoints(self.run)))
+        free = shutil.disk_usage(self.run).free
+        if free < needed:
+            raise RunError(
+                f"{self.run} needs {needed / 1e9:.2f} GB for checkpoints of {size / 1e9:.2f} GB each, but its disk has "
+                f"{free / 1e9:.2f} GB free: free some, choose another output_dir or lower train.keep_checkpoints"
+            )
+
+    def resume(self, state: TrainingState) -> int:
+        """Restore the newest whole checkpoint; returns its number of finished steps, 0 when there is none.
+
+        Damaged ones that are newer are set aside, each with a message.
+        """
+        found = [self._find() if self.accelerator.is_main_process else None]
+        broadcast_object_list(found)
+        if found[0] is None:
+            return 0
+        checkpoint = self.folder / found[0]
+        if self.deepspeed:
+            self.accelerator.load_state(str(checkpoint))
+            if state.average is not None:
+                state.average.load_state_dict(safetensors.torch.load_file(checkpoint / AVERAGE))
+        else:
+            state.restore(checkpoint / STATE)
+        return checkpoint_step(checkpoint)
+
+    def _find(self) -> str | None:
+        for left in self.folder.glob(".step_*"):
+            shutil.rmtree(left)
+        whole = None
+        damaged: list[tuple[Path, str]] = []
+        for checkpoint in list_checkpoints(self.run):
+            reason = damage(checkpoint)
+            if reason is None:
+                whole = checkpoint.name
+                break
+            damaged.append((checkpoint, reason))
+        for checkpoint, reason in damaged:
+            aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            checkpoint.rename(aside)
+            start = f"resuming from {whole}" if whole else "starting anew, for no other is whole"
+            logger.warning("checkpoint %s is damaged (%s): kept as %s, %s", checkpoint, reason, aside.name, start)
+        return whole
+
+    def save(self, step: int, state: TrainingState) -> None:
+        """Save the state after `step` steps. Returns when it is copied; a failure is raised by the next call."""
+        self.wait()
+        if self.deepspeed:
+            self._save_spread(step, state.average)
+            return
+        tensors: dict[str, Tensor] = {}
+        for name, value in state.whole():
+            if self.accelerator.is_main_process:
+                tensors[name] = value.to("cpu", copy=True).contiguous()
+        if self.accelerator.is_main_process:
+            self.pending = self.writer.submit(self._write, step, tensors)
+
+    def poll(self) -> None:
+        """Raise the error of a write that has failed; never waits."""
+        if self.pending is not None and self.pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Until the last checkpoint is on disk, for all processes."""
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        """Finish what is being written."""
+        try:
+            self.wait()
+        finally:
+            self.writer.shutdown()
+
+    def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
+        temporary = self._temporary(step)
+        try:
+            temporary.mkdir(parents=True, exist_ok=True)
+            safetensors.torch.save_file(tensors, temporary / STATE)
+            self._publish(temporary, step)
+        except (OSError, safetensors.SafetensorError) as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            reason = getattr(error, "strerror", None) or error
+            raise RunError(f"cannot write checkpoint {step} into {self.folder} ({reason})") from error
+
+    def _save_spread(self, step: int, average: ExponentialAverage | None) -> None:
+        temporary = self._temporary(step)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.save_state(str(temporary))
+        averaged = {} if average is None else average.state_dict()
+        if self.accelerator.is_main_process:
+            safetensors.torch.save_file(averaged, temporary / AVERAGE)
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            self._publish(temporary, step)
+        self.accelerator.wait_for_everyone()
+
+    def _temporary(self, step: int) -> Path:
+        return self.folder / f".step_{step:08d}.tmp"
+
+    def _publish(self, temporary: Path, step: int) -> None:
+        """Seal a finished folder with the hashes of its files, give it its name, and drop the oldest."""
+        files = sorted(file for file in temporary.rglob("*") if file.is_file())
+        sealed: dict[str, Any] = {}
+        for file in files:
+            _to_disk(file)
+            name = file.relative_to(temporary).as_posix()
+            sealed[name] = {"bytes": file.stat().st_size, "sha256": sha256(file)}
+        (temporary / MANIFEST).write_text(json.dumps(sealed, indent=1) + "\n")
+        _to_disk(temporary / MANIFEST)
+        target = self.folder / f"step_{step:08d}"
+        if target.exists():
+            shutil.rmtree(target)
+        temporary.rename(target)
+        _to_disk(self.folder)
+        for old in list_checkpoints(self.run)[self.keep :]:
+            # A folder that is half deleted must not look like a checkpoint.
+            gone = old.with_name(f".{old.name}.old")
+            old.rename(gone)
+            shutil.rmtree(gone)
+
+
+def _to_disk(path: Path) -> None:
+    """Return when what was written to a file, or the names in a folder, would survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,73 @@
+"""Steps whose loss or gradient is not finite change nothing; too many in a row end the run.
+
+The device decides and counts: the host asks only when it writes to the journal.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the host reads of the guard."""
+
+    skipped: int
+    """Steps since the run began."""
+    in_a_row: int
+    """Steps up to the last one; at the limit and beyond, nothing changes any more."""
+
+
+class NonFiniteGuard:
+    """Holds the tensor `bad`: 1 while the present step is to be skipped, else 0.
+
+    torch's fused optimizers read it where a gradient scaler would have put it (`found_inf`), and then leave weights,
+    moments and step counts as they are. `limit` bad steps in a row make all later ones bad.
+    """
+
+    def __init__(self, task: nn.Module, optimizers: Iterable[torch.optim.Optimizer], limit: int) -> None:
+        device = next(task.parameters()).device
+        self.limit = limit
+        self.bad, self.in_a_row, self.skipped = (torch.zeros((), device=device) for _ in range(3))
+        for optimizer in optimizers:
+            optimizer.found_inf = self.bad  # type: ignore[attr-defined]
+        # Running statistics are updated before anything is known of the step: they are put back.
+        kept = task.state_dict(keep_vars=True)
+        self.statistics = [b for name, b in task.named_buffers() if name in kept and b.is_floating_point()]
+        self.before = [buffer.clone() for buffer in self.statistics]
+
+    @torch.no_grad()
+    def begin(self) -> None:
+        """Before the first phase of a step."""
+        torch.ge(self.in_a_row, self.limit, out=self.bad)
+        if self.statistics:
+            torch._foreach_copy_(self.before, self.statistics)
+
+    @torch.no_grad()
+    def judge(self, norm: Tensor) -> Tensor:
+        """After the backward pass of a phase, with its gradient norm: whether (bool) it and what follows is skipped."""
+        return torch.ne(torch.add(self.bad, norm, alpha=0), 0, out=self.bad).bool()
+
+    @torch.no_grad()
+    def end(self) -> None:
+        """After the last phase of a step."""
+        self.skipped.add_(self.bad)
+        self.in_a_row.add_(1).mul_(self.bad)
+        if self.statistics:
+            bad = self.bad.bool()
+            for buffer, before in zip(self.statistics, self.before, strict=True):
+                torch.where(bad, before, buffer, out=buffer)
+
+    def verdict(self) -> Verdict:
+        """Waits for the device."""
+        skipped, in_a_row = torch.stack([self.skipped, self.in_a_row]).long().tolist()
+        return Verdict(skipped, in_a_row)
+
+
+def poisoned(scale: Tensor, loss: Tensor) -> Tensor:
+    """`scale`, or NaN where `loss` is not finite: every process then finds it in the gradients they share."""
+    return torch.add(scale, loss.detach(), alpha=0)
