@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from genvid.eval.metrics.codebook import CodebookUsage
 from genvid.eval.metrics.fidelity import ClipMean
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.metrics.rate import TokenRate
+from genvid.eval.protocols import Protocol
+from genvid.eval.report import Better, Number
 from genvid.eval.scoring import round_to_bytes
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
@@ -57,6 +59,15 @@ class ReconstructionScores:
             if group is not None:
                 results |= {name: float(value) for name, value in group.compute().items()}
         return results
+
+    def numbers(self, values: Mapping[str, float], protocol: Protocol, count: int) -> list[Number]:
+        """Values by name, measured on `count` clips, as reports hold them: what is no score here is neither good nor
+        bad."""
+        known: dict[str, tuple[str, Better]] = {metric.name: (metric.unit, metric.better) for metric in self.fidelity}
+        if self.frechet:
+            known[self.frechet.name] = ("", "lower")
+        marked = [(name, value, *known.get(name, ("", "neither"))) for name, value in values.items()]
+        return [Number(name, value, protocol, count, unit=unit, better=better) for name, value, unit, better in marked]
 
 
 @torch.no_grad()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from genvid import noise
 from genvid.eval.evaluation import Evaluation, Producer, Selection
 from genvid.eval.metrics.frechet import frechet_distance, frechet_interval, frechet_name
 from genvid.eval.protocols import Protocol
-from genvid.eval.report import Number, Provenance, Report
+from genvid.eval.report import Better, Number, Provenance, Report
 from genvid.files import write_atomically
 
 BLOCKS = "tokens of each block"
@@ -75,7 +75,7 @@ class Summary:
         directions = {metric.name: metric for metric in evaluation.fidelity}
         for name, values in self._columns().items():
             metric = directions.get(name)
-            better = "neither" if metric is None else "higher" if metric.higher_is_better else "lower"
+            better: Better = "neither" if metric is None else metric.better
             unit = "" if metric is None else metric.unit
             mean = float(values.mean())
             half = 1.96 * float(values.mean(0).std()) / math.sqrt(values.shape[1]) if values.shape[1] > 1 else 0.0
@@ -86,7 +86,7 @@ class Summary:
                     evaluation.pixel_protocol,
                     values.shape[1],
                     unit=unit,
-                    better=better,  # type: ignore[arg-type]
+                    better=better,
                     spread=_spread(values.mean(1).tolist()),
                     interval=(mean - half, mean + half),
                 )
@@ -99,7 +99,7 @@ class Summary:
             return []
         name, protocol = frechet_name(evaluation.features), evaluation.protocol
         real = self._real(evaluation.real)
-        numbers = [self._distance(name, real, protocol, better="lower")]
+        numbers = [self._distance(name, real, protocol)]
         if len(evaluation.others):
             again = self._real(evaluation.others)
             floor = frechet_distance(real, again, ddof=protocol.ddof)
@@ -111,10 +111,10 @@ class Summary:
         if evaluation.test is not None:
             unseen = self._real(evaluation.test)
             against = protocol.adapted(split="test")
-            numbers.append(self._distance(f"{name}, test split", unseen, against, better="lower"))
+            numbers.append(self._distance(f"{name}, test split", unseen, against))
         return numbers
 
-    def _distance(self, name: str, real: Tensor, protocol: Protocol, *, better: str) -> Number:
+    def _distance(self, name: str, real: Tensor, protocol: Protocol) -> Number:
         """Mean over sampler seeds; the interval is of the first seed's samples, moved to the mean."""
         made = [seed["features"].to(real) for seed in self.seeds]
         values = [frechet_distance(real, features, ddof=protocol.ddof) for features in made]
@@ -128,7 +128,7 @@ class Summary:
             mean,
             protocol,
             len(made[0]),
-            better=better,  # type: ignore[arg-type]
+            better="lower",
             spread=_spread(values),
             interval=interval,
         )
@@ -152,22 +152,6 @@ def token_histogram(lengths: Sequence[int], most: int = 24) -> tuple[list[float]
     counts = torch.bincount((torch.tensor(lengths) - low) // width)
     middles = [low + bin * width + (width - 1) / 2 for bin in range(len(counts))]
     return middles, (counts / len(lengths)).tolist()
-
-
-def split_title(title: str) -> tuple[str, str]:
-    """`method @ budget` -> both."""
-    method, _, budget = title.partition(" @ ")
-    return method, budget
-
-
-def curves(reports: Sequence[Report], rate: str, quality: str) -> Mapping[str, list[tuple[float, float]]]:
-    """Method -> (rate, quality) of its reports, cheapest first; methods that lack either are left out."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for report in reports:
-        values = {number.name: number.value for number in report.numbers}
-        if rate in values and quality in values:
-            found.setdefault(split_title(report.title)[0], []).append((values[rate], values[quality]))
-    return {method: sorted(points) for method, points in found.items()}
 
 
 def _spread(values: Sequence[float]) -> float | None:

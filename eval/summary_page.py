@@ -12,8 +12,9 @@ from genvid.eval.charts import PALETTE_SIZE, LineChart, Series
 from genvid.eval.evaluation import SHOWN, Evaluation
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.page import Clip, Page, Section, Value
+from genvid.eval.rate_distortion import Curves, curves, quality_chart
 from genvid.eval.report import Report, format_value
-from genvid.eval.summary import Summary, curves, token_histogram
+from genvid.eval.summary import Summary, token_histogram
 
 RATE = "bits per clip"
 
@@ -81,8 +82,7 @@ def comparison_page(reports: Sequence[Report]) -> Page:
         found = {name: line for name, line in curves(reports, RATE, quality).items() if len(line) > 1}
         if not found:
             continue
-        series = [Series(name, *zip(*line, strict=True)) for name, line in list(found.items())[:PALETTE_SIZE]]
-        charts.append(LineChart(quality, series, x_label=RATE, y_label=quality, markers=True))
+        charts.append(quality_chart(found, RATE, quality))
         rows += bd_rows(found, quality, lower_is_better=better == "lower")
     if charts:
         section = page.section("Rate and distortion").charts(*charts)
@@ -92,7 +92,7 @@ def comparison_page(reports: Sequence[Report]) -> Page:
     return page
 
 
-def bd_rows(found: dict[str, list[tuple[float, float]]], quality: str, *, lower_is_better: bool) -> list[list[Value]]:
+def bd_rows(found: Curves, quality: str, *, lower_is_better: bool) -> list[list[Value]]:
     """Every later method against the first one."""
     (anchor, first), *others = found.items()
     rows: list[list[Value]] = []

@@ -21,11 +21,11 @@ from genvid.checkpoint import fingerprint, resolve
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
-from genvid.eval.charts import LineChart, Series
 from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.page import Clip, Page, Section
+from genvid.eval.rate_distortion import curves, quality_chart, split_title
 from genvid.eval.reconstruction import ReconstructionScores
-from genvid.eval.report import Better, Number, Provenance, Report
+from genvid.eval.report import Provenance, Report
 from genvid.perceptual import PerceptualConfig
 from genvid.recipes.allocated import decode, encode
 from genvid.recipes.command import command
@@ -36,9 +36,6 @@ from genvid.train.accelerator import make_state
 
 ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")
 """All that can be compared. `oracle` is the joint program on measured curves: what perfect prediction would give."""
-UNITS = {"PSNR": "dB"}
-RATE = ("tokens per clip", "bits per clip", "codebook used", "codebook perplexity")
-"""Numbers that are neither good nor bad."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,11 +132,7 @@ class Comparison:
                 run.data.protocol(run.protocol, "reconstruction", count),
                 note=f"groups of {run.group_size} clips in the order of the data set share a budget",
             )
-            numbers = [
-                Number(metric, value, protocol, count, unit=UNITS.get(metric, ""), better=_better(metric))
-                for metric, value in values.items()
-            ]
-            reports.append(Report(f"{name} @ {budget:g}", numbers, provenance))
+            reports.append(Report(f"{name} @ {budget:g}", scores.numbers(values, protocol, count), provenance))
         return reports
 
     def _allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
@@ -179,8 +172,8 @@ def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[l
     """`metric` of every allocator at every budget and, with an oracle, how much of the way there is closed, in %."""
     table: dict[str, dict[str, float]] = {}
     for report in reports:
-        name, _, budget = report.title.partition(" @ ")
-        table.setdefault(name, {})[budget] = _value(report, metric)
+        name, budget = split_title(report.title)
+        table.setdefault(name, {})[budget] = next(n.value for n in report.numbers if n.name == metric)
     budgets = list(next(iter(table.values())))
     header = ["allocator", *(f"{metric} @ {budget}" for budget in budgets)]
     rows: list[list[str | float]] = [[name, *values.values()] for name, values in table.items()]
@@ -195,7 +188,8 @@ def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[l
 def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Shown], capacity: int, fps: float) -> None:
     """Charts, tables and clips of an evaluation; `capacity` tokens are what a block can hold."""
     distances = [number.name for number in reports[0].numbers if number.better == "lower"]
-    section.charts(*(_chart(reports, quality) for quality in ("PSNR", *distances)))
+    rate = "tokens per clip"
+    section.charts(*(quality_chart(curves(reports, rate, name), rate, name) for name in ("PSNR", *distances)))
     section.table(*gap_table(reports, distances[-1]))
     section.numbers(reports)
     if not shown:
@@ -209,26 +203,6 @@ def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Sho
         ]
         rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
     section.comparison(["original", *(f"mean budget {budget:g}" for budget in shown[0].versions)], rows)
-
-
-def _chart(reports: Sequence[Report], quality: str) -> LineChart:
-    """One line for each allocator."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for report in reports:
-        point = (_value(report, "tokens per clip"), _value(report, quality))
-        points.setdefault(report.title.partition(" @ ")[0], []).append(point)
-    series = [Series(name, *zip(*line, strict=True)) for name, line in points.items()]
-    return LineChart(quality, series, x_label="tokens per clip", y_label=quality, markers=True)
-
-
-def _value(report: Report, name: str) -> float:
-    return next(number.value for number in report.numbers if number.name == name)
-
-
-def _better(metric: str) -> Better:
-    if metric in ("PSNR", "SSIM"):
-        return "higher"
-    return "neither" if metric in RATE else "lower"
 
 
 @command

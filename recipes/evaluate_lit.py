@@ -22,13 +22,13 @@ from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes, write_video
-from genvid.eval.charts import LineChart, Series
 from genvid.eval.features import load_features
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.page import Clip, Page
+from genvid.eval.rate_distortion import curves, quality_chart
 from genvid.eval.reconstruction import ReconstructionScores
-from genvid.eval.report import Better, Number, Provenance, Report, compare
+from genvid.eval.report import Provenance, Report, compare
 from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
@@ -40,7 +40,6 @@ from genvid.tokenizer.lit.redundancy import BudgetedRedundancy
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 METHODS = ("LIT", "copy-forward", "interpolation", "InfoTok's rule", "ElasticTok's rule")
-RATE_NAMES = ("keep rate", "bits per 16 pixels", "mask bits per clip", "budget met, %")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,13 +99,12 @@ class Rates:
         self.clips += len(video)
 
     def compute(self) -> dict[str, float]:
-        values = (
-            self.kept / self.positions,
-            16 * self.bits / self.pixels,
-            self.mask / self.clips,
-            100 * self.met / self.clips,
-        )
-        return dict(zip(RATE_NAMES, values, strict=True))
+        return {
+            "keep rate": self.kept / self.positions,
+            "bits per 16 pixels": 16 * self.bits / self.pixels,
+            "mask bits per clip": self.mask / self.clips,
+            "budget met, %": 100 * self.met / self.clips,
+        }
 
 
 class Comparison:
@@ -160,10 +158,7 @@ class Comparison:
                 features="" if self.features is None else self.features.name,
                 note=f"codec {self.lit.codec.name}, window {self.lit.codec.window}",
             )
-            numbers = [
-                Number(name, value, protocol, count, unit="dB" if name == "PSNR" else "", better=_better(name))
-                for name, value in (self.rates[key].compute() | values).items()
-            ]
+            numbers = scores.numbers(self.rates[key].compute() | values, protocol, count)
             reports.append(Report(f"{key[0]} @ {key[1]:g}", numbers, provenance))
         return reports
 
@@ -246,7 +241,7 @@ def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Seque
     page = Page("LIT", lead=f"{run.protocol}: fillers and rules on one frozen codec.")
     section = page.section("Quality against keep rate")
     qualities = [n.name for n in reports[0].numbers if n.better != "neither"]
-    section.charts(*(_chart(reports, quality) for quality in qualities))
+    section.charts(*(quality_chart(curves(reports, "keep rate", name), "keep rate", name) for name in qualities))
     section.numbers(reports)
     if shown:
         captions = list(shown[0].videos)
@@ -266,21 +261,6 @@ def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
     mask = torch.unflatten(keep, 1, lit.grid).repeat_interleave(torch.tensor(frames, device=keep.device), 0)
     mask = mask.repeat_interleave(codec.geometry.space, 1).repeat_interleave(codec.geometry.space, 2)
     return torch.where(mask, video, 0.2 * (video + 1) - 1)
-
-
-def _chart(reports: Sequence[Report], quality: str) -> LineChart:
-    points: dict[str, list[tuple[float, float]]] = {}
-    for report in reports:
-        values = {number.name: number.value for number in report.numbers}
-        points.setdefault(report.title.partition(" @ ")[0], []).append((values["keep rate"], values[quality]))
-    series = [Series(name, *zip(*sorted(line), strict=True)) for name, line in points.items()]
-    return LineChart(quality, series, x_label="keep rate", y_label=quality, markers=True)
-
-
-def _better(name: str) -> Better:
-    if name in ("PSNR", "SSIM"):
-        return "higher"
-    return "neither" if name in (*RATE_NAMES, "tokens per clip") else "lower"
 
 
 @command

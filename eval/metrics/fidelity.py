@@ -7,7 +7,7 @@ another number (22.97 instead of 30.00 dB for the same two clips).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -36,6 +36,11 @@ class ClipMean(Metric, ABC):  # type: ignore[misc]
         super().__init__()
         self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
         self.add_state("clips", torch.tensor(0), dist_reduce_fx="sum")
+
+    @property
+    def better(self) -> Literal["higher", "lower"]:
+        """Which values are better."""
+        return "higher" if self.higher_is_better else "lower"
 
     @abstractmethod
     def score(self, video: Tensor, target: Tensor) -> Tensor:
