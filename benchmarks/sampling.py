@@ -125,21 +125,25 @@ class Benchmark:
         return [max(size for size in layout.sizes if size <= max(tokens // layout.num_blocks, layout.sizes[0]))] * 4
 
     def varying(self, count: int) -> list[list[int]]:
-        """Lengths of videos: skewed to the first block, as on UCF-101, and varying by a factor of about ten."""
-        layout, seeds = self.scale.layout, noise.sample_seeds(0, "lengths", torch.arange(count))
-        bell = (noise.uniform(seeds, "video", 6).sum(1) - 3) * 2**0.5  # variance 1
-        shares = torch.tensor([1.9, 0.9, 0.65, 0.55]) * noise.uniform(seeds, "block", 4) ** 0.3 * 1.25
-        sizes = torch.tensor(layout.sizes)
+        return varied_lengths(self.scale.layout, self.scale.mean, count).tolist()
 
-        def lengths(scale: float) -> torch.Tensor:
-            wanted = scale * torch.exp(0.6 * bell)[:, None] * shares * self.scale.mean / 4
-            return sizes[(wanted[..., None] - sizes).abs().argmin(-1)]
 
-        low, high = 0.1, 10.0
-        for _ in range(40):
-            middle = (low * high) ** 0.5
-            low, high = (middle, high) if lengths(middle).sum(1).double().mean() < self.scale.mean else (low, middle)
-        return [[int(n) for n in row] for row in lengths(high).tolist()]
+def varied_lengths(layout: BlockLayout, mean: float, count: int) -> torch.Tensor:
+    """(count, 4) lengths of blocks: skewed to the first, as on UCF-101, with sums that vary by a factor of about ten."""
+    seeds = noise.sample_seeds(0, "lengths", torch.arange(count))
+    bell = (noise.uniform(seeds, "video", 6).sum(1) - 3) * 2**0.5  # variance 1
+    shares = torch.tensor([1.9, 0.9, 0.65, 0.55]) * noise.uniform(seeds, "block", 4) ** 0.3 * 1.25
+    sizes = torch.tensor(layout.sizes)
+
+    def lengths(scale: float) -> torch.Tensor:
+        wanted = scale * torch.exp(0.6 * bell)[:, None] * shares * mean / 4
+        return sizes[(wanted[..., None] - sizes).abs().argmin(-1)]
+
+    low, high = 0.1, 10.0
+    for _ in range(40):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if lengths(middle).sum(1).double().mean() < mean else (low, middle)
+    return lengths(high)
 
 
 def row(name: str, value: str, limit: str = "", other: str = "", target: str = "") -> None:

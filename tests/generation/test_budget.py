@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from types import SimpleNamespace
 
 import pytest
 import torch
 from test_engine import LENGTH, class_requests, prompt_requests, rotary, rows_of
 
 from genvid.allocation import BudgetError
+from genvid.ar.rows import PackedRows, RowConfig
+from genvid.ar.task import ARTask
 from genvid.generation.budget import (
     BudgetConfig,
     GroupPlanner,
@@ -195,3 +198,21 @@ def test_guidance_measures_a_told_budget_against_any():
     tokens = torch.cat([TOLD.unpack(torch.tensor([row])).lengths for row in rows_of(engine, told)])
     assert tokens.shape == (3, 3)
     assert tokens.sum(1).max() <= 9
+
+
+def test_a_model_learns_to_spend_what_it_is_told():
+    """One class, whose clips are short or long: only the budget tells which is asked for."""
+    task = ARTask(rotary(TOLD)).train()
+    lengths, one = torch.tensor([[1, 3, 1], [6, 6, 6]]), torch.zeros(2, dtype=torch.long)
+    rows = PackedRows(SimpleNamespace(lengths=lengths), task.model.config, RowConfig(0.0, 0.0))
+    packed = rows.pack({"codes": torch.ones(2, 3, 6).long(), "lengths": lengths, "label": one, "seed": one})
+    batch = {name: value[None] for name, value in packed.items()}
+    optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
+    for step in range(60):
+        optimizer.zero_grad()
+        (task(batch, "model", step, {}).loss / task.num_items(batch)).backward()
+        optimizer.step()
+    engine = Engine(task.model.eval(), SamplingConfig(temperature=0), slots=2)
+    for budget, wanted in ((5, [1, 3, 1]), (18, [6, 6, 6])):
+        told = with_budget(engine, class_requests(TOLD, 1), BudgetConfig(tokens_per_video=budget, plan=False))
+        assert TOLD.unpack(torch.tensor(rows_of(engine, told))).lengths.tolist() == [wanted]

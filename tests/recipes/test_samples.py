@@ -9,6 +9,7 @@ import torch
 from genvid import config
 from genvid.eval.report import Report
 from genvid.generation import folder
+from genvid.recipes import budgets
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
 TOTAL = {"total": 160, "group_size": 4, "forecast_rows": 4}
@@ -92,6 +93,23 @@ def test_bad_requests_are_said_in_words(stages, capsys, changes, words):
     with pytest.raises(SystemExit):
         stages.run("generation", f"samples_bad_{len(words)}", **changes)
     assert words in capsys.readouterr().err
+
+
+def test_budgets_are_compared_over_the_same_requests(stages, run, monkeypatch, capsys):
+    monkeypatch.setattr(budgets, "SHARES", (0.5,))
+    path = stages.path("samples_budgets")
+    budgets.main([str(stages.folder / "generation_samples.yaml"), f"--output_dir={path}", "--count=8"])
+    printed = capsys.readouterr().out
+    reports = [Report.load(file) for file in (stages.folder / "samples_budgets" / "budgets").glob("*.json")]
+    cost = {report.title: budgets.value(report, budgets.COST) for report in reports}
+    budget = int(cost["free"] / 2)
+    ways = ["planned together", "planned each", "cut"]
+    assert set(cost) == {"free", *(f"{way} @ {budget}" for way in ways)}
+    assert all(cost[f"{way} @ {budget}"] <= budget for way in ways)
+    assert all(way in printed for way in ways)
+    with pytest.raises(SystemExit):
+        budgets.main([str(stages.folder / "generation_samples.yaml"), "--budget.total=100"])
+    assert "sets the budgets itself" in capsys.readouterr().err
 
 
 def test_samples_of_another_seed_are_not_mixed_in(stages, capsys):
