@@ -129,7 +129,7 @@ class Benchmark:
 
 
 def varied_lengths(layout: BlockLayout, mean: float, count: int) -> torch.Tensor:
-    """(count, 4) lengths of blocks: skewed to the first, as on UCF-101, with sums that vary by a factor of about ten."""
+    """(count, 4) lengths of blocks: skewed to the first, as on UCF-101, and varying by a factor of about ten."""
     seeds = noise.sample_seeds(0, "lengths", torch.arange(count))
     bell = (noise.uniform(seeds, "video", 6).sum(1) - 3) * 2**0.5  # variance 1
     shares = torch.tensor([1.9, 0.9, 0.65, 0.55]) * noise.uniform(seeds, "block", 4) ** 0.3 * 1.25
