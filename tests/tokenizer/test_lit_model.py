@@ -87,12 +87,18 @@ def test_context_is_bounded(lit: LIT) -> None:
     torch.testing.assert_close(filled, changed)
 
 
-@pytest.mark.parametrize("codec", ["AutoencoderKLCosmos", "AutoencoderKLWan"])
-def test_a_stream_equals_one_call(codec: str, folder: Path) -> None:
-    if codec == "AutoencoderKLCosmos":
-        lit, chunks = make_lit(cosmos(folder / "codec", window=9)), [9, 18, 9]
-    else:
-        lit, chunks = make_lit(DiffusersCodecConfig(str(save_codec(codec, folder / codec)))), [5, 12, 16]
+@pytest.mark.parametrize(
+    ("codec", "window", "chunks"),
+    [
+        ("AutoencoderKLCosmos", 9, [9, 18, 9]),
+        ("AutoencoderKLCosmos", 25, [25] * 12),
+        ("AutoencoderKLWan", None, [5, 12, 16]),
+        ("AutoencoderKLCogVideoX", None, [9, 8, 16]),
+    ],
+)
+def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[int], folder: Path) -> None:
+    config = DiffusersCodecConfig(str(save_codec(codec, folder / codec)), window=window)
+    lit = make_lit(config)
     video = drifting(2, sum(chunks))
     tokens = lit.encode(video)
     assert tokens.latents is not None
@@ -150,6 +156,17 @@ def test_other_resolutions_work_with_tiles(lit: LIT) -> None:
         lit.at((40, 50))
     with pytest.raises(ValueError, match="LIT at 32x32 decodes latents"):
         lit.decode(tokens)
+
+
+def test_a_dropped_first_block_is_one_sentence_unless_a_stream_knows_more(lit: LIT) -> None:
+    tokens = lit.encode(drifting(1, 9))
+    headless = replace(tokens, keep=tokens.keep & (torch.arange(3)[:, None] > 0))
+    for decode in (lit.decode, FilledCodec(lit, fill_by_copying).decode, StreamDecoder(lit)):
+        with pytest.raises(ValueError, match="first block must be kept whole"):
+            decode(headless)
+    decoder = StreamDecoder(lit)
+    decoder(tokens)
+    assert decoder(headless).shape == (1, 3, 9, 32, 32)
 
 
 def test_looking_ahead_cannot_stream(folder: Path) -> None:

@@ -14,7 +14,9 @@ from genvid.tokenizer.lit.redundancy import (
     RedundancyAllocator,
     RedundancyConfig,
     calibrate_threshold,
+    find_thresholds,
 )
+from genvid.tokenizer.lit.redundancy import walk as rule
 from genvid.tokenizer.lit.reference import Reference, interpolate, last_kept
 from genvid.tokens import BlockTokens
 
@@ -93,6 +95,27 @@ def test_a_stream_in_chunks_keeps_what_one_call_keeps() -> None:
     assert not whole[:, 1:].all()
 
 
+def test_thresholds_side_by_side_are_thresholds_one_by_one() -> None:
+    latents = walk(clips=3).latents
+    assert latents is not None
+    scaled, levels = latents / SCALE, torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
+    for start in (None, torch.randn(3, 8, 3)):
+        together = rule(scaled[:, :, None], levels, None if start is None else start[:, None])
+        for index in range(5):
+            alone = rule(scaled, levels[:, index], start)
+            for many, one in zip(together, alone, strict=True):
+                assert torch.equal(many[:, :, index], one)
+
+
+def test_the_threshold_that_is_found_leaves_little_of_the_budget() -> None:
+    latents = walk(clips=4, blocks=12, capacity=64).latents
+    assert latents is not None
+    wanted = torch.tensor([100, 200, 400, 700])
+    kept = rule(latents / SCALE, find_thresholds(latents / SCALE, wanted, None), None)[0].sum((1, 2))
+    assert (kept <= wanted).all()
+    assert (kept >= wanted - 3).all()
+
+
 @settings(max_examples=30, deadline=None)
 @given(positions=st.integers(8, 48), seed=st.integers(0, 100))
 def test_budgets_are_met_to_the_token(positions: int, seed: int) -> None:
@@ -132,8 +155,6 @@ def test_bad_budgets_and_tokens_are_one_sentence() -> None:
         RedundancyAllocator(RedundancyConfig(1), SCALE[:2])(walk())
     with pytest.raises(ValueError, match="no latents"):
         BudgetedRedundancy(9, SCALE)(BlockTokens(torch.ones(1, 2, 8, dtype=torch.bool)))
-    with pytest.raises(ValueError, match="first block must be kept whole"):
-        last_kept(torch.zeros(1, 2, 3, 1), torch.zeros(1, 2, 3, dtype=torch.bool))
 
 
 def test_a_calibrated_threshold_gives_its_rate() -> None:

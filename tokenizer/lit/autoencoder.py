@@ -100,6 +100,10 @@ class AutoencoderTask(TrainingTask):
     def exportable(self) -> VideoAutoencoder:
         return self.autoencoder
 
+    def use_compiler(self, micro_batches: int) -> None:
+        """The network in one piece: shapes never change, and it is made of many small kernels."""
+        self.autoencoder.compile(mode="reduce-overhead" if micro_batches == 1 else None)
+
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         restored, latents = self.autoencoder(batch["video"])
         parts = self._frozen[0].parts(restored, batch["video"])

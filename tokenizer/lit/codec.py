@@ -132,6 +132,9 @@ class Codec(nn.Module, ABC):
         """(C,) mean and standard deviation of the latents, where they were published with the weights."""
         return None
 
+    def use_compiler(self) -> None:
+        """Hand to torch.compile what gains by it: nothing, unless a codec is known to stand it."""
+
     def _stream(self) -> CodecStream:
         """By windows; codecs with temporal caches of their own do better."""
         if self.window is None:

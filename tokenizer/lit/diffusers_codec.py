@@ -45,6 +45,10 @@ class CosmosCodec(DiffusersCodec):
         config = self.model.config
         return _per_channel(config.latents_mean, config.latents_std, self.geometry.channels)
 
+    def use_compiler(self) -> None:
+        self.model.encoder.compile()
+        self.model.decoder.compile()
+
 
 class WanCodec(DiffusersCodec):
     """AutoencoderKLWan: coded latent frame by latent frame with convolution caches, which a stream carries on."""

@@ -19,6 +19,8 @@ from genvid.tokenizer.lit.reference import Reference, last_kept, next_kept
 
 Grid = tuple[int, int]
 """Rows and columns of latents in a frame."""
+KeysValues = tuple[Tensor, Tensor]
+"""Of a temporal block: (B * L, heads, frames, head_dim) each."""
 
 
 @dataclass(frozen=True)
@@ -51,19 +53,29 @@ class Memory:
     one-shot result without computing those frames again.
     """
 
-    layers: list[tuple[Tensor, Tensor]]
-    """Keys and values (B * L, heads, frames, head_dim) of each temporal block."""
+    layers: list[KeysValues]
+    """Of each temporal block."""
+    least: Tensor
+    """(B,) smallest change that was kept so far; infinite before the first."""
 
 
 class Inpainter(nn.Module):
-    """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them."""
+    """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them.
+
+    Where much is kept, what was dropped has hardly changed: the least change that was kept tells how little, and the
+    residual has a size of its own, an exponential, so that it can follow.
+    """
+
+    LEAST = (1e-3, 10.0)
+    """Bounds of the least change that was kept, as the network sees it."""
 
     def __init__(self, channels: int, config: InpainterConfig) -> None:
         super().__init__()
         self.config = config
         width, heads = config.transformer.width, config.transformer.heads
-        # Latent, its change since the last kept one, age; and what comes next, for an inpainter that looks ahead.
-        inputs = 2 * channels + 1 + (0 if config.causal else channels + 1)
+        # Latent, its change since the last kept one, age, the least change that was kept; and what comes next, for an
+        # inpainter that looks ahead.
+        inputs = 2 * channels + 2 + (0 if config.causal else channels + 1)
         self.embed = nn.Conv2d(inputs, width, 3, padding=1)
         self.mask_embedding = learned_table(width)
         self.spatial = config.transformer.build()
@@ -71,7 +83,7 @@ class Inpainter(nn.Module):
         lags = config.context if config.causal else 2 * config.context - 1
         self.lag_bias = nn.Parameter(torch.zeros(config.transformer.depth, heads, lags))
         self.norm = nn.LayerNorm(width)
-        self.output = nn.Linear(width, channels)
+        self.output = nn.Linear(width, channels + 1)
         initialise(self)
         nn.init.zeros_(self.output.weight)
 
@@ -88,32 +100,33 @@ class Inpainter(nn.Module):
         Never reads a dropped latent. Kept latents come out as they went in.
         """
         copied, age = last_kept(latents, keep, start)
-        x = self._embed(latents, keep, copied, age, grid, start)
-        layers: list[tuple[Tensor, Tensor]] = []
-        for index in range(self.config.transformer.depth):
+        change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
+        least = _least(change, None if memory is None else memory.least)
+        x = self._embed(keep, copied, change, age, least, grid)
+        layers: list[KeysValues] = []
+        for index, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             past = None if memory is None else memory.layers[index]
-            x = self.spatial[index](x, _over_space(grid, self.config.window))
+            x = spatial(x, _over_space(grid, self.config.window))
             x = _swap(x, len(latents))
-            x = self.temporal[index](x, self._over_time(index, past, layers))
+            x = temporal(x, self._over_time(self.lag_bias[index], past, layers))
             x = _swap(x, len(latents))
-        residual = self.output(self.norm(x)).view(latents.shape)
-        filled = torch.where(keep[..., None], copied, copied + residual.to(copied.dtype))
-        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
+        output = self.output(self.norm(x)).view(*keep.shape, -1).to(copied.dtype)
+        residual = output[..., :-1] * output[..., -1:].exp()
+        filled = torch.where(keep[..., None], copied, copied + residual)
+        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers, least[:, -1])
 
-    def _embed(
-        self, latents: Tensor, keep: Tensor, copied: Tensor, age: Tensor, grid: Grid, start: Reference | None
-    ) -> Tensor:
+    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, least: Tensor, grid: Grid) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
-        first = copied[:, :1] if start is None else start.latents[:, None].to(copied.dtype)
-        parts = [copied, copied - torch.cat([first, copied[:, :-1]], 1), _log(age)]
+        bound = least.clamp(*self.LEAST).log()[..., None, None].expand(*keep.shape, 1)
+        parts = [copied, change, _log(age), bound]
         if not self.config.causal:
-            following, ahead = next_kept(latents, keep)
+            following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]
         features = torch.unflatten(torch.cat(parts, -1).flatten(0, 1), 1, grid).permute(0, 3, 1, 2)
         x: Tensor = self.embed(features).flatten(2).transpose(1, 2)
         return x + torch.where(keep.flatten(0, 1)[..., None], 0, self.mask_embedding.to(x.dtype))
 
-    def _over_time(self, index: int, past: tuple[Tensor, Tensor] | None, record: list[tuple[Tensor, Tensor]]) -> Attend:
+    def _over_time(self, lag_bias: Tensor, past: KeysValues | None, record: list[KeysValues]) -> Attend:
         """Attention along time, after the frames of `past`; what the next chunk needs of it is added to `record`."""
         context, causal = self.config.context, self.config.causal
 
@@ -126,10 +139,20 @@ class Inpainter(nn.Module):
             lag = at[keys.shape[2] - queries.shape[2] :, None] - at
             seen = (lag < context) & ((lag >= 0) if causal else (lag > -context))
             table = lag.clamp(0, context - 1) if causal else lag.clamp(1 - context, context - 1) + context - 1
-            bias = self.lag_bias[index][:, table].masked_fill(~seen, float("-inf")).to(queries.dtype)
+            bias = lag_bias[:, table].masked_fill(~seen, float("-inf")).to(queries.dtype)
             return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None])
 
         return attend
+
+
+def _least(change: Tensor, before: Tensor | None) -> Tensor:
+    """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the smallest so far: at least the threshold under
+    which others were dropped, so it bounds what is missing there."""
+    size = change.abs().mean(-1)
+    least = torch.where(size > 0, size, torch.inf).amin(2)
+    if before is not None:
+        least = torch.cat([before[:, None], least], 1)
+    return least.cummin(1).values[:, -change.shape[1] :]
 
 
 def _over_space(grid: Grid, window: int) -> Attend:

@@ -107,8 +107,8 @@ class LIT(Model):
     def denormalise(self, latents: Tensor) -> Tensor:
         return latents * self.std + self.mean
 
-    def check(self, tokens: BlockTokens) -> Tensor:
-        """The latents of tokens that fit; ValueError in words otherwise."""
+    def check(self, tokens: BlockTokens, *, first: bool = True) -> Tensor:
+        """The latents of tokens that fit; ValueError in words otherwise. `first`: they begin a video."""
         wanted = (self.spec.block_capacity, self.spec.token_dim)
         if tokens.latents is None or tuple(tokens.latents.shape[2:]) != wanted:
             shape = None if tokens.latents is None else tuple(tokens.latents.shape)
@@ -116,6 +116,8 @@ class LIT(Model):
                 f"LIT at {self.resolution[0]}x{self.resolution[1]} decodes latents (B, G, {wanted[0]}, {wanted[1]}), "
                 f"got {'no latents' if shape is None else shape}"
             )
+        if first and not bool(tokens.keep[:, 0].all()):
+            raise ValueError("the first block must be kept whole: there is nothing to fill its dropped tokens from")
         return tokens.latents
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:

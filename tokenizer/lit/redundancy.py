@@ -20,7 +20,8 @@ from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
 
-_BISECTIONS = 16
+_ROUNDS, _LEVELS = 2, 64
+"""A threshold is searched in rounds of so many levels side by side: on a GPU a round costs as much as one level."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class RedundancyAllocator:
 class BudgetedRedundancy:
     """Keeps at most `positions` in every `period` blocks of every clip, the first block of the clip whole.
 
-    The threshold of each clip is bisected until the rule keeps no more than that, and the rest is spent on the dropped
+    The threshold of each clip is searched until the rule keeps no more than that, and the rest is spent on the dropped
     positions farthest from their reference: the budget is met to the token, unless fewer positions differ from their
     reference at all. `period` None is the whole clip; with blocks of a second it bounds the rate of a stream.
     """
@@ -107,35 +108,38 @@ def changes(latents: Tensor) -> Tensor:
 
 def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
     """The rule with the last kept reference: (B, G, L, C) scaled latents and (B,) thresholds -> (B, G, L) kept
-    positions, and the distance of each from its reference. `start` (B, L, C): references from before."""
+    positions, and the distance of each from its reference. `start` (B, L, C): references from before.
+
+    With latents (B, G, 1, L, C) and start (B, 1, L, C), K thresholds (B, K) for each clip -> (B, G, K, L).
+    """
     reference = latents[:, 0] if start is None else start
     keeps, distances = [], []
     for block, latent in enumerate(latents.unbind(1)):
         distance = (latent - reference).abs().mean(-1)
-        keep = distance >= threshold[:, None]
+        keep = distance >= threshold[..., None]
         if block == 0 and start is None:
             keep = torch.ones_like(keep)
         reference = torch.where(keep[..., None], latent, reference)
         keeps.append(keep)
-        distances.append(distance)
+        distances.append(distance.expand_as(keep))
     return torch.stack(keeps, 1), torch.stack(distances, 1)
 
 
-def bisect(latents: Tensor, positions: Tensor, start: Tensor | None) -> Tensor:
+def find_thresholds(latents: Tensor, positions: Tensor, start: Tensor | None) -> Tensor:
     """(B,) thresholds under which each clip keeps at most, and nearly, `positions` (B,) positions."""
     low = latents.new_zeros(len(latents))
     high = _spread(latents, start).mean(-1) + 1e-6
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        fits = walk(latents, middle, start)[0].sum((1, 2)) <= positions
-        low, high = torch.where(fits, low, middle), torch.where(fits, middle, high)
+    for _ in range(_ROUNDS):
+        levels = _between(low, high)
+        fits = _count(latents, levels, start) <= positions[:, None]
+        low, high = _narrow(levels, fits, low)
     return high
 
 
 def fill_budget(latents: Tensor, positions: int, start: Tensor | None) -> Tensor:
     """(B, G, L) with `positions` kept in each clip, by ranking: no more, and no fewer while any position differs."""
     wanted = torch.full((len(latents),), positions, device=latents.device)
-    keep, distance = walk(latents, bisect(latents, wanted, start), start)
+    keep, distance = walk(latents, find_thresholds(latents, wanted, start), start)
     rest = wanted - keep.sum((1, 2))
     score = torch.where(keep, -1.0, distance).flatten(1)
     rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -151,13 +155,32 @@ def calibrate_threshold(latents: list[Tensor], scale: Tensor, rate: float) -> fl
     floor = max(1 / part.shape[1] for part in parts)
     if rate < floor:
         raise BudgetError(f"a keep rate of {rate:g} is below the floor: the first block alone is {floor:.3g}")
-    low, high = 0.0, max(float(_spread(part, None).mean(-1).max()) for part in parts) + 1e-6
+    low = parts[0].new_zeros(1)
+    high = torch.stack([_spread(part, None).mean(-1).amax() for part in parts]).amax()[None] + 1e-6
     total = sum(part[..., 0].numel() for part in parts)
-    for _ in range(_BISECTIONS):
-        middle = (low + high) / 2
-        kept = sum(int(walk(p, p.new_full((len(p),), middle), None)[0].sum()) for p in parts)
-        low, high = (low, middle) if kept <= rate * total else (middle, high)
-    return high if rate < 1 else 0.0
+    for _ in range(_ROUNDS):
+        levels = _between(low, high)
+        kept = torch.stack([_count(part, levels.expand(len(part), -1), None).sum(0) for part in parts]).sum(0)
+        low, high = _narrow(levels, (kept <= rate * total)[None], low)
+    return float(high) if rate < 1 else 0.0
+
+
+def _count(latents: Tensor, levels: Tensor, start: Tensor | None) -> Tensor:
+    """(B, K) positions that each clip keeps under each of its thresholds `levels` (B, K)."""
+    return walk(latents[:, :, None], levels, None if start is None else start[:, None])[0].sum((1, 3))
+
+
+def _between(low: Tensor, high: Tensor) -> Tensor:
+    """(N,) bounds -> (N, K) levels that rise to `high` itself."""
+    share = torch.arange(1, _LEVELS + 1, device=low.device) / _LEVELS
+    return torch.cat([(low[:, None] + (high - low)[:, None] * share)[:, :-1], high[:, None]], 1)
+
+
+def _narrow(levels: Tensor, fits: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
+    """The lowest level that fits, of which the last always does, and the one below it: (N,) new bounds."""
+    first = fits.long().argmax(1, keepdim=True)
+    below = torch.cat([low[:, None], levels[:, :-1]], 1)
+    return below.gather(1, first)[:, 0], levels.gather(1, first)[:, 0]
 
 
 def _spread(latents: Tensor, start: Tensor | None) -> Tensor:

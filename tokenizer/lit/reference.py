@@ -25,10 +25,8 @@ def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> 
     """Copy-forward: (B, G, L, C) and (B, G, L) -> the latents with dropped ones replaced, and (B, G, L) their ages.
 
     A kept latent is its own reference, of age 0. `start` is what a stream knows from before; without it the first block
-    must be kept whole.
+    must be kept whole (`LIT.check` says so to users).
     """
-    if start is None and not bool(keep[:, 0].all()):
-        raise ValueError("the first block must be kept whole: there is nothing to fill its dropped tokens from")
     blocks = torch.arange(keep.shape[1], device=keep.device)[:, None]
     source = torch.where(keep, blocks, -1).cummax(1).values
     filled = latents.gather(1, source.clamp(min=0)[..., None].expand_as(latents))

@@ -54,7 +54,7 @@ class StreamDecoder:
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> Tensor:
         """The next tokens -> (B, 3, T, H, W)."""
-        lit, latents = self.lit, self.lit.check(tokens)
+        lit, latents = self.lit, self.lit.check(tokens, first=self.selected is None)
         filled, self.selected, self.memory = lit.inpainter(
             lit.normalise(latents), tokens.keep, lit.grid, self.selected, self.memory
         )

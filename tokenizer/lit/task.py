@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.lit.model import LIT, as_tokens
-from genvid.tokenizer.lit.redundancy import bisect, walk
+from genvid.tokenizer.lit.redundancy import find_thresholds, walk
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
@@ -47,8 +47,13 @@ class LITTask(TrainingTask):
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         return self.lit.inpainter.parameters()
 
-    def compilable(self) -> Iterable[nn.Module]:
+    def layers(self) -> Iterable[nn.Module]:
         return [*self.lit.inpainter.spatial, *self.lit.inpainter.temporal]
+
+    def use_compiler(self, micro_batches: int) -> None:
+        """The inpainter in one piece, and the codec's halves where they can be."""
+        self.lit.inpainter.compile()
+        self.lit.codec.use_compiler()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         lit, video = self.lit, batch["video"]
@@ -80,7 +85,7 @@ class LITTask(TrainingTask):
         lowest = self.objective.lowest_rate
         rate = lowest + (1 - lowest) * noise.uniform(seeds, "keep rate").to(latents.device).flatten()
         positions = (rate * blocks * capacity).long().clamp(min=capacity)
-        keep = walk(latents, bisect(latents, positions, None), None)[0]
+        keep = walk(latents, find_thresholds(latents, positions, None), None)[0]
         at_random = noise.uniform(seeds, "random masks").to(latents.device).flatten() < self.objective.random_masks
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents.device) < share
