@@ -1,7 +1,7 @@
 """Speed of AR training on packed rows beside padded ones: [accelerate launch ...] benchmarks/training.py [--tiny]
 
-The 633 M model of AdapTok (arXiv:2505.17011) with random weights, trained by genvid's Trainer: bf16, compiled layers,
-AdamW, clipping, moving average. Rows have 4 blocks of up to 512 tokens, 756 in all on average, and as many ids as they
+The 633 M model of AdapTok (arXiv:2505.17011) with random weights, trained by genvid's Trainer: bf16, dropout, compiled
+layers, AdamW, clipping, moving average. Rows have 4 blocks of up to 512 tokens, 756 in all on average, and as many ids as they
 need; "padded" gives each the width of the longest possible row. Batches wait on the device: no loader is measured.
 
 Useful tokens are targets, codes and framing; filling and padding count for nothing. MFU is what these tokens need,
@@ -131,7 +131,8 @@ class Benchmark:
         self.arguments = arguments
         self.scale = TINY if arguments.tiny else FULL
         depth = arguments.depth or self.scale.transformer.depth
-        self.config = ARConfig(self.scale.layout, replace(self.scale.transformer, depth=depth))
+        sizes = replace(self.scale.transformer, depth=depth, dropout=arguments.dropout)
+        self.config = ARConfig(self.scale.layout, sizes)
         self.state = PartialState(cpu=not torch.cuda.is_available())
         self.cache = RandomTokens(self.scale, 4096)
 
@@ -242,7 +243,7 @@ class Benchmark:
 
     def check(self) -> None:
         """The attention that is measured, in bf16, against padded rows in float32, on a model of two layers."""
-        config = replace(self.config, transformer=replace(self.config.transformer, depth=2))
+        config = replace(self.config, transformer=replace(self.config.transformer, depth=2, dropout=0.0))
         packed, reference = self.task("packed", config), self.task("padded", config)
         shard = Shard(0, 1, 0, 1, self.state.device)
         # Filled up by whole rows, and by empty ones.
@@ -298,6 +299,7 @@ def main() -> None:
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them (3)")
     parser.add_argument("--token-multiple", type=int, default=256, help="packed sequences are filled up to it (256)")
     parser.add_argument("--depth", type=int, help="fewer layers: a quick trial")
+    parser.add_argument("--dropout", type=float, default=0.1, help="as published: 0.1")
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s of the device (989: H100, dense bf16)")
     parser.add_argument("--no-compile", action="store_true")
     parser.add_argument("--no-average", action="store_true", help="without the moving average")
