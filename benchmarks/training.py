@@ -1,8 +1,9 @@
 """Speed of AR training on packed rows beside padded ones: [accelerate launch ...] benchmarks/training.py [--tiny]
 
 The 633 M model of AdapTok (arXiv:2505.17011) with random weights, trained by genvid's Trainer: bf16, dropout, compiled
-layers, AdamW, clipping, moving average. Rows have 4 blocks of up to 512 tokens, 756 in all on average, and as many ids as they
-need; "padded" gives each the width of the longest possible row. Batches wait on the device: no loader is measured.
+layers, AdamW, clipping, moving average. Rows have 4 blocks of up to 512 tokens, 756 in all on average, and as many
+ids as they need; "padded" gives each the width of the longest possible row. Batches wait on the device: no loader is
+measured.
 
 Useful tokens are targets, codes and framing; filling and padding count for nothing. MFU is what these tokens need,
 
