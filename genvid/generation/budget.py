@@ -51,7 +51,7 @@ class BudgetConfig:
             raise ValueError(f"group_size and forecast_rows are at least 1, got {self}")
 
 
-USED = 0.985
+USED = 0.99
 """Share that single videos are to use, on average, of the tokens that they want and may have."""
 
 PRICES = (0.0, *(2.0**power for power in range(-14, 5)))
