@@ -255,7 +255,7 @@ class Benchmark:
             with torch.autocast(shard.device.type, torch.bfloat16, enabled=half):
                 loss = task(moved, "model", 0, {}).loss / (batch["targets"] != IGNORED).sum()
             loss.backward()
-            losses.append(float(loss))
+            losses.append(loss.item())
             gradients.append(torch.cat([p.grad.flatten() for p in task.parameters()]))
         angle = torch.nn.functional.cosine_similarity(*gradients, 0)
         self.say(f"# packed loss {losses[0]:.5f}, padded float32 {losses[1]:.5f}; cosine of gradients {angle:.5f}")
@@ -298,7 +298,7 @@ def main() -> None:
     parser.add_argument("--micro-batches", type=int, default=2, help="of each process and step (2)")
     parser.add_argument("--steps", type=int, default=6, help="that are timed (6)")
     parser.add_argument("--warm-up", type=int, default=3, help="steps before them (3)")
-    parser.add_argument("--token-multiple", type=int, default=256, help="packed sequences are filled up to it (256)")
+    parser.add_argument("--token-multiple", type=int, default=128, help="packed sequences are filled up to it (128)")
     parser.add_argument("--depth", type=int, help="fewer layers: a quick trial")
     parser.add_argument("--dropout", type=float, default=0.1, help="as published: 0.1")
     parser.add_argument("--peak", type=float, default=989.0, help="TFLOP/s of the device (989: H100, dense bf16)")

@@ -33,7 +33,7 @@ class RowConfig:
     """Share of clips of which neither class nor budget is told, so that guidance can be used."""
     budget_dropout: float = 0.1
     """Share of clips whose budget is not told, in layouts that have budgets."""
-    token_multiple: int = 256
+    token_multiple: int = 128
     """Tokens of a micro-batch are filled up to a multiple, so that a compiled model sees few shapes. A multiple above
     what any micro-batch holds makes every shape the same, at the cost of the filling."""
 
