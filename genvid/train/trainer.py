@@ -25,6 +25,7 @@ from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import OptimizerConfig, linear_matrices, make_optimizers, set_lr
+from genvid.train.preview import preview
 from genvid.train.run import claim
 from genvid.train.sharding import whole_state
 from genvid.train.stop import STOPPED, Stopped, StopRequest
@@ -163,6 +164,7 @@ class Trainer:
                     self._give_up(step - verdict.in_a_row + config.max_skipped, batches, shard)
                 if saves:
                     checkpoints.save(done, state)
+                    self._show(micro_batches[0], done)
                 if stopped and done < config.steps:
                     self._leave(done, checkpoints)
                 checkpoints.poll()
@@ -237,6 +239,16 @@ class Trainer:
         torch.default_generator.manual_seed(seed)
         if self.accelerator.device.type == "cuda":
             torch.cuda.manual_seed(seed)
+
+    def _show(self, batch: Batch, done: int) -> None:
+        """Reconstructions for the trackers, where the first process holds the whole model."""
+        whole = self.accelerator.distributed_type not in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+        if self.config.trackers and whole and self.accelerator.is_main_process:
+            with self.accelerator.autocast():
+                pictures = preview(self.task.exportable(), batch)
+            for tracker in self.accelerator.trackers:
+                if pictures is not None and hasattr(tracker, "log_images"):
+                    tracker.log_images({"reconstruction": pictures}, step=done)
 
     def _leave(self, done: int, checkpoints: Checkpoints) -> NoReturn:
         """End after a signal, when all is saved: launchers end all processes when the first one is gone."""

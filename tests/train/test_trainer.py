@@ -92,10 +92,12 @@ class RunConfig:
     other: int = 0
 
 
-def train(folder: Path, task: type[TrainingTask] = ToyTask, *, other: int = 0, **settings) -> list[dict]:
+def train(
+    folder: Path, task: type[TrainingTask] = ToyTask, batches=stream, *, other: int = 0, **settings
+) -> list[dict]:
     optimizers = {phase: OptimizerConfig(lr=0.05, warmup_steps=2) for phase in task.phases}
     config = TrainConfig(**{"steps": 4, "batch_size": 8, "log_every": 1, "optimizers": optimizers, **settings})
-    Trainer(task(), config, folder, run_config=RunConfig(config, str(folder), other)).fit(stream)
+    Trainer(task(), config, folder, run_config=RunConfig(config, str(folder), other)).fit(batches)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
