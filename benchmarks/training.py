@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from sampling import FULL, TINY, Scale, varied_lengths
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
@@ -219,7 +220,8 @@ class Benchmark:
                 profiler.stop()
             raise EnoughError
 
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as own:
+            (folder,) = broadcast_object_list([own])
             task = self.task(setting.layout, self.config)
             trainer = Trainer(task, config, Path(folder) / "run", run_config=config)
             with suppress(EnoughError):
@@ -255,7 +257,7 @@ class Benchmark:
             with torch.autocast(shard.device.type, torch.bfloat16, enabled=half):
                 loss = task(moved, "model", 0, {}).loss / (batch["targets"] != IGNORED).sum()
             loss.backward()
-            losses.append(loss.item())
+            losses.append(loss.detach().item())
             gradients.append(torch.cat([p.grad.flatten() for p in task.parameters()]))
         angle = torch.nn.functional.cosine_similarity(*gradients, 0)
         self.say(f"# packed loss {losses[0]:.5f}, padded float32 {losses[1]:.5f}; cosine of gradients {angle:.5f}")
