@@ -5,6 +5,7 @@ from genvid.data.dataset import ClipDataset
 from genvid.data.davis import DavisConfig
 from genvid.data.folders import FolderConfig
 from genvid.data.hub import HuggingFaceConfig
+from genvid.data.joined import JoinedConfig
 from genvid.data.kinetics import Kinetics600Config
 from genvid.data.loader import StepSampler, load_batches, one_pass, step_batches
 from genvid.data.source import SourceConfig
@@ -18,6 +19,7 @@ __all__ = [
     "DavisConfig",
     "FolderConfig",
     "HuggingFaceConfig",
+    "JoinedConfig",
     "Kinetics600Config",
     "SourceConfig",
     "StepSampler",

@@ -53,19 +53,23 @@ class ClipConfig:
         """First frame of the random window of a clip with this seed."""
         return math.floor(_draw(seed, "start", 1)[0] * (video_frames - self.span + 1))
 
+    def cover(self, images: Tensor) -> Tensor:
+        """(T, 3, H, W) -> the same pictures, antialiased, at the smallest size that covers `resolution`."""
+        height, width = self.resolution
+        scale = max(height / images.shape[2], width / images.shape[3])
+        size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
+        return (
+            images if size == tuple(images.shape[2:]) else F.interpolate(images, size, mode="bilinear", antialias=True)
+        )
+
     def fit(self, video: Tensor, seed: int) -> Tensor:
         """(T, H, W, 3) uint8 frames -> (3, T, *resolution): resized (antialiased bilinear), cropped, flipped.
 
         uint8, or float32 in [-1, 1] where the clip is not `rounded`.
         """
-        height, width = self.resolution
         images = video.permute(0, 3, 1, 2)
-        if not self.rounded:
-            images = to_float(images)
-        scale = max(height / images.shape[2], width / images.shape[3])
-        size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
-        if size != tuple(images.shape[2:]):
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
+        images = self.cover(images if self.rounded else to_float(images))
+        (height, width), size = self.resolution, images.shape[2:]
         down, across, mirror = _draw(seed, "fit", 3) if self.crop == "random" or self.flip else (0.5, 0.5, 1.0)
         if self.crop == "center":
             top, left = (size[0] - height) // 2, (size[1] - width) // 2

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from genvid.data.clips import ClipConfig
-from genvid.data.probes import IndexedVideo, probe_files
+from genvid.data.prepared import SUFFIX, IndexedVideo, read_prepared
+from genvid.data.probes import probe_files
 from genvid.data.source import Source, SourceConfig
 from genvid.data.video import VideoError, VideoInfo, read_clip
 
@@ -50,7 +51,7 @@ class FileSource(Source):
         self.root, self.classes, self.config = root, classes, clip
         self._items: list[tuple[str, VideoInfo, int | None]] = []
         self.labels, self.names, problems, digests = [], [], list(missing), []
-        found = probe_files(root, [root / file.path for file in files])
+        found = probe_files(root, [root / file.path for file in files], read_prepared(root, clip))
         for file, video in zip(files, found, strict=True):
             if isinstance(video, IndexedVideo) and video.info.frames < clip.span:
                 video = VideoError(f"{root / file.path} has {video.info.frames} frames but a clip needs {clip.span}")
@@ -66,6 +67,10 @@ class FileSource(Source):
         self.contents = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         if problems:
             _report(problems, total=len(files) + len(missing), strict=strict)
+
+    def listing(self) -> dict[str, VideoInfo]:
+        """The usable videos: path below the root -> what is in the file."""
+        return {path: info for path, info, _ in self._items}
 
     def clip(self, index: int, seed: int) -> Tensor:
         path, info, start = self._items[index]
@@ -133,11 +138,18 @@ class FolderConfig(SourceConfig):
             file = (manifest.parent / row["file"]).absolute()
             if file.is_relative_to(root.absolute()):
                 path = str(file.relative_to(root.absolute()))
+                path = find_video(root, path) or path
                 names.append((path, row["label"] or "unlabelled", self.split in (None, row["split"])))
                 splits.add(row["split"])
         if names and not any(chosen for _, _, chosen in names):
             raise ValueError(f"{manifest} has no split '{self.split}' under {root}; it has {', '.join(sorted(splits))}")
         return names
+
+
+def find_video(root: Path, path: str) -> str | None:
+    """A listed path below `root`, or that of the prepared video that stands for it; None where neither is there."""
+    candidates = (path, str(Path(path).with_suffix(SUFFIX)))
+    return next((candidate for candidate in candidates if (root / candidate).exists()), None)
 
 
 def existing_folder(path: str) -> Path:

@@ -1,6 +1,7 @@
 """Probe many files once: what was found, and a hash of their content, is kept in the user's cache folder.
 
-A file is known again by path, size and time of change; what is computed from files is known by their content.
+A file is known again by path, size and time of change; what is computed from files is known by their content. Prepared
+videos come with an index of their own.
 """
 
 from __future__ import annotations
@@ -10,22 +11,15 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from genvid.data.prepared import IndexedVideo, PreparedVideo
 from genvid.data.video import VideoError, VideoInfo, probe
 from genvid.files import sha256, write_atomically
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class IndexedVideo:
-    """What a probe found in a file, and the start of the SHA-256 of its content."""
-
-    info: VideoInfo
-    digest: str
 
 
 def cache_folder() -> Path:
@@ -33,14 +27,21 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genvid"
 
 
-def probe_files(root: Path, files: Sequence[Path]) -> list[IndexedVideo | VideoError]:
-    """What each file holds, or why it cannot be used. The first call decodes every file, in threads.
+def probe_files(
+    root: Path, files: Sequence[Path], prepared: Mapping[str, PreparedVideo]
+) -> list[IndexedVideo | VideoError]:
+    """What each file holds, or why it cannot be used. The first call decodes every file that is not among the
+    `prepared` ones below `root`, in threads.
 
     Only what is good is remembered: a file that failed, perhaps for a moment, is tried again.
     """
     memory = _memory(root)
     found: dict[str, IndexedVideo | VideoError] = dict(_read(memory))
     keys = [_key(file) for file in files]
+    for key, file in zip(keys, files, strict=True):
+        entry = prepared.get(file.relative_to(root).as_posix())
+        if entry is not None and file.is_file() and file.stat().st_size == entry.bytes:
+            found[key] = entry.video
     missing = {key: file for key, file in zip(keys, files, strict=True) if key not in found}
     if missing:
         logger.info("probing %d video files under %s", len(missing), root)

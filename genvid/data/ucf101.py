@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from genvid.data.clips import ClipConfig
-from genvid.data.folders import FileSource, VideoFile, existing_folder
+from genvid.data.folders import FileSource, VideoFile, existing_folder, find_video
 from genvid.data.source import SourceConfig
 
 
@@ -38,14 +38,14 @@ class Ucf101Config(SourceConfig):
                 raise ValueError(f"{place}: expected a class number and a name, got '{' '.join(words)}'")
             numbers[words[1]] = int(words[0])
         names = self._files(lists, numbers)
-        missing = [f"{root / path} is listed but is not there" for path in sorted(names) if not (root / path).is_file()]
+        there = {path: file for path in sorted(names) if (file := find_video(root, path)) is not None}
+        missing = [f"{root / path} is listed but is not there" for path in sorted(names) if path not in there]
         order = sorted(numbers, key=lambda name: numbers[name])
         if self.class_order == "ascii":
             # The class as it is spelled in file names: HandStandPushups, where its folder is HandstandPushups.
             spelled = {name: Path(path).stem.split("_")[1] for path, name in names.items() if "_" in path}
             order = sorted(numbers, key=lambda name: spelled.get(name, name))
-        there = [path for path in sorted(names) if (root / path).is_file()]
-        files = [VideoFile(path, order.index(names[path])) for path in there]
+        files = [VideoFile(file, order.index(names[path])) for path, file in there.items()]
         return FileSource(root, files, order, clip=clip, strict=strict, missing=missing)
 
     def _files(self, lists: Path, numbers: dict[str, int]) -> dict[str, str]:

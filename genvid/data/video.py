@@ -86,6 +86,18 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
     return clip
 
 
+def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:
+    """Every frame of a file, (H, W, 3) uint8, one at a time. VideoError when it cannot be decoded."""
+    if Path(path).is_dir():
+        for index in range(info.frames):
+            yield _read_images(Path(path), range(index, index + 1), info)[0]
+        return
+    reformatter = VideoReformatter()
+    with _open(path) as (container, stream):
+        for frame in container.decode(stream):
+            yield reformatter.reformat(frame, info.width, info.height, "rgb24", threads=1).to_ndarray()
+
+
 def write_video(path: str | Path, video: Tensor, fps: float, *, scale: int = 1) -> None:
     """Write (3, T, H, W) uint8 as H.264 in mp4 that every browser plays; `scale` enlarges pixels for viewing.
 

@@ -1,0 +1,55 @@
+"""Several sources as one: the published tokenizers are trained on Kinetics-600 and UCF-101 together."""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+from torch import Tensor
+
+from genvid.data.clips import ClipConfig
+from genvid.data.source import Source, SourceConfig
+
+
+@SourceConfig.register_subclass("joined")
+@dataclass(frozen=True)
+class JoinedConfig(SourceConfig):
+    """The items of all `sources`, one source after the other. Classes of one name are one class."""
+
+    sources: tuple[SourceConfig, ...]
+
+    def __post_init__(self) -> None:
+        if not self.sources:
+            raise ValueError("a joined source needs at least one of `sources`")
+
+    def open(self, clip: ClipConfig, *, strict: bool = False) -> Source:
+        return JoinedSource([source.open(clip, strict=strict) for source in self.sources])
+
+
+class JoinedSource(Source):
+    """Items of several open sources."""
+
+    def __init__(self, sources: list[Source]) -> None:
+        self.sources = sources
+        self.classes = list(dict.fromkeys(chain.from_iterable(source.classes for source in sources)))
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        self.labels = [numbers[source.classes[label]] for source in sources for label in source.labels]
+        self.names = [f"{which}/{name}" for which, source in enumerate(sources) for name in source.names]
+        self.videos = sum(source.videos for source in sources)
+        self.left_out = [problem for source in sources for problem in source.left_out]
+        self.contents = hashlib.sha256(" ".join(source.contents for source in sources).encode()).hexdigest()
+        self._firsts = [0, *accumulate(len(source.names) for source in sources)]
+
+    def clip(self, index: int, seed: int) -> Tensor:
+        source, item = self._find(index)
+        return source.clip(item, seed)
+
+    def attributes(self, index: int) -> dict[str, int]:
+        source, item = self._find(index)
+        return source.attributes(item)
+
+    def _find(self, index: int) -> tuple[Source, int]:
+        which = bisect_right(self._firsts, index) - 1
+        return self.sources[which], index - self._firsts[which]

@@ -1,0 +1,139 @@
+"""Resize videos once, before training: python recipes/prepare_videos.py CONFIG.yaml [--key value ...]
+
+Writes a folder that every source reads in place of the original one: point `data.source.path` to it. Files that are
+there already are not made again, so the same command goes on after an interruption; --part 3 --parts 8 makes an eighth
+of them, on one machine of eight.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from genvid import config as configuration
+from genvid.data.folders import FileSource
+from genvid.data.prepared import (
+    SUFFIX,
+    Preparation,
+    PreparedVideo,
+    index_file,
+    prepare_video,
+    read_index,
+    write_index,
+)
+from genvid.data.video import VideoError, VideoInfo
+from genvid.files import write_atomically
+from genvid.recipes.command import command
+from genvid.recipes.loading import VideoData
+
+logger = logging.getLogger(__name__)
+
+WRITE_EVERY = 500
+"""Videos that are made again at most after an interruption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparationRun:
+    """Which videos are prepared, how, and where they go."""
+
+    output_dir: str
+    data: VideoData
+    """`clip` says to what resolution and crop; its frames are the fewest that a video must have."""
+    quality: int = Preparation.quality
+    keyframe_every: int = Preparation.keyframe_every
+    workers: int = 8
+    part: int = 0
+    parts: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.part < self.parts or self.workers < 1:
+            raise ValueError(
+                f"part is 0 to parts - 1 and workers at least 1, got part {self.part} of {self.parts} and "
+                f"{self.workers} workers"
+            )
+
+
+def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[str, str]]:
+    """The prepared videos by path, and why others are not among them, by path."""
+    how = Preparation(run.data.clip, run.quality, run.keyframe_every)
+    root, index = Path(run.output_dir), index_file(Path(run.output_dir), run.part, run.parts)
+    source = run.data.source.open(run.data.clip, strict=run.data.strict)
+    if not isinstance(source, FileSource):
+        raise ValueError(f"only videos in files can be prepared, and {type(run.data.source).__name__} has none")
+    videos = _targets(source.listing(), run.part, run.parts)
+    done: dict[str, PreparedVideo] = {}
+    if index.is_file():
+        held, done = read_index(index)
+        if held != how.described():
+            raise ValueError(f"{root} was prepared as {held}, not as {how.described()}: choose another output_dir")
+        done = {path: video for path, video in done.items() if _is_whole(root / path, video)}
+    missing = {target: video for target, video in videos.items() if target not in done}
+    problems = {}
+    for target, result in _prepare(source.root, root, missing, how, run.workers):
+        if isinstance(result, PreparedVideo):
+            done[target] = result
+            if len(done) % WRITE_EVERY == 0:
+                write_index(index, how.described(), done)
+        else:
+            problems[missing[target][0]] = str(result)
+            logger.warning("%s. It is left out (%d so far)", result, len(problems))
+    write_index(index, how.described(), done)
+    with write_atomically(index.with_suffix(".problems.txt")) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in (*source.left_out, *problems.values())))
+    return done, problems
+
+
+def _targets(listing: dict[str, VideoInfo], part: int, parts: int) -> dict[str, tuple[str, VideoInfo]]:
+    """What this part makes: path of the prepared video -> path of its source, and what is in it."""
+    targets: dict[str, tuple[str, VideoInfo]] = {}
+    for path, info in sorted(listing.items()):
+        target = Path(path).with_suffix(SUFFIX).as_posix()
+        if target in targets:
+            raise ValueError(f"{path} and {targets[target][0]} would both become {target}: rename one")
+        targets[target] = path, info
+    return dict(list(targets.items())[part::parts])
+
+
+def _is_whole(file: Path, video: PreparedVideo) -> bool:
+    return file.is_file() and file.stat().st_size == video.bytes
+
+
+def _prepare(
+    source: Path, root: Path, videos: dict[str, tuple[str, VideoInfo]], how: Preparation, workers: int
+) -> Iterator[tuple[str, PreparedVideo | VideoError]]:
+    """Every video as it is finished, with what became of it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["genvid.data"])
+    with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        running = {
+            pool.submit(prepare_video, source / path, info, root / target, how): target
+            for target, (path, info) in videos.items()
+        }
+        for future in tqdm(as_completed(running), total=len(running), desc="preparing", unit="video"):
+            try:
+                yield running[future], future.result()
+            except VideoError as error:
+                yield running[future], error
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    usage = "python recipes/prepare_videos.py CONFIG.yaml [--key value ...]"
+    run = configuration.parse(PreparationRun, argv, usage=usage)
+    done, problems = prepare_videos(run)
+    frames, size = sum(v.video.info.frames for v in done.values()), sum(v.bytes for v in done.values())
+    print(
+        f"prepared {len(done)} videos, {frames} frames, {size / 1e9:.3f} GB in {run.output_dir}; {len(problems)} failed"
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
