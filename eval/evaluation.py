@@ -213,13 +213,14 @@ class Evaluation:
     ) -> Iterator[tuple[Tensor, Batch]]:
         """This process's batches of positions that the first table lacks; in the end all tables are on disk.
 
-        Batches are the same for any number of processes and after any interruption.
+        Batches are the same for any number of processes and after any interruption. Whose a batch is does not depend on
+        what is done: processes look at different moments.
         """
         wanted, fed = tables[0], [table for table in tables if table is not None]
         assert wanted is not None
         done = wanted.done()
-        positions = torch.split(torch.arange(len(selection)), self.batch_size)
-        mine = [part for part in positions if not done.issuperset(part.tolist())][self.rank :: self.world_size]
+        share = torch.split(torch.arange(len(selection)), self.batch_size)[self.rank :: self.world_size]
+        mine = [part for part in share if not done.issuperset(part.tolist())]
         batches = self._load(selection, mine) if with_video else self._labels(selection, mine)
         try:
             with tqdm(total=sum(map(len, mine)), desc=what, unit="clip", disable=self.rank != 0) as bar:

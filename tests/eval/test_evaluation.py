@@ -173,6 +173,15 @@ def test_two_processes_give_the_very_numbers_of_one(tmp_path: Path) -> None:
     assert values(Summary(toy(tmp_path / "two"), Noisy(), resamples=0).report("noise", NOW)) == expected
 
 
+def test_a_process_that_comes_late_leaves_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = replace(TOY, task="generation", count=15)
+    expected = values(finish(toy(tmp_path / "one", record), Noisy()))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the real features are computed again
+    for rank in (1, 0):
+        toy(tmp_path / "two", record, rank=rank, world_size=2).measure(Noisy())
+    assert values(Summary(toy(tmp_path / "two", record), Noisy(), resamples=0).report("noise", NOW)) == expected
+
+
 def test_clips_and_classes_are_listed(tmp_path: Path) -> None:
     evaluation, model = toy(tmp_path), Noisy()
     evaluation.measure(model)
