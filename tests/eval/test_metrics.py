@@ -209,6 +209,37 @@ def test_the_interval_is_as_wide_as_the_value_varies() -> None:
     assert sum(widths) / len(widths) == pytest.approx(2 * 1.96 * spread, rel=0.25)
 
 
+@pytest.mark.parametrize("paired", [True, False])
+def test_the_interval_is_that_of_resampled_rows(paired: bool) -> None:
+    """The slow way: really repeat rows, really fit Gaussians; a pair is drawn as one where clips are paired."""
+    linalg = pytest.importorskip("scipy.linalg")
+    generator = torch.Generator().manual_seed(3)
+    real = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    made = real * 0.8 + 0.3 + 0.2 * torch.randn(30, 3, generator=generator, dtype=torch.float64)
+
+    def distance(a: np.ndarray, b: np.ndarray) -> float:
+        first, second = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+        root = linalg.sqrtm(first @ second).real
+        return float(((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(first + second - 2 * root))
+
+    draw = torch.Generator().manual_seed(5)
+    values = []
+    for _ in range(40):
+        rows = torch.randint(30, (30,), generator=draw)
+        other = rows if paired else torch.randint(30, (30,), generator=draw)
+        values.append(distance(real[rows].numpy(), made[other].numpy()))
+    shifted = np.array(values) + distance(real.numpy(), made.numpy()) - np.mean(values)
+    expected = (max(0.0, np.quantile(shifted, 0.05)), np.quantile(shifted, 0.95))
+    found = frechet_interval(real, made, ddof=1, paired=paired, resamples=40, level=0.9, seed=5)
+    assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_pairs_that_move_together_have_a_narrow_interval() -> None:
+    real = torch.randn(200, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    widths = [high - low for low, high in (frechet_interval(real, real + 0.5, paired=p) for p in (True, False))]
+    assert widths[0] < 1e-6 < 0.2 < widths[1]
+
+
 def test_bd_rate_of_known_curves() -> None:
     curve = [(100.0, 30.0), (200.0, 33.0), (400.0, 35.0), (800.0, 36.0)]
     half = [(rate / 2, quality) for rate, quality in curve]
