@@ -117,14 +117,14 @@ class _Axis:
             return _Axis(math.log10(low), math.log10(high), start, end, True, tuple(_log_ticks(low, high)))
         pad = 0.04 * (high - low) or 0.5 * abs(high) or 0.5
         low, high = (low if low >= 0 and low < 0.1 * high else low - pad), high + pad
-        return _Axis(low, high, start, end, False, tuple(_linear_ticks(low, high)))
+        return _Axis(low, high, start, end, False, tuple(linear_ticks(low, high)))
 
     def place(self, value: float) -> float:
         position = math.log10(value) if self.log else value
         return self.start + (position - self.low) / (self.high - self.low) * (self.end - self.start)
 
 
-def _linear_ticks(low: float, high: float) -> list[float]:
+def linear_ticks(low: float, high: float) -> list[float]:
     """About five multiples of 1, 2 or 5 times a power of ten."""
     raw = (high - low) / 5
     magnitude = 10 ** math.floor(math.log10(raw))
@@ -139,7 +139,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
         ticks = [factor * decade for decade in decades for factor in factors if low <= factor * decade <= high]
         if len(ticks) >= 3:
             return ticks
-    return _linear_ticks(low, high)
+    return linear_ticks(low, high)
 
 
 def _grid(x_axis: _Axis, y_axis: _Axis) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 from genvid.eval.charts import LineChart
+from genvid.eval.histograms import Histograms
 from genvid.eval.report import Report, column, columns, format_column, format_value
 from genvid.files import write_atomically
 
@@ -126,7 +127,7 @@ class Section:
         style = f"--columns:{len(header)}"
         return self._add(f'<div class="rows" style="{style}"><div class="columns">{names}</div>{"".join(lines)}</div>')
 
-    def charts(self, *charts: LineChart) -> Self:
+    def charts(self, *charts: LineChart | Histograms) -> Self:
         """Charts, side by side where they fit."""
         return self._add(f'<div class="charts">{"".join(chart.html() for chart in charts)}</div>')
 

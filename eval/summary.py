@@ -45,12 +45,31 @@ class Summary:
         for label in sorted(set(labels.tolist())):
             chosen = labels == label
             means = {name: float(values[:, chosen].mean()) for name, values in self._columns().items()}
-            found[names[label]] = {"clips": float(chosen.sum()), **means}
+            found[names[label]] = {"clips": int(chosen.sum()), **means}
         return found
 
-    def lengths(self) -> Tensor | None:
-        """(N, G) tokens of the blocks of every clip, of the first seed; None where videos differ in length."""
-        return self.seeds[0].get(BLOCKS)
+    def lengths(self) -> dict[str, list[int]]:
+        """Block -> its tokens in every clip, of the first seed; empty where videos differ in length."""
+        blocks = self.seeds[0].get(BLOCKS)
+        return {} if blocks is None else {f"block {g}": column.tolist() for g, column in enumerate(blocks.T)}
+
+    def class_lengths(self) -> dict[str, list[int]]:
+        """Class -> tokens of each of its clips, of the first seed, costliest class first; empty without tokens."""
+        tokens, labels = self.seeds[0].get("tokens per clip"), self.evaluation.real.labels()
+        if tokens is None:
+            return {}
+        found = {
+            self.evaluation.dataset.classes[label]: tokens[labels == label].tolist()
+            for label in labels.unique().tolist()
+        }
+        return dict(sorted(found.items(), key=lambda item: -statistics.fmean(item[1])))
+
+    def write_classes(self, path: str | Path) -> None:
+        """A CSV file of `classes`."""
+        with write_atomically(path) as temporary, temporary.open("w", newline="") as stream:
+            writer = csv.writer(stream)
+            writer.writerow(["class", "clips", *self._columns()])
+            writer.writerows([name, *values.values()] for name, values in self.classes().items())
 
     def write_clips(self, path: str | Path) -> None:
         """A CSV file with a row for each clip and seed: name, class, and all that was measured of it."""
@@ -143,15 +162,6 @@ def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     order = noise.sample_seeds(0, "halves", torch.arange(len(rows))).argsort(stable=True).to(rows.device)
     first, second, *_ = rows[order].split(len(rows) // 2)
     return first, second
-
-
-def token_histogram(lengths: Sequence[int], most: int = 24) -> tuple[list[float], list[float]]:
-    """Middle of each of at most `most` bins of whole numbers, and the share of lengths in it."""
-    low, high = min(lengths), max(lengths)
-    width = -(-(high - low + 1) // most)
-    counts = torch.bincount((torch.tensor(lengths) - low) // width)
-    middles = [low + bin * width + (width - 1) / 2 for bin in range(len(counts))]
-    return middles, (counts / len(lengths)).tolist()
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -6,17 +6,21 @@ from collections.abc import Sequence
 from pathlib import Path
 from string import ascii_uppercase
 
+import torch
+
 from genvid.data.clips import to_uint8
 from genvid.data.video import video_bytes
-from genvid.eval.charts import PALETTE_SIZE, LineChart, Series
 from genvid.eval.evaluation import SHOWN, Evaluation
+from genvid.eval.histograms import Histograms
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.page import Clip, Page, Section, Value
 from genvid.eval.rate_distortion import Curves, curves, quality_chart
 from genvid.eval.report import Report, format_value
-from genvid.eval.summary import Summary, token_histogram
+from genvid.eval.summary import Summary
 
 RATE = "bits per clip"
+MOST_CLASSES = 120
+"""Rows of a chart of classes."""
 
 
 def evaluation_page(report: Report, summary: Summary) -> Page:
@@ -24,16 +28,10 @@ def evaluation_page(report: Report, summary: Summary) -> Page:
     evaluation = summary.evaluation
     page = Page(report.title, lead=f"{evaluation.protocol.name}, {len(evaluation.real):,} clips.")
     add_numbers(page.section("Numbers"), report)
-    lengths = summary.lengths()
-    if lengths is not None:
-        section = page.section("Tokens")
-        section.charts(
-            _histogram("Tokens of each block", {f"block {g}": lengths[:, g].tolist() for g in range(lengths.shape[1])}),
-            _histogram("Tokens of a clip", {"clips": lengths.sum(1).tolist()}),
-        )
+    add_tokens(page, summary)
     classes = summary.classes()
-    if classes:
-        header = list(next(iter(classes.values())))
+    header = list(next(iter(classes.values())))
+    if len(header) > 1:
         rows: list[list[Value]] = [[name, *values.values()] for name, values in classes.items()]
         page.section("Classes").table(["class", *header], rows)
     add_samples(page.section("Samples"), evaluation)
@@ -58,6 +56,27 @@ def add_numbers(section: Section, report: Report) -> None:
     section.provenance([report])
 
 
+def add_tokens(page: Page, summary: Summary) -> None:
+    """Histograms of tokens by block and by class."""
+    blocks, classes = summary.lengths(), summary.class_lengths()
+    charts = [Histograms("Tokens of each block", blocks, "tokens")] if blocks else []
+    if classes:
+        every = [tokens for values in classes.values() for tokens in values]
+        charts.append(Histograms("Tokens of the clips of each class", {"all": every, **_ends(classes)}, "tokens"))
+    if charts:
+        section = page.section("Tokens").charts(*charts)
+        if len(classes) > MOST_CLASSES:
+            section.note(f"Of {len(classes)} classes, those that need most and least.")
+
+
+def _ends(classes: dict[str, list[int]]) -> dict[str, list[int]]:
+    """The first and last of more classes than a chart should have."""
+    names = list(classes)
+    if len(names) > MOST_CLASSES:
+        names = names[: MOST_CLASSES // 2] + names[-MOST_CLASSES // 2 :]
+    return {name: classes[name] for name in names}
+
+
 def add_samples(section: Section, evaluation: Evaluation) -> None:
     """What the model made beside real clips: the originals of reconstructions, for samples clips of the same class."""
     rows = {}
@@ -66,8 +85,9 @@ def add_samples(section: Section, evaluation: Evaluation) -> None:
         file = evaluation.folder / "samples" / f"{position:04d}.mp4"
         if file.is_file():
             item = evaluation.dataset[evaluation.real.items[position]]
+            real = item["video"] if item["video"].dtype == torch.uint8 else to_uint8(item["video"])
             title = f"{evaluation.dataset.classes[int(item['label'])]}, {Path(names[position]).name}"
-            rows[title] = [Clip(video_bytes(to_uint8(item["video"]), 25)), Clip(file.read_bytes())]
+            rows[title] = [Clip(video_bytes(real, 25)), Clip(file.read_bytes())]
     made = {"reconstruction": "reconstruction", "prediction": "prediction", "generation": "sample of the same class"}
     section.comparison(["real", made[evaluation.protocol.task]], rows)
 
@@ -103,8 +123,3 @@ def bd_rows(found: Curves, quality: str, *, lower_is_better: bool) -> list[list[
             saved = None
         rows.append([quality, name, anchor, saved])
     return rows
-
-
-def _histogram(title: str, values: dict[str, list[int]]) -> LineChart:
-    series = [Series(name, *token_histogram(counts)) for name, counts in list(values.items())[:PALETTE_SIZE]]
-    return LineChart(title, series, x_label="tokens", y_label="share of clips", markers=len(series) == 1)

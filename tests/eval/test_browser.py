@@ -23,11 +23,13 @@ addEventListener('load', async () => {
     : new Promise(done => { video.addEventListener('loadeddata', done); video.addEventListener('error', done); });
   await Promise.all(videos.map(ready));
   const size = video => `${video.videoWidth}x${video.videoHeight}/${video.duration.toFixed(2)}`;
-  const drawn = [...document.querySelectorAll('svg polyline')].filter(line => line.getTotalLength() > 10);
+  const lines = [...document.querySelectorAll('svg polyline')].filter(line => line.getTotalLength() > 10);
+  const cells = [...document.querySelectorAll('svg .cell')].filter(cell => cell.getBoundingClientRect().width > 2);
   const wide = document.documentElement.scrollWidth > innerWidth;
   const report = document.createElement('p');
   report.id = 'probe';
-  report.textContent = `videos ${videos.map(size).join(' ')}; lines ${drawn.length}; overflow ${wide}`;
+  const drawn = `lines ${lines.length}; cells ${cells.length}; overflow ${wide}`;
+  report.textContent = `videos ${videos.map(size).join(' ')}; ${drawn}`;
   document.body.append(report);
 });
 </script>"""
@@ -64,7 +66,7 @@ def test_the_page_of_an_evaluation_plays_and_draws(tmp_path: Path) -> None:
     said = in_browser(tmp_path / "page.html", tmp_path)
     videos = re.findall(r"(\d+)x(\d+)/([\d.]+)", said)
     assert videos == [("32", "32", "0.64")] * 32
-    assert "lines 5" in said
+    assert int(re.findall(r"cells (\d+)", said)[0]) > 40
     assert "overflow false" in said
     comparison_page(reports).write(tmp_path / "comparison.html")
-    assert "PSNR" in (tmp_path / "comparison.html").read_text()
+    assert "lines 3; cells 0; overflow false" in in_browser(tmp_path / "comparison.html", tmp_path)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from toy_models import CLIPS, TOY, Colours, Noisy
 
 from genvid import noise
 from genvid.data import FolderConfig, to_float, write_video
+from genvid.data.video import read_clip
 from genvid.eval.evaluation import Evaluation
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import frechet_distance
@@ -21,6 +24,7 @@ from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
+from genvid.eval.summary_page import evaluation_page
 from genvid.eval.table import ClipTable
 
 NOW = Provenance("0.1", "evaluate", "2026-01-01")
@@ -195,6 +199,31 @@ def test_clips_and_classes_are_listed(tmp_path: Path) -> None:
     assert len(classes) == 8
     mean = sum(float(row["PSNR"]) for row in rows if row["class"] == "circle") / classes["circle"]["clips"]
     assert classes["circle"]["PSNR"] == pytest.approx(mean)
+    summary.write_classes(tmp_path / "classes.csv")
+    with (tmp_path / "classes.csv").open(newline="") as stream:
+        table = {row.pop("class"): row for row in csv.DictReader(stream)}
+    assert {name: {key: float(value) for key, value in row.items()} for name, row in table.items()} == classes
+
+
+def test_the_page_shows_originals_beside_what_was_made_and_what_classes_cost(tmp_path: Path) -> None:
+    evaluation, model = toy(tmp_path), Noisy(0.0)
+    report = finish(evaluation, model)
+    summary = Summary(evaluation, model, resamples=0)
+    page = evaluation_page(report, summary).html()
+    files = [tmp_path / f"{number}.mp4" for number in range(4)]
+    for file, video in zip(files, re.findall(r"data:video/mp4;base64,([^\"]+)", page), strict=False):
+        file.write_bytes(base64.b64decode(video))
+    shown = [read_clip(file, 0, 16).astype(float) for file in files]
+    for original, restored, other in ((0, 1, 2), (2, 3, 0)):
+        assert abs(shown[original] - shown[restored]).mean() < 2
+        assert abs(shown[original] - shown[other]).mean() > 10
+    tokens = summary.class_lengths()
+    assert {name: len(values) for name, values in tokens.items()} == dict.fromkeys(evaluation.dataset.classes, 5)
+    means = {name: values["tokens per clip"] for name, values in summary.classes().items()}
+    assert [sum(values) / 5 for values in tokens.values()] == pytest.approx(sorted(means.values(), reverse=True))
+    assert all(f"<title>{name}: " in page for name in ("all", "circle", "block 0", "block 3"))
+    blocks = summary.lengths()
+    assert [sum(clip) for clip in zip(*blocks.values(), strict=True)] == summary.seeds[0]["tokens per clip"].tolist()
 
 
 def test_tables_keep_rows_in_order_and_refuse_another_use(tmp_path: Path) -> None:
@@ -225,7 +254,8 @@ def test_whole_videos_of_different_lengths(tmp_path: Path) -> None:
     report = finish(evaluation, model)
     assert [shape[2] for shape in model.shown if shape] == [16, 20, 33]
     assert list(values(report)) == ["PSNR", "tokens per clip", "bits per clip"]
-    assert Summary(evaluation, model).lengths() is None
+    assert Summary(evaluation, model).lengths() == {}
+    assert len(Summary(evaluation, model).class_lengths()) == 1
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("ucf101")])

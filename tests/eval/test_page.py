@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from genvid.eval.charts import LineChart, Series
+from genvid.eval.histograms import Histograms
 from genvid.eval.page import Clip, Page
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
@@ -134,3 +135,32 @@ def test_chart_skips_what_cannot_be_drawn_and_shortens_long_curves() -> None:
 def test_axes_have_a_few_ticks(low: float, high: float) -> None:
     html = LineChart("t", [Series("s", [0, 1], [low, high])], "x", "y").html()
     assert 2 <= html.count('class="grid"') <= 8
+
+
+def cells(html: str) -> list[tuple[float, float, float, str]]:
+    """Place, width, shade and text of every cell."""
+    pattern = r'class="cell" x="([\d.]+)" y="\d+" width="([\d.]+)" height="\d+" fill-opacity="([\d.]+)"><title>([^<]+)'
+    return [(float(x), float(w), float(shade), text) for x, w, shade, text in re.findall(pattern, html)]
+
+
+def test_histograms_share_their_bins() -> None:
+    html = Histograms("t", {"a": [3, 3, 3, 5], "b & c": [5, 5]}, "tokens").html()
+    (left, wide, pale, said), middle, below = cells(html)
+    assert said == "a: 3 tokens, 75 % of 4"
+    assert (pale, middle[2], below[2]) == (0.75, 0.25, 1.0)
+    assert middle[:2] == below[:2]
+    assert middle[0] - left == pytest.approx(2 * (wide + 1), abs=0.2)
+    assert below[3] == "b &amp; c: 5 tokens, 100 % of 2"
+    means = [float(x) for x in re.findall(r'class="mean" x1="([\d.]+)"', html)]
+    assert means[0] == pytest.approx(left + wide / 2 + 0.25 * (middle[0] - left), abs=0.6)
+
+
+def test_histograms_of_wide_ranges_and_of_one_value() -> None:
+    values = list(range(100, 1100))
+    drawn = cells(Histograms("t", {"a": values}, "tokens").html())
+    assert len(drawn) == 24
+    assert drawn[0][3].startswith("a: 100 to 141 tokens")
+    assert {shade for *_, shade, _ in drawn[:-1]} == {1.0}
+    assert len(cells(Histograms("t", {"a": [7], "b": [7, 7]}, "tokens").html())) == 2
+    with pytest.raises(ValueError, match="numbers in every group"):
+        Histograms("t", {"a": []}, "tokens")
