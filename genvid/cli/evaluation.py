@@ -28,6 +28,9 @@ from genvid.perceptual import LPIPS
 from genvid.recipes.loading import device
 from genvid.train.accelerator import make_state
 
+SAMPLED = 128
+"""Clips sampled at a time: two for each slot of the engine, so that a row that ends makes room for another."""
+
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run a protocol: one report, or one for each token budget."""
@@ -52,7 +55,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             sampler_seeds=1 if isinstance(producer, Folder) else arguments.seeds,
             resolution=_resolution(producer),
             partial=arguments.partial,
-            batch_size=GROUP if budget is not None else arguments.batch_size,
+            batch_size=_batch_size(arguments, producer, budget),
             workers=arguments.workers,
             device=device(),
             rank=state.process_index,
@@ -95,7 +98,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--count", type=int, metavar="N", help="fewer clips: the number's name says so")
     parser.add_argument("--seeds", type=int, metavar="N", help="other than the protocol's number of sampler seeds")
     parser.add_argument("--partial", action="store_true", help="run what is not the whole protocol, under another name")
-    parser.add_argument("--batch-size", type=int, default=16, help="clips at a time (16)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help=f"clips at a time (16; {SAMPLED} when sampling)")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="processes that decode videos (2)")
     parser.add_argument("--title", help="name of the row (the model's folder)")
     parser.add_argument("--html", action="store_true", help="write page.html too")
@@ -160,6 +163,14 @@ def _fidelity(arguments: argparse.Namespace, producer: Producer, record: Protoco
     return [ClipPSNR(), ClipSSIM(), *([ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []), *lpips]
 
 
+def _batch_size(arguments: argparse.Namespace, producer: Producer, budget: int | None) -> int:
+    if budget is not None:
+        return GROUP
+    if arguments.batch_size is not None:
+        return int(arguments.batch_size)
+    return SAMPLED if isinstance(producer, Sampling) else 16
+
+
 def _class_order(producer: Producer) -> ClassOrder:
     """Published models number the classes of UCF-101 in their own way."""
     published = isinstance(producer, Sampling) and isinstance(producer.model, PublishedTransformer)
@@ -191,6 +202,7 @@ def _remarks(producer: Producer) -> list[str]:
 def _write(folder: Path, report: Report, summary: Summary, *, html: bool) -> None:
     report.save(folder / "report.json")
     summary.write_clips(folder / "clips.csv")
+    summary.write_classes(folder / "classes.csv")
     if html:
         evaluation_page(report, summary).write(folder / "page.html")
     for number in report.numbers:

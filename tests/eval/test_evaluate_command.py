@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,10 +22,12 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as Network
 from genvid.tokenizer.quantizer import VQConfig
 
+LAUNCH_FILE = Path(__file__).resolve().parents[2] / "recipes/configs/accelerate/ddp.yaml"
+
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tokenizer of 4 blocks of 4 frames at 32x32, its scorer, a model of five classes, a classifier."""
+    """A tokenizer of 4 blocks of 4 frames at 32x32, its scorer, a model of eight classes, a classifier."""
     folder, network, sizes = tmp_path_factory.mktemp("models"), Network(16, 1, 2), (2, 4, 8)
     torch.manual_seed(0)
     config = AdapTokConfig(16, (32, 32), (4, 8, 8), 8, network, network, VQConfig(codebook_size=20, code_dim=4))
@@ -31,7 +35,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.nn.init.normal_(tokenizer.output.weight, std=0.1)
     tokenizer.save(folder / "tokenizer")
     Scorer(ScorerConfig.for_tokenizer(config, network, sizes=sizes, metric="x")).save(folder / "scorer")
-    layout = BlockLayout(codebook_size=20, num_classes=5, num_blocks=4, block_capacity=8, sizes=sizes)
+    layout = BlockLayout(codebook_size=20, num_classes=8, num_blocks=4, block_capacity=8, sizes=sizes)
     rows = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
     BlockTransformer(ARConfig(layout, rows)).save(folder / "ar")
     classifier = VideoClassifierConfig(2, frames=16, resolution=32, width=8)
@@ -85,6 +89,31 @@ def test_samples_are_of_the_classes_of_the_real_windows(
     with pytest.raises(SystemExit):
         main(["report", str(out / "report.json"), str(tmp_path / "other.json")])
     assert "numbers of different protocols do not stand in one column" in capsys.readouterr().err
+
+
+def test_two_processes_give_the_very_numbers_of_one(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "clips.yaml").write_text("{type: synthetic, clips: 24}")
+    described = ["--source", str(tmp_path / "clips.yaml"), "--partial", "--count", "12", "--seeds", "2"]
+    scored = ["--features", str(models / "classifier"), "--batch-size", "4", "--workers", "0"]
+    made = ["--tokenizer", str(models / "tokenizer"), "--model", str(models / "ar")]
+    command = ["evaluate", "ucf101-gfvd-larp-10k", *described, *scored, *made]
+    folders = [tmp_path / "one", tmp_path / "two"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    main([*command, "--output", str(folders[0])])
+    torch.set_num_threads(threads)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the real features are computed again
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1"]
+    launch += ["--config_file", str(LAUNCH_FILE), "--num_processes", "2", "-m", "genvid.cli"]
+    ended = subprocess.run([*launch, *command, "--output", str(folders[1])], capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    numbers = [Report.load(folder / "report.json").numbers for folder in folders]
+    assert len(numbers[0]) == 4
+    assert numbers[0] == numbers[1]
+    assert (folders[0] / "clips.csv").read_text() == (folders[1] / "clips.csv").read_text()
+    assert len(list((folders[1] / "measured" / "seed0").glob("rows-*"))) == 2
 
 
 @pytest.mark.parametrize(
