@@ -35,7 +35,7 @@ class Journal:
     """
 
     def __init__(self, accelerator: Accelerator, folder: Path, *, start: int, steps: int, every: int) -> None:
-        self.accelerator, self.every = accelerator, every
+        self.accelerator, self.every, self.recorded = accelerator, every, start
         self.file = folder / "metrics.jsonl"
         self.sums: dict[tuple[str, ...], Tensor] = {}
         """Names of terms that come together -> their sums weighted by items, then the sum of the weights."""
@@ -88,7 +88,7 @@ class Journal:
                 totals[name] = total + value, seen + weight
         items = next(iter(totals.values()))[1]
         elapsed = time.perf_counter() - self.since
-        count = (step - 1) % self.every + 1
+        count, self.recorded = step - self.recorded, step
         record: dict[str, Any] = {"step": step}
         record |= {name: total / max(1, seen) for name, (total, seen) in totals.items()}
         record |= self.values

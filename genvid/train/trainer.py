@@ -191,7 +191,7 @@ class Trainer:
                 with self.accelerator.accumulate(self.model):
                     output = self.model(batch, phase, step, carries[index])
                     carries[index] = output.carry
-                    terms.append({"loss": output.loss / items[index].clamp(min=1), **output.terms})
+                    terms.append({"loss": output.loss.detach() / items[index].clamp(min=1), **output.terms})
                     norm = self._backward(output.loss, scale, phase, settings.clip_norm)
                     for optimizer in optimizers:
                         optimizer.step()

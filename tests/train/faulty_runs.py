@@ -22,7 +22,7 @@ from test_trainer import ToyTask, stream, train
 
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 """What a run does to its folder, as sys.addaudithook names it."""
-SETTINGS = {"steps": 24, "save_every": 3, "log_every": 2}
+SETTINGS = {"steps": 24, "save_every": 4, "log_every": 2}
 
 
 class Runs:

@@ -134,7 +134,7 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(tmp_path, caplog, str
         train(run, **SETTINGS)
     (message,) = [r.getMessage() for r in caplog.records if r.name == checkpoints.__name__]
     assert "step_00000024 is damaged (" in message
-    assert "kept as damaged_step_00000024, resuming from step_00000021" in message
+    assert "kept as damaged_step_00000024, resuming from step_00000020" in message
     assert_same_runs(run, straight)
 
 
