@@ -2,7 +2,8 @@
 
 Clips are noise that changes at half of the positions: only shapes matter for time. Prints the median of the runs of
 plain encode + decode, LIT, InfoTok's rule and ElasticTok's rule at one keep rate; then streams a clip in windows and
-compares it with one call, and the memory of a stream with that of one ten times as long.
+compares it with one call, and the memory of a stream with that of one ten times as long. --compile hands codec and
+inpainter to torch.compile and times what has one shape only: no ElasticTok's rule, no stream.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ def median_seconds(work: Callable[[], object], runs: int, device: str) -> float:
     return sorted(seconds[1:])[runs // 2]
 
 
-def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str) -> None:
+def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str, *, elastic: bool) -> None:
     tokens = lit.encode(video)
     budget = round(rate * tokens.keep[0].numel())
     threshold = calibrate_threshold([tokens.latents], lit.std, rate)  # type: ignore[list-item]
@@ -61,8 +62,9 @@ def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str) -> 
         "LIT, threshold": lambda: lit.decode(thinned(lit.encode(video))),
         "LIT, budget": lambda: lit.decode(BudgetedRedundancy(budget, lit.std)(lit.encode(video))),
         "InfoTok's rule": lambda: lit.decode(InfoTokRule(lit, video, budget)(lit.encode(video))),
-        "ElasticTok's rule": lambda: lit.decode(ElasticTokRule(lit, video, target)(lit.encode(video))),
     }
+    if elastic:
+        paths["ElasticTok's rule"] = lambda: lit.decode(ElasticTokRule(lit, video, target)(lit.encode(video)))
     seconds = {name: median_seconds(path, runs if "Elastic" not in name else 1, device) for name, path in paths.items()}
     for name, value in seconds.items():
         print(
@@ -114,6 +116,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--rate", type=float, default=0.35)
     parser.add_argument("--runs", type=int, default=11)
+    parser.add_argument("--compile", action="store_true")
     parser.add_argument("--stream-frames", type=int, default=300)
     parser.add_argument("--window", type=int, default=25, help="frames of a chunk of the stream")
     arguments = parser.parse_args()
@@ -124,10 +127,18 @@ def main() -> None:
     print(
         f"{hardware}, torch {torch.__version__}; codec {lit.codec.name}, inpainter {parameters / 1e6:.1f} M parameters"
     )
-    print(f"{arguments.clips} clips of {arguments.frames} frames at {arguments.size}x{arguments.size}, bf16 autocast")
+    print(
+        f"{arguments.clips} clips of {arguments.frames} frames at {arguments.size}x{arguments.size}, bf16 autocast"
+        + (", compiled" if arguments.compile else "")
+    )
+    if arguments.compile:
+        lit.inpainter.compile()
+        lit.codec.use_compiler()
     video = make_clips(arguments.clips, arguments.frames, arguments.size, device)
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
-        time_paths(lit, video, arguments.rate, arguments.runs, device)
+        time_paths(lit, video, arguments.rate, arguments.runs, device, elastic=not arguments.compile)
+    if arguments.compile:
+        return
     lit.codec.window = arguments.window
     check_stream(lit, arguments.size, arguments.stream_frames, arguments.window, arguments.rate, device)
 

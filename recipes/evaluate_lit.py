@@ -1,8 +1,9 @@
 """Score LIT, the simple fillers and the rules it is compared with: python recipes/evaluate_lit.py CONFIG.yaml [...]
 
 At every keep rate each clip keeps the same number of positions under every rule, except ElasticTok's, whose target
-error is calibrated to that rate on the first batch. Writes a report for each method and rate, table.md, page.html and
-side_by_side.mp4. One process.
+error is calibrated to that rate on the first batch; "budget met, %" counts the clips that keep that number exactly.
+Writes a report for each method and rate, table.md, page.html, and side_by_side as mp4 and as a picture (WebP) for
+Markdown. One process.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from tqdm import tqdm
 from genvid import config as configuration
 from genvid.allocation import Allocator
 from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.data.animation import write_animation
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes, write_video
@@ -61,7 +63,7 @@ class LITEvaluationRun:
     batch_size: int = 8
     workers: int = 2
     shown: int = 4
-    """Clips of the page and of side_by_side.mp4; 0 where they may not be shown."""
+    """Clips of the page and of side_by_side; 0 where they may not be shown."""
     shown_rate: float = 0.2
 
     def __post_init__(self) -> None:
@@ -231,7 +233,7 @@ def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Shown]]:
 
 
 def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Sequence[Shown], fps: float = 12) -> None:
-    """Reports, table.md, page.html and side_by_side.mp4 in the output folder."""
+    """Reports, table.md, page.html and the clips side by side in the output folder."""
     folder = Path(run.output_dir)
     for report in reports:
         name = report.title.replace(" @ ", "_").replace("'s rule", "").replace(" ", "_")
@@ -249,6 +251,7 @@ def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Seque
         page.section(f"Clips at a keep rate of {run.shown_rate:g}").comparison(captions, rows)
         wall = torch.cat([torch.cat(list(clip.videos.values()), 3) for clip in shown], 2)
         write_video(folder / "side_by_side.mp4", wall, fps)
+        write_animation(folder / "side_by_side.webp", wall, fps)
     page.write(folder / "page.html")
 
 

@@ -58,6 +58,7 @@ def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     assert full["mask bits per clip"] < half["mask bits per clip"]
     assert "LIT @ 0.5" in (models / "rates" / "table.md").read_text()
     assert (models / "rates" / "side_by_side.mp4").stat().st_size > 0
+    assert (models / "rates" / "side_by_side.webp").stat().st_size > 0
     assert "kept by LIT" in (models / "rates" / "page.html").read_text()
 
 

@@ -113,7 +113,7 @@ def test_the_threshold_that_is_found_leaves_little_of_the_budget() -> None:
     wanted = torch.tensor([100, 200, 400, 700])
     kept = rule(latents / SCALE, find_thresholds(latents / SCALE, wanted, None), None)[0].sum((1, 2))
     assert (kept <= wanted).all()
-    assert (kept >= wanted - 3).all()
+    assert (kept >= 0.98 * wanted).all()
 
 
 @settings(max_examples=30, deadline=None)

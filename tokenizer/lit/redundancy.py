@@ -113,16 +113,18 @@ def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> tuple[Tens
     With latents (B, G, 1, L, C) and start (B, 1, L, C), K thresholds (B, K) for each clip -> (B, G, K, L).
     """
     reference = latents[:, 0] if start is None else start
+    channels = latents.shape[-1]
+    least = channels * threshold[..., None]
     keeps, distances = [], []
     for block, latent in enumerate(latents.unbind(1)):
-        distance = (latent - reference).abs().mean(-1)
-        keep = distance >= threshold[..., None]
+        distance = torch.linalg.vector_norm(latent - reference, 1, -1)
+        keep = distance >= least
         if block == 0 and start is None:
             keep = torch.ones_like(keep)
         reference = torch.where(keep[..., None], latent, reference)
         keeps.append(keep)
         distances.append(distance.expand_as(keep))
-    return torch.stack(keeps, 1), torch.stack(distances, 1)
+    return torch.stack(keeps, 1), torch.stack(distances, 1) / channels
 
 
 def find_thresholds(latents: Tensor, positions: Tensor, start: Tensor | None) -> Tensor:
