@@ -119,6 +119,7 @@ class Evaluation:
         self.pixel_protocol = sized.adapted(
             videos=dataset.source.videos if protocol.videos is not None else None,
             sampler_seeds=sampler_seeds or protocol.sampler_seeds,
+            resize=PREPARED if dataset.source.prepared else protocol.resize,
         )
         """Of numbers that no feature network has a part in."""
         followed = self.pixel_protocol.adapted(features="" if features is None else features.name)
@@ -255,6 +256,8 @@ class Evaluation:
 
 SHOWN = 16
 """First clips whose videos are kept for the page."""
+PREPARED = "in advance, into compressed files"
+"""`resize` of data that recipes/prepare_videos.py made: good for training, another set of pixels for an evaluation."""
 
 
 def _open(source: SourceConfig, protocol: Protocol) -> ClipDataset:

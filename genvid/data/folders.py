@@ -51,7 +51,8 @@ class FileSource(Source):
         self.root, self.classes, self.config = root, classes, clip
         self._items: list[tuple[str, VideoInfo, int | None]] = []
         self.labels, self.names, problems, digests = [], [], list(missing), []
-        found = probe_files(root, [root / file.path for file in files], read_prepared(root, clip))
+        prepared = read_prepared(root, clip)
+        found = probe_files(root, [root / file.path for file in files], prepared)
         for file, video in zip(files, found, strict=True):
             if isinstance(video, IndexedVideo) and video.info.frames < clip.span:
                 video = VideoError(f"{root / file.path} has {video.info.frames} frames but a clip needs {clip.span}")
@@ -63,7 +64,7 @@ class FileSource(Source):
                 self._items.append((file.path, video.info, start))
                 self.labels.append(file.label)
                 self.names.append(file.path if start is None else f"{file.path}#{start}")
-        self.videos, self.left_out = len(digests), problems
+        self.videos, self.left_out, self.prepared = len(digests), problems, bool(prepared)
         self.contents = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         if problems:
             _report(problems, total=len(files) + len(missing), strict=strict)

@@ -38,6 +38,7 @@ class JoinedSource(Source):
         self.labels = [numbers[source.classes[label]] for source in sources for label in source.labels]
         self.names = [f"{which}/{name}" for which, source in enumerate(sources) for name in source.names]
         self.videos = sum(source.videos for source in sources)
+        self.prepared = any(source.prepared for source in sources)
         self.left_out = [problem for source in sources for problem in source.left_out]
         self.contents = hashlib.sha256(" ".join(source.contents for source in sources).encode()).hexdigest()
         self._firsts = [0, *accumulate(len(source.names) for source in sources)]

@@ -25,6 +25,8 @@ class Source(ABC):
     """Videos that the items are of; 0 where there are none but the items."""
     left_out: Sequence[str] = ()
     """Why videos that were listed are not among them: one sentence each."""
+    prepared: bool = False
+    """Whether clips come from copies that were resized and compressed (genvid.data.prepared)."""
     contents: str = ""
     """Hash of what the files of the items hold; empty where a name says it all."""
 

@@ -16,7 +16,8 @@ from toy_models import CLIPS, TOY, Colours, Noisy
 
 from genvid import noise
 from genvid.data import FolderConfig, to_float, write_video
-from genvid.data.video import read_clip
+from genvid.data.prepared import Preparation, index_file, prepare_video, write_index
+from genvid.data.video import probe, read_clip
 from genvid.eval.evaluation import Evaluation
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import frechet_distance
@@ -256,6 +257,22 @@ def test_whole_videos_of_different_lengths(tmp_path: Path) -> None:
     assert list(values(report)) == ["PSNR", "tokens per clip", "bits per clip"]
     assert Summary(evaluation, model).lengths() == {}
     assert len(Summary(evaluation, model).class_lengths()) == 1
+
+
+def test_prepared_videos_are_not_the_data_set(tmp_path: Path) -> None:
+    video = torch.randint(256, (3, 16, 40, 40), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_video(tmp_path / "original" / "a.mp4", video, 25)
+    how, root = Preparation(TOY.clip_rule()), tmp_path / "prepared"
+    original = tmp_path / "original" / "a.mp4"
+    write_index(
+        index_file(root, 0, 1),
+        how.described(),
+        {"a.mp4": prepare_video(original, probe(original), root / "a.mp4", how)},
+    )
+    record = replace(TOY, features="")
+    Evaluation(record, FolderConfig(str(original.parent)), tmp_path / "out", features=None, partial=True)
+    with pytest.raises(ValueError, match="resize in advance, into compressed files instead of short side"):
+        Evaluation(record, FolderConfig(str(root)), tmp_path / "out", features=None)
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("ucf101")])
