@@ -181,6 +181,8 @@ def run_packed(model: LlamaModel, embedded: Tensor, positions: Tensor, starts: T
 
     Layer by layer, since LlamaModel would make a mask of (N, N) of such positions.
     """
+    if model.config._attn_implementation != attention.NAME:  # any other would let rows see each other
+        raise ValueError(f"packed rows need attn_implementation {attention.NAME!r}")
     rotary = model.rotary_emb(embedded, positions[None])
     for layer in model.layers:
         embedded = layer(embedded, position_embeddings=rotary, cu_seq_lens_q=starts, max_length_q=longest)
