@@ -52,6 +52,7 @@ def test_round_trip(tmp_path: Path, codebook_size: int, world_size: int) -> None
     write(tmp_path / "cache", tokens, info, world_size)
     cache = TokenCache.open(tmp_path / "cache")
     assert (len(cache), cache.info, cache.classes, cache.num_classes) == (22, info, ["run", "walk"], 2)
+    assert torch.equal(cache.lengths, tokens.lengths.int())
     for i in range(22):
         item = cache[i, 77]
         assert torch.equal(item["codes"], tokens.codes[i] * tokens.keep[i])
