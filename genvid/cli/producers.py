@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
@@ -119,8 +121,12 @@ class Folder:
         return self.about
 
     def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        clips = [self.dataset[int(position)]["video"] for position in given["position"]]
+        with ThreadPoolExecutor(min(DECODED, os.cpu_count() or 1)) as pool:
+            clips = list(pool.map(self._clip, given["position"].tolist()))
         return Made(torch.stack(clips))
+
+    def _clip(self, position: int) -> Tensor:
+        return self.dataset[position]["video"]
 
 
 def hashes(**folders: str | None) -> dict[str, str]:

@@ -13,6 +13,7 @@ import torch
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.cli import main
+from genvid.data import write_video
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.report import Report
 from genvid.sequence import BlockLayout
@@ -89,6 +90,26 @@ def test_samples_are_of_the_classes_of_the_real_windows(
     with pytest.raises(SystemExit):
         main(["report", str(out / "report.json"), str(tmp_path / "other.json")])
     assert "numbers of different protocols do not stand in one column" in capsys.readouterr().err
+
+
+def test_samples_made_elsewhere_are_scored_as_they_are(
+    ucf: Path, models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = torch.randint(256, (3, 3, 20, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for number, video in enumerate(made):
+        write_video(tmp_path / "made" / f"{number}.mp4", video, 25)
+    data = ["--data", str(ucf), "--videos", str(tmp_path / "made"), "--features", str(models / "classifier")]
+    command = ["evaluate", "ucf101-gfvd-tats-2048", *data, "--partial", "--workers", "0", "--output"]
+    main([*command, str(tmp_path / "out"), "--count", "3"])
+    report = Report.load(tmp_path / "out" / "report.json")
+    distance = report.numbers[0]
+    assert distance.value > 0
+    assert "count 3 instead of 2048" in distance.protocol.name
+    assert any("compression is measured too" in remark for remark in report.remarks)
+    assert set(report.provenance.weights) == {"videos", "features"}
+    with pytest.raises(SystemExit):
+        main([*command, str(tmp_path / "more"), "--count", "4"])
+    assert "holds 3 videos, ucf101-gfvd-tats-2048 [count 4 instead of 2048] compares 4" in capsys.readouterr().err
 
 
 def test_two_processes_give_the_very_numbers_of_one(
