@@ -84,7 +84,7 @@ class TrainingState:
         """Names and whole tensors, one at a time. All processes must exhaust it."""
         for name, part, like in self._fixed():
             yield name, gather(part, like)
-        names = {parameter: name for name, parameter in self.task.named_parameters()}
+        names: dict[Tensor, str] = {parameter: name for name, parameter in self.task.named_parameters()}
         for phase, optimizers in self.optimizers.items():
             for optimizer in optimizers:
                 for parameter, fields in optimizer.state.items():
@@ -107,8 +107,8 @@ class TrainingState:
 
     def num_bytes(self) -> int:
         """About what a checkpoint will take: weights, average, and two moments of every weight."""
-        weights = sum(value.nbytes for value in self.task.state_dict().values())
-        moments = 2 * sum(parameter.nbytes for parameter in self.task.parameters() if parameter.requires_grad)
+        weights: int = sum(value.nbytes for value in self.task.state_dict().values())
+        moments: int = 2 * sum(parameter.nbytes for parameter in self.task.parameters() if parameter.requires_grad)
         averages = {} if self.average is None else self.average.weights
         return weights + moments + sum(value.nbytes for value in averages.values())
 
@@ -162,12 +162,18 @@ class Checkpoints:
         if found[0] is None:
             return 0
         checkpoint = self.folder / found[0]
+        if self.deepspeed == (checkpoint / STATE).is_file():
+            kinds = ("without", "with") if self.deepspeed else ("with", "without")
+            raise RunError(f"{checkpoint} was saved {kinds[0]} DeepSpeed and cannot be resumed {kinds[1]} it")
         if self.deepspeed:
             self.accelerator.load_state(str(checkpoint))
             if state.average is not None:
                 state.average.load_state_dict(safetensors.torch.load_file(checkpoint / AVERAGE))
         else:
-            state.restore(checkpoint / STATE)
+            try:
+                state.restore(checkpoint / STATE)
+            except (safetensors.SafetensorError, KeyError, RuntimeError) as error:
+                raise RunError(f"{checkpoint} is of another version of this task ({error}): train anew") from error
         return checkpoint_step(checkpoint)
 
     def _find(self) -> str | None:

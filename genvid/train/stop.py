@@ -72,7 +72,7 @@ class StopRequest:
         if not self.alone:
             copy, event = wishes.to("cpu", non_blocking=True), None
             if self.device.type == "cuda":
-                event = torch.cuda.Event()
+                event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record()
             self._told.append((copy, event))
 

@@ -109,7 +109,7 @@ class Trainer:
         self.task = task.to(self.accelerator.device)
         if config.activation_checkpointing:
             for layer in task.layers():
-                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
         if config.compile:
             compile_task(self.accelerator, task, config.accumulation)
         self.stop = StopRequest(self.accelerator.num_processes, self.accelerator.device)

@@ -182,8 +182,9 @@ class FragileTask(ToyTask):
     def forward(self, batch, phase, step, carry):
         output = super().forward(batch, phase, step, carry)
         self.seen.lerp_((output.loss + batch["spoilt"].sum()).detach(), 0.5)
-        zero = 0 * next(self.parameters()).sum()
-        output.loss = output.loss + batch["spoilt"].sum() + torch.where(batch["cusp"].any(), zero.abs().sqrt(), zero)
+        output.loss = output.loss + batch["spoilt"].sum()
+        if batch["cusp"].any():
+            output.loss = output.loss + (0 * self.model.layer.weight.sum()).sqrt()
         return output
 
 
