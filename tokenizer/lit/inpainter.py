@@ -55,19 +55,17 @@ class Memory:
 
     layers: list[KeysValues]
     """Of each temporal block."""
-    least: Tensor
-    """(B,) smallest change that was kept so far; infinite before the first."""
 
 
 class Inpainter(nn.Module):
     """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them.
 
-    Where much is kept, what was dropped has hardly changed: the least change that was kept tells how little, and the
-    residual has a size of its own, an exponential, so that it can follow.
+    Where much is kept, what was dropped has hardly changed: the least change that was kept in the block tells how
+    little, and the residual has a size of its own, an exponential, so that it can follow.
     """
 
     LEAST = (1e-3, 10.0)
-    """Bounds of the least change that was kept, as the network sees it."""
+    """Bounds of this least change, as the network sees it."""
 
     def __init__(self, channels: int, config: InpainterConfig) -> None:
         super().__init__()
@@ -101,8 +99,7 @@ class Inpainter(nn.Module):
         """
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
-        least = _least(change, None if memory is None else memory.least)
-        x = self._embed(keep, copied, change, age, least, grid)
+        x = self._embed(keep, copied, change, age, grid)
         layers: list[KeysValues] = []
         for index, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             past = None if memory is None else memory.layers[index]
@@ -113,12 +110,12 @@ class Inpainter(nn.Module):
         output = self.output(self.norm(x)).view(*keep.shape, -1).to(copied.dtype)
         residual = output[..., :-1] * output[..., -1:].exp()
         filled = torch.where(keep[..., None], copied, copied + residual)
-        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers, least[:, -1])
+        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
 
-    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, least: Tensor, grid: Grid) -> Tensor:
+    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, grid: Grid) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
-        bound = least.clamp(*self.LEAST).log()[..., None, None].expand(*keep.shape, 1)
-        parts = [copied, change, _log(age), bound]
+        least = _least(change).clamp(*self.LEAST).log()[..., None, None].expand(*keep.shape, 1)
+        parts = [copied, change, _log(age), least]
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]
@@ -145,14 +142,13 @@ class Inpainter(nn.Module):
         return attend
 
 
-def _least(change: Tensor, before: Tensor | None) -> Tensor:
-    """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the smallest so far: at least the threshold under
-    which others were dropped, so it bounds what is missing there."""
+def _least(change: Tensor) -> Tensor:
+    """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the smallest in each block, infinite without any.
+
+    It is near the threshold under which the other latents of the block were dropped.
+    """
     size = change.abs().mean(-1)
-    least = torch.where(size > 0, size, torch.inf).amin(2)
-    if before is not None:
-        least = torch.cat([before[:, None], least], 1)
-    return least.cummin(1).values[:, -change.shape[1] :]
+    return torch.where(size > 0, size, torch.inf).amin(2)
 
 
 def _over_space(grid: Grid, window: int) -> Attend:
