@@ -56,18 +56,18 @@ class Journal:
         self.sums[names] = self.sums[names] + weighted if names in self.sums else weighted
 
     def set(self, **values: float) -> None:
-        """Values that are the same on every process (learning rate, gradient norm)."""
+        """Values that are the same on every process (learning rates, skipped steps)."""
         self.values |= values
 
     def due(self, step: int) -> bool:
         """Whether step `step` (from 0) ends with a record."""
         return (step + 1) % self.every == 0 or step + 1 == self.bar.total
 
-    def step(self, step: int, batch_size: int) -> dict[str, Any] | None:
-        """Close optimizer step `step` (from 0); returns the record when one is due."""
+    def step(self, step: int, batch_size: int) -> None:
+        """Close optimizer step `step` (from 0), with a record when one is due."""
         self.bar.update()
         if not self.due(step):
-            return None
+            return
         record = self._record(step + 1, batch_size)
         if self.accelerator.is_main_process:
             self._write(record)
@@ -75,7 +75,6 @@ class Journal:
             shown = {k: f"{v:.4g}" for k, v in record.items() if k == "loss" or k.endswith("/loss")}
             self.bar.set_postfix(shown, refresh=False)
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step + 1)
-        return record
 
     def _record(self, step: int, batch_size: int) -> dict[str, Any]:
         sums = self.accelerator.reduce(torch.cat(list(self.sums.values())), "sum").tolist()
@@ -90,7 +89,7 @@ class Journal:
         elapsed = time.perf_counter() - self.since
         count, self.recorded = step - self.recorded, step
         record: dict[str, Any] = {"step": step}
-        record |= {name: total / max(1, seen) for name, (total, seen) in totals.items()}
+        record |= {name: total / seen for name, (total, seen) in totals.items() if seen}
         record |= self.values
         record |= {
             "items_per_second": items / elapsed,

@@ -5,6 +5,8 @@ Run as a program it reads attempts from stdin, a JSON object a line, and answers
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import random
@@ -12,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Iterator
@@ -50,6 +53,7 @@ class Runs:
 
 
 def main() -> None:
+    _import_what_training_imports()
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
         request = json.loads(line)
@@ -64,6 +68,22 @@ def main() -> None:
             for child in children:
                 os.kill(child, signal.SIGKILL)
         print(json.dumps([os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]), flush=True)
+
+
+def _import_what_training_imports() -> None:
+    """Modules that torch imports when it is used, so that not every attempt has to."""
+    with tempfile.TemporaryDirectory() as folder:
+        used = Path(folder) / "modules"
+        if not (child := os.fork()):
+            try:
+                train(Path(folder) / "run", steps=1)
+                used.write_text("\n".join(sys.modules))
+            finally:
+                os._exit(0)
+        os.waitpid(child, 0)
+        for name in used.read_text().splitlines():
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
 
 
 def _fork(rank: int, processes: int, port: int, request: dict[str, Any]) -> int:

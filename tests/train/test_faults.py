@@ -60,6 +60,7 @@ def assert_same_runs(first: Path, second: Path) -> None:
     assert journals[0] == journals[1]
 
 
+@pytest.mark.timeout(900)
 def test_twenty_kills_change_nothing(tmp_path, runs):
     straight, run = tmp_path / "straight" / "run", tmp_path / "run"
     began = time.perf_counter()
