@@ -214,7 +214,7 @@ class Checkpoints:
             self.wait()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on disk, for all processes."""
+        """Until the last checkpoint is on disk, which the first process writes."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()

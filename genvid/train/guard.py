@@ -48,9 +48,9 @@ class NonFiniteGuard:
             torch._foreach_copy_(self.before, self.statistics)
 
     @torch.no_grad()
-    def judge(self, norm: Tensor) -> Tensor:
-        """After the backward pass of a phase, with its gradient norm: whether (bool) it and what follows is skipped."""
-        return torch.ne(torch.add(self.bad, norm, alpha=0), 0, out=self.bad).bool()
+    def judge(self, norm: Tensor) -> None:
+        """After the backward pass of a phase, with its gradient norm: is it and what follows to be skipped?"""
+        torch.ne(torch.add(self.bad, norm, alpha=0), 0, out=self.bad)
 
     @torch.no_grad()
     def end(self) -> None:
