@@ -1,0 +1,66 @@
+"""Preparing videos: all that can be read, once; what cannot is named; an interruption costs nothing."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from genvid.data import ClipConfig, ClipDataset, FolderConfig, write_video
+from genvid.recipes import prepare_videos
+
+CLIP = {"frames": 4, "resolution": [16, 16]}
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    for number, name in enumerate(("a/one.mp4", "a/two.mp4", "b/three.mp4", "b/broken.mp4")):
+        video = torch.randint(256, (3, 8, 32, 48), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "in" / name, video, fps=8)
+    broken = tmp_path / "in" / "b" / "broken.mp4"
+    broken.write_bytes(broken.read_bytes()[:100])
+    data = {"source": {"type": "folder", "path": str(tmp_path / "in")}, "clip": CLIP}
+    file = tmp_path / "prepare.yaml"
+    file.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "out"), "data": data, "workers": 1}))
+    return file
+
+
+def times(root: Path) -> dict[str, int]:
+    return {str(file.relative_to(root)): file.stat().st_mtime_ns for file in sorted(root.rglob("*.mp4"))}
+
+
+def test_videos_are_prepared_once(recipe, tmp_path, capsys):
+    root = tmp_path / "out"
+    prepare_videos.main([str(recipe)])
+    assert "prepared 3 videos, 24 frames" in capsys.readouterr().out
+    first = times(root)
+    assert list(first) == ["a/one.mp4", "a/two.mp4", "b/three.mp4"]
+    assert "broken.mp4" in (root / "index-00000-of-00001.problems.txt").read_text()
+    # What is missing is made again, and nothing else.
+    (root / "a" / "two.mp4").unlink()
+    (root / "b" / "three.mp4").write_bytes(b"cut short")
+    prepare_videos.main([str(recipe)])
+    second = times(root)
+    assert [name for name in first if first[name] != second[name]] == ["a/two.mp4", "b/three.mp4"]
+    dataset = ClipDataset(FolderConfig(str(root)), ClipConfig(frames=4, resolution=(16, 16)), strict=True)
+    assert (len(dataset), dataset.classes) == (3, ["a", "b"])
+
+
+def test_another_way_is_another_folder(recipe, capsys):
+    prepare_videos.main([str(recipe)])
+    with pytest.raises(SystemExit):
+        prepare_videos.main([str(recipe), "--quality", "20"])
+    assert "was prepared as" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        prepare_videos.main([str(recipe), "--part", "2", "--parts", "2"])
+    assert "part is 0 to parts - 1" in capsys.readouterr().err
+
+
+def test_machines_share_the_work(recipe, tmp_path):
+    for part in range(2):
+        prepare_videos.main([str(recipe), "--parts", "2", "--part", str(part)])
+    assert list(times(tmp_path / "out")) == ["a/one.mp4", "a/two.mp4", "b/three.mp4"]
+    assert len(list((tmp_path / "out").glob("index-*-of-00002.json"))) == 2
+    dataset = ClipDataset(FolderConfig(str(tmp_path / "out")), ClipConfig(frames=4, resolution=(16, 16)), strict=True)
+    assert len(dataset) == 3
