@@ -95,7 +95,8 @@ def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:
     reformatter = VideoReformatter()
     with _open(path) as (container, stream):
         for frame in container.decode(stream):
-            yield reformatter.reformat(frame, info.width, info.height, "rgb24", threads=1).to_ndarray()
+            image: Any = reformatter.reformat(frame, info.width, info.height, "rgb24", threads=1)
+            yield image.to_ndarray()
 
 
 def write_video(path: str | Path, video: Tensor, fps: float, *, scale: int = 1) -> None:

@@ -17,7 +17,8 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 def local_part(parameter: Tensor) -> Tensor:
     """What this process holds of a parameter, detached, in the parameter's own memory."""
     if hasattr(parameter, "ds_tensor"):  # ZeRO-3: an equal share of the flattened and padded tensor
-        return parameter.ds_tensor.detach()
+        share: Tensor = parameter.ds_tensor
+        return share.detach()
     if isinstance(parameter, DTensor):
         return parameter.to_local().detach()
     return parameter.detach()
@@ -28,7 +29,8 @@ def gather(part: Tensor, parameter: Tensor) -> Tensor:
     if hasattr(parameter, "ds_tensor"):
         whole = part.new_empty(part.numel() * torch.distributed.get_world_size(), device=parameter.device)
         torch.distributed.all_gather_into_tensor(whole, part.to(parameter.device))
-        return whole[: parameter.ds_numel].view(parameter.ds_shape)
+        zero: Any = parameter
+        return whole[: zero.ds_numel].view(zero.ds_shape)
     if isinstance(parameter, DTensor):
         part = part.to(parameter.device_mesh.device_type)
         spread = DTensor.from_local(
