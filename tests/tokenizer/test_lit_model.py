@@ -93,7 +93,6 @@ def test_context_is_bounded(lit: LIT) -> None:
         ("AutoencoderKLCosmos", 9, [9, 18, 9]),
         ("AutoencoderKLCosmos", 25, [25] * 12),
         ("AutoencoderKLWan", None, [5, 12, 16]),
-        ("AutoencoderKLCogVideoX", None, [9, 8, 16]),
     ],
 )
 def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[int], folder: Path) -> None:
