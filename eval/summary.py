@@ -60,7 +60,7 @@ class Summary:
             return {}
         found = {
             self.evaluation.dataset.classes[label]: tokens[labels == label].tolist()
-            for label in labels.unique().tolist()
+            for label in sorted(set(labels.tolist()))
         }
         return dict(sorted(found.items(), key=lambda item: -statistics.fmean(item[1])))
 
@@ -160,7 +160,7 @@ class Summary:
 def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Two halves of (N, F) rows, drawn: every other row would be every other class where classes take turns."""
     order = noise.sample_seeds(0, "halves", torch.arange(len(rows))).argsort(stable=True).to(rows.device)
-    first, second, *_ = rows[order].split(len(rows) // 2)
+    first, second, *_ = torch.split(rows[order], len(rows) // 2)
     return first, second
 
 
