@@ -36,7 +36,8 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lon
     if query.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
         # Rotary angles in float32 make float32 of queries and keys.
         query, key = query.to(value.dtype), key.to(value.dtype)
-        return varlen_attn(query, key, value, starts, starts, longest, longest, window_size=(-1, 0))
+        causal = (-1, 0)
+        return varlen_attn(query, key, value, starts, starts, longest, longest, window_size=causal)  # type: ignore[return-value]
     return _spread_attention(query, key, value, starts, longest)
 
 
@@ -47,10 +48,10 @@ def _spread_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor,
 
     def spread(values: Tensor) -> Tensor:
         grid = values.new_zeros(rows * longest, *values.shape[1:]).index_copy(0, cells, values)
-        return grid.unflatten(0, (rows, longest)).transpose(1, 2)
+        return grid.view(rows, longest, *values.shape[1:]).transpose(1, 2)
 
     attended = functional.scaled_dot_product_attention(spread(query), spread(key), spread(value), is_causal=True)
-    return attended.transpose(1, 2).flatten(0, 1)[cells]
+    return attended.transpose(1, 2).flatten(0, 1).index_select(0, cells)
 
 
 def attention_forward(
@@ -69,12 +70,12 @@ def attention_forward(
     With `cu_seq_lens_q` (B is 1) the tokens are rows one after another.
     """
     if cu_seq_lens_q is None:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)  # type: ignore[arg-type]
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **others)  # type: ignore[no-any-return]
     groups = query.shape[1] // key.shape[1]
     if groups > 1:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    flat = (x[0].transpose(0, 1) for x in (query, key, value))
-    return row_attention(*flat, cu_seq_lens_q, max_length_q)[None], None
+    query, key, value = (x[0].transpose(0, 1) for x in (query, key, value))
+    return row_attention(query, key, value, cu_seq_lens_q, max_length_q)[None], None
 
 
 AttentionInterface.register(NAME, attention_forward)

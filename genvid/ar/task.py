@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +44,7 @@ class ARTask(TrainingTask):
         return self.model
 
     def layers(self) -> Iterable[nn.Module]:
-        return self.model.backbone.layers
+        return cast(Iterable[nn.Module], self.model.backbone.layers)
 
     def use_compiler(self, micro_batches: int) -> None:
         super().use_compiler(micro_batches)
