@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genvid.train.sharding import gather, local_part, split
+
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic iteration, as published: steepest at zero, singular values end between 0.7 and 1.2."""
 _ITERATIONS = 5
@@ -40,9 +42,12 @@ class Muon(torch.optim.Muon):
         return loss
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of one shape; none where `found_inf` is 1, which torch's fused optimizers know too."""
-        held = [self._average(p) for p in parameters]
-        gradients = torch.stack([p.grad for p in parameters if p.grad is not None])
+        """Update matrices of one shape; none where `found_inf` is 1, which torch's fused optimizers know too.
+
+        Of matrices that FSDP2 spreads over processes, each process orthogonalises the whole and keeps its part.
+        """
+        held = [local_part(self._average(p)) for p in parameters]
+        gradients = torch.stack([local_part(p.grad) for p in parameters if p.grad is not None])
         averages = torch.stack(held)
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         if found_inf is not None:
@@ -50,13 +55,16 @@ class Muon(torch.optim.Muon):
             gradients = torch.where(found_inf.bool(), averages, gradients)
         averages.lerp_(gradients, 1 - group["momentum"])
         torch._foreach_copy_(held, list(averages))
-        orthogonal = orthogonalise(gradients.lerp(averages, group["momentum"])).to(averages.dtype)
+        updates = zip(gradients.lerp(averages, group["momentum"]), parameters, strict=True)
+        orthogonal = orthogonalise(torch.stack([gather(part, p) for part, p in updates])).to(averages.dtype)
         lr, size = group["lr"], max(parameters[0].shape)
         decay: float | Tensor = lr * group["weight_decay"]
         if found_inf is not None:
             orthogonal, decay = orthogonal * (1 - found_inf), decay * (1 - found_inf)
-        torch._foreach_mul_(parameters, 1 - decay)
-        torch._foreach_add_(parameters, list(orthogonal), alpha=-lr * 0.2 * math.sqrt(size))
+        weights = [local_part(p) for p in parameters]
+        torch._foreach_mul_(weights, 1 - decay)
+        steps = [split(matrix, p) for matrix, p in zip(orthogonal, parameters, strict=True)]
+        torch._foreach_add_(weights, steps, alpha=-lr * 0.2 * math.sqrt(size))
 
     def _average(self, parameter: Tensor) -> Tensor:
         state = self.state[parameter]

@@ -3,15 +3,24 @@
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from genvid import config
+from genvid.ar.config import ARConfig
+from genvid.ar.model import BlockTransformer
+from genvid.perceptual import StructureDistance
 from genvid.recipes.cache_tokens import CacheRun
 from genvid.recipes.calibrate import CalibrationRun
 from genvid.recipes.evaluate import EvaluationRun
 from genvid.recipes.evaluate_lit import LITEvaluationRun
 from genvid.recipes.generate import GenerationRun
+from genvid.recipes.prepare_videos import PreparationRun
 from genvid.recipes.runs import RUNS
+from genvid.sequence import BlockLayout
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.tasks import AdapTokTask
+from genvid.tokenizer.losses import Distortion, DistortionConfig
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 LAUNCH = sorted((CONFIGS / "accelerate").glob("*.yaml"))
@@ -23,6 +32,7 @@ BY_NAME = {
     "keep_rates": LITEvaluationRun,
     "generation": GenerationRun,
     "prediction": GenerationRun,
+    "prepare": PreparationRun,
 }
 
 
@@ -49,8 +59,42 @@ def test_training_recipes_have_an_optimizer_for_each_phase(path):
 def test_launch_files_say_how_many_processes(path):
     launch = yaml.safe_load(path.read_text())
     assert launch["num_processes"] >= 1
-    assert launch["distributed_type"] in ("NO", "MULTI_GPU", "DEEPSPEED")
+    assert launch["distributed_type"] in ("NO", "MULTI_GPU", "FSDP", "DEEPSPEED")
     assert (launch["num_processes"] > 1) == (launch["distributed_type"] != "NO")
+
+
+@pytest.mark.parametrize("path", LAUNCH, ids=name)
+def test_launch_files_leave_to_the_recipe_what_is_the_recipes(path):
+    launch = yaml.safe_load(path.read_text())
+    settings = {*launch, *launch.get("deepspeed_config", {}), *launch.get("fsdp_config", {})}
+    assert not settings & {"mixed_precision", "gradient_clipping", "gradient_accumulation_steps", "dynamo_config"}
+
+
+PUBLISHED = {"tokenizer": 195.06, "ar": 633.3, "scorer": 88.96}
+"""Millions of parameters (arXiv 2505.17011); of the tokenizer with its prior, without its discriminator."""
+
+
+@pytest.mark.parametrize("folder", ["ucf101", "k600"])
+def test_recipes_of_the_publication_have_its_sizes(folder):
+    tokenizer = config.load(RUNS["adaptok"], CONFIGS / folder / "tokenizer.yaml")
+    scorer = config.load(RUNS["scorer"], CONFIGS / folder / "scorer.yaml")
+    ar = config.load(RUNS["ar"], CONFIGS / folder / "ar.yaml")
+    layout = BlockLayout(8192, 101, 4, 512, sizes=scorer.sizes, framing=ar.framing)
+    with torch.device("meta"):
+        task = AdapTokTask(tokenizer.model, tokenizer.objective, Distortion(DistortionConfig(), StructureDistance()))
+        models = {
+            "tokenizer": task,
+            "ar": BlockTransformer(ARConfig(layout, ar.model, context_blocks=ar.context_blocks)),
+            "scorer": Scorer(
+                ScorerConfig.for_tokenizer(
+                    tokenizer.model, scorer.model, sizes=scorer.sizes, metric="lpips", gains=scorer.gains
+                )
+            ),
+        }
+    for part, model in models.items():
+        millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+        # Positions are rotary where the published model learned 2,052 of them: 2.6 M.
+        assert millions == pytest.approx(PUBLISHED[part], abs=3.0), part
 
 
 def test_there_are_recipes():

@@ -1,12 +1,20 @@
 """What a recipe makes does not depend on the number of processes, nor on an interruption."""
 
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from accelerate.utils import DistributedType
 from tiny_recipes import records
 
+from genvid import config
 from genvid.checkpoint import read_weights
 from genvid.data.token_cache import TokenCache
 from genvid.eval.report import Report
+from genvid.recipes.runs import RUNS
+from genvid.train.accelerator import LaunchError, adapt
 
 TRAINED = {"tokenizer": "generator/loss", "scorer": "loss", "ar": "loss"}
 
@@ -39,6 +47,116 @@ def test_four_steps_equal_two_and_two_more_after_a_stop(stages, stage):
     again = read_weights(halves / "export")
     for name, value in read_weights(straight / "export").items():
         assert torch.equal(value, again[name]), name
+
+
+def weights_differ(one: Path, two: Path) -> float:
+    """Largest difference between exported weights."""
+    a, b = read_weights(one / "export"), read_weights(two / "export")
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a if a[name].is_floating_point())
+
+
+STRATEGIES = ["fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+CROSSINGS = [("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "fsdp2"), ("zero2", "zero2"), ("zero3", "zero3")]
+"""Saved under one, resumed under the other."""
+
+
+def with_muon(train: dict[str, Any]) -> dict[str, Any]:
+    return {**train, "optimizers": {phase: {**o, "muon": True} for phase, o in train["optimizers"].items()}}
+
+
+@pytest.fixture(scope="module")
+def alone(stages):
+    """What the runs of two processes are to equal."""
+    train = stages.configs["ar"]["train"]
+    stages.run("ar", "ar_alone", train={**train, "steps": 4})
+    stages.run("ar", "ar_alone_muon", train=with_muon(train))
+    return stages
+
+
+@pytest.fixture(scope="module")
+def launched(alone):
+    """Every strategy in one launch: Python takes long to start."""
+    pytest.importorskip("deepspeed")
+    ar = alone.configs["ar"]["train"]
+    runs = [(strategy, alone.write("ar", f"ar_{strategy}")) for strategy in STRATEGIES]
+    runs += [(strategy, alone.write("scorer", f"scorer_{strategy}")) for strategy in ("fsdp2", "zero3")]
+    runs += [("fsdp2", alone.write("tokenizer", "tokenizer_fsdp2"))]
+    runs += [("fsdp2", alone.write("ar", "ar_fsdp2_muon", train=with_muon(ar)))]
+    runs += [("ddp", alone.write("ar", "ar_ddp_bf16", train={**ar, "precision": "bf16"}))]
+    for strategy in ("fsdp2", "zero2"):
+        train = {**ar, "precision": "bf16", "accumulation": 2, "activation_checkpointing": True}
+        runs.append((strategy, alone.write("ar", f"ar_{strategy}_bf16", train=train)))
+    for one, other in CROSSINGS:
+        first = alone.write("ar", f"ar_{one}_{other}")
+        second = first.with_suffix(".resumed.yaml")
+        second.write_text(first.read_text().replace("steps: 2", "steps: 4"))
+        runs += [(one, first), (other, second)]
+    alone.launch_all(runs)
+    return alone.folder
+
+
+@pytest.mark.parametrize(
+    "name", [*(f"ar_{strategy}" for strategy in STRATEGIES), "scorer_fsdp2", "scorer_zero3", "tokenizer_fsdp2"]
+)
+def test_every_strategy_trains_as_one_process_does(alone, launched, name):
+    reference = alone.folder / name.partition("_")[0]
+    for one, two in zip(losses(reference), losses(launched / name), strict=True):
+        assert one == pytest.approx(two, rel=1e-5)
+    assert weights_differ(reference, launched / name) < 1e-4
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
+def test_bf16_is_that_of_ddp(alone, launched, strategy):
+    reference = losses(launched / "ar_ddp_bf16")
+    assert reference != losses(alone.folder / "ar")
+    for one, two in zip(reference, losses(launched / f"ar_{strategy}_bf16"), strict=True):
+        assert one == pytest.approx(two, rel=1e-3)
+
+
+def test_muon_under_fsdp2_is_that_of_one_process(alone, launched):
+    one, two = alone.folder / "ar_alone_muon", launched / "ar_fsdp2_muon"
+    for a, b in zip(losses(one), losses(two), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert weights_differ(one, two) < 0.1 * weights_differ(one, alone.folder / "ar")
+
+
+@pytest.mark.parametrize(("one", "other"), CROSSINGS)
+def test_saved_under_one_strategy_and_resumed_under_another(alone, launched, one, other):
+    resumed = records(launched / f"ar_{one}_{other}")
+    assert [record["step"] for record in resumed] == [1, 2, 3, 4]
+    for a, b in zip(losses(alone.folder / "ar_alone"), losses(launched / f"ar_{one}_{other}"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+    assert weights_differ(alone.folder / "ar_alone", launched / f"ar_{one}_{other}") < 1e-4
+
+
+def test_one_process_goes_on_where_two_stopped(alone, launched):
+    train = {**alone.configs["ar"]["train"], "steps": 4}
+    alone.run("ar", "ar_fsdp2", train=train)
+    for a, b in zip(losses(alone.folder / "ar_alone"), losses(launched / "ar_fsdp2"), strict=True):
+        assert a == pytest.approx(b, rel=1e-5)
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_activation_checkpointing_changes_nothing(stages, stage):
+    train = {**stages.configs[stage]["train"], "activation_checkpointing": True}
+    again = stages.run(stage, f"{stage}_checkpointed", train=train)
+    assert losses(again) == losses(stages.folder / stage)
+    assert weights_differ(again, stages.folder / stage) == 0
+
+
+@pytest.mark.parametrize(
+    ("stage", "muon", "reason"),
+    [("tokenizer", False, "two networks in turn"), ("ar", True, "Muon, which needs whole matrices")],
+)
+def test_what_deepspeed_cannot_train_is_refused(stages, stage, muon, reason):
+    recipe = {**stages.configs[stage], "output_dir": "unused"}
+    recipe["train"] = {**recipe["train"], "optimizers": {p: {"muon": muon} for p in recipe["train"]["optimizers"]}}
+    run = config.decode(RUNS[recipe["task"]], recipe)
+    task, _ = run.build()
+    accelerator = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED)
+    with pytest.raises(LaunchError, match=rf"{type(task).__name__} .*{reason}.*launch with DDP or FSDP2"):
+        adapt(accelerator, task, run.train)
 
 
 def test_two_processes_write_the_cache_that_one_does(stages):

@@ -139,19 +139,25 @@ class Stages:
         mains.get(stage, train).main([str(self.write(stage, name, **changes)), *overrides])
         return self.folder / (name or stage)
 
-    def launch(self, stage: str, name: str, processes: int = 2, **changes: Any) -> Path:
-        """Run a stage in several processes."""
+    def launch(self, stage: str, name: str, **changes: Any) -> Path:
+        """Run a stage in two processes."""
         scripts = {"cache": "cache_tokens.py", "evaluation": "evaluate.py", "generation": "generate.py"}
         script = RECIPES / scripts.get(stage, "train.py")
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        result = subprocess.run(
-            [*launcher, str(script), str(self.write(stage, name, **changes))],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
+        launch_two(script, self.write(stage, name, **changes))
         return self.folder / name
+
+    def launch_all(self, runs: list[tuple[str, Path]]) -> None:
+        """Train the configs one after another in one launch of two processes, each under its own launch file."""
+        listing = self.folder / "runs.json"
+        listing.write_text(json.dumps([[launch, str(config)] for launch, config in runs]))
+        launch_two(Path(__file__).with_name("launched_runs.py"), listing)
+
+
+def launch_two(script: Path, argument: Path) -> None:
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    result = subprocess.run([*launcher, str(script), str(argument)], capture_output=True, text=True, env=environment)
+    assert result.returncode == 0, result.stderr
 
 
 def records(folder: Path) -> list[dict[str, float]]:
