@@ -9,6 +9,9 @@ from torch import Tensor, nn
 
 from genvid.perceptual import PerceptualDistance
 
+LEAST_MSE = 1e-5
+"""Below it, 50 dB, no error is told from another."""
+
 
 @dataclass(frozen=True)
 class DistortionConfig:
@@ -16,15 +19,19 @@ class DistortionConfig:
 
     l1: float = 0.0
     mse: float = 0.0
+    log_mse: float = 0.0
+    """Of the decimal logarithm of the MSE, 0.1 for a decibel of PSNR: an allocator that lowers its mean raises the mean
+    PSNR, where the MSE itself sends tokens to the clips that stay worst whatever they get."""
     perceptual: float = 1.0
 
     def __post_init__(self) -> None:
-        if min(self.l1, self.mse, self.perceptual) < 0 or self.l1 + self.mse + self.perceptual == 0:
+        weights = (self.l1, self.mse, self.log_mse, self.perceptual)
+        if min(weights) < 0 or not any(weights):
             raise ValueError(f"distortion weights must be non-negative and not all zero, got {self}")
 
 
 class Distortion(nn.Module):
-    """Weighted sum of L1, MSE and a perceptual distance, per clip."""
+    """Weighted sum of L1, MSE, its logarithm and a perceptual distance, per clip."""
 
     def __init__(self, config: DistortionConfig, perceptual: PerceptualDistance) -> None:
         super().__init__()
@@ -34,7 +41,13 @@ class Distortion(nn.Module):
     @property
     def name(self) -> str:
         """What is measured, for reports: `1 l1 + 1 structure`."""
-        weights = {"l1": self.config.l1, "mse": self.config.mse, self.perceptual.name: self.config.perceptual}
+        config = self.config
+        weights = {
+            "l1": config.l1,
+            "mse": config.mse,
+            "log mse": config.log_mse,
+            self.perceptual.name: config.perceptual,
+        }
         return " + ".join(f"{weight:g} {name}" for name, weight in weights.items() if weight)
 
     def forward(self, reconstruction: Tensor, video: Tensor) -> Tensor:
@@ -51,6 +64,9 @@ class Distortion(nn.Module):
             parts["l1"] = self.config.l1 * difference.abs().flatten(1).mean(1)
         if self.config.mse:
             parts["mse"] = self.config.mse * difference.square().flatten(1).mean(1)
+        if self.config.log_mse:
+            error = difference.square().flatten(1).mean(1)
+            parts["log_mse"] = self.config.log_mse * error.clamp(min=LEAST_MSE).log10()
         if self.config.perceptual:
             parts["perceptual"] = self.config.perceptual * self.perceptual(reconstruction, video)
         return parts

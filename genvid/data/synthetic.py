@@ -23,8 +23,8 @@ from genvid.data.source import Source, SourceConfig
 MOTIONS = ("still", "right", "left", "up", "down", "circle", "grow", "shrink")
 """The classes. A motion spans the clip, whatever its number of frames."""
 COMPLEXITIES = ("plain", "slow", "busy", "cut")
-"""plain: one flat shape on a flat ground. slow: the same with 0.6 of the movement. busy: striped shapes on a textured
-ground. cut: one or two changes of scene, the motion goes on."""
+"""plain: one shape. slow: the same with 0.6 of the movement. busy: four shapes. cut: one or two changes of scene, the
+motion goes on."""
 
 Array = NDArray[np.floating[Any]]
 Draw = Callable[[float, float], float]
@@ -100,25 +100,15 @@ def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress
     side = min(video.shape[2:])
     y = ((np.arange(video.shape[2], dtype=np.float32) + 0.5) / side)[:, None]
     x = ((np.arange(video.shape[3], dtype=np.float32) + 0.5) / side)[None, :]
-    ground = _colour(int(draw(0, 6)), 0.5, 0.2)
-    if busy:
-        other = _colour(int(draw(0, 6)), 0.5, 0.4)
-        weave = _stripes(draw, x, y, 3, 6) * _stripes(draw, x, y, 3, 6)
-        video[:] = (ground + weave * (other - ground))[:, None]
-    else:
-        video[:] = ground[:, None]
-    for _ in range(3 if busy else 1):
+    video[:] = _colour(int(draw(0, 6)), 0.5, 0.2)[:, None]
+    for _ in range(4 if busy else 1):
         radius = draw(0.12, 0.16) if busy else draw(0.17, 0.22)
         centre_x, centre_y, scale = _path(draw, motion, radius, progress, complexity, (x[0, -1], y[-1, 0]))
         along = (x - centre_x[:, None, None]) / scale[:, None, None]
         down = (y - centre_y[:, None, None]) / scale[:, None, None]
         distance = _SHAPES[int(draw(0, len(_SHAPES)))](along, down, radius) * scale[:, None, None]
         cover = np.clip(0.5 - distance * side / _SOFTNESS, 0, 1)
-        paint = _colour(int(draw(0, 6)), 0.7, 1.0)[:, None]
-        if busy:
-            second = _colour(int(draw(0, 6)), 0.7, 0.7)[:, None]
-            paint = paint + _stripes(draw, along, down, 5, 9) * (second - paint)
-        video += cover * (paint - video)
+        video += cover * (_colour(int(draw(0, 6)), 0.7, 1.0)[:, None] - video)
 
 
 def _path(
@@ -148,14 +138,6 @@ def _colour(hue: int, saturation: float, value: float) -> Array:
     k = (np.array([5, 3, 1], np.float32) + hue) % 6
     colour: Array = (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
     return colour[:, None, None]
-
-
-def _stripes(draw: Draw, x: Array, y: Array, low: float, high: float) -> Array:
-    """Soft stripes in 0..1 at a random angle, `low` to `high` of them in a unit."""
-    angle, waves, phase = draw(0, np.pi), 2 * np.pi * draw(low, high), draw(0, 2 * np.pi)
-    along = np.float32(np.cos(angle)) * x + np.float32(np.sin(angle)) * y
-    wave: Array = 0.5 + 0.5 * np.sin(np.float32(waves) * along + np.float32(phase))
-    return wave
 
 
 def _disc(x: Array, y: Array, r: float) -> Array:
