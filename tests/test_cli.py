@@ -42,8 +42,8 @@ def models(tmp_path_factory):
     learned = TransformerConfig(**{**vars(AR), "rope_theta": None})
     run = folder / "run"
     BlockTransformer(ARConfig(layout, AR)).save(run / "export")
-    (run / "config.yaml").write_text("task: ar\ntrain: {steps: 40}\n")
-    (run / "metrics.jsonl").write_text('{"step": 10, "loss": 2.0}\n{"step": 20, "loss": 1.25}\n')
+    (run / "config.yaml").write_text("task: ar\ntrain: {steps: 40, batch_size: 8}\n")
+    (run / "metrics.jsonl").write_text('{"step": 20, "loss": 1.25, "clips_per_second": 64.0}\n')
     (run / "checkpoints" / "step_00000020").mkdir(parents=True)
     BlockTransformer(ARConfig(layout, AR, context_blocks=1)).save(folder / "continues")
     continued = PublishedConfig(published, learned, context_blocks=2, first_block=1)

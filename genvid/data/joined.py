@@ -18,7 +18,8 @@ from genvid.data.source import Source, SourceConfig
 class JoinedConfig(SourceConfig):
     """The items of all `sources`, one source after the other. Classes of one name are one class."""
 
-    sources: tuple[SourceConfig, ...]
+    sources: list[SourceConfig]
+    """No tuple, whose `...` draccus takes for the type of the second of two."""
 
     def __post_init__(self) -> None:
         if not self.sources:

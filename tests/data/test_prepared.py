@@ -119,7 +119,7 @@ def test_joined_sources_are_one_after_the_other(tmp_path: Path) -> None:
     for number, name in enumerate(("first/x/a.mp4", "first/y/b.mp4", "second/y/c.mp4", "second/z/d.mp4")):
         make_video(tmp_path / name, 20 + number)
     folders = [FolderConfig(str(tmp_path / name)) for name in ("first", "second")]
-    joined = ClipDataset(JoinedConfig(tuple(folders)), CLIP)
+    joined = ClipDataset(JoinedConfig(list(folders)), CLIP)
     assert joined.classes == ["x", "y", "z"]
     assert [int(joined[i]["label"]) for i in range(4)] == [0, 1, 1, 2]
     parts = [ClipDataset(folder, CLIP) for folder in folders]

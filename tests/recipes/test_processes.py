@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate.utils import DistributedType
 from tiny_recipes import records
 
@@ -90,7 +91,9 @@ def launched(alone):
     for one, other in CROSSINGS:
         first = alone.write("ar", f"ar_{one}_{other}")
         second = first.with_suffix(".resumed.yaml")
-        second.write_text(first.read_text().replace("steps: 2", "steps: 4"))
+        longer = yaml.safe_load(first.read_text())
+        longer["train"]["steps"] = 4
+        second.write_text(yaml.safe_dump(longer))
         runs += [(one, first), (other, second)]
     alone.launch_all(runs)
     return alone.folder
