@@ -80,7 +80,7 @@ def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[
     train = TrainConfig(
         steps=10**6,
         batch_size=options.batch * int(os.environ.get("WORLD_SIZE", "1")),
-        precision="bf16" if cuda else "no",
+        precision="bf16" if cuda else "fp32",
         compile=not options.no_compile,
         activation_checkpointing=options.checkpointing,
         optimizers={"model": settings["generator"]} if len(task.phases) == 1 else settings,

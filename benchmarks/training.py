@@ -186,7 +186,7 @@ class Benchmark:
             steps=10**6,
             batch_size=setting.rows * setting.micro_batches * self.state.num_processes,
             accumulation=setting.micro_batches,
-            precision="bf16" if self.cuda else "no",
+            precision="bf16" if self.cuda else "fp32",
             compile=not arguments.no_compile,
             activation_checkpointing=arguments.checkpointing,
             optimizers={"model": OptimizerConfig(lr=1e-4, weight_decay=0.05, muon=arguments.muon)},

@@ -36,7 +36,7 @@ class LaunchError(RuntimeError):
 def make_accelerator(
     folder: str | Path,
     *,
-    precision: str = "no",
+    precision: str = "fp32",
     accumulation: int = 1,
     trackers: Sequence[str] = (),
     find_unused_parameters: bool = False,
@@ -58,7 +58,7 @@ def make_accelerator(
     accelerator = Accelerator(
         cpu=not cuda and not deepspeed and not fsdp,
         # DeepSpeed's own bf16 would turn every weight and running statistic into bf16: it is told to autocast instead.
-        mixed_precision="no" if deepspeed else precision,
+        mixed_precision="no" if deepspeed or precision == "fp32" else precision,
         gradient_accumulation_steps=accumulation,
         log_with=_installed(trackers) or None,
         project_config=ProjectConfiguration(project_dir=str(folder), logging_dir=str(folder)),

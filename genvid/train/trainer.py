@@ -56,7 +56,7 @@ class TrainConfig:
     batch_size: int = 32
     accumulation: int = 1
     """Micro-batches per step and process."""
-    precision: Literal["no", "bf16"] = "no"
+    precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     activation_checkpointing: bool = False
     """Layers keep only their inputs and run again in the backward pass: about a third more work, for a fraction of the
