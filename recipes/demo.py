@@ -96,8 +96,8 @@ class Demo:
         self._summary(page, reports, samples.report, predictions.report)
         section = page.section("Reconstruction at three budgets")
         section.text(
-            "Bars are the tokens of each block of four frames. The joint program spends one budget over all clips: more "
-            "where it predicts that they help, equal shares where it predicts nothing better."
+            "Bars are the tokens of each block of four frames. The joint program spends one budget over all clips: "
+            "more where it predicts that they help, equal shares where it predicts nothing better."
         )
         evaluate.add_to_page(section, reports, shown, capacity, FPS)
         generate.add_to_page(page.section("Samples of each class"), samples, per_class=6, fps=FPS, capacity=capacity)
