@@ -95,6 +95,10 @@ class Report:
             raise ValueError(f"{path} is not a report: {error}") from None
         return configuration.decode(Report, data, source=str(path))
 
+    def value(self, name: str) -> float:
+        """The number called `name`; KeyError where there is none."""
+        return {number.name: number.value for number in self.numbers}[name]
+
     def markdown_row(self) -> str:
         """`| title | value | ... |`, in the order of the numbers."""
         return _row([self.title, *(number.text(format_value(number.value)) for number in self.numbers)])

@@ -13,8 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from genvid import config as configuration
-from genvid.eval.charts import LineChart, Series
+from genvid.eval.charts import LineChart
 from genvid.eval.page import Page
+from genvid.eval.rate_distortion import curves, quality_chart
 from genvid.eval.report import Report, compare
 from genvid.generation.budget import BudgetConfig
 from genvid.recipes.command import command
@@ -41,7 +42,7 @@ def compare_budgets(run: GenerationRun) -> list[Report]:
 
     free = measured("free", run.budget)
     reports = [free]
-    for tokens in sorted({int(share * value(free, COST)) for share in SHARES}):
+    for tokens in sorted({int(share * free.value(COST)) for share in SHARES}):
         reports += [measured(f"{name} @ {tokens}", budget) for name, budget in budgets(tokens, run).items()]
     return reports
 
@@ -56,25 +57,15 @@ def budgets(tokens: int, run: GenerationRun) -> dict[str, BudgetConfig]:
     }
 
 
-def value(report: Report, name: str) -> float:
-    return next(number.value for number in report.numbers if number.name == name)
-
-
 def charts(reports: Sequence[Report]) -> list[LineChart]:
     """Class accuracy and Frechet distance against the tokens that were spent; every line ends at the free samples."""
     free, *others = reports
-    names = dict.fromkeys(report.title.partition(" @ ")[0] for report in others)
-    lines = {name: [r for r in others if r.title.startswith(f"{name} @")] + [free] for name in names}
-    return [
-        LineChart(
-            measure,
-            [Series(n, [value(r, COST) for r in line], [value(r, measure) for r in line]) for n, line in lines.items()],
-            COST,
-            measure,
-            markers=True,
-        )
-        for measure in ("class as asked", free.numbers[0].name)
-    ]
+    drawn = []
+    for measure in ("class as asked", free.numbers[0].name):
+        end = (free.value(COST), free.value(measure))
+        lines = {name: [*line, end] for name, line in curves(others, COST, measure).items()}
+        drawn.append(quality_chart(lines, COST, measure))
+    return drawn
 
 
 @command

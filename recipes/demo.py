@@ -21,6 +21,7 @@ from genvid.data import ClipConfig, FolderConfig
 from genvid.data.token_cache import FINGERPRINT
 from genvid.eval.charts import LineChart, Series
 from genvid.eval.page import Page
+from genvid.eval.rate_distortion import split_title
 from genvid.eval.report import Report, compare
 from genvid.recipes import evaluate, generate
 from genvid.recipes.cache_tokens import CacheRun, cache_tokens
@@ -112,15 +113,13 @@ class Demo:
         return self.output / "report.html"
 
     def _summary(self, page: Page, reports: Sequence[Report], samples: Report, predictions: Report) -> None:
-        values = {number.name: number.value for number in samples.numbers}
-        half = {r.title.partition(" @ ")[0]: r for r in reports if r.title.endswith(" @ 32")}
+        half = {split_title(r.title)[0]: r for r in reports if split_title(r.title)[1] == "32"}
         facts: dict[str, str | float | None] = {
-            "samples classified as asked": f"{100 * values['class as asked']:.0f} %",
+            "samples classified as asked": f"{100 * samples.value('class as asked'):.0f} %",
         }
         for name in ("joint", "uniform"):
             if name in half:
-                number = next(n for n in half[name].numbers if n.name == "PSNR")
-                facts[f"PSNR, {name}, half the tokens"] = f"{number.value:.2f} dB"
+                facts[f"PSNR, {name}, half the tokens"] = f"{half[name].value('PSNR'):.2f} dB"
         facts["minutes in all"] = f"{sum(self.seconds.values()) / 60:.1f}"
         section = page.section("In short").facts(facts)
         section.table(["stage", "seconds"], [[name, round(taken, 1)] for name, taken in self.seconds.items()])

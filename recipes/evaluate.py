@@ -173,7 +173,7 @@ def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[l
     table: dict[str, dict[str, float]] = {}
     for report in reports:
         name, budget = split_title(report.title)
-        table.setdefault(name, {})[budget] = next(n.value for n in report.numbers if n.name == metric)
+        table.setdefault(name, {})[budget] = report.value(metric)
     budgets = list(next(iter(table.values())))
     header = ["allocator", *(f"{metric} @ {budget}" for budget in budgets)]
     rows: list[list[str | float]] = [[name, *values.values()] for name, values in table.items()]

@@ -62,10 +62,11 @@ class Distortion(nn.Module):
         parts = {}
         if self.config.l1:
             parts["l1"] = self.config.l1 * difference.abs().flatten(1).mean(1)
-        if self.config.mse:
-            parts["mse"] = self.config.mse * difference.square().flatten(1).mean(1)
-        if self.config.log_mse:
+        if self.config.mse or self.config.log_mse:
             error = difference.square().flatten(1).mean(1)
+        if self.config.mse:
+            parts["mse"] = self.config.mse * error
+        if self.config.log_mse:
             parts["log_mse"] = self.config.log_mse * error.clamp(min=LEAST_MSE).log10()
         if self.config.perceptual:
             parts["perceptual"] = self.config.perceptual * self.perceptual(reconstruction, video)
