@@ -101,7 +101,7 @@ def test_budgets_are_compared_over_the_same_requests(stages, run, monkeypatch, c
     budgets.main([str(stages.folder / "generation_samples.yaml"), f"--output_dir={path}", "--count=8"])
     printed = capsys.readouterr().out
     reports = [Report.load(file) for file in (stages.folder / "samples_budgets" / "budgets").glob("*.json")]
-    cost = {report.title: budgets.value(report, budgets.COST) for report in reports}
+    cost = {report.title: report.value(budgets.COST) for report in reports}
     budget = int(cost["free"] / 2)
     ways = ["planned together", "planned each", "cut"]
     assert set(cost) == {"free", *(f"{way} @ {budget}" for way in ways)}
