@@ -25,6 +25,13 @@ def cells(rows: int, columns: int, capacity: int) -> Tensor:
     return torch.cat(levels)[:capacity]
 
 
+def coarser(cover: Tensor) -> Tensor:
+    """(L, P) cells -> (L, L) weights with which the latents before each one make up the mean in its cell."""
+    before = cover.cumsum(0) - cover
+    share = cover / cover.sum(1, keepdim=True).clamp(min=1) / before.clamp(min=1)
+    return (share @ cover.T).tril(-1)
+
+
 def _spread(level: int) -> Tensor:
     """The 4^level cells of a level, row-major numbers, ordered so that any first few of them lie far apart."""
     corners = torch.tensor([[0, 0], [1, 1], [0, 1], [1, 0]])

@@ -25,16 +25,22 @@ CONFIG = ScorerConfig.for_tokenizer(TOKENIZER, TransformerConfig(20, 2, 4), size
 LENGTHS = torch.tensor([[4, 1, 6], [6, 4, 1], [1, 0, 1]])
 
 
-@pytest.fixture
-def tokenizer():
+@pytest.fixture(params=["published", "surprise"])
+def tokenizer(request):
     torch.manual_seed(0)
-    return AdapTok(TOKENIZER).eval()
+    return AdapTok(replace(TOKENIZER, shortcuts=request.param == "surprise")).eval()
 
 
 @pytest.fixture
-def scorer():
+def scorer(tokenizer):
     torch.manual_seed(1)
-    scorer = Scorer(CONFIG).eval()
+    gains = tokenizer.config.shortcuts
+    scorer = Scorer(
+        ScorerConfig.for_tokenizer(
+            tokenizer.config, TransformerConfig(20, 2, 4), sizes=(1, 4, 6), metric="lpips", gains=gains
+        )
+    ).eval()
+    assert scorer.config.surprise == gains
     scorer.target_mean.fill_(0.3)
     scorer.target_std.fill_(0.1)
     return scorer
@@ -51,8 +57,8 @@ def plain(tokenizer, scorer, tokens, block):
     keep = tokens.keep.clone()
     keep[:, block], keep[:, block + 1 :] = True, False
     with torch.no_grad():
-        scores = scorer(tokens.features, tokenizer.embed(tokens), keep)
-    return scores[:, block] * 0.1 + 0.3
+        scores = scorer(tokens.features, scorer.evidence(tokenizer, replace(tokens, keep=keep)), keep)
+    return scorer.denormalize(scores[:, block])
 
 
 @pytest.mark.parametrize("decided", [LENGTHS, torch.zeros(3, 3), torch.tensor([[0, 4, 6]] * 3)])
@@ -96,7 +102,7 @@ def test_each_block_runs_once_whole_and_once_as_kept(tokenizer, scorer, tokens):
 
 def test_scores_do_not_see_later_blocks_or_dropped_tokens(tokenizer, scorer, tokens):
     cut = tokens.tail_drop(torch.tensor([[3, 6, 6]]).expand(3, -1))
-    embeddings = tokenizer.embed(cut)
+    embeddings = scorer.evidence(tokenizer, cut)
     before = scorer(cut.features, embeddings, cut.keep)
     changed = cut.features.clone()
     changed[:, 0, 3:] = torch.nan
@@ -130,16 +136,16 @@ def test_gains_are_what_each_further_size_takes_off():
 
 
 def test_gradients_reach_every_parameter(tokenizer, scorer, tokens):
-    scorer(tokens.features, tokenizer.embed(tokens).detach(), tokens.keep).square().sum().backward()
+    scorer(tokens.features, scorer.evidence(tokenizer, tokens).detach(), tokens.keep).square().sum().backward()
     assert [name for name, p in scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
 def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
     scorer.save(tmp_path / "scorer")
     loaded = load_model(tmp_path / "scorer")
-    assert loaded.config == CONFIG
+    assert loaded.config == scorer.config
     assert torch.equal(loaded.target_mean, scorer.target_mean)
-    embeddings = tokenizer.embed(tokens)
+    embeddings = scorer.evidence(tokenizer, tokens)
     expected = scorer(tokens.features, embeddings, tokens.keep)
     assert loaded(tokens.features, embeddings, tokens.keep).equal(expected)
     with pytest.raises(CheckpointError, match="not a tokenizer"):

@@ -5,7 +5,7 @@ import torch
 
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.cells import cells
+from genvid.tokenizer.cells import cells, coarser
 from genvid.tokenizer.layers import TransformerConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokenizer.statistics import Whiten
@@ -137,3 +137,22 @@ def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction()
         quantizer = VQConfig(codebook_size=64, code_dim=8, whiten=whiten).build(32, 32).train()
         used[whiten] = quantizer(features, keep).codes.unique().numel()
     assert used[True] > 3 * used[False]
+
+
+def test_surprise_is_what_slots_and_cells_could_not_tell(tokenizer):
+    latents, left = torch.randn(2, 7, 32), torch.randn(2, 7, 32)
+    from_slot, from_cell = tokenizer.surprise(latents, left).chunk(2, -1)
+    torch.testing.assert_close(from_slot, latents - left)
+    cover = tokenizer.cells.bool()
+    for slot in range(7):
+        patches = []
+        for patch in cover[slot].nonzero()[:, 0]:
+            before = [other for other in range(slot) if cover[other, patch]]
+            patches.append(latents[:, before].mean(1) if before else torch.zeros(2, 32))
+        torch.testing.assert_close(from_cell[:, slot], latents[:, slot] - torch.stack(patches).mean(0))
+
+
+def test_every_latent_but_the_first_lies_in_coarser_cells():
+    weights = coarser(cells(4, 4, 16))
+    torch.testing.assert_close(weights[1:].sum(1), torch.ones(15))
+    assert not weights.triu().any()

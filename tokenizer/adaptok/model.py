@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.attention import block_causal, latents_then_pixels
-from genvid.tokenizer.cells import cells
+from genvid.tokenizer.cells import cells, coarser
 from genvid.tokenizer.layers import initialise
 from genvid.tokenizer.patches import PatchEmbedding, channels, unpatchify
 from genvid.tokenizer.positions import DecoderPositions, EncoderPositions
@@ -28,6 +28,7 @@ class AdapTok(Model):
     config_type = AdapTokConfig
     config: AdapTokConfig
     cells: Tensor
+    coarser: Tensor
 
     def __init__(self, config: AdapTokConfig) -> None:
         super().__init__(config)
@@ -43,6 +44,7 @@ class AdapTok(Model):
         initialise(self)
         nn.init.zeros_(self.output.weight)
         self.register_buffer("cells", cells(*config.grid[1:], config.block_capacity), persistent=False)
+        self.register_buffer("coarser", coarser(self.cells), persistent=False)
         # What is left of a latent after each block in which its slot is dropped: channels that forget, and that do not.
         self.memory = nn.Parameter(torch.linspace(0, 1, decoder.width)) if config.shortcuts else None
 
@@ -107,6 +109,18 @@ class AdapTok(Model):
         embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
         return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
 
+    def surprise(self, embeddings: Tensor, left: Tensor | float) -> Tensor:
+        """What latents (..., S, W) of a block tell that the decoder could not have known: (..., S, 2W), how they differ
+        from what is `left` of their slots, and from what the latents before them say of their cells."""
+        slots = embeddings.shape[-2]
+        around = self.coarser[:slots, :slots].to(embeddings.dtype) @ embeddings
+        return torch.cat([embeddings - left, embeddings - around], -1)
+
+    def left_over(self, embeddings: Tensor, keep: Tensor, left: Tensor | float) -> Tensor:
+        """What a block (..., L, W) of which `keep` (..., L) stays leaves in its slots for the next block."""
+        assert self.memory is not None
+        return self.memory.to(embeddings.dtype) * torch.where(keep[..., None], embeddings, left)
+
     def _render(
         self,
         embeddings: Tensor,
@@ -137,11 +151,11 @@ class AdapTok(Model):
     def _recall(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder input (B, G, L, W) where dropped slots hold what is left of the last kept latent of that slot, and
         the slots that hold something (B, G, L)."""
-        assert self.memory is not None
-        memory = self.memory.to(embeddings.dtype)
+        left: Tensor | float = 0.0
         recalled, known = [torch.where(keep[:, 0, :, None], embeddings[:, 0], 0)], [keep[:, 0]]
         for g in range(1, keep.shape[1]):
-            recalled.append(torch.where(keep[:, g, :, None], embeddings[:, g], memory * recalled[-1]))
+            left = self.left_over(embeddings[:, g - 1], keep[:, g - 1], left)
+            recalled.append(torch.where(keep[:, g, :, None], embeddings[:, g], left))
             known.append(keep[:, g] | known[-1])
         return torch.stack(recalled, 1), torch.stack(known, 1)
 

@@ -37,6 +37,8 @@ class ScorerConfig:
     """Predict the distortion of the smallest size and what every further size gains, in place of K distortions as
     published. Gains are what an allocation depends on; among distortions they drown in the differences between clips.
     """
+    surprise: bool = False
+    """Read also what each token tells that the decoder could not have known. Tokenizers with shortcuts can say it."""
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -65,6 +67,7 @@ class ScorerConfig:
             block_capacity=tokenizer.block_capacity,
             metric=metric,
             gains=gains,
+            surprise=gains and tokenizer.shortcuts,
         )
 
 
@@ -86,7 +89,7 @@ class Scorer(Model):
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.input = nn.Linear(config.feature_width + config.embedding_width, width)
+        self.input = nn.Linear(config.feature_width + config.embedding_width * (3 if config.surprise else 1), width)
         self.positions = learned_table(config.num_blocks, config.block_capacity, width, std=width**-0.5)
         self.layers = TransformerConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
@@ -96,13 +99,13 @@ class Scorer(Model):
         self.register_buffer("target_mean", torch.zeros(len(config.sizes)))
         self.register_buffer("target_std", torch.ones(len(config.sizes)))
 
-    def forward(self, features: Tensor, embeddings: Tensor, keep: Tensor) -> Tensor:
-        """Normalised scores (B, G, K) of every block from features (B, G, L, W), embeddings (B, G, L, W) and the kept
+    def forward(self, features: Tensor, evidence: Tensor, keep: Tensor) -> Tensor:
+        """Normalised scores (B, G, K) of every block from features (B, G, L, W), `evidence` (B, G, L, E) and the kept
         slots (B, G, L). The scores of block g mean something where g is kept whole and earlier blocks as they were cut.
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1))
-        x = self.embed(features, embeddings, keep).flatten(1, 2)
+        x = self.embed(features, evidence, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
         return self.read_out(x.view(*keep.shape, -1))
@@ -127,12 +130,24 @@ class Scorer(Model):
         square = old_square.lerp(square.to(old_square), 1 / (step + 1))
         self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
 
-    def embed(self, features: Tensor, embeddings: Tensor, keep: Tensor, first: int = 0) -> Tensor:
-        """Features and embeddings (B, G, L, W) of consecutive blocks from `first` -> layer input (B, G, L, width).
+    def evidence(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | float = 0.0) -> Tensor:
+        """What is read of consecutive blocks beside their features (B, G, L, E): embeddings, and surprise; `left` of
+        the blocks before (see `AdapTok.left_over`)."""
+        embeddings = tokenizer.embed(tokens)
+        if not self.config.surprise:
+            return embeddings
+        surprise = []
+        for block, keep in zip(embeddings.unbind(1), tokens.keep.unbind(1), strict=True):
+            surprise.append(tokenizer.surprise(block, left))
+            left = tokenizer.left_over(block, keep, left)
+        return torch.cat([embeddings, torch.stack(surprise, 1)], -1)
+
+    def embed(self, features: Tensor, evidence: Tensor, keep: Tensor, first: int = 0) -> Tensor:
+        """Features and evidence of consecutive blocks from `first` -> layer input (B, G, L, width).
 
         Fewer slots than the block capacity are the first ones.
         """
-        tokens: Tensor = self.input(torch.where(keep[..., None], torch.cat([features, embeddings], -1), 0))
+        tokens: Tensor = self.input(torch.where(keep[..., None], torch.cat([features, evidence], -1), 0))
         return tokens + self.positions[first : first + features.shape[1], : features.shape[2]]
 
     def read_out(self, x: Tensor) -> Tensor:
@@ -188,6 +203,8 @@ class _Cache:
         self.blocks = 0
         self.tokens: BlockTokens | None = None
         self.keep: list[Tensor] = []
+        self.left: Tensor | float = 0.0
+        """(B, L, W): what the last block left in its slots, where the scorer reads surprise."""
         self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in scorer.layers]
 
     def precedes(self, tokens: BlockTokens, block: int) -> bool:
@@ -213,6 +230,9 @@ class _Cache:
                 # Copied, because views would hold the queries too.
                 past.append((keys.clone(), values.clone()))
             self.keep.append(keep)
+        if self.scorer.config.surprise:
+            block = _select(tokens, slice(self.blocks, self.blocks + 1))
+            self.left = self.tokenizer.left_over(self.tokenizer.embed(block)[:, 0], block.keep[:, 0], self.left)
         self.blocks += 1
         self.tokens = _select(tokens, slice(self.blocks))
 
@@ -223,7 +243,9 @@ class _Cache:
         """
         block = _select(tokens, slice(self.blocks, self.blocks + 1), slice(keep.shape[1]))
         assert block.features is not None
-        x = self.scorer.embed(block.features, self.tokenizer.embed(block), keep[:, None], self.blocks)[:, 0]
+        left = self.left[:, : keep.shape[1]] if isinstance(self.left, Tensor) else self.left
+        evidence = self.scorer.evidence(self.tokenizer, block, left)
+        x = self.scorer.embed(block.features, evidence, keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
         layers: list[tuple[Tensor, Tensor]] = []
         for layer, past in zip(self.scorer.layers, self.layers, strict=True):

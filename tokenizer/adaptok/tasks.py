@@ -188,7 +188,7 @@ class ScorerTask(TrainingTask):
         target = self.scorer.targets(curve)
         self._update_statistics(target, step)
         assert tokens.features is not None
-        predicted = self.scorer(tokens.features, tokenizer.embed(tokens), tokens.keep)[:, block].float()
+        predicted = self.scorer(tokens.features, self.scorer.evidence(tokenizer, tokens), tokens.keep)[:, block].float()
         errors = (predicted - self.scorer.normalize(target)).square().mean(1)
         spread = self.scorer.denormalize(predicted.detach()) - curve
         terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
