@@ -13,7 +13,8 @@ from genvid import config as configuration
 from genvid.ar.model import load_row_model
 from genvid.ar.published import PublishedTransformer
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
-from genvid.cli.producers import Folder, Reconstruction, Sampling, hashes
+from genvid.cli.producers import Reconstruction, Sampling, hashes
+from genvid.cli.samples import VideoFiles, open_samples
 from genvid.data.source import SourceConfig
 from genvid.eval.evaluation import Evaluation, Producer
 from genvid.eval.features import WHERE_I3D_IS, FeatureNetwork, load_features, load_i3d
@@ -51,8 +52,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             features=features,
             fidelity=_fidelity(arguments, producer, record),
             test_source=unseen,
-            # Videos from a folder are one set of samples, whatever the protocol asks for.
-            sampler_seeds=1 if isinstance(producer, Folder) else arguments.seeds,
+            # Samples made elsewhere are one set, whatever the protocol asks for.
+            sampler_seeds=1 if arguments.videos is not None else arguments.seeds,
             resolution=_resolution(producer),
             partial=arguments.partial,
             batch_size=_batch_size(arguments, producer, budget),
@@ -94,7 +95,9 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--lpips", choices=("vgg", "alex"), action="append", default=[], help="measure LPIPS too")
     parser.add_argument("--lpips-weights", metavar="FILE", help="torchvision's trunk (torch.hub's cache)")
     parser.add_argument("--model", metavar="AR", help="autoregressive model: model folder or Hub id")
-    parser.add_argument("--videos", metavar="DIR", help="samples made elsewhere, in place of a model")
+    parser.add_argument(
+        "--videos", metavar="PATH", help="samples made elsewhere: folder of videos or .npz files, or one .npz file"
+    )
     parser.add_argument("--count", type=int, metavar="N", help="fewer clips: the number's name says so")
     parser.add_argument("--seeds", type=int, metavar="N", help="other than the protocol's number of sampler seeds")
     parser.add_argument("--partial", action="store_true", help="run what is not the whole protocol, under another name")
@@ -137,7 +140,7 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
     if arguments.videos is not None:
         if task != "generation" or arguments.model or arguments.tokenizer:
             raise ValueError("--videos takes samples of class-conditional generation, without --model and --tokenizer")
-        return Folder(arguments.videos, record)
+        return open_samples(arguments.videos, record)
     if arguments.tokenizer is None or (arguments.model is None) != (task == "reconstruction"):
         needed = "--tokenizer" if task == "reconstruction" else "--model and --tokenizer (or --videos)"
         raise ValueError(f"{record.name} measures {task}: give {needed}")
@@ -194,7 +197,7 @@ def _remarks(producer: Producer) -> list[str]:
     said: Mapping[str, Any] = producer.describe()
     settings = {key: value for key, value in said.items() if not isinstance(value, str) and value not in (None, False)}
     remarks = [f"{key}: {value}" for key, value in settings.items()]
-    if isinstance(producer, Folder):
+    if isinstance(producer, VideoFiles):
         remarks.append("samples were read from video files: where these are lossy, their compression is measured too")
     return remarks
 

@@ -1,27 +1,21 @@
-"""Models under evaluation: a tokenizer, an autoregressive model, or a folder of videos made elsewhere."""
+"""Models under evaluation: a tokenizer, or an autoregressive model."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from genvid import config as configuration
 from genvid.allocation import Allocator
 from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import Budget
-from genvid.data.dataset import ClipDataset
-from genvid.data.folders import FolderConfig
 from genvid.data.loader import Batch
 from genvid.eval.evaluation import Made
-from genvid.eval.protocols import Protocol
 from genvid.generation.engine import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
@@ -102,31 +96,6 @@ class Sampling:
         if isinstance(model, PublishedTransformer):
             return published_prediction_job(model, tokenizer, video, seeds)
         return prediction_job(model, tokenizer, None, video, seeds)
-
-
-class Folder:
-    """The first frames of videos that were made elsewhere, in the order of their names."""
-
-    spec: TokenizerSpec | None = None
-
-    def __init__(self, path: str, protocol: Protocol) -> None:
-        rule = protocol.clip_rule()
-        first = configuration.decode(type(rule), {**configuration.encode(rule), "window": "first"})
-        self.dataset = ClipDataset(FolderConfig(path), first, strict=True)
-        self.about = {"videos": self.dataset.fingerprint()}
-        if protocol.count is not None and len(self.dataset) < protocol.count:
-            raise ValueError(f"{path} holds {len(self.dataset)} videos, {protocol.name} compares {protocol.count:,}")
-
-    def describe(self) -> Mapping[str, Any]:
-        return self.about
-
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        with ThreadPoolExecutor(min(DECODED, os.cpu_count() or 1)) as pool:
-            clips = list(pool.map(self._clip, given["position"].tolist()))
-        return Made(torch.stack(clips))
-
-    def _clip(self, position: int) -> Tensor:
-        return self.dataset[position]["video"]
 
 
 def hashes(**folders: str | None) -> dict[str, str]:

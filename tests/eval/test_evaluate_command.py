@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.cli import main
-from genvid.data import write_video
+from genvid.cli.samples import PixelFile, open_samples
+from genvid.data import to_float, write_video
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features import load_features
+from genvid.eval.protocols import protocol
 from genvid.eval.report import Report
+from genvid.eval.scoring import truncate_to_bytes
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -110,6 +117,73 @@ def test_samples_made_elsewhere_are_scored_as_they_are(
     with pytest.raises(SystemExit):
         main([*command, str(tmp_path / "more"), "--count", "4"])
     assert "holds 3 videos, ucf101-gfvd-tats-2048 [count 4 instead of 2048] compares 4" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("layout", ["one compressed file", "one plain file", "a file for each"])
+def test_samples_in_npz_files_are_scored_bit_for_bit(
+    layout: str, ucf: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pixels = torch.randint(256, (4, 20, 128, 128, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    save = np.savez if layout == "one plain file" else np.savez_compressed
+    if layout == "a file for each":
+        (tmp_path / "made" / "tokens").mkdir(parents=True)
+        samples = tmp_path / "made"
+        for number, clip in enumerate(pixels):
+            save(samples / f"{number:05d}.npz", frames=clip.numpy(), fps=25)
+            np.savez(samples / "tokens" / f"{number:05d}.npz", codes=np.zeros(4))
+    else:
+        samples = tmp_path / "made.npz"
+        save(samples, pixels.numpy(), np.arange(4))  # as guided-diffusion writes: arr_0 the clips, arr_1 their labels
+    command = ["evaluate", "ucf101-gfvd-tats-2048", "--data", str(ucf), "--partial", "--workers", "0"]
+    command += ["--videos", str(samples), "--features", str(models / "classifier"), "--batch-size", "2"]
+    main([*command, "--output", str(tmp_path / "out"), "--count", "3"])
+    report = Report.load(tmp_path / "out" / "report.json")
+    assert not any("compression" in remark for remark in report.remarks)
+    rows = [load_file(file) for file in (tmp_path / "out" / "measured" / "seed0").glob("rows-*")]
+    found = torch.cat([part["features"] for part in rows])[torch.cat([part["position"] for part in rows]).argsort()]
+    videos = to_float(pixels[:3, :16].permute(0, 4, 1, 2, 3))
+    expected = load_features(models / "classifier")(truncate_to_bytes(videos))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_clip_of_a_large_array_is_read_alone(tmp_path: Path) -> None:
+    pixels = np.broadcast_to(np.arange(160, dtype=np.uint8).reshape(-1, 1, 1, 1, 1), (160, 4, 256, 256, 3))
+    np.savez_compressed(tmp_path / "made.npz", pixels)
+    file = PixelFile(tmp_path / "made.npz")
+    tracemalloc.start()
+    for row in (3, 4, 40, 159, 0):
+        assert np.array_equal(file.read(row).numpy(), pixels[row])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < pixels.nbytes / 2
+
+
+def test_npz_files_that_hold_no_samples_are_said_to(tmp_path: Path) -> None:
+    record, clip = protocol("ucf101-gfvd-tats-2048").adapted(count=1), np.zeros((20, 8, 8, 3), np.uint8)
+
+    def refused(said: str) -> None:
+        with pytest.raises(ValueError, match=said):
+            open_samples(str(tmp_path / "made"), record)
+
+    (tmp_path / "made").mkdir()
+    file = tmp_path / "made" / "0.npz"
+    np.savez(file, video=clip[..., :1], real=clip.astype(np.float32))
+    refused(r"must hold one array of clips.*; it holds video uint8 \(20, 8, 8, 1\), real float32 \(20, 8, 8, 3\)")
+    np.savez(file, np.asfortranarray(clip))
+    refused("in C order")
+    np.savez(file, clip[:15])
+    refused("clips of 15 frames, but 16 are compared")
+    np.savez(file, clip)
+    damaged = bytearray(file.read_bytes())
+    whole = PixelFile(file)
+    damaged[200:300] = bytes(range(100))
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match="is damaged"):
+        whole.read(0)
+    file.write_bytes(damaged[:100])
+    refused("is not an .npz file")
+    write_video(tmp_path / "made" / "1.mp4", torch.zeros(3, 16, 16, 16, dtype=torch.uint8), 25)
+    refused("mixes .npz and video files")
 
 
 def test_two_processes_give_the_very_numbers_of_one(
