@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch.profiler import ProfilerActivity
 from transformers import LlamaForCausalLM
 
 from genvid import noise
@@ -20,7 +21,7 @@ from genvid.ar.config import PRESETS, ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine import Engine, Request
-from genvid.generation.network import PlainAttention
+from genvid.generation.network import Attention, PlainAttention, SlotNetwork
 from genvid.generation.sampler import SamplingConfig
 from genvid.sequence import BlockLayout
 
@@ -174,6 +175,33 @@ def check(bench: Benchmark) -> None:
     for ours, theirs in zip(found[1], found[0], strict=True):
         torch.testing.assert_close(ours.float(), theirs.float(), atol=2e-2, rtol=2e-2)
     print("# attention: as torch's", flush=True)
+    check_single(bench, TritonAttention())
+
+
+@torch.no_grad()
+def check_single(bench: Benchmark, attention: Attention) -> None:
+    """The kernels of one row against torch in float32: in float32 equal, in bf16 no farther off than those of many."""
+    from genvid.generation import single
+
+    single.OVERLAP = not bench.arguments.no_overlap
+    exact = SlotNetwork(bench.model, 1, dtype=torch.float32, attention=PlainAttention())
+    exact.cache.normal_()
+    networks = {
+        "one, float32": SlotNetwork(bench.model, 1, dtype=torch.float32),
+        "one": SlotNetwork(bench.model, 1, dtype=bench.dtype),
+        "many": SlotNetwork(bench.model, 1, dtype=bench.dtype, attention=attention),
+    }
+    errors = dict.fromkeys(networks, 0.0)
+    for position in (0, *bench.scale.marks):
+        at, limit = torch.tensor([position], device=bench.device), min(exact.capacity, max(256, 2 * position))
+        wanted = exact.logits(exact(at, at, at + 1, limit))
+        for name, network in networks.items():
+            network.cache.copy_(exact.cache)
+            error = network.logits(network(at, at, at + 1, limit)) - wanted
+            errors[name] = max(errors[name], float(error.norm() / wanted.norm()))
+    print("# one row beside torch in float32, relative error:", {k: f"{v:.1e}" for k, v in errors.items()}, flush=True)
+    assert errors["one, float32"] < 1e-4
+    assert errors["one"] < 1.5 * errors["many"]
 
 
 def transformers_seconds(bench: Benchmark, rows: int, tokens: int) -> tuple[float, float]:
@@ -222,11 +250,13 @@ def steps(bench: Benchmark, engine: Engine, rows: int, guidance: float, target: 
             value,
             milliseconds(bench.limit(rows * halves, mark)),
         )
+    if bench.arguments.profile:
+        profile(bench, engine, scale.marks[len(scale.marks) // 2])
     return seconds / made
 
 
-def at_length(bench: Benchmark, engine: Engine, length: int, repeats: int = 50) -> str:
-    """A step of rows that are all of one length, which are made so by hand and never go on."""
+def hold_at(bench: Benchmark, engine: Engine, length: int) -> None:
+    """Make all rows of one length, by hand; they never go on."""
     slots, layout = engine.slots, bench.scale.layout
     grammar, state = slots.look()
     grammar.zero_()
@@ -238,11 +268,34 @@ def at_length(bench: Benchmark, engine: Engine, length: int, repeats: int = 50) 
     for _ in range(3):
         slots.step(length)
     bench.wait()
+
+
+def at_length(bench: Benchmark, engine: Engine, length: int, repeats: int = 50) -> str:
+    """A step of rows that are all of one length."""
+    hold_at(bench, engine, length)
     start = time.perf_counter()
     for _ in range(repeats):
-        slots.step(length)
+        engine.slots.step(length)
     bench.wait()
     return milliseconds((time.perf_counter() - start) / repeats)
+
+
+def profile(bench: Benchmark, engine: Engine, length: int, repeats: int = 20, shown: int = 12) -> None:
+    """What a step is made of: the kernels (on a CPU the operators) that take the most time in all."""
+    on_gpu = bench.device.type == "cuda"
+    hold_at(bench, engine, length)
+    with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
+        for _ in range(repeats):
+            engine.slots.step(length)
+        bench.wait()
+    spent = sorted(
+        ((e.self_device_time_total if on_gpu else e.self_cpu_time_total, e.count, e.key) for e in found.key_averages()),
+        reverse=True,
+    )
+    total, count = sum(each[0] for each in spent) / repeats, sum(each[1] for each in spent) / repeats
+    print(f"# step at length {length}: {count:.0f} kernels, {total:.0f} us (those that overlap count twice)")
+    for time_spent, count, name in spent[:shown]:
+        print(f"# {time_spent / repeats:9.1f} us = {count / repeats:6.1f} x {time_spent / count:7.2f} us  {name[:80]}")
 
 
 def varying_lengths(bench: Benchmark, engine: Engine, peak: float) -> None:
@@ -333,6 +386,8 @@ def main() -> None:
     parser.add_argument("--attention", choices=["triton", "plain"], default="triton", help="plain: torch's")
     parser.add_argument("--no-compile", action="store_true", help="CUDA graphs of uncompiled parts")
     parser.add_argument("--no-transformers", action="store_true", help="leave transformers out")
+    parser.add_argument("--no-overlap", action="store_true", help="one row: kernels one after another")
+    parser.add_argument("--profile", action="store_true", help="also print what a step is made of")
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s that the limits assume (3.0)")
     arguments = parser.parse_args()
     bench = Benchmark(TINY if arguments.tiny else FULL, arguments)

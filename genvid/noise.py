@@ -51,7 +51,8 @@ def fold(seeds: Tensor, value: int | str | Tensor) -> Tensor:
 
 def uniform(seeds: Tensor, stream: str, *shape: int) -> Tensor:
     """(B,) int64 seeds -> (B, *shape) float64 in the open interval (0, 1)."""
-    bits = _bits(fold(seeds, stream), math.prod(shape))
+    own, count = fold(seeds, stream), math.prod(shape)
+    bits = fold(own, 0)[:, None] if count == 1 else _bits(own, count)  # one alone is compiled with what is around it
     return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).view(len(seeds), *shape)
 
 

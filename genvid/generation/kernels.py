@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Attention over slots in Triton: each row reads the part of the cache that it has filled, and nothing else.
+"""Attention over slots in Triton, where each row reads only what it has filled of the cache; and the draw of a token.
 
 Two steps of the same split in every row and whatever the others do: chunks of CHUNK positions are summed apart, then
 their sums are joined. The order of additions, and so the result, does not depend on the neighbours.
@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 CHUNK = 256
 """Positions that one program reads."""
@@ -55,7 +56,7 @@ class TritonAttention:
         total = torch.empty_like(greatest)
         attended = torch.empty(rows, heads * width, dtype=queries.dtype, device=queries.device)
         padded = triton.next_power_of_2(width)
-        _attend_chunk[(heads, splits, rows)](
+        attend_chunk[(heads, splits, rows)](
             queries,
             cache[0],
             cache[1],
@@ -74,6 +75,7 @@ class TritonAttention:
             CHUNK=CHUNK,
             BLOCK=BLOCK,
             IDENTITY=slots is None,
+            OVERLAP=False,
             num_warps=4,
         )
         _join_chunks[(rows, heads)](
@@ -149,7 +151,7 @@ def _append(
 
 
 @triton.jit
-def _attend_chunk(
+def attend_chunk(
     queries,
     keys,
     values,
@@ -168,8 +170,12 @@ def _attend_chunk(
     CHUNK: tl.constexpr,
     BLOCK: tl.constexpr,
     IDENTITY: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """One head of one row over one chunk: its unnormalised sum of values, greatest score and sum of weights."""
+    if OVERLAP:
+        gdc_launch_dependents()
+        gdc_wait()
     head = tl.program_id(0)
     split = tl.program_id(1)
     row = tl.program_id(2).to(tl.int64)
@@ -187,21 +193,23 @@ def _attend_chunk(
         lines = (slot * KV_HEADS + head // (HEADS // KV_HEADS)) * capacity
         highest = -1e30
         weight = 0.0
-        summed = tl.zeros([WIDTH_PADDED], tl.float32)
-        for start in range(first, last, BLOCK):
-            position = start + tl.arange(0, BLOCK)
-            there = position < last
-            at = (lines + position)[:, None] * WIDTH + channel[None, :]
-            mask = there[:, None] & inside[None, :]
-            key = tl.load(keys + at, mask=mask, other=0.0).to(tl.float32)
-            value = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
-            score = tl.where(there, tl.sum(key * query[None, :], axis=1), -1e30)
-            higher = tl.maximum(tl.max(score, axis=0), highest)
-            faded = tl.exp(highest - higher)
-            share = tl.where(there, tl.exp(score - higher), 0.0)
-            summed = summed * faded + tl.sum(share[:, None] * value, axis=0)
-            weight = weight * faded + tl.sum(share, axis=0)
-            highest = higher
+        summed = tl.full([WIDTH_PADDED], 0.0, tl.float32)
+        for offset in range(0, CHUNK, BLOCK):
+            start = first + offset
+            if start < last:
+                position = start + tl.arange(0, BLOCK)
+                there = position < last
+                at = (lines + position)[:, None] * WIDTH + channel[None, :]
+                mask = there[:, None] & inside[None, :]
+                key = tl.load(keys + at, mask=mask, other=0.0).to(tl.float32)
+                value = tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+                score = tl.where(there, tl.sum(key * query[None, :], axis=1), -1e30)
+                higher = tl.maximum(tl.max(score, axis=0), highest)
+                faded = tl.exp(highest - higher)
+                share = tl.where(there, tl.exp(score - higher), 0.0)
+                summed = summed * faded + tl.sum(share[:, None] * value, axis=0)
+                weight = weight * faded + tl.sum(share, axis=0)
+                highest = higher
         cell = (row * HEADS + head) * splits + split
         tl.store(partial + cell * WIDTH + channel, summed, mask=inside)
         tl.store(greatest + cell, highest)
@@ -239,3 +247,39 @@ def _join_chunks(
     joined = tl.sum(summed * share[:, None], axis=0) / tl.maximum(weight, 1e-30)
     target = attended + (row * HEADS + head) * WIDTH + channel
     tl.store(target, joined.to(attended.dtype.element_ty), mask=inside)
+
+
+def draw_tokens(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+    """(B, V) float32 logits, (B, V) bool, (B,) float64 in (0, 1) -> (B,) ids, by the inverse distribution."""
+    rows, outputs = logits.shape
+    tokens = torch.empty(rows, dtype=torch.long, device=logits.device)
+    padded = triton.next_power_of_2(outputs)
+    _draw[(rows,)](
+        logits.contiguous(),
+        allowed.contiguous(),
+        uniform,
+        tokens,
+        temperature,
+        OUTPUTS=outputs,
+        PADDED=padded,
+        num_warps=min(max(padded // 1024, 1), 16),
+    )
+    return tokens
+
+
+@triton.jit
+def _draw(logits, allowed, uniform, tokens, temperature, OUTPUTS: tl.constexpr, PADDED: tl.constexpr):
+    """One row: the first token at which the sum of the weights so far exceeds the row's share of the whole."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, PADDED)
+    inside = at < OUTPUTS
+    possible = tl.load(allowed + row * OUTPUTS + at, mask=inside, other=0) != 0
+    score = tl.load(logits + row * OUTPUTS + at, mask=inside, other=0.0) / temperature
+    score = tl.where(possible, score, float("-inf"))
+    weight = tl.exp(score - tl.max(score, axis=0)).to(tl.float64)
+    summed = tl.cumsum(weight, axis=0)
+    target = tl.load(uniform + row) * tl.max(summed, axis=0)
+    drawn = tl.min(tl.where((summed > target) & (weight > 0), at, PADDED), axis=0)
+    # Rounding may leave nothing above the target.
+    last = tl.max(tl.where(weight > 0, at, 0), axis=0)
+    tl.store(tokens + row, tl.where(drawn < PADDED, drawn, last).to(tl.int64))

@@ -10,13 +10,16 @@ N rows of a pass, H heads, E heads of keys and values, D channels of a head, C p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from genvid.ar.model import RowModel
+
+if TYPE_CHECKING:
+    from genvid.generation.single import SingleRow
 
 
 class Layer(NamedTuple):
@@ -125,7 +128,8 @@ class SlotNetwork:
         shape = (sizes.depth, 2, slots, sizes.kv_heads, capacity, sizes.width // sizes.heads)
         self.cache = torch.zeros(shape, dtype=dtype, device=device)
         """(depth, 2, slots, E, C, D): keys and values of every layer."""
-        self._parts = _compile(slots) if compiled else Parts(_before, _between, _after)
+        self._parts = _compile() if compiled else Parts(_before, _between, _after)
+        self._single = None if attention else self._for_one_row()
 
     @property
     def capacity(self) -> int:
@@ -139,6 +143,8 @@ class SlotNetwork:
         x = functional.embedding(tokens, self._embedding)
         if self._positions is not None:
             x = x + self._positions[positions]
+        if self._single and slots is None:
+            return self._single(x, positions, lengths, limit)
         qkv = self._parts.before(x, self._layers[0], self._eps)
         for number, layer in enumerate(self._layers):
             cache = self.cache[number]
@@ -152,7 +158,19 @@ class SlotNetwork:
 
     def logits(self, states: Tensor) -> Tensor:
         """(N, width) -> (N, num_outputs) float32."""
+        if self._single:
+            return self._single.logits(states)
         return functional.linear(_normed(states, self._norm, self._eps), self._head).float()
+
+    def _for_one_row(self) -> SingleRow | None:
+        """What is faster for a single slot, if there is such a thing here."""
+        if self.cache.device.type != "cuda":
+            return None
+        from genvid.generation.single import SingleRow
+
+        if not SingleRow.fits(self.cache):
+            return None
+        return SingleRow(self._layers, self._norm, self._head, self.cache, self._rotary, self._eps)
 
     def share(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of a slot to another."""
@@ -194,14 +212,6 @@ def _between(x: Tensor, attended: Tensor, layer: Layer, following: Layer, eps: f
     return x, _before(x, following, eps)
 
 
-def _compile(rows: int) -> Parts:
-    """The same three, each compiled once for all layers.
-
-    For one row torch.compile turns products into reductions, which it fuses and, tuned, runs at the speed of memory.
-    """
-    options: dict[str, str | int | bool | Callable[..., object]] = {"coordinate_descent_tuning": rows == 1}
-    return Parts(
-        torch.compile(_before, dynamic=False, options=options),
-        torch.compile(_between, dynamic=False, options=options),
-        torch.compile(_after, dynamic=False, options=options),
-    )
+def _compile() -> Parts:
+    """The same three, each compiled once for all layers."""
+    return Parts(*(torch.compile(part, dynamic=False) for part in (_before, _between, _after)))

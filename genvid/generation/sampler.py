@@ -114,20 +114,36 @@ def guided(logits: Tensor, scale: float) -> Tensor:
 
 def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
     """(B, V) logits, (B, V) bool, (B,) seeds -> (B,) ids, by one uniform number a row and the inverse distribution."""
+    uniform = noise.uniform(seeds, "token", 1)[:, 0]
+    return _draw(logits, allowed, uniform, config.temperature, config.top_k, config.top_p)
+
+
+@torch.library.custom_op("genvid::draw", mutates_args=())
+def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Opaque to torch.compile: torch 2.11 splits the cumulative sums of few rows into kernels that fail on a GPU."""
+    if logits.is_cuda and temperature > 0 and not top_k and top_p == 1:
+        from genvid.generation.kernels import draw_tokens
+
+        return draw_tokens(logits, allowed, uniform, temperature)
     logits = logits.masked_fill(~allowed, float("-inf"))
-    if config.temperature == 0:
+    if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / config.temperature
-    if 0 < config.top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(config.top_k).values[:, -1:], float("-inf"))
-    if config.top_p < 1:
+    logits = logits / temperature
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p < 1:
         ordered = logits.sort(-1, descending=True).values
         probability = ordered.softmax(-1)
-        unneeded = probability.cumsum(-1) - probability >= config.top_p
+        unneeded = probability.cumsum(-1) - probability >= top_p
         least = ordered.masked_fill(unneeded, float("inf")).amin(-1, keepdim=True)
         logits = logits.masked_fill(logits < least, float("-inf"))
     cumulative = logits.double().softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that the token found is one of positive probability.
-    target = torch.minimum(noise.uniform(seeds, "token", 1) * total, total.nextafter(torch.zeros_like(total)))
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
+@_draw.register_fake
+def _(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    return logits.new_empty(len(logits), dtype=torch.long)

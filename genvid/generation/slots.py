@@ -58,6 +58,10 @@ class Slots:
         self._scores = torch.zeros(count, kinds, device=device)
         self._prompt = torch.zeros(3, CHUNK, dtype=torch.long, device=device)
         self._graphs: dict[tuple[str, int], torch.cuda.CUDAGraph] = {}
+        self._inputs, self._take = self._inputs_as_written, self._take_as_written
+        if compiled:
+            self._inputs = torch.compile(self._inputs, dynamic=False)
+            self._take = torch.compile(self._take, dynamic=False)
         self._held: dict[int, tuple[int, ...]] = {}
         """Row of the cache -> the prefix that stands in it."""
 
@@ -183,24 +187,23 @@ class Slots:
         return self._grammar.state, self._state, self._rows, self._scores
 
     def _step(self, limit: int) -> None:
-        state = self._state
-        lengths = (state[POSITION] + 1).masked_fill(self._grammar.finished, 0)
-        tokens = state[: self._halves].flatten()  # TOKEN, and NULL_TOKEN where there is guidance
-        again = [self._halves]
-        states = self._network(tokens, state[POSITION].repeat(again), lengths.repeat(again), limit)
-        self._take_next(states)
+        states = self._network(*self._inputs(), limit)
+        self._take(self._network.logits(states))
 
     def _read(self, prompt: Tensor, limit: int) -> None:
         tokens, slots, positions = prompt
         self._network(tokens, positions, positions + 1, limit, slots)
 
-    def _take_next(self, states: Tensor) -> None:
-        """(slots x halves, width) -> the next token of every row that goes on.
+    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, positions and lengths of a step, each (slots x halves,)."""
+        state, again = self._state, [self._halves]
+        lengths = (state[POSITION] + 1).masked_fill(self._grammar.finished, 0)
+        tokens = state[: self._halves].flatten()  # TOKEN, and NULL_TOKEN where there is guidance
+        return tokens, state[POSITION].repeat(again), lengths.repeat(again)
 
-        Never compiled: torch 2.11's Inductor splits the cumulative sums of few rows into kernels that fail on a GPU.
-        """
+    def _take_as_written(self, logits: Tensor) -> None:
+        """(slots x halves, V) -> the next token of every row that goes on."""
         state, grammar = self._state, self._grammar
-        logits = self._network.logits(states)
         if self._halves == 2:
             logits = guided(logits, self._config.guidance)
         waiting = grammar.waiting

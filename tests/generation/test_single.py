@@ -1,0 +1,151 @@
+"""The kernels of one row, and of the draw, against torch: on a GPU, or interpreted on a CPU."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genvid import noise
+from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.generation.engine import Engine, Request
+from genvid.generation.network import PlainAttention, SlotNetwork
+from genvid.generation.sampler import Sampler, SamplingConfig, draw
+from genvid.sequence import BlockLayout
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where kernels are defined
+pytest.importorskip("triton", reason="the kernels of a GPU need triton, which is not installed here")
+
+from genvid.generation import kernels, single
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
+LENGTH = BlockLayout(codebook_size=13, num_classes=3, num_blocks=3, block_capacity=6, sizes=(1, 3, 6))
+END = replace(LENGTH, sizes=(), framing="end")
+SMALL = TransformerConfig(width=64, depth=2, heads=4, kv_heads=4, hidden=176, max_positions=150)
+
+
+def model_of(layout: BlockLayout = LENGTH, **changes: int | None) -> RowModel:
+    sizes = replace(SMALL, **changes)
+    if sizes.rope_theta is None:
+        model: RowModel = PublishedTransformer(PublishedConfig(layout, sizes))
+    else:
+        model = BlockTransformer(ARConfig(layout, sizes))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.1, generator=generator)
+    return model.to(DEVICE).eval()
+
+
+def one_row(model: RowModel, **settings: torch.dtype) -> SlotNetwork:
+    """A network that goes by the kernels whatever the device, its cache filled."""
+    network = SlotNetwork(model, 1, **settings)
+    assert single.SingleRow.fits(network.cache)
+    network._single = network._single or single.SingleRow(
+        network._layers, network._norm, network._head, network.cache, network._rotary, network._eps
+    )
+    torch.manual_seed(1)
+    network.cache.normal_()
+    return network
+
+
+MODELS = {
+    "rotary": {},
+    "grouped": {"kv_heads": 2},
+    "odd sizes": {"width": 24, "heads": 3, "kv_heads": 1, "hidden": 43},
+    "several tiles": {"width": 320, "heads": 5, "kv_heads": 5, "hidden": 600, "depth": 1},
+    "many columns": {"hidden": 4500, "depth": 1},
+    "learned positions": {"rope_theta": None, "layout": END},
+}
+
+
+@pytest.mark.parametrize("changes", MODELS.values(), ids=MODELS)
+@torch.no_grad()
+def test_one_row_is_the_general_pass(changes):
+    model = model_of(**changes)
+    ours, theirs = one_row(model), SlotNetwork(model, 1, attention=PlainAttention())
+    theirs.cache.copy_(ours.cache)
+    for token, position, limit in ((14, 0, 1), (3, 5, 192), (1, 63, 64), (2, 64, 192), (0, 149, 150)):
+        at = torch.tensor([position], device=DEVICE)
+        found, wanted = (net(torch.tensor([token], device=DEVICE), at, at + 1, limit) for net in (ours, theirs))
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.cache, theirs.cache, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(ours.logits(found), theirs.logits(wanted), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_row_that_has_ended_is_finite():
+    network = one_row(model_of())
+    zero = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    assert network(zero, zero, zero, 64).isfinite().all()
+
+
+def test_what_the_kernels_cannot_do_goes_the_general_way():
+    assert not single.SingleRow.fits(SlotNetwork(model_of(), 2).cache)
+    assert not single.SingleRow.fits(SlotNetwork(model_of(width=48), 1).cache)  # heads of 12 channels
+
+
+@pytest.mark.parametrize("outputs", [5, 64, 1100])
+@pytest.mark.parametrize("temperature", [1.0, 0.3])
+def test_tokens_are_drawn_as_by_torch(outputs, temperature):
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(40, outputs)
+    allowed = torch.rand(40, outputs) < 0.5
+    allowed[:, 1] = True
+    allowed[:9] = torch.arange(outputs) == torch.arange(9)[:, None] % 5  # only one is possible
+    seeds = torch.arange(40)
+    uniform = noise.uniform(seeds, "token", 1)[:, 0]
+    wanted = draw(logits, allowed, seeds, SamplingConfig(temperature=temperature))
+    given = (tensor.to(DEVICE) for tensor in (logits, allowed, uniform))
+    assert torch.equal(kernels.draw_tokens(*given, temperature).cpu(), wanted)
+
+
+@pytest.mark.parametrize("share", [2.0**-53, 1 - 2.0**-53])
+def test_what_has_no_probability_is_never_drawn(share):
+    logits, allowed = torch.zeros(1, 700, device=DEVICE), torch.zeros(1, 700, dtype=torch.bool, device=DEVICE)
+    allowed[:, 100:600:7] = True
+    drawn = kernels.draw_tokens(logits, allowed, torch.tensor([share], dtype=torch.float64, device=DEVICE), 1.0)
+    assert drawn.tolist() == [100 if share < 0.5 else 599 - (599 - 100) % 7]
+
+
+@GPU
+@pytest.mark.parametrize("slots", [1, 3])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(
+    "config",
+    [SamplingConfig(temperature=0), SamplingConfig(), SamplingConfig(top_k=9, top_p=0.9), SamplingConfig(guidance=2.0)],
+    ids=str,
+)
+def test_rows_on_a_gpu_are_those_of_the_plain_sampler(config, compiled, slots):
+    for layout in (LENGTH, END):
+        model = model_of(layout)
+        null = layout.null_prefix(1, DEVICE)
+        requests = [
+            Request((layout.num_outputs + number % 3,), number, 3, tuple(null[0].tolist())) for number in range(5)
+        ]
+        rows = dict(Engine(model, config, slots=slots, compiled=compiled).run(requests))
+        for number, request in enumerate(requests):
+            prefix, seed = torch.tensor([request.prefix], device=DEVICE), torch.tensor([number], device=DEVICE)
+            wanted = Sampler(model)(prefix, seed, config, null_prefix=null)
+            assert torch.equal(rows[number], wanted[0].cpu())
+
+
+@GPU
+@torch.no_grad()
+def test_kernels_that_overlap_give_what_they_give_one_after_another(monkeypatch):
+    """In bf16 and at many positions, from one cache."""
+    model = model_of(width=1280, heads=20, kv_heads=20, hidden=3584, depth=4)
+    networks = [one_row(model, dtype=torch.bfloat16)]
+    monkeypatch.setattr(single, "OVERLAP", False)
+    networks.append(one_row(model, dtype=torch.bfloat16))
+    token = torch.zeros(1, dtype=torch.long, device=DEVICE)
+    for position in range(150):
+        at = token + position
+        found = [network.logits(network(token, at, at + 1, 192)) for network in networks]
+        assert torch.equal(*found)
+    assert torch.equal(networks[0].cache, networks[1].cache)
