@@ -31,7 +31,6 @@ from genvid.data.source import SourceConfig
 from genvid.data.video import write_video
 from genvid.eval.features import FeatureNetwork
 from genvid.eval.metrics.fidelity import ClipMean
-from genvid.eval.metrics.rate import clip_bits
 from genvid.eval.protocols import Protocol
 from genvid.eval.scoring import as_scored
 from genvid.eval.table import ClipTable
@@ -111,6 +110,7 @@ class Evaluation:
         """
         self.folder, self.device = Path(folder), torch.device(device)
         self.features = None if features is None else features.to(self.device)
+        self._aside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         self.fidelity = list(fidelity) if protocol.task == "reconstruction" else []
         self.batch_size = batch_size if protocol.frames is not None else 1
         self.workers, self.rank, self.world_size = workers, rank, world_size
@@ -199,15 +199,21 @@ class Evaluation:
             columns[metric.name] = metric.to(self.device).score(video, batch["video"]).double()
         if tokens is not None and spec is not None:
             columns["tokens per clip"] = tokens.keep.sum((1, 2))
-            columns["bits per clip"] = clip_bits(tokens, spec)
+            columns["bits per clip"] = spec.clip_bits(tokens)
             if self.protocol.frames is not None:
                 columns["tokens of each block"] = tokens.lengths
         return columns
 
     def _extract(self, video: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, beside what loads or makes
+        the next clips; `ClipTable.flush` waits for them."""
         assert self.features is not None
         self.features.check(video)
-        return torch.cat([self.features(part) for part in torch.split(video, _FEATURE_BATCH)])
+        if self._aside is not None:
+            self._aside.wait_stream(torch.cuda.current_stream(self.device))
+            video.record_stream(self._aside)
+        with torch.cuda.stream(self._aside):  # None: no stream
+            return torch.cat([self.features(part) for part in torch.split(video, _FEATURE_BATCH)])
 
     def _batches(
         self, selection: Selection, what: str, tables: Sequence[ClipTable | None], *, with_video: bool

@@ -55,6 +55,8 @@ class ClipTable:
         self._flushed = time.monotonic()
         if not self._pending:
             return
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # whatever streams the rows come from
         names = self._pending[0].keys()
         rows = {name: torch.cat([part[name].cpu() for part in self._pending]).contiguous() for name in names}
         self._pending.clear()

@@ -5,11 +5,15 @@ Shapes: B videos, C channels, T frames, H x W pixels, G blocks, L block capacity
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+BITS_PER_CHANNEL = 16
+"""Of a continuous token: half precision, no entropy coding."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class TokenizerSpec:
             )
         return blocks
 
+    def filled(self, frames: int) -> int:
+        """The fewest frames, no fewer than these, that fill their blocks."""
+        return -(-frames // self.frames_per_block) * self.frames_per_block
+
     def check_video(self, video: Tensor) -> int:
         """Number of blocks of a (B, 3, T, H, W) video; raises ValueError in words when it does not fit."""
         if video.ndim != 5 or video.shape[1] != 3:
@@ -50,6 +58,23 @@ class TokenizerSpec:
                 f"this tokenizer takes {height}x{width} frames, got {video.shape[-2]}x{video.shape[-1]}; resize first"
             )
         return self.num_blocks(video.shape[2])
+
+    def clip_bits(self, tokens: BlockTokens) -> Tensor:
+        """(B,) float64: what each clip costs to transmit, in bits: its kept tokens and `side_bits`.
+
+        A discrete token costs log2(codebook size) bits, a continuous one 16 bits a channel.
+        """
+        per_token = math.log2(self.codebook_size) if self.codebook_size else BITS_PER_CHANNEL * self.token_dim
+        return tokens.keep.sum((1, 2)).double() * per_token + self.side_bits(tokens.keep)
+
+    def side_bits(self, keep: Tensor) -> Tensor:
+        """(B, G, L) kept tokens -> (B,) float64 bits that say which.
+
+        A block that keeps a prefix costs log2(L + 1) bits for its length, any other L bits for its mask.
+        """
+        capacity = keep.shape[-1]
+        is_prefix = (keep[..., 1:] <= keep[..., :-1]).all(-1)
+        return torch.where(is_prefix, math.log2(capacity + 1), float(capacity)).double().sum(1)
 
 
 @dataclass(frozen=True)

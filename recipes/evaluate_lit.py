@@ -8,6 +8,7 @@ Markdown. One process.
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -35,8 +36,8 @@ from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.lit.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
-from genvid.tokenizer.lit.mask_rate import lit_bits
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
 from genvid.tokenizer.lit.redundancy import BudgetedRedundancy
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -84,26 +85,22 @@ def load_lit(source: str) -> LIT:
 
 
 class Rates:
-    """Sums of what clips cost."""
+    """Sums of what `ReconstructionScores` do not count."""
 
-    def __init__(self, columns: int) -> None:
-        self.columns = columns
-        self.kept = self.positions = self.mask = self.bits = self.pixels = self.met = self.clips = 0.0
+    def __init__(self, spec: CodecSpec) -> None:
+        self.spec = spec
+        self.kept = self.positions = self.mask = self.met = self.clips = 0.0
 
-    def update(self, video: Tensor, tokens: BlockTokens, budget: int) -> None:
-        bits, mask = lit_bits(tokens, self.columns)
+    def update(self, tokens: BlockTokens, budget: int) -> None:
         self.kept += float(tokens.keep.sum())
         self.positions += tokens.keep.numel()
-        self.mask += float(mask.sum())
-        self.bits += float((bits + mask).sum())
-        self.pixels += video[:, 0].numel()
+        self.mask += float(self.spec.side_bits(tokens.keep).sum())
         self.met += float((tokens.keep.sum((1, 2)) == budget).sum())
-        self.clips += len(video)
+        self.clips += len(tokens.keep)
 
     def compute(self) -> dict[str, float]:
         return {
             "keep rate": self.kept / self.positions,
-            "bits per 16 pixels": 16 * self.bits / self.pixels,
             "mask bits per clip": self.mask / self.clips,
             "budget met, %": 100 * self.met / self.clips,
         }
@@ -130,7 +127,7 @@ class Comparison:
             for rate in run.rates
             for name in run.methods
         }
-        self.rates = {key: Rates(self.lit.grid[1]) for key in self.scores}
+        self.rates = {key: Rates(self.spec) for key in self.scores}
 
     @torch.no_grad()
     def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -142,7 +139,7 @@ class Comparison:
             kept = self._allocator(name, rate, video)(tokens)
             restored = self._tokenizer(name).decode(kept).float()
             scores.update(video, restored, kept)
-            self.rates[name, rate].update(video, kept, self._budget(rate))
+            self.rates[name, rate].update(kept, self._budget(rate))
             if rate == self.run.shown_rate:
                 shown[name] = (restored, kept.keep)
         return shown
@@ -150,17 +147,18 @@ class Comparison:
     def reports(self) -> list[Report]:
         run = self.run
         provenance = Provenance.now({"LIT": fingerprint(resolve(run.model))})
+        pixels = run.data.clip.frames * math.prod(run.data.clip.resolution)
         reports = []
         for key, scores in self.scores.items():
             values = scores.compute()
             count = int(values.pop("clips"))
-            del values["bits per clip"]  # counts a bit for every position of a mask; ours is coded
             protocol = replace(
                 run.data.protocol(run.protocol, "reconstruction", count),
                 features="" if self.features is None else self.features.name,
                 note=f"codec {self.lit.codec.name}, window {self.lit.codec.window}",
             )
-            numbers = scores.numbers(self.rates[key].compute() | values, protocol, count)
+            rates = self.rates[key].compute() | {"bits per 16 pixels": 16 * values["bits per clip"] / pixels}
+            numbers = scores.numbers(rates | values, protocol, count)
             reports.append(Report(f"{key[0]} @ {key[1]:g}", numbers, provenance))
         return reports
 

@@ -29,6 +29,8 @@ from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.lit.model import LIT
+from genvid.tokenizer.lit.redundancy import BudgetedRedundancy
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 Videos = list[tuple[Path, VideoInfo]]
@@ -115,6 +117,8 @@ def open_budget(arguments: argparse.Namespace, tokenizer: VideoTokenizer) -> Bud
     """The rule that cuts clips of so many blocks, if a budget is asked for."""
     if arguments.scorer is None and arguments.tokens is None and not arguments.published:
         return None
+    if isinstance(tokenizer, LIT):
+        return _redundancy(arguments, tokenizer)
     if arguments.scorer is None or arguments.tokens is None:
         raise ValueError("a token budget needs both --scorer and --tokens")
     if not isinstance(tokenizer, AdapTok):
@@ -128,6 +132,12 @@ def open_budget(arguments: argparse.Namespace, tokenizer: VideoTokenizer) -> Bud
         return lambda blocks: GroupAllocator(predictor, budgets[:blocks], GROUP, exact=True)
     largest_size(predictor.sizes, tokens / most)  # says now, not after encoding, that a budget is too small
     return lambda blocks: JointAllocator(predictor, tokens * blocks / most, GROUP)
+
+
+def _redundancy(arguments: argparse.Namespace, lit: LIT) -> Budget:
+    if arguments.scorer is not None or arguments.published:
+        raise ValueError(f"{arguments.tokenizer} is LIT, which needs no scorer: give --tokens alone")
+    return lambda _: BudgetedRedundancy(arguments.tokens, lit.std)
 
 
 @torch.no_grad()

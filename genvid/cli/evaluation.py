@@ -27,6 +27,7 @@ from genvid.eval.summary_page import comparison_page, evaluation_page
 from genvid.generation.sampler import SamplingConfig
 from genvid.perceptual import LPIPS
 from genvid.recipes.loading import device
+from genvid.tokenizer.lit.model import LIT
 from genvid.train.accelerator import make_state
 
 SAMPLED = 128
@@ -145,6 +146,8 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
         needed = "--tokenizer" if task == "reconstruction" else "--model and --tokenizer (or --videos)"
         raise ValueError(f"{record.name} measures {task}: give {needed}")
     tokenizer = open_tokenizer(arguments.tokenizer)
+    if isinstance(tokenizer, LIT):  # which takes frames of any size
+        tokenizer = tokenizer.at((record.resolution, record.resolution))
     if task == "reconstruction":
         asked = argparse.Namespace(**{**vars(arguments), "tokens": budget})
         settings = {"tokens": budget, "published": arguments.published}

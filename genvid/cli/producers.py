@@ -48,7 +48,7 @@ class Reconstruction:
 
     def _piece(self, video: Tensor) -> tuple[Tensor, BlockTokens]:
         frames = video.shape[2]
-        filling = -frames % self.tokenizer.spec.frames_per_block
+        filling = self.tokenizer.spec.filled(frames) - frames
         whole = torch.cat([video, video[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
         tokens = encode(self.tokenizer, whole, DECODED)
         if self.budget is not None:

@@ -78,6 +78,23 @@ def test_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     assert (floor.count, "count 20 instead of all" in floor.protocol.name) == (20, True)
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams are a GPU's")
+def test_features_in_a_stream_of_their_own_are_those_of_the_clips(tmp_path: Path) -> None:
+    class Slow(Colours):
+        weights = "slow"
+
+        def extract(self, video: torch.Tensor) -> torch.Tensor:
+            torch.cuda._sleep(20_000_000)  # by then the next batches have overwritten whatever was not held
+            return super().extract(video)
+
+    def run(folder: str, network: Colours, device: str) -> dict[str, float]:
+        evaluation = Evaluation(TOY, CLIPS, tmp_path / folder, features=network, batch_size=2, device=device)
+        return values(finish(evaluation, Noisy()))
+
+    expected = run("processor", Colours(), "cpu")
+    assert run("device", Slow(), "cuda") == pytest.approx(expected, rel=1e-4)
+
+
 def test_the_floor_does_not_split_classes_that_take_turns(tmp_path: Path) -> None:
     evaluation = toy(tmp_path)
     near = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)) * 0.1

@@ -57,5 +57,5 @@ class Noisy:
         assert base is not None
         draw = noise.uniform(seeds, "noise", *base.shape[1:]).float()
         lengths = (noise.uniform(seeds, "length", 4) * 9).long()
-        keep = torch.arange(8) < lengths[..., None]
+        keep = torch.arange(8, device=seeds.device) < lengths[..., None]
         return Made(base + self.amount * (2 * draw - 1), BlockTokens(keep))

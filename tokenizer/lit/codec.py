@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from genvid.config import Choice
+from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokens import TokenizerSpec
 
 
@@ -36,13 +37,19 @@ class Geometry:
     """Whether no latent frame sees later frames, and no decoded frame later latents."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CodecSpec(TokenizerSpec):
     """A block is a latent frame; the first of a clip (of each window) stands for a single frame."""
 
-    step: int = 1
-    window: int | None = None
+    columns: int
+    """Of latents in a frame."""
+    step: int
+    window: int | None
     """Frames that are coded without regard to the ones before."""
+
+    def side_bits(self, keep: Tensor) -> Tensor:
+        """The coded mask (`mask_bits`)."""
+        return mask_bits(keep, self.columns)
 
     def num_blocks(self, frames: int) -> int:
         windows, rest = divmod(frames, self.window) if self.window else (0, frames)
@@ -50,6 +57,10 @@ class CodecSpec(TokenizerSpec):
             raise ValueError(f"a clip of {frames} frames does not fit this codec; use {self.lengths()}")
         blocks = windows * self.window_blocks if self.window else 0
         return blocks + (1 + (rest - 1) // self.frames_per_block if rest else 0)
+
+    def filled(self, frames: int) -> int:
+        windows, rest = divmod(frames, self.window) if self.window else (0, frames)
+        return windows * (self.window or 0) + (1 + -(-(rest - 1) // self.step) * self.step if rest else 0)
 
     @property
     def window_blocks(self) -> int:
@@ -100,6 +111,7 @@ class Codec(nn.Module, ABC):
             resolution=resolution,
             block_capacity=(height // space) * (width // space),
             token_dim=self.geometry.channels,
+            columns=width // space,
             step=self.geometry.step,
             window=self.window,
         )

@@ -12,12 +12,8 @@ import math
 import torch
 from torch import Tensor
 
-from genvid.tokens import BlockTokens
-
 _PRIOR = 0.5
 """Count of each case before the first one (Krichevsky and Trofimov 1981)."""
-BITS_PER_CHANNEL = 16
-"""Of a kept latent: half precision, no entropy coding."""
 
 
 def mask_bits(keep: Tensor, columns: int) -> Tensor:
@@ -39,10 +35,3 @@ def mask_bits(keep: Tensor, columns: int) -> Tensor:
         counts += torch.where(mixed[:, None], seen, 0).view_as(counts)
         last = frame
     return bits
-
-
-def lit_bits(tokens: BlockTokens, columns: int) -> tuple[Tensor, Tensor]:
-    """(B,) bits of the kept latents of each clip, and (B,) of its mask; both float64."""
-    assert tokens.latents is not None
-    kept = tokens.keep.sum((1, 2)).double() * BITS_PER_CHANNEL * tokens.latents.shape[-1]
-    return kept, mask_bits(tokens.keep, columns)
