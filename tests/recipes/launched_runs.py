@@ -62,10 +62,11 @@ def fsdp_on_cpu(wanted: bool) -> None:
 
 
 def main(runs: list[list[str]]) -> None:
-    import deepspeed.ops
+    if any(launch.startswith("zero") for launch, _ in runs):
+        import deepspeed.ops
 
-    # Compiling this takes a minute on every new machine, for a faster all-reduce on a CPU.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        # Compiling this takes a minute on every new machine, for a faster all-reduce on a CPU.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     for launch, config in runs:
         launched_by(launch)
         train.main([config])

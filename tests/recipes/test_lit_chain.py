@@ -1,11 +1,14 @@
 """The LIT recipes one after the other: a codec, its inpainter, and the table of keep rates."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import yaml
+from tiny_recipes import launch_all, records
 
+from genvid.cli import main as genvid
 from genvid.config import ConfigError
 from genvid.eval.report import Report
 from genvid.recipes import evaluate_lit, train
@@ -38,6 +41,45 @@ def test_the_codec_is_a_folder_of_diffusers_with_its_statistics(models: Path) ->
     assert min(config["latents_std"]) > 0
 
 
+STAGES = ("autoencoder", "inpainter")
+
+
+@pytest.fixture(scope="module")
+def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Both stages as {stage}_one and {stage}_two, by one and by two processes with the same global batch."""
+    folder, twice = tmp_path_factory.mktemp("lit_processes"), []
+    for stage in STAGES:
+        recipe = yaml.safe_load((CONFIGS / f"{stage}.yaml").read_text())
+        recipe["data"]["source"]["clips"], recipe["data"]["clip"]["frames"] = 8, 9
+        recipe["train"] |= {"steps": 3, "batch_size": 4, "log_every": 1}
+        if stage == "inpainter":
+            recipe["model"]["codec"]["source"] = f"{models}/codec/export"
+        files = [folder / f"{stage}_{count}.yaml" for count in ("one", "two")]
+        for file in files:
+            file.write_text(yaml.safe_dump(recipe | {"output_dir": str(file.with_suffix(""))}))
+        train.main([str(files[0])])
+        twice.append(("ddp", files[1]))
+    launch_all(folder / "runs.json", twice)
+    return folder
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_two_processes_train_as_one_does(stage: str, trained: Path) -> None:
+    one, two = (records(trained / f"{stage}_{count}") for count in ("one", "two"))
+    assert [record["step"] for record in one] == [1, 2, 3]
+    for name in ("loss", "psnr", "grad_norm"):
+        assert [record[name] for record in two] == pytest.approx([record[name] for record in one], rel=1e-4)
+
+
+def test_the_codec_of_two_processes_tells_the_statistics_of_all_clips(trained: Path) -> None:
+    one, two = (
+        json.loads((trained / f"autoencoder_{count}" / "export" / "config.json").read_text())
+        for count in ("one", "two")
+    )
+    for name in ("latents_mean", "latents_std"):
+        assert one[name] == pytest.approx(two[name], rel=1e-3, abs=1e-5)
+
+
 def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     settings = {"model": f"{models}/lit/export", "output_dir": f"{models}/rates", "rates": [0.5, 1.0]}
     changes = {**CLIPS, "batch_size": 4, "targets": 2, "shown": 1, "shown_rate": 0.5}
@@ -60,6 +102,29 @@ def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     assert (models / "rates" / "side_by_side.mp4").stat().st_size > 0
     assert (models / "rates" / "side_by_side.webp").stat().st_size > 0
     assert "kept by LIT" in (models / "rates" / "page.html").read_text()
+
+
+def test_a_protocol_counts_the_coded_mask(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """16 frames become 17: five blocks of 256 positions. Of 300 tokens, 44 are scattered over the last four."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "clips.yaml").write_text("{type: synthetic, clips: 4}")
+    command = ["evaluate", "ucf101-rfvd-first", "--source", str(tmp_path / "clips.yaml"), "--partial"]
+    command += ["--features", "none", "--workers", "0", "--count", "4", "--tokenizer", f"{models}/lit/export"]
+    genvid([*command, "--output", str(tmp_path / "full")])
+    genvid([*command, "--output", str(tmp_path / "cut"), "--tokens", "300"])
+    full, cut = (
+        {number.name: number.value for number in Report.load(tmp_path / file).numbers}
+        for file in ("full/report.json", "cut/tokens300/report.json")
+    )
+    assert (full["tokens per clip"], cut["tokens per clip"]) == (1280, 300)
+    assert full["bits per clip"] == pytest.approx(1280 * 8 * 16 + 5 * math.log2(3))
+    mask = cut["bits per clip"] - 300 * 8 * 16
+    assert 44 < mask < 4 * 256 / 2
+    with pytest.raises(SystemExit):
+        genvid([*command, "--tokens", "300", "--scorer", "x", "--output", str(tmp_path / "other")])
+    assert "is LIT, which needs no scorer" in capsys.readouterr().err
 
 
 def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[str]) -> None:

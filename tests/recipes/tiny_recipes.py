@@ -148,9 +148,13 @@ class Stages:
 
     def launch_all(self, runs: list[tuple[str, Path]]) -> None:
         """Train the configs one after another in one launch of two processes, each under its own launch file."""
-        listing = self.folder / "runs.json"
-        listing.write_text(json.dumps([[launch, str(config)] for launch, config in runs]))
-        launch_two(Path(__file__).with_name("launched_runs.py"), listing)
+        launch_all(self.folder / "runs.json", runs)
+
+
+def launch_all(listing: Path, runs: list[tuple[str, Path]]) -> None:
+    """Train configs one after another in one launch of two processes: (launch file, config); listed in `listing`."""
+    listing.write_text(json.dumps([[launch, str(config)] for launch, config in runs]))
+    launch_two(Path(__file__).with_name("launched_runs.py"), listing)
 
 
 def launch_two(script: Path, argument: Path) -> None:
