@@ -120,6 +120,21 @@ def test_codecs_that_cannot_stream_say_so(folder: Path) -> None:
         load("AutoencoderKLWan", folder).stream().encode(drifting(1, 4))
 
 
+def test_a_chunk_that_cuts_a_norm_of_cogvideox_is_one_sentence(folder: Path) -> None:
+    """One frame alone, then eight, is not what nine are: the norms of the first two see one frame and eight."""
+    codec, video = load("AutoencoderKLCogVideoX", folder), drifting(1, 17)
+    latents, stream = codec.encode(video), codec.stream()
+    for frames in (1, 8, 10):
+        with pytest.raises(ValueError, match=rf"takes 9, 17, 25, ... frames in this chunk of the stream, got {frames}"):
+            stream.encode(video[:, :, :frames])
+    for blocks in (1, 2, 4):
+        with pytest.raises(ValueError, match=rf"decodes 3, 5, 7, ... latent frames in this chunk.*, got {blocks}"):
+            stream.decode(latents[:, :, :blocks])
+    stream.decode(latents[:, :, :3])
+    with pytest.raises(ValueError, match=r"decodes 2, 4, 6, ... latent frames"):
+        stream.decode(latents[:, :, 3:4])
+
+
 def test_folders_without_a_codec_are_one_sentence(tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
     with pytest.raises(ValueError, match="no codec at"):

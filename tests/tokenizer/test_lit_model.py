@@ -93,6 +93,7 @@ def test_context_is_bounded(lit: LIT) -> None:
         ("AutoencoderKLCosmos", 9, [9, 18, 9]),
         ("AutoencoderKLCosmos", 25, [25] * 12),
         ("AutoencoderKLWan", None, [5, 12, 16]),
+        ("AutoencoderKLCogVideoX", None, [9, 24, 8]),
     ],
 )
 def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[int], folder: Path) -> None:
@@ -110,7 +111,9 @@ def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[i
         parts.append(encoder(chunk))
         frames.append(decoder(parts[-1]))
     assert torch.equal(torch.cat([part.keep for part in parts], 1), kept.keep)
-    torch.testing.assert_close(torch.cat(frames, 2), lit.decode(kept), atol=1e-4, rtol=0)
+    one_call = lit.decode(kept)
+    # An untrained inpainter fills in numbers that some codecs decode to hundreds: what differs is their rounding.
+    torch.testing.assert_close(torch.cat(frames, 2), one_call, atol=1e-5 * max(10, float(one_call.abs().max())), rtol=0)
 
 
 def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:

@@ -110,7 +110,7 @@ class WanStream(CodecStream):
 
 
 class CogVideoXCodec(DiffusersCodec):
-    """AutoencoderKLCogVideoX: norms are over a few latent frames, so it takes 8 frames at a time after the first."""
+    """AutoencoderKLCogVideoX: norms are over 8 frames (2 latent ones), the first of a clip joined to the next 8."""
 
     def __init__(self, model: Any, window: int | None) -> None:
         config = model.config
@@ -127,7 +127,10 @@ class CogVideoXCodec(DiffusersCodec):
 
 
 class CogVideoXStream(CodecStream):
-    """The model's own loop over batches of frames, with its convolution caches kept from chunk to chunk."""
+    """The model's own loop over batches of frames, with its convolution caches kept from chunk to chunk.
+
+    Norms look at a whole batch: a chunk that cuts one would give other numbers, so it is refused.
+    """
 
     def __init__(self, codec: CogVideoXCodec) -> None:
         self.codec = codec
@@ -138,7 +141,7 @@ class CogVideoXStream(CodecStream):
     def encode(self, video: Tensor) -> Tensor:
         model, step = self.codec.model, self.codec.geometry.step
         first = 1 if self._encoder is None else 0
-        _check_chunk(self.codec.name, video.shape[2] - first, step, first)
+        _check_batches(f"{self.codec.name} takes", "frames", video.shape[2], step, first)
         parts = []
         for frames in _batches(video, step, first):
             part, self._encoder = model.encoder(frames, conv_cache=self._encoder)
@@ -149,8 +152,9 @@ class CogVideoXStream(CodecStream):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         model, parts = self.codec.model, []
-        first = 1 if self._decoder is None else 0
-        for frames in _batches(latents, model.num_latent_frames_batch_size, first):
+        step, first = model.num_latent_frames_batch_size, 1 if self._decoder is None else 0
+        _check_batches(f"{self.codec.name} decodes", "latent frames", latents.shape[2], step, first)
+        for frames in _batches(latents, step, first):
             frames = frames if model.post_quant_conv is None else model.post_quant_conv(frames)
             part, self._decoder = model.decoder(frames, conv_cache=self._decoder)
             parts.append(part)
@@ -238,6 +242,12 @@ def _check_chunk(name: str, frames: int, step: int, first: int) -> None:
     if frames % step or frames + first < 1:
         given, after = frames + first, f"1 + n * {step}" if first else f"n * {step}"
         raise ValueError(f"{name} takes {after} frames in this chunk of the stream, got {given}")
+
+
+def _check_batches(does: str, what: str, given: int, step: int, first: int) -> None:
+    if given < step or (given - first) % step:
+        wanted = ", ".join(str(first + n * step) for n in (1, 2, 3))
+        raise ValueError(f"{does} {wanted}, ... {what} in this chunk of the stream, got {given}")
 
 
 def _split(video: Tensor, size: int) -> list[Tensor]:
