@@ -11,6 +11,7 @@ from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokenizer.lit.redundancy import (
     BudgetedRedundancy,
+    Distances,
     RedundancyAllocator,
     RedundancyConfig,
     calibrate_threshold,
@@ -100,18 +101,19 @@ def test_thresholds_side_by_side_are_thresholds_one_by_one() -> None:
     assert latents is not None
     scaled, levels = latents / SCALE, torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
     for start in (None, torch.randn(3, 8, 3)):
-        together = rule(scaled[:, :, None], levels, None if start is None else start[:, None])
+        distances = Distances(scaled, start)
+        together = torch.stack([keep for keep, _ in distances.walk(levels)], 1)
+        assert torch.equal(distances.count(levels), together.sum((1, 3)))
         for index in range(5):
-            alone = rule(scaled, levels[:, index], start)
-            for many, one in zip(together, alone, strict=True):
-                assert torch.equal(many[:, :, index], one)
+            assert torch.equal(together[:, :, index], rule(scaled, levels[:, index], start))
+        assert distances.count(distances.highest()[:, None]).flatten().tolist() == [8 if start is None else 0] * 3
 
 
 def test_the_threshold_that_is_found_leaves_little_of_the_budget() -> None:
     latents = walk(clips=4, blocks=12, capacity=64).latents
     assert latents is not None
     wanted = torch.tensor([100, 200, 400, 700])
-    kept = rule(latents / SCALE, find_thresholds(latents / SCALE, wanted, None), None)[0].sum((1, 2))
+    kept = rule(latents / SCALE, find_thresholds(Distances(latents / SCALE), wanted), None).sum((1, 2))
     assert (kept <= wanted).all()
     assert (kept >= 0.98 * wanted).all()
 

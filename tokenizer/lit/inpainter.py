@@ -100,10 +100,11 @@ class Inpainter(nn.Module):
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
         x = self._embed(keep, copied, change, age, grid)
+        over_space = _over_space(grid, self.config.window)
         layers: list[KeysValues] = []
         for index, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             past = None if memory is None else memory.layers[index]
-            x = spatial(x, _over_space(grid, self.config.window))
+            x = spatial(x, over_space)
             x = _swap(x, len(latents))
             x = temporal(x, self._over_time(self.lag_bias[index], past, layers))
             x = _swap(x, len(latents))
@@ -159,12 +160,15 @@ def _over_space(grid: Grid, window: int) -> Attend:
 
     def tiles(x: Tensor) -> Tensor:
         """(N, heads, L, d) -> (N * tiles, heads, rows * columns, d), padded at the end."""
-        x = F.pad(torch.unflatten(x, 2, grid), (0, 0, 0, across, 0, down))
+        x = torch.unflatten(x, 2, grid)
+        if down or across:
+            x = F.pad(x, (0, 0, 0, across, 0, down))
         x = torch.unflatten(torch.unflatten(x, 3, (-1, columns)), 2, (-1, rows))
         return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        queries, keys = _rotate(queries, grid), _rotate(keys, grid)
+        cosine, sine = _rotary(grid, queries)
+        queries, keys = _rotate(queries, cosine, sine), _rotate(keys, cosine, sine)
         if (rows, columns) == grid:
             return F.scaled_dot_product_attention(queries, keys, values)
         mask = None
@@ -179,16 +183,19 @@ def _over_space(grid: Grid, window: int) -> Attend:
     return attend
 
 
-def _rotate(x: Tensor, grid: Grid) -> Tensor:
-    """Rotary positions (arXiv 2104.09864) of (N, heads, L, d): half the channels turn with the row, half with the
-    column."""
+def _rotary(grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotary positions (arXiv 2104.09864) of heads like x (N, heads, L, d): cosines and sines (L, d / 2). Half the
+    channels turn with the row, half with the column."""
     quarter = x.shape[-1] // 4
     frequencies = 100.0 ** -(torch.arange(quarter, device=x.device) / quarter)
     row, column = (torch.arange(size, device=x.device)[:, None] * frequencies for size in grid)
     angles = torch.cat([row[:, None].expand(-1, grid[1], -1), column[None].expand(grid[0], -1, -1)], -1).flatten(0, 1)
-    cosine, sine = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+    return angles.cos().to(x.dtype), angles.sin().to(x.dtype)
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     even, odd = x.chunk(2, -1)
-    return torch.cat([even * cosine - odd * sine, even * sine + odd * cosine], -1)
+    return torch.cat([torch.addcmul(even * cosine, odd, -sine), torch.addcmul(even * sine, odd, cosine)], -1)
 
 
 def _swap(x: Tensor, batch: int) -> Tensor:

@@ -10,6 +10,7 @@ given number of positions: our addition, the paper has no budget.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -56,7 +57,7 @@ class RedundancyAllocator:
                 raise ValueError("the reference 'previous' has no cache for streams: use 'last_kept'")
             keep = torch.cat([torch.ones_like(tokens.keep[:, :1]), changes(latents) >= threshold[:, None, None]], 1)
         else:
-            keep = walk(latents, threshold, before)[0]
+            keep = walk(latents, threshold, before)
         return replace(tokens, keep=tokens.keep & keep)
 
 
@@ -81,15 +82,14 @@ class BudgetedRedundancy:
                 f"a budget of {self.positions} positions is below the floor: "
                 f"the first block is kept whole, and it has {capacity}"
             )
-        period, parts = self.period or blocks, []
-        before: Tensor | None = None
-        for start in range(0, blocks, period):
-            part = latents[:, start : start + period]
-            keep = fill_budget(part, self.positions, before)
-            reference = None if before is None else Reference(before, keep.new_zeros(keep[:, 0].shape).long())
-            before = last_kept(part, keep, reference)[0][:, -1]
-            parts.append(keep)
-        return replace(tokens, keep=tokens.keep & torch.cat(parts, 1))
+        parts, keeps = torch.split(latents, self.period or blocks, 1), list[Tensor]()
+        known: Reference | None = None
+        for part in parts:
+            keeps.append(fill_budget(Distances(part, None if known is None else known.latents), self.positions))
+            if part is not parts[-1]:
+                held, age = last_kept(part, keeps[-1], known)
+                known = Reference(held[:, -1], age[:, -1])
+        return replace(tokens, keep=tokens.keep & torch.cat(keeps, 1))
 
 
 def scaled(tokens: BlockTokens, scale: Tensor) -> Tensor:
@@ -106,70 +106,103 @@ def changes(latents: Tensor) -> Tensor:
     return (latents[:, 1:] - latents[:, :-1]).abs().mean(-1)
 
 
-def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> tuple[Tensor, Tensor]:
+def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
     """The rule with the last kept reference: (B, G, L, C) scaled latents and (B,) thresholds -> (B, G, L) kept
-    positions, and the distance of each from its reference. `start` (B, L, C): references from before.
-
-    With latents (B, G, 1, L, C) and start (B, 1, L, C), K thresholds (B, K) for each clip -> (B, G, K, L).
-    """
+    positions. `start` (B, L, C): references from before."""
     reference = latents[:, 0] if start is None else start
-    channels = latents.shape[-1]
-    least = channels * threshold[..., None]
-    keeps, distances = [], []
+    least, keeps = latents.shape[-1] * threshold[:, None], []
     for block, latent in enumerate(latents.unbind(1)):
-        distance = torch.linalg.vector_norm(latent - reference, 1, -1)
-        keep = distance >= least
+        keep = torch.linalg.vector_norm(latent - reference, 1, -1) >= least
         if block == 0 and start is None:
             keep = torch.ones_like(keep)
         reference = torch.where(keep[..., None], latent, reference)
         keeps.append(keep)
-        distances.append(distance.expand_as(keep))
-    return torch.stack(keeps, 1), torch.stack(distances, 1) / channels
+    return torch.stack(keeps, 1)
 
 
-def find_thresholds(latents: Tensor, positions: Tensor, start: Tensor | None) -> Tensor:
+class Distances:
+    """How far every latent is from each of the earlier ones at its position.
+
+    With these the rule can be followed under many thresholds side by side without the latents: what is compared with
+    what is then a matter of numbers of blocks. Their count grows with the square of the blocks.
+    """
+
+    def __init__(self, latents: Tensor, start: Tensor | None = None) -> None:
+        """(B, G, L, C) scaled latents; `start` (B, L, C): references from before."""
+        self.channels, self._whole = latents.shape[-1], start is None
+        blocks = latents if start is None else torch.cat([start[:, None], latents], 1)
+        self.shape = (len(latents), latents.shape[2])
+        self.device = latents.device
+        self.sums = [
+            torch.linalg.vector_norm(blocks[:, block, None] - blocks[:, :block], 1, -1)
+            for block in range(1, blocks.shape[1])
+        ]
+        """Of every block but the first: (B, earlier blocks, L), summed over channels."""
+
+    def walk(self, thresholds: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """`walk` under K thresholds (B, K) for each clip. Of every block: kept positions (B, K, L), and the distances
+        of all from their references, summed over channels."""
+        clips, capacity = self.shape
+        shape = (clips, thresholds.shape[1], capacity)
+        reference = torch.zeros(shape, dtype=torch.int64, device=self.device)
+        if self._whole:
+            yield reference == 0, torch.zeros(shape, device=self.device)
+        least = self.channels * thresholds[..., None]
+        for sums in self.sums:
+            distance = sums.gather(1, reference)
+            keep = distance >= least
+            yield keep, distance
+            reference = torch.where(keep, sums.shape[1], reference)
+
+    def count(self, thresholds: Tensor) -> Tensor:
+        """(B, K) positions that each clip keeps under each of its thresholds (B, K)."""
+        return torch.stack([keep for keep, _ in self.walk(thresholds)]).sum((0, 3))
+
+    def highest(self) -> Tensor:
+        """(B,) thresholds that nothing reaches."""
+        clips, capacity = self.shape
+        none = torch.zeros(clips, 1, capacity, device=self.device)
+        most = torch.cat([none, *self.sums], 1).amax((1, 2))
+        return 1.001 * most / self.channels + 1e-6
+
+
+def find_thresholds(distances: Distances, positions: Tensor) -> Tensor:
     """(B,) thresholds under which each clip keeps at most, and nearly, `positions` (B,) positions."""
-    low = latents.new_zeros(len(latents))
-    high = _spread(latents, start).mean(-1) + 1e-6
+    high = distances.highest()
+    low = torch.zeros_like(high)
     for _ in range(_ROUNDS):
         levels = _between(low, high)
-        fits = _count(latents, levels, start) <= positions[:, None]
-        low, high = _narrow(levels, fits, low)
+        low, high = _narrow(levels, distances.count(levels) <= positions[:, None], low)
     return high
 
 
-def fill_budget(latents: Tensor, positions: int, start: Tensor | None) -> Tensor:
+def fill_budget(distances: Distances, positions: int) -> Tensor:
     """(B, G, L) with `positions` kept in each clip, by ranking: no more, and no fewer while any position differs."""
-    wanted = torch.full((len(latents),), positions, device=latents.device)
-    keep, distance = walk(latents, find_thresholds(latents, wanted, start), start)
+    wanted = torch.full((distances.shape[0],), positions, device=distances.device)
+    walked = list(distances.walk(find_thresholds(distances, wanted)[:, None]))
+    keep, distance = (torch.cat(parts, 1) for parts in zip(*walked, strict=True))
     rest = wanted - keep.sum((1, 2))
-    score = torch.where(keep, -1.0, distance).flatten(1)
-    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    extra = (rank < rest[:, None]) & (score > 0)
-    return keep | extra.view_as(keep)
+    score, order = torch.where(keep, -1.0, distance).flatten(1).sort(dim=1, descending=True, stable=True)
+    extra = (torch.arange(score.shape[1], device=score.device) < rest[:, None]) & (score > 0)
+    return keep | torch.zeros_like(extra).scatter(1, order, extra).view_as(keep)
 
 
 def calibrate_threshold(latents: list[Tensor], scale: Tensor, rate: float) -> float:
     """The threshold whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`."""
     if not 0 < rate <= 1:
         raise ValueError(f"a keep rate is in (0, 1], got {rate}")
-    parts = [part.float() / scale.to(part.device, torch.float32) for part in latents]
-    floor = max(1 / part.shape[1] for part in parts)
+    floor = max(1 / part.shape[1] for part in latents)
     if rate < floor:
         raise BudgetError(f"a keep rate of {rate:g} is below the floor: the first block alone is {floor:.3g}")
-    low = parts[0].new_zeros(1)
-    high = torch.stack([_spread(part, None).mean(-1).amax() for part in parts]).amax()[None] + 1e-6
-    total = sum(part[..., 0].numel() for part in parts)
+    parts = [Distances(part.float() / scale.to(part.device, torch.float32)) for part in latents]
+    high = torch.stack([part.highest().amax() for part in parts]).amax()[None]
+    low = torch.zeros_like(high)
+    total = sum(part[..., 0].numel() for part in latents)
     for _ in range(_ROUNDS):
         levels = _between(low, high)
-        kept = torch.stack([_count(part, levels.expand(len(part), -1), None).sum(0) for part in parts]).sum(0)
+        kept = torch.stack([part.count(levels.expand(part.shape[0], -1)).sum(0) for part in parts]).sum(0)
         low, high = _narrow(levels, (kept <= rate * total)[None], low)
     return float(high) if rate < 1 else 0.0
-
-
-def _count(latents: Tensor, levels: Tensor, start: Tensor | None) -> Tensor:
-    """(B, K) positions that each clip keeps under each of its thresholds `levels` (B, K)."""
-    return walk(latents[:, :, None], levels, None if start is None else start[:, None])[0].sum((1, 3))
 
 
 def _between(low: Tensor, high: Tensor) -> Tensor:
@@ -183,9 +216,3 @@ def _narrow(levels: Tensor, fits: Tensor, low: Tensor) -> tuple[Tensor, Tensor]:
     first = fits.long().argmax(1, keepdim=True)
     below = torch.cat([low[:, None], levels[:, :-1]], 1)
     return below.gather(1, first)[:, 0], levels.gather(1, first)[:, 0]
-
-
-def _spread(latents: Tensor, start: Tensor | None) -> Tensor:
-    """(B, C) range of each channel, over clip and references: no distance is larger than its mean."""
-    flat = latents.flatten(1, 2) if start is None else torch.cat([latents.flatten(1, 2), start], 1)
-    return flat.amax(1) - flat.amin(1)

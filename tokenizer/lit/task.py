@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.lit.model import LIT, as_tokens
-from genvid.tokenizer.lit.redundancy import find_thresholds, walk
+from genvid.tokenizer.lit.redundancy import Distances, find_thresholds, walk
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
@@ -85,7 +85,7 @@ class LITTask(TrainingTask):
         lowest = self.objective.lowest_rate
         rate = lowest + (1 - lowest) * noise.uniform(seeds, "keep rate").to(latents.device).flatten()
         positions = (rate * blocks * capacity).long().clamp(min=capacity)
-        keep = walk(latents, find_thresholds(latents, positions, None), None)[0]
+        keep = walk(latents, find_thresholds(Distances(latents), positions), None)
         at_random = noise.uniform(seeds, "random masks").to(latents.device).flatten() < self.objective.random_masks
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents.device) < share
