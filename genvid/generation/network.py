@@ -214,4 +214,8 @@ def _between(x: Tensor, attended: Tensor, layer: Layer, following: Layer, eps: f
 
 def _compile() -> Parts:
     """The same three, each compiled once for all layers."""
-    return Parts(*(torch.compile(part, dynamic=False) for part in (_before, _between, _after)))
+    return Parts(
+        torch.compile(_before, dynamic=False),
+        torch.compile(_between, dynamic=False),
+        torch.compile(_after, dynamic=False),
+    )

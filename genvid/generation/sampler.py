@@ -115,7 +115,8 @@ def guided(logits: Tensor, scale: float) -> Tensor:
 def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
     """(B, V) logits, (B, V) bool, (B,) seeds -> (B,) ids, by one uniform number a row and the inverse distribution."""
     uniform = noise.uniform(seeds, "token", 1)[:, 0]
-    return _draw(logits, allowed, uniform, config.temperature, config.top_k, config.top_p)
+    tokens: Tensor = _draw(logits, allowed, uniform, config.temperature, config.top_k, config.top_p)
+    return tokens
 
 
 @torch.library.custom_op("genvid::draw", mutates_args=())
