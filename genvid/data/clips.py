@@ -68,7 +68,10 @@ class ClipConfig:
         uint8, or float32 in [-1, 1] where the clip is not `rounded`.
         """
         images = video.permute(0, 3, 1, 2)
-        images = self.cover(images if self.rounded else to_float(images))
+        if self.rounded:
+            images = self.cover(images)
+        else:  # frame by frame: one in floating point stays in the processor's cache, sixteen do not
+            images = torch.cat([self.cover(to_float(image)) for image in images.split(1)])
         (height, width), size = self.resolution, images.shape[2:]
         down, across, mirror = _draw(seed, "fit", 3) if self.crop == "random" or self.flip else (0.5, 0.5, 1.0)
         if self.crop == "center":

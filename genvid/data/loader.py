@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
@@ -160,7 +161,8 @@ def load_batches(
     cuda = device.type == "cuda"
     context = multiprocessing.get_context("forkserver") if workers else None
     if context:
-        context.set_forkserver_preload(["genvid.data"])
+        # A worker imports what the main script imports: what of it is ours, the server has imported for all of them.
+        context.set_forkserver_preload(["genvid.data", *(name for name in sys.modules if name.startswith("genvid."))])
     loader: DataLoader[Batch] = DataLoader(
         dataset,
         batch_sampler=batches,
