@@ -68,10 +68,7 @@ class ClipConfig:
         uint8, or float32 in [-1, 1] where the clip is not `rounded`.
         """
         images = video.permute(0, 3, 1, 2)
-        if self.rounded:
-            images = self.cover(images)
-        else:  # frame by frame: one in floating point stays in the processor's cache, sixteen do not
-            images = torch.cat([self.cover(to_float(image)) for image in images.split(1)])
+        images = self.cover(images if self.rounded else to_float(images))
         (height, width), size = self.resolution, images.shape[2:]
         down, across, mirror = _draw(seed, "fit", 3) if self.crop == "random" or self.flip else (0.5, 0.5, 1.0)
         if self.crop == "center":
@@ -86,7 +83,7 @@ class ClipConfig:
 
 def to_float(video: Tensor) -> Tensor:
     """uint8 in 0..255 -> float32 in [-1, 1]."""
-    return video.float() / 127.5 - 1
+    return video.to(torch.float32, copy=True, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
 
 
 def to_uint8(video: Tensor) -> Tensor:
