@@ -1,10 +1,11 @@
-"""Time features of 16-frame clips at 224x224: python benchmarks/evaluation.py [--clips 8192] [--workers 14]
+"""Time features of 16-frame clips at 224x224: python benchmarks/evaluation.py [--clips 4096] [--workers 14]
 
-Clips a second of (1) I3D alone on clips that are on the device, (2) an evaluation that decodes files to 128x128, the
-size of the UCF-101 protocols, and extracts features (I3D resizes to 224x224 itself), (3) one that generates samples,
-against what generation and features would take one after the other. Time counts from the second eighth of the clips:
-starting the processes that decode takes seconds, once. Files are made here unless --data names a folder of videos;
-weights do not matter for time.
+Clips a second of (1) I3D alone on clips that are on the device, (2) files decoded to 128x128, the size of the UCF-101
+protocols, and brought to the device, with no network, (3) an evaluation that does both (I3D resizes to 224x224 itself),
+(4) one that generates samples, against what generation and features would take one after the other. Each is printed as
+soon as it is known, with the seconds since the start. Clocks of loading start after an eighth of the clips: starting
+the processes that decode takes seconds, once. Files are made here unless --data names a folder of videos; weights do
+not matter for time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,9 @@ import os
 import tempfile
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,10 @@ from genvid.tokens import TokenizerSpec
 
 SHARE = 0.9
 """Of I3D's own speed that an evaluation should reach."""
+FILES = 32
+"""Videos that are made: windows of them are read again and again."""
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+STARTED = time.perf_counter()
 
 
 class Timed(FeatureNetwork):
@@ -46,15 +54,24 @@ class Timed(FeatureNetwork):
 
     def extract(self, video: Tensor) -> Tensor:
         if not self.start and self.seen >= self.after:
-            wait(video.device)
+            wait()
             self.start, self.before = time.perf_counter(), self.seen
         self.seen += len(video)
         return self.network.extract(video)
 
-    def seconds_a_clip(self, device: torch.device) -> float:
+    def seconds_a_clip(self) -> float:
         """Since the clock started."""
-        wait(device)
+        wait()
         return (time.perf_counter() - self.start) / (self.seen - self.before)
+
+
+class NoNetwork(FeatureNetwork):
+    """Features that cost nothing: what is left is loading."""
+
+    name, num_features, min_frames = "none", 1, 1
+
+    def extract(self, video: Tensor) -> Tensor:
+        return video[:, 0, 0, 0, :1].clone()
 
 
 class Generator:
@@ -62,107 +79,130 @@ class Generator:
 
     spec: TokenizerSpec | None = None
 
-    def __init__(self, frames: int, side: int, device: torch.device) -> None:
-        self.shape, self.device = (3, frames, side, side), device
+    def __init__(self, frames: int, side: int) -> None:
+        self.shape = (3, frames, side, side)
         layers = [torch.nn.Conv3d(3, 16, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv3d(16, 3, 3, padding=1)]
-        self.network = torch.nn.Sequential(*layers).to(device)
+        self.network = torch.nn.Sequential(*layers).to(DEVICE)
 
     def describe(self) -> Mapping[str, Any]:
         return {"benchmark": time.time()}
 
     def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        return Made(self.network(torch.randn(len(seeds), *self.shape, device=self.device)).tanh())
+        return Made(self.network(torch.randn(len(seeds), *self.shape, device=DEVICE)).tanh())
 
 
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
+def wait() -> None:
+    if DEVICE.type == "cuda":
         torch.cuda.synchronize()
 
 
+def say(what: str) -> None:
+    print(f"{time.perf_counter() - STARTED:6.1f} s  {what}", flush=True)
+
+
+def share(reached: float) -> str:
+    return f"{100 * reached:.1f} % ({'met' if reached >= SHARE else 'MISSED'})"
+
+
 @torch.no_grad()
-def alone(features: FeatureNetwork, clips: int, batch: int, record: Protocol, device: torch.device) -> float:
+def alone(features: FeatureNetwork, clips: int, batch: int, side: int) -> float:
     """Clips a second of the feature network on one resident batch."""
-    video = torch.rand(batch, 3, record.frames or 16, record.resolution, record.resolution, device=device) * 2 - 1
+    video = torch.rand(batch, 3, 16, side, side, device=DEVICE) * 2 - 1
     features(video)
-    wait(device)
+    wait()
     start, rounds = time.perf_counter(), max(1, clips // batch)
     for _ in range(rounds):
         features(video)
-    wait(device)
+    wait()
     return rounds * batch / (time.perf_counter() - start)
 
 
-def make_files(folder: Path, count: int) -> None:
-    """Videos of UCF-101's size and length."""
-    draw = torch.Generator().manual_seed(0)
-    for number in range(count):
-        small = torch.randint(256, (3, 48, 15, 20), generator=draw, dtype=torch.uint8)
-        write_video(folder / f"{number:04d}.mp4", small.repeat_interleave(16, 2).repeat_interleave(16, 3), 25)
+@torch.no_grad()
+def generating(generator: Generator, clips: int, batch: int) -> float:
+    """Seconds that a clip takes to generate."""
+    generator({}, torch.arange(batch))
+    wait()
+    start, rounds = time.perf_counter(), max(1, clips // batch)
+    for _ in range(rounds):
+        generator({}, torch.arange(batch))
+    wait()
+    return (time.perf_counter() - start) / (rounds * batch)
+
+
+def make_files(folder: Path) -> None:
+    """Videos of UCF-101's size, in which a tenth of the picture changes from frame to frame."""
+
+    def make(number: int) -> None:
+        draw = torch.Generator().manual_seed(number)
+        small = torch.randint(256, (3, 1, 15, 20), generator=draw, dtype=torch.uint8).repeat(1, 48, 1, 1)
+        small[:, :, 6:10, 6:14] = torch.randint(256, (3, 48, 4, 8), generator=draw, dtype=torch.uint8)
+        large = small.repeat_interleave(16, 2).repeat_interleave(16, 3)
+        write_video(folder / f"{number:04d}.mp4", large, 25)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, range(FILES)))
+
+
+def evaluation(
+    network: FeatureNetwork, clips: int, record: Protocol, data: str, output: Path, options: argparse.Namespace
+) -> tuple[Evaluation, Timed]:
+    """An evaluation of so many clips, windows of the files again and again, and its clock."""
+    features = Timed(network, clips // 8)
+    run = Evaluation(
+        replace(record, features=features.name),
+        FolderConfig(data),
+        output,
+        features=features,
+        batch_size=options.batch_size,
+        workers=options.workers,
+        device=DEVICE,
+    )
+    run.real.items[:] = list(islice(cycle(run.real.items), clips))
+    run.others.items.clear()  # the floor would be a second pass
+    return run, features
+
+
+def measure(options: argparse.Namespace, folder: Path) -> None:
+    """Every part, printed as soon as it is known."""
+    i3d = load_i3d(options.i3d) if options.i3d else I3DStateDict(I3D(), name="random", weights="random", is_fvd=False)
+    record = Protocol("benchmark", "generation", "files", "all", 16, "windows", None, options.resolution)
+    data, clips, batch = options.data, options.clips, options.batch_size
+    if data is None:
+        data = str(folder / "files")
+        make_files(Path(data))
+        say(f"{FILES} files made")
+    speed = alone(i3d.to(DEVICE), clips // 4, batch, options.resolution)
+    say(f"I3D alone         {speed:9.2f} clips/s")
+    run, clock = evaluation(NoNetwork(), clips // 2, record, data, folder / "loading", options)
+    run._measure_real(run.real, "loading")
+    say(f"loading alone     {1 / clock.seconds_a_clip():9.2f} clips/s")
+    run, clock = evaluation(i3d, clips, record, data, folder / "features", options)
+    run._measure_real(run.real, "decoded")
+    decoded = 1 / clock.seconds_a_clip()
+    say(f"while decoding    {decoded:9.2f} clips/s, {share(decoded / speed)} of I3D alone")
+    generator = Generator(16, options.resolution)
+    apart = 1 / (1 / speed + generating(generator, clips // 4, batch))
+    clock.restart()
+    run._measure_made(generator, 0)
+    beside = 1 / clock.seconds_a_clip()
+    say(f"while generating  {beside:9.2f} clips/s, {share(beside / apart)} of {apart:.2f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clips", type=int, default=8192)
+    parser.add_argument("--clips", type=int, default=4096)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=max(1, (os.cpu_count() or 2) - 2))
     parser.add_argument("--resolution", type=int, default=128)
     parser.add_argument("--i3d", help="weights of I3D (random ones otherwise)")
     parser.add_argument("--data", help="a folder of videos")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
     torch.manual_seed(0)
-    random_weights = I3DStateDict(I3D(), name="random I3D", weights="random", is_fvd=False)
-    features = Timed(load_i3d(arguments.i3d) if arguments.i3d else random_weights, arguments.clips // 8)
-    record = Protocol(
-        "benchmark", "generation", "files", "all", 16, "windows", None, arguments.resolution, features=features.name
-    )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")  # no features of an earlier run
-        if arguments.data is None:
-            make_files(folder / "files", min(256, -(-arguments.clips // 3)))
-        source = FolderConfig(arguments.data or str(folder / "files"))
-        run = Evaluation(
-            record,
-            source,
-            folder / "out",
-            features=features,
-            batch_size=arguments.batch_size,
-            workers=arguments.workers,
-            device=device,
-        )
-        items = run.real.items
-        run.real.items[:] = (items * -(-arguments.clips // len(items)))[: arguments.clips]
-        run.others.items.clear()  # the floor would be a second pass
-        speed = alone(features.network, arguments.clips, arguments.batch_size, record, device)
-        print(f"{device}, torch {torch.__version__}, {arguments.workers} workers, load {os.getloadavg()[0]:.1f}")
-        print(f"I3D alone:        {speed:9.2f} clips/s", flush=True)
-        features.restart()
-        run._measure_real(run.real, "decoded")
-        decoded = 1 / features.seconds_a_clip(device)
-        verdict = "met" if decoded >= SHARE * speed else "MISSED"
-        print(f"while decoding:   {decoded:9.2f} clips/s, {100 * decoded / speed:.1f} % ({verdict})", flush=True)
-        generator = Generator(16, arguments.resolution, device)
-        apart = 1 / speed + generating(generator, arguments.clips, arguments.batch_size, device)
-        features.restart()
-        run._measure_made(generator, 0)
-        beside = features.seconds_a_clip(device)
-        verdict = "met" if apart >= SHARE * beside else "MISSED"
-        print(
-            f"while generating: {1 / beside:9.2f} clips/s, {100 * apart / beside:.1f} % of {1 / apart:.2f} ({verdict})"
-        )
-
-
-@torch.no_grad()
-def generating(generator: Generator, clips: int, batch: int, device: torch.device) -> float:
-    """Seconds that a clip takes to generate."""
-    generator({}, torch.arange(batch))
-    wait(device)
-    start, rounds = time.perf_counter(), max(1, clips // batch)
-    for _ in range(rounds):
-        generator({}, torch.arange(batch))
-    wait(device)
-    return (time.perf_counter() - start) / (rounds * batch)
+    hardware = torch.cuda.get_device_name() if DEVICE.type == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+    say(f"{hardware}, torch {torch.__version__}, {options.workers} workers, load {os.getloadavg()[0]:.1f}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["XDG_CACHE_HOME"] = f"{folder}/cache"  # no features of an earlier run
+        measure(options, Path(folder))
 
 
 if __name__ == "__main__":

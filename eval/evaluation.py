@@ -110,7 +110,8 @@ class Evaluation:
         """
         self.folder, self.device = Path(folder), torch.device(device)
         self.features = None if features is None else features.to(self.device)
-        self._aside = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        on_gpu = self.device.type == "cuda"
+        self._aside = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self.fidelity = list(fidelity) if protocol.task == "reconstruction" else []
         self.batch_size = batch_size if protocol.frames is not None else 1
         self.workers, self.rank, self.world_size = workers, rank, world_size
@@ -205,8 +206,8 @@ class Evaluation:
         return columns
 
     def _extract(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, beside what loads or makes
-        the next clips; `ClipTable.flush` waits for them."""
+        """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, beside what loads or
+        makes the next clips; `ClipTable.flush` waits for them."""
         assert self.features is not None
         self.features.check(video)
         if self._aside is not None:
