@@ -46,8 +46,8 @@ class ARTask(TrainingTask):
     def layers(self) -> Iterable[nn.Module]:
         return cast(Iterable[nn.Module], self.model.backbone.layers)
 
-    def use_compiler(self, micro_batches: int) -> None:
-        super().use_compiler(micro_batches)
+    def compile_layers(self) -> None:
+        super().compile_layers()
         self._judge = torch.compile(judge)
 
     def num_items(self, batch: Batch) -> Tensor:

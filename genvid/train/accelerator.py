@@ -53,8 +53,10 @@ def make_accelerator(
     handlers: list[object] = []
     if deepspeed and not cuda:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    if find_unused_parameters:
-        handlers.append(DistributedDataParallelKwargs(find_unused_parameters=True))
+    # Gradients live in DDP's buckets: a copy of all of them less.
+    handlers.append(
+        DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters)
+    )
     accelerator = Accelerator(
         cpu=not cuda and not deepspeed and not fsdp,
         # DeepSpeed's own bf16 would turn every weight and running statistic into bf16: it is told to autocast instead.
@@ -104,7 +106,7 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
 def compile_task(accelerator: Accelerator, task: TrainingTask, micro_batches: int) -> None:
     """Layer by layer where FSDP2 or DeepSpeed come between the layers, else as the task wishes."""
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        TrainingTask.use_compiler(task, micro_batches)
+        task.compile_layers()
     else:
         task.use_compiler(micro_batches)
 

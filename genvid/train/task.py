@@ -75,9 +75,13 @@ class TrainingTask(nn.Module, ABC):
     def use_compiler(self, micro_batches: int) -> None:
         """Hand to torch.compile what gains by it; called once, on the device, when `train.compile` is set.
 
-        By itself, layer by layer: all share one compilation. CUDA graphs keep gradients in memory of their own, so
-        they fit only one micro-batch a step.
+        By itself, layer by layer. CUDA graphs keep gradients in memory of their own, so they fit only one micro-batch
+        a step.
         """
+        self.compile_layers()
+
+    def compile_layers(self) -> None:
+        """The same where FSDP2 or DeepSpeed come between the layers: all share one compilation."""
         for layer in self.layers():
             layer.compile()
 

@@ -189,7 +189,8 @@ class Trainer:
             terms = []
             for index, batch in enumerate(micro_batches):
                 with self.accelerator.accumulate(self.model):
-                    output = self.model(batch, phase, step, carries[index])
+                    with self.accelerator.autocast():  # which accelerate's FSDP2 leaves to its own mixed precision
+                        output = self.model(batch, phase, step, carries[index])
                     carries[index] = output.carry
                     terms.append({"loss": output.loss.detach() / items[index].clamp(min=1), **output.terms})
                     norm = self._backward(output.loss, scale, phase, settings.clip_norm)

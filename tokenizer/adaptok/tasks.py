@@ -110,8 +110,7 @@ class AdversarialAdapTokTask(AdapTokTask):
 
     def use_compiler(self, micro_batches: int) -> None:
         """Layer by layer, without CUDA graphs: one phase hands its reconstruction to the next."""
-        for layer in (*self.tokenizer.encoder, *self.tokenizer.decoder):
-            layer.compile()
+        self.compile_layers()
 
     def phases_at(self, step: int) -> tuple[str, ...]:
         trains = step >= self.adversary.start_step and step % self.adversary.every == 0
@@ -169,7 +168,7 @@ class ScorerTask(TrainingTask):
     def layers(self) -> Iterable[nn.Module]:
         return self.scorer.layers
 
-    def use_compiler(self, micro_batches: int) -> None:
+    def compile_layers(self) -> None:
         tokenizer = self._frozen[0]
         for layer in (*self.scorer.layers, *tokenizer.encoder, *tokenizer.decoder):
             layer.compile()
