@@ -149,10 +149,10 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
     if isinstance(tokenizer, LIT):  # which takes frames of any size
         tokenizer = tokenizer.at((record.resolution, record.resolution))
     if task == "reconstruction":
-        asked = argparse.Namespace(**{**vars(arguments), "tokens": budget})
+        cut = open_budget(argparse.Namespace(**{**vars(arguments), "tokens": budget}), tokenizer)
         settings = {"tokens": budget, "published": arguments.published}
         about = {**hashes(tokenizer=arguments.tokenizer, scorer=arguments.scorer), **settings}
-        return Reconstruction(tokenizer, open_budget(asked, tokenizer), about)
+        return Reconstruction(tokenizer, cut, about)
     model = load_row_model(arguments.model)
     if bool(model.config.context_blocks) != (task == "prediction"):
         raise ValueError(f"{record.name} measures {task}, which {arguments.model} was not made for")
