@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from typing import ClassVar
 
 import torch
@@ -70,14 +71,7 @@ class StockEngine:
         # A row that has ended is told so by PAD.
         ending = GenerationConfig(do_sample=False, eos_token_id=layout.pad_id, pad_token_id=layout.pad_id)
         pages = self.slots * (-(-(self.model.max_positions + 2) // PAGE) + 1)
-        paging = ContinuousBatchingConfig(
-            page_size=PAGE,
-            num_blocks=pages,
-            max_batch_tokens=max(self.slots, 256),
-            use_cuda_graph=False,  # the grammar is kept by the host,
-            use_async_batching=False,  # which must see a token before the next
-            auto_switch_to_flash=False,
-        )
+        paging = _paging(pages, max(self.slots, 256))
         logging.getLogger("ContinuousBatchingLogger").setLevel(logging.WARNING)
         manager = self._llama.init_continuous_batching(ending, paging)
         drawn = _GrammarProcessor(self.model, self.config, requests)
@@ -106,6 +100,15 @@ class StockEngine:
         sampled = [token for token in output.generated_tokens if token != self.model.layout.pad_id]
         self.tokens += len(sampled)
         return number, torch.tensor([*requests[number].prefix, *sampled])
+
+
+def _paging(pages: int, batch_tokens: int) -> ContinuousBatchingConfig:
+    """No CUDA graphs and no batches ahead of time: the host keeps the grammar, and must see a token before the next."""
+    known = {field.name for field in fields(ContinuousBatchingConfig)}
+    page = "page_size" if "page_size" in known else "block_size"  # transformers 5.17 and 5.18 call it a block
+    choices = {page: PAGE, "num_blocks": pages, "max_batch_tokens": batch_tokens}
+    never = {"use_cuda_graph", "use_async_batching", "auto_switch_to_flash"} & known
+    return ContinuousBatchingConfig(**choices, **dict.fromkeys(never, False))
 
 
 class _GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
