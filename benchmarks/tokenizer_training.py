@@ -20,6 +20,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from genvid import config as configuration
@@ -88,7 +90,9 @@ def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[
         log_every=10**6,
         save_every=10**6,
     )
-    trainer = Trainer(task, train, folder / "run", run_config=train)
+    PartialState(cpu=not cuda)
+    (shared,) = broadcast_object_list([str(folder)])  # of the first process, as every process has made one
+    trainer = Trainer(task, train, Path(shared) / "run", run_config=train)
 
     def stream(shard: Shard) -> Iterator[list[Batch]]:
         video = torch.rand(options.batch, 3, run.model.frames, *run.model.resolution, device=shard.device) * 2 - 1
