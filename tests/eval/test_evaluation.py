@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from toy_models import CLIPS, TOY, Colours, Noisy
 
 from genvid import noise
@@ -179,20 +178,6 @@ def test_no_other_network_s_number_is_called_fvd() -> None:
         Number("FVD", 1.0, TOY, count=4)
     with pytest.raises(ValueError, match="is not FVD"):
         Number("FVD, test split", 1.0, TOY, count=4)
-
-
-def _one_of_two(rank: int, rendezvous: str, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    toy(Path(folder), rank=rank, world_size=2).measure(Noisy())
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def test_two_processes_give_the_very_numbers_of_one(tmp_path: Path) -> None:
-    expected = values(finish(toy(tmp_path / "one"), Noisy()))
-    arguments = (str(tmp_path / "meet"), str(tmp_path / "two"))
-    torch.multiprocessing.spawn(_one_of_two, arguments, nprocs=2)
-    assert values(Summary(toy(tmp_path / "two"), Noisy(), resamples=0).report("noise", NOW)) == expected
 
 
 def test_a_process_that_comes_late_leaves_nothing_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
