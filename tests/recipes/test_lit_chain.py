@@ -67,7 +67,7 @@ def trained(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_processes_train_as_one_does(stage: str, trained: Path) -> None:
     one, two = (records(trained / f"{stage}_{count}") for count in ("one", "two"))
     assert [record["step"] for record in one] == [1, 2, 3]
-    # LIT starts at copy-forward: the sign that L1 gives to a change near zero is rounding, so its gradients are not told.
+    # LIT starts at copy-forward: the sign that L1 gives to a change near zero is rounding, and so is its gradient.
     for name in ("loss", "psnr", *(["grad_norm"] if stage == "autoencoder" else [])):
         assert [record[name] for record in two] == pytest.approx([record[name] for record in one], rel=1e-4)
 
