@@ -47,37 +47,10 @@ class TritonAttention:
         return queries
 
     def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
-        _, _, kv_heads, capacity, width = cache.shape
-        rows, heads, _ = queries.shape
-        splits = -(-limit // CHUNK)
-        shape = (rows, heads, splits)
-        partial = torch.empty(*shape, width, dtype=torch.float32, device=queries.device)
-        greatest = torch.empty(*shape, dtype=torch.float32, device=queries.device)
-        total = torch.empty_like(greatest)
+        rows, heads, width = queries.shape
+        partial, greatest, total = attend_chunks(queries, cache, slots, lengths, limit, CHUNK, BLOCK)
         attended = torch.empty(rows, heads * width, dtype=queries.dtype, device=queries.device)
-        padded = triton.next_power_of_2(width)
-        attend_chunk[(heads, splits, rows)](
-            queries,
-            cache[0],
-            cache[1],
-            lengths if slots is None else slots,
-            lengths,
-            partial,
-            greatest,
-            total,
-            capacity,
-            splits,
-            width**-0.5,
-            HEADS=heads,
-            KV_HEADS=kv_heads,
-            WIDTH=width,
-            WIDTH_PADDED=padded,
-            CHUNK=CHUNK,
-            BLOCK=BLOCK,
-            IDENTITY=slots is None,
-            OVERLAP=False,
-            num_warps=4,
-        )
+        splits = greatest.shape[-1]
         _join_chunks[(rows, heads)](
             partial,
             greatest,
@@ -87,12 +60,60 @@ class TritonAttention:
             splits,
             HEADS=heads,
             WIDTH=width,
-            WIDTH_PADDED=padded,
+            WIDTH_PADDED=triton.next_power_of_2(width),
             CHUNK=CHUNK,
             SPLITS_PADDED=triton.next_power_of_2(splits),
             num_warps=1,
         )
         return attended
+
+
+def attend_chunks(
+    queries: Tensor,
+    cache: Tensor,
+    slots: Tensor | None,
+    lengths: Tensor,
+    limit: int,
+    chunk: int,
+    block: int,
+    *,
+    overlap: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Attention of queries (B, H, D) to each `chunk` of at most `limit` positions, read `block` at a time.
+
+    Sums of values (B, H, chunks, D), greatest scores and sums of weights (B, H, chunks), to be joined. With `overlap`
+    the kernel starts before the one ahead of it ends.
+    """
+    _, _, kv_heads, capacity, width = cache.shape
+    rows, heads, _ = queries.shape
+    splits = -(-limit // chunk)
+    partial = torch.empty(rows, heads, splits, width, dtype=torch.float32, device=queries.device)
+    greatest = torch.empty(rows, heads, splits, dtype=torch.float32, device=queries.device)
+    total = torch.empty_like(greatest)
+    _attend_chunk[(heads, splits, rows)](
+        queries,
+        cache[0],
+        cache[1],
+        lengths if slots is None else slots,
+        lengths,
+        partial,
+        greatest,
+        total,
+        capacity,
+        splits,
+        width**-0.5,
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        WIDTH=width,
+        WIDTH_PADDED=triton.next_power_of_2(width),
+        CHUNK=chunk,
+        BLOCK=block,
+        IDENTITY=slots is None,
+        OVERLAP=overlap,
+        num_warps=4,
+        **({"launch_pdl": True} if overlap else {}),
+    )
+    return partial, greatest, total
 
 
 @triton.jit
@@ -151,7 +172,7 @@ def _append(
 
 
 @triton.jit
-def attend_chunk(
+def _attend_chunk(
     queries,
     keys,
     values,

@@ -128,7 +128,8 @@ class SlotNetwork:
         shape = (sizes.depth, 2, slots, sizes.kv_heads, capacity, sizes.width // sizes.heads)
         self.cache = torch.zeros(shape, dtype=dtype, device=device)
         """(depth, 2, slots, E, C, D): keys and values of every layer."""
-        self._parts = _compile() if compiled else Parts(_before, _between, _after)
+        parts = Parts(_before, _between, _after)  # compiled once for all layers
+        self._parts = Parts._make(torch.compile(part, dynamic=False) for part in parts) if compiled else parts
         self._single = None if attention else self._for_one_row()
 
     @property
@@ -210,12 +211,3 @@ def _between(x: Tensor, attended: Tensor, layer: Layer, following: Layer, eps: f
     """From the attention of a layer to that of the next."""
     x = _after(x, attended, layer, eps)
     return x, _before(x, following, eps)
-
-
-def _compile() -> Parts:
-    """The same three, each compiled once for all layers."""
-    return Parts(
-        torch.compile(_before, dynamic=False),
-        torch.compile(_between, dynamic=False),
-        torch.compile(_after, dynamic=False),
-    )

@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from genvid.generation.kernels import attend_chunk
+from genvid.generation.kernels import attend_chunks
 from genvid.generation.network import Layer
 
 OVERLAP = True
@@ -29,6 +29,8 @@ COLUMNS = 256
 SPLITS = 8
 """Most parts that the attention of a head is split into."""
 SMALLEST_CHUNK = 64
+POSITIONS = 128
+"""Most positions of the attention read at a time."""
 
 
 class SingleRow:
@@ -57,11 +59,13 @@ class SingleRow:
 
     def __call__(self, x: Tensor, position: Tensor, length: Tensor, limit: int) -> Tensor:
         """(1, width) at its (1,) position, seeing (1,) `length` positions, at most `limit` -> x itself, overwritten."""
+        chunk = max(SMALLEST_CHUNK, triton.next_power_of_2(-(-limit // SPLITS)))
+        options = {"chunk": chunk, "block": min(chunk, POSITIONS), "overlap": self._overlap}
         for number, layer in enumerate(self._layers):
-            keys, values = self._cache[number, :, 0]
-            queries = self._project(x, layer, keys, values, position, overlap=number > 0)
-            parts = self._attend(queries, keys, values, length, limit)
-            self._add_attended(x, layer, parts, length, limit)
+            cache = self._cache[number]
+            queries = self._project(x, layer, cache, position, overlap=number > 0)
+            parts = attend_chunks(queries, cache, None, length, limit, **options)
+            self._add_attended(x, layer, parts, length, chunk)
             self._add_mlp(x, layer)
         return x
 
@@ -72,15 +76,15 @@ class SingleRow:
         _read_out[grid](x, self._norm, self._head, logits, self._eps, *self._head.shape, **options)
         return logits
 
-    def _project(
-        self, x: Tensor, layer: Layer, keys: Tensor, values: Tensor, position: Tensor, *, overlap: bool
-    ) -> Tensor:
-        """Queries (H D,), rotated; keys and values go to the cache.
+    def _project(self, x: Tensor, layer: Layer, cache: Tensor, position: Tensor, *, overlap: bool) -> Tensor:
+        """Queries (1, H, D), rotated; keys and values go to the (2, 1, E, C, D) cache.
 
         Not overlapped in the first layer: all later kernels may then read what stood before it without waiting.
         """
+        keys, values = cache[:, 0]
         kv_heads, _, width = keys.shape
-        queries = torch.empty(len(layer.qkv) - 2 * kv_heads * width, dtype=x.dtype, device=x.device)
+        heads = len(layer.qkv) // width - 2 * kv_heads
+        queries = torch.empty(1, heads, width, dtype=x.dtype, device=x.device)
         grid, options = self._split(layer.qkv, even=True, overlap=overlap)
         _project[grid](
             x,
@@ -94,52 +98,17 @@ class SingleRow:
             keys.stride(0),
             self._eps,
             *layer.qkv.shape,
-            HEADS=len(queries) // width,
+            HEADS=heads,
             KV_HEADS=kv_heads,
             WIDTH=width,
             **options,
         )
         return queries
 
-    def _attend(
-        self, queries: Tensor, keys: Tensor, values: Tensor, length: Tensor, limit: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Each part of the attention of each head: sum of values (H, splits, D), greatest score and sum of weights."""
-        kv_heads, capacity, width = keys.shape
-        chunk, heads = _chunk(limit), len(queries) // width
-        splits = -(-limit // chunk)
-        summed = torch.empty(heads, splits, width, dtype=torch.float32, device=queries.device)
-        greatest = torch.empty(heads, splits, dtype=torch.float32, device=queries.device)
-        total = torch.empty_like(greatest)
-        attend_chunk[(heads, splits, 1)](
-            queries,
-            keys,
-            values,
-            length,
-            length,
-            summed,
-            greatest,
-            total,
-            capacity,
-            splits,
-            width**-0.5,
-            HEADS=heads,
-            KV_HEADS=kv_heads,
-            WIDTH=width,
-            WIDTH_PADDED=width,
-            CHUNK=chunk,
-            BLOCK=min(chunk, 128),
-            IDENTITY=True,
-            OVERLAP=self._overlap,
-            num_warps=4,
-            **self._launch(True),
-        )
-        return summed, greatest, total
-
     def _add_attended(
-        self, x: Tensor, layer: Layer, parts: tuple[Tensor, Tensor, Tensor], length: Tensor, limit: int
+        self, x: Tensor, layer: Layer, parts: tuple[Tensor, Tensor, Tensor], length: Tensor, chunk: int
     ) -> None:
-        heads, splits, width = parts[0].shape
+        _, heads, splits, width = parts[0].shape
         grid, options = self._split(layer.out)
         options["BLOCK"] = max(options["BLOCK"], width)
         _add_attended[grid](
@@ -151,7 +120,7 @@ class SingleRow:
             *layer.out.shape,
             HEADS=heads,
             WIDTH=width,
-            CHUNK=_chunk(limit),
+            CHUNK=chunk,
             SPLITS=triton.next_power_of_2(splits),
             **options,
         )
@@ -178,15 +147,9 @@ class SingleRow:
             "OVERLAP": self._overlap,
             "num_warps": warps,
         }
-        return (-(-count // rows),), options | self._launch(overlap)
-
-    def _launch(self, overlap: bool) -> dict[str, bool]:
-        return {"launch_pdl": True} if self._overlap and overlap else {}
-
-
-def _chunk(limit: int) -> int:
-    """Positions of a part of the attention."""
-    return max(SMALLEST_CHUNK, triton.next_power_of_2(-(-limit // SPLITS)))
+        if self._overlap and overlap:
+            options["launch_pdl"] = True
+        return (-(-count // rows),), options
 
 
 @triton.jit

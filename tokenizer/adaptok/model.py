@@ -7,6 +7,7 @@ coded as they come.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
@@ -109,17 +110,21 @@ class AdapTok(Model):
         embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
         return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
 
-    def surprise(self, embeddings: Tensor, left: Tensor | float) -> Tensor:
-        """What latents (..., S, W) of a block tell that the decoder could not have known: (..., S, 2W), how they differ
-        from what is `left` of their slots, and from what the latents before them say of their cells."""
-        slots = embeddings.shape[-2]
-        around = self.coarser[:slots, :slots].to(embeddings.dtype) @ embeddings
+    def surprise(self, embeddings: Tensor, left: Tensor) -> Tensor:
+        """What the latents (..., L, W) of blocks tell that the decoder could not have known: (..., L, 2W), how they
+        differ from what is `left` in their slots, and from what the latents before them say of their cells."""
+        around = self.coarser.to(embeddings.dtype) @ embeddings
         return torch.cat([embeddings - left, embeddings - around], -1)
 
-    def left_over(self, embeddings: Tensor, keep: Tensor, left: Tensor | float) -> Tensor:
-        """What a block (..., L, W) of which `keep` (..., L) stays leaves in its slots for the next block."""
+    def left_over(self, embeddings: Tensor, keep: Tensor, left: Tensor | None = None) -> Tensor:
+        """What is left of the last kept latent of each slot before every block (B, G, L, W) of which `keep` (B, G, L)
+        stays, and after the last one: (B, G + 1, L, W). `left` (B, L, W) by earlier blocks."""
         assert self.memory is not None
-        return self.memory.to(embeddings.dtype) * torch.where(keep[..., None], embeddings, left)
+        memory = self.memory.to(embeddings.dtype)
+        found = [torch.zeros_like(embeddings[:, 0]) if left is None else left]
+        for block, kept in zip(embeddings.unbind(1), keep.unbind(1), strict=True):
+            found.append(memory * torch.where(kept[..., None], block, found[-1]))
+        return torch.stack(found, 1)
 
     def _render(
         self,
@@ -151,13 +156,8 @@ class AdapTok(Model):
     def _recall(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder input (B, G, L, W) where dropped slots hold what is left of the last kept latent of that slot, and
         the slots that hold something (B, G, L)."""
-        left: Tensor | float = 0.0
-        recalled, known = [torch.where(keep[:, 0, :, None], embeddings[:, 0], 0)], [keep[:, 0]]
-        for g in range(1, keep.shape[1]):
-            left = self.left_over(embeddings[:, g - 1], keep[:, g - 1], left)
-            recalled.append(torch.where(keep[:, g, :, None], embeddings[:, g], left))
-            known.append(keep[:, g] | known[-1])
-        return torch.stack(recalled, 1), torch.stack(known, 1)
+        recalled = torch.where(keep[..., None], embeddings, self.left_over(embeddings, keep)[:, :-1])
+        return recalled, torch.stack(list(accumulate(keep.unbind(1), torch.logical_or)), 1)
 
     def _cell_means(self, latents: Tensor, known: Tensor) -> Tensor:
         """(B, G, P, W): for each patch the mean of the known latents (B, G, L, W) whose cells it lies in."""

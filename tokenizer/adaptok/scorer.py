@@ -130,17 +130,14 @@ class Scorer(Model):
         square = old_square.lerp(square.to(old_square), 1 / (step + 1))
         self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
 
-    def evidence(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | float = 0.0) -> Tensor:
-        """What is read of consecutive blocks beside their features (B, G, L, E): embeddings, and surprise; `left` of
+    def evidence(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | None = None) -> Tensor:
+        """What is read of consecutive blocks beside their features (B, G, L, E): embeddings, and surprise; `left` by
         the blocks before (see `AdapTok.left_over`)."""
         embeddings = tokenizer.embed(tokens)
         if not self.config.surprise:
             return embeddings
-        surprise = []
-        for block, keep in zip(embeddings.unbind(1), tokens.keep.unbind(1), strict=True):
-            surprise.append(tokenizer.surprise(block, left))
-            left = tokenizer.left_over(block, keep, left)
-        return torch.cat([embeddings, torch.stack(surprise, 1)], -1)
+        known = tokenizer.left_over(embeddings, tokens.keep, left)[:, :-1]
+        return torch.cat([embeddings, tokenizer.surprise(embeddings, known)], -1)
 
     def embed(self, features: Tensor, evidence: Tensor, keep: Tensor, first: int = 0) -> Tensor:
         """Features and evidence of consecutive blocks from `first` -> layer input (B, G, L, width).
@@ -203,7 +200,7 @@ class _Cache:
         self.blocks = 0
         self.tokens: BlockTokens | None = None
         self.keep: list[Tensor] = []
-        self.left: Tensor | float = 0.0
+        self.left: Tensor | None = None
         """(B, L, W): what the last block left in its slots, where the scorer reads surprise."""
         self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in scorer.layers]
 
@@ -232,7 +229,7 @@ class _Cache:
             self.keep.append(keep)
         if self.scorer.config.surprise:
             block = _select(tokens, slice(self.blocks, self.blocks + 1))
-            self.left = self.tokenizer.left_over(self.tokenizer.embed(block)[:, 0], block.keep[:, 0], self.left)
+            self.left = self.tokenizer.left_over(self.tokenizer.embed(block), block.keep, self.left)[:, -1]
         self.blocks += 1
         self.tokens = _select(tokens, slice(self.blocks))
 
@@ -241,11 +238,10 @@ class _Cache:
 
         Returns their output (B, S, width), and their keys and values by layer.
         """
-        block = _select(tokens, slice(self.blocks, self.blocks + 1), slice(keep.shape[1]))
+        block, slots = _select(tokens, slice(self.blocks, self.blocks + 1)), keep.shape[1]
         assert block.features is not None
-        left = self.left[:, : keep.shape[1]] if isinstance(self.left, Tensor) else self.left
-        evidence = self.scorer.evidence(self.tokenizer, block, left)
-        x = self.scorer.embed(block.features, evidence, keep[:, None], self.blocks)[:, 0]
+        evidence = self.scorer.evidence(self.tokenizer, block, self.left)[:, :, :slots]
+        x = self.scorer.embed(block.features[:, :, :slots], evidence, keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
         layers: list[tuple[Tensor, Tensor]] = []
         for layer, past in zip(self.scorer.layers, self.layers, strict=True):
@@ -266,7 +262,7 @@ def _after(
     return attend
 
 
-def _select(tokens: BlockTokens, blocks: slice, slots: slice = slice(None)) -> BlockTokens:
-    """Some slots of some blocks."""
+def _select(tokens: BlockTokens, blocks: slice) -> BlockTokens:
+    """Some blocks."""
     fields = (tokens.keep, tokens.codes, tokens.latents, tokens.features)
-    return BlockTokens(*(None if field is None else field[:, blocks, slots] for field in fields))  # type: ignore[arg-type]
+    return BlockTokens(*(None if field is None else field[:, blocks] for field in fields))  # type: ignore[arg-type]
