@@ -49,12 +49,12 @@ class StructureDistance(PerceptualDistance):
         planes = frames.new_tensor(_PLANES)
         total = frames.new_zeros(len(frames))
         for octave, distance in enumerate(distances):
-            total = total + _OCTAVE**octave * (distance.mean((2, 3)) @ planes)
+            total = total + _OCTAVE**octave * (distance.mean((2, 3)).view(-1, 3) @ planes)
         return total / sum(_OCTAVE**octave for octave in range(len(distances)))
 
 
 def _band_distance(band: Tensor, wanted: Tensor) -> Tensor:
-    """(N, 3, h, w) twice -> the same shape, >= 0: difference of the band plus difference of its local amplitude."""
+    """Two bands -> the same shape, >= 0: difference of the band plus difference of its local amplitude."""
     amplitude, wanted_amplitude = _amplitude(band), _amplitude(wanted)
     structure = (band - wanted).abs() / (wanted_amplitude + _VISIBLE)
     energy = (amplitude - wanted_amplitude).abs() / ((amplitude + wanted_amplitude) / 2 + _VISIBLE)
@@ -62,8 +62,11 @@ def _band_distance(band: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _pyramid(frames: Tensor) -> list[Tensor]:
-    """(N, 3, H, W) -> Laplacian bands of halving size, then the low-pass rest, all (N, 3, h, w) opponent colours."""
+    """(N, 3, H, W) -> Laplacian bands of halving size, then the low-pass rest, all opponent colours: (N, 3, h, w), or
+    on a CPU (1, 3N, h, w), whose filters work on many planes at a time where planes lie innermost in memory."""
     image = torch.einsum("oc,nchw->nohw", frames.new_tensor(_OPPONENT), frames)
+    if image.device.type == "cpu":
+        image = image.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
     bands = []
     while min(image.shape[-2:]) >= _SMALLEST_BAND:
         coarse = _halve(image)

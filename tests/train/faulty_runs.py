@@ -113,7 +113,7 @@ def _attempt(rank: int, folder: str, kill_at: int | None = None, signal_at: int 
     def batches(shard: Any) -> Iterator[Any]:
         for step, batch in enumerate(stream(shard), shard.start_step):
             if step == signal_at and rank == shard.world_size - 1:
-                os.kill(os.getpid(), signal.SIGUSR1)
+                signal.raise_signal(signal.SIGUSR1)
             yield batch
 
     train(Path(folder), ToyTask, batches, **SETTINGS | settings)

@@ -79,7 +79,7 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
     def signalled(shard):
         for step, batch in enumerate(stream(shard), shard.start_step):
             if step == 6:
-                os.kill(os.getpid(), stop)
+                signal.raise_signal(stop)
             yield batch
 
     before = signal.getsignal(stop)
