@@ -52,6 +52,36 @@ class Whiten(nn.Module):
         self.updates.add_(1)
 
 
+class Standardize(nn.Module):
+    """Per channel: subtracts the mean of what was seen and divides by its standard deviation; at first changes nothing.
+
+    Seen is what `update` was told, not what passes through.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("std", torch.ones(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., channels) -> the same shape."""
+        return (x - self.mean) / self.std
+
+    def undo(self, x: Tensor) -> Tensor:
+        """What `forward` made -> what it was."""
+        return x * self.std + self.mean
+
+    def update(self, mean: Tensor, square: Tensor, step: int) -> None:
+        """Average the (channels,) mean and mean square of step `step` (from 0) into those of earlier ones."""
+        old_square = self.std.square() + self.mean.square()
+        self.mean.lerp_(mean.to(self.mean), 1 / (step + 1))
+        square = old_square.lerp(square.to(old_square), 1 / (step + 1))
+        self.std.copy_((square - self.mean.square()).clamp(min=1e-12).sqrt())
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """Average of a detached tensor over the processes of a run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

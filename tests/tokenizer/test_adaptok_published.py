@@ -177,7 +177,7 @@ def test_converted_models_equal_a_dense_rewriting(tmp_path):
     decoded = (tokenizer.decode(cut) + 1) / 2
     embeddings = tokenizer.embed(tokens)
     with torch.no_grad():
-        scores = scorer(tokens.features, embeddings, cut.keep)
+        scores = scorer(scorer.evidence(tokenizer, tokens), cut.keep)
     dense = Dense(weights)
     for row in range(2):
         latents, codes, embedded = dense.encode(video[row])
@@ -296,10 +296,10 @@ def test_parity_of_the_tokenizer(parity):
 def test_parity_of_the_scorer(parity):
     tokenizer, scorer, expected, tokens = parity
     cut = tokens.tail_drop(expected["lengths"])
-    embeddings = tokenizer.embed(tokens)
+    evidence = scorer.evidence(tokenizer, tokens)
     with torch.no_grad():
-        close(scorer(tokens.features, embeddings, tokens.keep).flatten(1), expected["scores_full"])
-        close(scorer(tokens.features, embeddings, cut.keep).flatten(1), expected["scores_lengths"])
+        close(scorer(evidence, tokens.keep).flatten(1), expected["scores_full"])
+        close(scorer(evidence, cut.keep).flatten(1), expected["scores_lengths"])
 
 
 def test_parity_of_the_allocation(parity):

@@ -176,5 +176,9 @@ def test_the_scorer_learns_the_curves_and_keeps_their_statistics(gains):
             for g in (0, 1)
         ]
     )
-    assert task.scorer.target_mean[0].item() == pytest.approx(targets[:, 0].mean().item(), rel=0.2)
-    assert (task.scorer.target_std > 0).all()
+    assert task.scorer.target_scale.mean[0].item() == pytest.approx(targets[:, 0].mean().item(), rel=0.2)
+    assert (task.scorer.target_scale.std > 0).all()
+    with torch.no_grad():
+        tokens = tokenizer.encode(batch["video"])
+        features = task.scorer.evidence_scale(task.scorer.evidence(tokenizer, tokens))[tokens.keep][:, :16]
+    assert features.std(0).mean().item() == pytest.approx(1, rel=0.2)

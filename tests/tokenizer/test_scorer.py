@@ -41,8 +41,10 @@ def scorer(tokenizer):
         )
     ).eval()
     assert scorer.config.surprise == gains
-    scorer.target_mean.fill_(0.3)
-    scorer.target_std.fill_(0.1)
+    scorer.target_scale.mean.fill_(0.3)
+    scorer.target_scale.std.fill_(0.1)
+    scorer.evidence_scale.mean.fill_(0.1)
+    scorer.evidence_scale.std.fill_(2.0)
     return scorer
 
 
@@ -57,7 +59,7 @@ def plain(tokenizer, scorer, tokens, block):
     keep = tokens.keep.clone()
     keep[:, block], keep[:, block + 1 :] = True, False
     with torch.no_grad():
-        scores = scorer(tokens.features, scorer.evidence(tokenizer, replace(tokens, keep=keep)), keep)
+        scores = scorer(scorer.evidence(tokenizer, replace(tokens, keep=keep)), keep)
     return scorer.denormalize(scores[:, block])
 
 
@@ -102,15 +104,15 @@ def test_each_block_runs_once_whole_and_once_as_kept(tokenizer, scorer, tokens):
 
 def test_scores_do_not_see_later_blocks_or_dropped_tokens(tokenizer, scorer, tokens):
     cut = tokens.tail_drop(torch.tensor([[3, 6, 6]]).expand(3, -1))
-    embeddings = scorer.evidence(tokenizer, cut)
-    before = scorer(cut.features, embeddings, cut.keep)
-    changed = cut.features.clone()
+    evidence = scorer.evidence(tokenizer, cut)
+    before = scorer(evidence, cut.keep)
+    changed = evidence.clone()
     changed[:, 0, 3:] = torch.nan
     changed[:, 2] = 7.0
-    after = scorer(changed, embeddings, cut.keep)
+    after = scorer(changed, cut.keep)
     torch.testing.assert_close(after[:, 1], before[:, 1])
     assert not torch.allclose(after[:, 2], before[:, 2])
-    shorter = scorer(tokens.features, embeddings, tokens.keep)
+    shorter = scorer(evidence, tokens.keep)
     assert not torch.allclose(shorter[:, 1], before[:, 1])
 
 
@@ -120,9 +122,12 @@ def test_statistics_are_those_of_all_targets_so_far(gains):
     curves = torch.rand(5, 40, 3) * 3
     targets = scorer.targets(curves)
     for step, target in enumerate(targets):
-        scorer.update_statistics(target.mean(0), target.square().mean(0), step)
-    torch.testing.assert_close(scorer.target_mean, targets.mean((0, 1)))
-    torch.testing.assert_close(scorer.target_std, targets.std((0, 1), correction=0))
+        scorer.update_targets(target.mean(0), target.square().mean(0), step)
+    std = targets.std((0, 1), correction=0)
+    if gains:
+        std[1:] = std[1:].square().mean().sqrt()
+    torch.testing.assert_close(scorer.target_scale.mean, targets.mean((0, 1)))
+    torch.testing.assert_close(scorer.target_scale.std, std)
     torch.testing.assert_close(scorer.denormalize(scorer.normalize(targets)), curves)
 
 
@@ -130,13 +135,13 @@ def test_gains_are_what_each_further_size_takes_off():
     scorer = Scorer(replace(CONFIG, gains=True))
     curve = torch.tensor([[5.0, 3.0, 2.5]])
     assert scorer.targets(curve).tolist() == [[5.0, 2.0, 0.5]]
-    scorer.update_statistics(torch.tensor([5.0, 2.0, 0.5]), torch.tensor([26.0, 5.0, 1.0]), 0)
+    scorer.update_targets(torch.tensor([5.0, 2.0, 0.5]), torch.tensor([26.0, 5.0, 1.0]), 0)
     untrained = scorer.denormalize(torch.zeros(1, 3))
     torch.testing.assert_close(untrained, curve)  # nothing learned: the mean curve
 
 
 def test_gradients_reach_every_parameter(tokenizer, scorer, tokens):
-    scorer(tokens.features, scorer.evidence(tokenizer, tokens).detach(), tokens.keep).square().sum().backward()
+    scorer(scorer.evidence(tokenizer, tokens).detach(), tokens.keep).square().sum().backward()
     assert [name for name, p in scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -144,10 +149,9 @@ def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
     scorer.save(tmp_path / "scorer")
     loaded = load_model(tmp_path / "scorer")
     assert loaded.config == scorer.config
-    assert torch.equal(loaded.target_mean, scorer.target_mean)
-    embeddings = scorer.evidence(tokenizer, tokens)
-    expected = scorer(tokens.features, embeddings, tokens.keep)
-    assert loaded(tokens.features, embeddings, tokens.keep).equal(expected)
+    assert torch.equal(loaded.target_scale.mean, scorer.target_scale.mean)
+    evidence = scorer.evidence(tokenizer, tokens)
+    assert loaded(evidence, tokens.keep).equal(scorer(evidence, tokens.keep))
     with pytest.raises(CheckpointError, match="not a tokenizer"):
         load_tokenizer(tmp_path / "scorer")
 

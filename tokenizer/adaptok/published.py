@@ -280,8 +280,10 @@ def _tokenizer_weights(tokenizer: AdapTok, weights: Mapping[str, Tensor]) -> dic
 
 def _scorer_weights(scorer: Scorer, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     statistics = {
-        "target_mean": torch.full_like(scorer.target_mean, SCORE_MEAN),
-        "target_std": torch.full_like(scorer.target_std, SCORE_STD),
+        "evidence_scale.mean": scorer.evidence_scale.mean,
+        "evidence_scale.std": scorer.evidence_scale.std,
+        "target_scale.mean": torch.full_like(scorer.target_scale.mean, SCORE_MEAN),
+        "target_scale.std": torch.full_like(scorer.target_scale.std, SCORE_STD),
     }
     return _renamed(scorer, _scorer_names(scorer), weights) | statistics
 

@@ -13,6 +13,7 @@ from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
 from genvid.tokenizer.attention import alone, block_causal, key_mask
 from genvid.tokenizer.layers import Attend, TransformerConfig, learned_table
+from genvid.tokenizer.statistics import Standardize
 from genvid.tokens import BlockTokens
 
 
@@ -36,6 +37,7 @@ class ScorerConfig:
     gains: bool = False
     """Predict the distortion of the smallest size and what every further size gains, in place of K distortions as
     published. Gains are what an allocation depends on; among distortions they drown in the differences between clips.
+    All gains share one scale: an error counts by what it costs, and the small gains of the last sizes count little.
     """
     surprise: bool = False
     """Read also what each token tells that the decoder could not have known. Tokenizers with shortcuts can say it."""
@@ -83,69 +85,73 @@ class Scorer(Model):
     config: ScorerConfig
     slots: Tensor
     readers: Tensor
-    target_mean: Tensor
-    target_std: Tensor
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__(config)
         width = config.width
-        self.input = nn.Linear(config.feature_width + config.embedding_width * (3 if config.surprise else 1), width)
+        evidence = config.feature_width + config.embedding_width * (3 if config.surprise else 1)
+        # Encoder features may be fifty times as large as surprise, which says more (published: read as they are).
+        self.evidence_scale = Standardize(evidence)
+        self.target_scale = Standardize(len(config.sizes))
+        self.input = nn.Linear(evidence, width)
         self.positions = learned_table(config.num_blocks, config.block_capacity, width, std=width**-0.5)
         self.layers = TransformerConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
         self.register_buffer("slots", torch.tensor(config.sizes) - 1, persistent=False)
         self.register_buffer("readers", _readers(config), persistent=False)
-        self.register_buffer("target_mean", torch.zeros(len(config.sizes)))
-        self.register_buffer("target_std", torch.ones(len(config.sizes)))
 
-    def forward(self, features: Tensor, evidence: Tensor, keep: Tensor) -> Tensor:
-        """Normalised scores (B, G, K) of every block from features (B, G, L, W), `evidence` (B, G, L, E) and the kept
-        slots (B, G, L). The scores of block g mean something where g is kept whole and earlier blocks as they were cut.
+    def forward(self, evidence: Tensor, keep: Tensor) -> Tensor:
+        """Normalised scores (B, G, K) of every block from `evidence` (B, G, L, E) and the kept slots (B, G, L).
+
+        The scores of block g mean something where g is kept whole and earlier blocks as they were cut.
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1))
-        x = self.embed(features, evidence, keep).flatten(1, 2)
+        x = self.embed(evidence, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
         return self.read_out(x.view(*keep.shape, -1))
 
     def denormalize(self, scores: Tensor) -> Tensor:
         """Normalised scores (..., K) -> distortion in the units of `config.metric`."""
-        targets = scores * self.target_std + self.target_mean
+        targets = self.target_scale.undo(scores)
         return torch.cat([targets[..., :1], -targets[..., 1:]], -1).cumsum(-1) if self.config.gains else targets
 
     def normalize(self, targets: Tensor) -> Tensor:
         """Targets (..., K) -> the scores to be predicted."""
-        return (targets - self.target_mean) / self.target_std
+        normal: Tensor = self.target_scale(targets)
+        return normal
 
     def targets(self, distortion: Tensor) -> Tensor:
         """Distortion (..., K) in the units of `config.metric` -> what is predicted of it."""
         return torch.cat([distortion[..., :1], -distortion.diff(dim=-1)], -1) if self.config.gains else distortion
 
-    def update_statistics(self, mean: Tensor, square: Tensor, step: int) -> None:
+    def update_targets(self, mean: Tensor, square: Tensor, step: int) -> None:
         """Average the (K,) mean and mean square of the targets of step `step` (from 0) into those of earlier ones."""
-        old_square = self.target_std.square() + self.target_mean.square()
-        self.target_mean.lerp_(mean.to(self.target_mean), 1 / (step + 1))
-        square = old_square.lerp(square.to(old_square), 1 / (step + 1))
-        self.target_std.copy_((square - self.target_mean.square()).clamp(min=1e-12).sqrt())
+        self.target_scale.update(mean, square, step)
+        if self.config.gains:
+            shared = self.target_scale.std[1:]
+            shared.copy_(shared.square().mean().sqrt())
 
     def evidence(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | None = None) -> Tensor:
-        """What is read of consecutive blocks beside their features (B, G, L, E): embeddings, and surprise; `left` by
-        the blocks before (see `AdapTok.left_over`)."""
+        """What is read of consecutive blocks (B, G, L, E): features, embeddings, and surprise; `left` by the blocks
+        before (see `AdapTok.left_over`)."""
+        assert tokens.features is not None
         embeddings = tokenizer.embed(tokens)
-        if not self.config.surprise:
-            return embeddings
-        known = tokenizer.left_over(embeddings, tokens.keep, left)[:, :-1]
-        return torch.cat([embeddings, tokenizer.surprise(embeddings, known)], -1)
+        read = [tokens.features, embeddings]
+        if self.config.surprise:
+            known = tokenizer.left_over(embeddings, tokens.keep, left)[:, :-1]
+            read.append(tokenizer.surprise(embeddings, known))
+        return torch.cat(read, -1)
 
-    def embed(self, features: Tensor, evidence: Tensor, keep: Tensor, first: int = 0) -> Tensor:
-        """Features and evidence of consecutive blocks from `first` -> layer input (B, G, L, width).
+    def embed(self, evidence: Tensor, keep: Tensor, first: int = 0) -> Tensor:
+        """Evidence of consecutive blocks from `first` -> layer input (B, G, L, width).
 
         Fewer slots than the block capacity are the first ones.
         """
-        tokens: Tensor = self.input(torch.where(keep[..., None], torch.cat([features, evidence], -1), 0))
-        return tokens + self.positions[first : first + features.shape[1], : features.shape[2]]
+        tokens: Tensor = self.input(torch.where(keep[..., None], self.evidence_scale(evidence), 0))
+        return tokens + self.positions[first : first + evidence.shape[1], : evidence.shape[2]]
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -239,9 +245,8 @@ class _Cache:
         Returns their output (B, S, width), and their keys and values by layer.
         """
         block, slots = _select(tokens, slice(self.blocks, self.blocks + 1)), keep.shape[1]
-        assert block.features is not None
         evidence = self.scorer.evidence(self.tokenizer, block, self.left)[:, :, :slots]
-        x = self.scorer.embed(block.features[:, :, :slots], evidence, keep[:, None], self.blocks)[:, 0]
+        x = self.scorer.embed(evidence, keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
         layers: list[tuple[Tensor, Tensor]] = []
         for layer, past in zip(self.scorer.layers, self.layers, strict=True):

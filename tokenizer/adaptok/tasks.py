@@ -148,8 +148,8 @@ class AdversarialAdapTokTask(AdapTokTask):
 class ScorerTask(TrainingTask):
     """Scorer trained online on the measured distortion of one block per step, the tokenizer frozen.
 
-    Earlier blocks are cut at random lengths, as they will be when the allocator has decided them. Targets are
-    normalised by statistics of the first `STATISTICS_STEPS` steps, which the checkpoint keeps.
+    Earlier blocks are cut at random lengths, as they will be when the allocator has decided them. Evidence and
+    targets are normalised by statistics of the first `STATISTICS_STEPS` steps, which the checkpoint keeps.
     """
 
     STATISTICS_STEPS: ClassVar[int] = 100
@@ -185,18 +185,26 @@ class ScorerTask(TrainingTask):
         tokens = tokens.tail_drop(lengths)
         curve = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
         target = self.scorer.targets(curve)
-        self._update_statistics(target, step)
-        assert tokens.features is not None
-        predicted = self.scorer(tokens.features, self.scorer.evidence(tokenizer, tokens), tokens.keep)[:, block].float()
+        evidence = self.scorer.evidence(tokenizer, tokens)
+        self._update_statistics(evidence, tokens.keep, target, step)
+        predicted = self.scorer(evidence, tokens.keep)[:, block].float()
         errors = (predicted - self.scorer.normalize(target)).square().mean(1)
         spread = self.scorer.denormalize(predicted.detach()) - curve
         terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
         return StepOutput(errors.sum(), terms)
 
-    def _update_statistics(self, target: Tensor, step: int) -> None:
+    def _update_statistics(self, evidence: Tensor, keep: Tensor, target: Tensor, step: int) -> None:
         if self.training and step < self.STATISTICS_STEPS:
-            moments = mean_over_processes(torch.stack([target.mean(0), target.square().mean(0)]))
-            self.scorer.update_statistics(moments[0], moments[1], step)
+            mean, square = mean_over_processes(_moments(target))
+            self.scorer.update_targets(mean, square, step)
+            read = torch.where(keep[..., None], evidence, 0).flatten(0, -2)
+            mean, square = mean_over_processes(_moments(read)) / mean_over_processes(keep.float().mean())
+            self.scorer.evidence_scale.update(mean, square, step)
+
+
+def _moments(x: Tensor) -> Tensor:
+    """(2, channels): mean and mean square over rows."""
+    return torch.stack([x.float().mean(0), x.float().square().mean(0)])
 
 
 @contextmanager
