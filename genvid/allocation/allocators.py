@@ -94,10 +94,11 @@ class GroupAllocator:
 class JointAllocator:
     """One budget over all blocks of all clips of a group: tokens move between blocks as well as between clips.
 
-    The curve of a block depends on how the blocks before it are cut, so the program is solved in `rounds`: curves
-    under the current cut (uniform at first) -> optimal cut for these curves -> curves under that cut. Every cut
-    keeps to the budget; each group gets the one whose own curves promise the least distortion.
-    `block_weights` (G,) are the worth of a gain in each block (see `fit_block_weights`).
+    The curve of a block depends on how the blocks before it are cut, so the cut is made in `rounds`. Each goes block
+    after block: the curves of the next block under what was decided so far join those that later blocks had in the
+    round before (under a uniform cut at first), the program over all of these spends what is left, and its lengths of
+    the next block stay. Every cut keeps to the budget; each group gets the one whose own curves promise the least
+    distortion. `block_weights` (G,) are the worth of a gain in each block (see `fit_block_weights`).
     """
 
     def __init__(
@@ -117,27 +118,36 @@ class JointAllocator:
         sizes = self.predictor.sizes.to(tokens.keep.device)
         weights = weights_tensor(self.block_weights, tokens)
         lengths = largest_size(sizes, self.tokens_per_video / blocks).expand_as(tokens.lengths).clone()
-        best, least = lengths, None
-        for _ in range(self.rounds + 1):
-            curves = predict_all_curves(self.predictor, tokens, lengths)
-            index = torch.searchsorted(sizes, lengths)
-            promised = curves.gather(2, index[..., None])[..., 0].sum(1)
-            promised = torch.cat([g.sum().expand(len(g)) for g in torch.split(promised, self.group_size)])
-            if least is None:
-                least = promised
-            else:
-                better = promised < least
-                best, least = torch.where(better[:, None], lengths, best), torch.where(better, promised, least)
-            weighted = torch.split(curves * weights[:, None], self.group_size)
-            solved = torch.cat([self._solve(group, sizes) for group in weighted])
-            if torch.equal(solved, lengths):
+        curves = predict_all_curves(self.predictor, tokens, lengths)
+        best, least = lengths, self._promised(curves, sizes, lengths)
+        for _ in range(self.rounds):
+            before, lengths = lengths, lengths.clone()
+            for block in range(blocks):
+                curves[:, block] = predict_curves(self.predictor, tokens, lengths, block)
+                lengths[:, block:] = self._solve(curves * weights[:, None], sizes, lengths, block)
+            promised = self._promised(curves, sizes, lengths)
+            better = promised < least
+            best, least = torch.where(better[:, None], lengths, best), torch.where(better, promised, least)
+            if torch.equal(lengths, before):
                 break
-            lengths = solved
         return tokens.tail_drop(best)
 
-    def _solve(self, curves: Tensor, sizes: Tensor) -> Tensor:
-        budget = whole(self.tokens_per_video * len(curves))
-        return solve_budget(curves.flatten(0, 1), sizes, budget).view(curves.shape[:2])
+    def _solve(self, curves: Tensor, sizes: Tensor, lengths: Tensor, block: int) -> Tensor:
+        """Lengths from `block` on for what earlier blocks leave of the budget of each group."""
+        solved = []
+        for group, spent in zip(
+            torch.split(curves[:, block:], self.group_size),
+            torch.split(lengths[:, :block], self.group_size),
+            strict=True,
+        ):
+            budget = whole(self.tokens_per_video * len(group)) - int(spent.sum())
+            solved.append(solve_budget(group.flatten(0, 1), sizes, budget).view(group.shape[:2]))
+        return torch.cat(solved)
+
+    def _promised(self, curves: Tensor, sizes: Tensor, lengths: Tensor) -> Tensor:
+        """(B,) distortion of the whole group of each clip."""
+        clips = curves.gather(2, torch.searchsorted(sizes, lengths)[..., None])[..., 0].sum(1)
+        return torch.cat([group.sum().expand(len(group)) for group in torch.split(clips, self.group_size)])
 
 
 class ThresholdAllocator:
