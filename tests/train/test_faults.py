@@ -67,7 +67,7 @@ def test_twenty_kills_change_nothing(tmp_path, runs):
     assert runs.attempt(straight, steps=180) == [0]
     seconds = time.perf_counter() - began
     codes = [runs.attempt(run, steps=180, kill_at=1 + int(at)) for at in moments(0, 12, 50)]
-    codes += [runs.attempt(run, steps=180, kill_after=after) for after in moments(1, 8, seconds / 6)]
+    codes += [runs.attempt(run, steps=180, kill_after=after) for after in moments(1, 8, seconds / 12)]
     assert codes == 20 * [[-signal.SIGKILL]]
     assert runs.attempt(run, steps=180) == [0]
     assert_same_runs(run, straight)
