@@ -82,6 +82,11 @@ class Standardize(nn.Module):
         self.std.copy_((square - self.mean.square()).clamp(min=1e-12).sqrt())
 
 
+def moments(x: Tensor) -> Tensor:
+    """(rows, channels) -> (2, channels) float32: mean and mean square."""
+    return torch.stack([x.float().mean(0), x.float().square().mean(0)])
+
+
 def mean_over_processes(value: Tensor) -> Tensor:
     """Average of a detached tensor over the processes of a run."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

@@ -123,7 +123,8 @@ class JointAllocator:
         for _ in range(self.rounds):
             before, lengths = lengths, lengths.clone()
             for block in range(blocks):
-                curves[:, block] = predict_curves(self.predictor, tokens, lengths, block)
+                if block:  # what the first one loses depends on no cut
+                    curves[:, block] = predict_curves(self.predictor, tokens, lengths, block)
                 lengths[:, block:] = self._solve(curves * weights[:, None], sizes, lengths, block)
             promised = self._promised(curves, sizes, lengths)
             better = promised < least

@@ -90,7 +90,7 @@ class Scorer(Model):
         super().__init__(config)
         width = config.width
         evidence = config.feature_width + config.embedding_width * (3 if config.surprise else 1)
-        # Encoder features may be fifty times as large as surprise, which says more (published: read as they are).
+        # Encoder features may be fifty times as large as what the decoder reads (published: read as they are).
         self.evidence_scale = Standardize(evidence)
         self.target_scale = Standardize(len(config.sizes))
         self.input = nn.Linear(evidence, width)

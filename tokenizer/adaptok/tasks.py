@@ -26,7 +26,7 @@ from genvid.tokenizer.discriminator import (
 )
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized
-from genvid.tokenizer.statistics import mean_over_processes
+from genvid.tokenizer.statistics import mean_over_processes, moments
 from genvid.tokens import BlockTokens
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
@@ -195,16 +195,11 @@ class ScorerTask(TrainingTask):
 
     def _update_statistics(self, evidence: Tensor, keep: Tensor, target: Tensor, step: int) -> None:
         if self.training and step < self.STATISTICS_STEPS:
-            mean, square = mean_over_processes(_moments(target))
+            mean, square = mean_over_processes(moments(target))
             self.scorer.update_targets(mean, square, step)
             read = torch.where(keep[..., None], evidence, 0).flatten(0, -2)
-            mean, square = mean_over_processes(_moments(read)) / mean_over_processes(keep.float().mean())
+            mean, square = mean_over_processes(moments(read)) / mean_over_processes(keep.float().mean())
             self.scorer.evidence_scale.update(mean, square, step)
-
-
-def _moments(x: Tensor) -> Tensor:
-    """(2, channels): mean and mean square over rows."""
-    return torch.stack([x.float().mean(0), x.float().square().mean(0)])
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.lit.diffusers_codec import import_diffusers
 from genvid.tokenizer.losses import Distortion
-from genvid.tokenizer.statistics import mean_over_processes
+from genvid.tokenizer.statistics import mean_over_processes, moments
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
 
@@ -116,6 +116,5 @@ class AutoencoderTask(TrainingTask):
         return StepOutput(losses.sum(), {**terms, "psnr": -10 * error.clamp(min=1e-10).log10().mean()})
 
     def _update_moments(self, latents: Tensor) -> None:
-        flat = latents.transpose(0, 1).flatten(1)
-        moments = mean_over_processes(torch.stack([flat.mean(1), flat.square().mean(1)]))
-        self.autoencoder.moments.lerp_(moments, self.MOMENTUM)
+        newest = mean_over_processes(moments(latents.movedim(1, -1).flatten(0, -2)))
+        self.autoencoder.moments.lerp_(newest, self.MOMENTUM)
