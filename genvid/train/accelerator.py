@@ -108,6 +108,8 @@ def compile_task(accelerator: Accelerator, task: TrainingTask, micro_batches: in
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         task.compile_layers()
     else:
+        # DDP would have every compiled part cut where its buckets end, into pieces of 25 MB of weights.
+        torch._dynamo.config.optimize_ddp = False
         task.use_compiler(micro_batches)
 
 

@@ -48,7 +48,7 @@ class TokenPrior(nn.Module):
         """Quantized tokens, (B, G, L) keep mask, (B,) seeds -> (B,) mean cross entropy per predicted token, nats."""
         keep = keep.flatten(1)
         # Kept tokens move to the front in their order; each remembers its original position.
-        order = (~keep).byte().argsort(dim=1, stable=True)[:, : int(keep.sum(1).max())]
+        order = (~keep).byte().argsort(dim=1, stable=True)
         keep = keep.gather(1, order)
         codes = quantized.codes.flatten(1).gather(1, order)
         vectors = quantized.vectors.flatten(1, 2)

@@ -60,7 +60,8 @@ class AdapTokTask(TrainingTask):
         return self.tokenizer
 
     def layers(self) -> Iterable[nn.Module]:
-        return (*self.tokenizer.encoder, *self.tokenizer.decoder)
+        prior = () if self.prior is None else self.prior.blocks
+        return (*self.tokenizer.encoder, *self.tokenizer.decoder, *prior)
 
     def use_compiler(self, micro_batches: int) -> None:
         """All of forward and backward: shapes never change, and small tokenizers are made of small kernels."""
@@ -109,8 +110,10 @@ class AdversarialAdapTokTask(AdapTokTask):
         self.lecam = LeCam(discriminator.lecam_decay)
 
     def use_compiler(self, micro_batches: int) -> None:
-        """Layer by layer, without CUDA graphs: one phase hands its reconstruction to the next."""
-        self.compile_layers()
+        """As without a discriminator, each phase by itself: what the first hands to the second is copied in between."""
+        mode = "reduce-overhead" if micro_batches == 1 else None
+        self._generate = torch.compile(self._generate, mode=mode)  # type: ignore[method-assign]
+        self._judge = torch.compile(self._judge, mode=mode)  # type: ignore[method-assign]
 
     def phases_at(self, step: int) -> tuple[str, ...]:
         trains = step >= self.adversary.start_step and step % self.adversary.every == 0
@@ -124,17 +127,24 @@ class AdversarialAdapTokTask(AdapTokTask):
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         if phase == "discriminator":
             return self._discriminate(batch, carry["reconstruction"])
+        with as_constants(self.discriminator):
+            reconstruction, losses, terms = self._generate(batch, step >= self.adversary.start_step)
+        return StepOutput(losses.sum(), terms, carry={"reconstruction": reconstruction.detach().clone()})
+
+    def _generate(self, batch: Batch, fools: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         reconstruction, losses, terms = self.reconstruct(batch)
-        if step >= self.adversary.start_step:
-            with as_constants(self.discriminator):
-                logits = self.discriminator(reconstruction)
-            fooling = self.adversary.weight * adversarial_loss(logits)
+        if fools:
+            fooling = self.adversary.weight * adversarial_loss(self.discriminator(reconstruction))
             losses, terms["adversarial"] = losses + fooling, fooling.detach().mean()
-        return StepOutput(losses.sum(), terms, carry={"reconstruction": reconstruction.detach()})
+        return reconstruction, losses, terms
+
+    def _judge(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+        """(B,) logits of real and of reconstructed clips."""
+        real, fake = self.discriminator(torch.cat([video, reconstruction.to(video.dtype)])).chunk(2)
+        return real, fake
 
     def _discriminate(self, batch: Batch, reconstruction: Tensor) -> StepOutput:
-        video = batch["video"]
-        real, fake = self.discriminator(torch.cat([video, reconstruction.to(video.dtype)])).chunk(2)
+        real, fake = self._judge(batch["video"], reconstruction)
         separation = discriminator_loss(real, fake, batch["seed"], self.adversary.label_noise)
         lecam = self.adversary.lecam_weight * self.lecam(real, fake)
         terms = {
