@@ -3,7 +3,8 @@
 In "length" framing the model says how likely each length of the next block is. These log-probabilities, with the
 Gumbel noise of the row, are scores: left alone, every row takes the size of the greatest score, which is a sample of
 the model's own lengths (its likeliest one at temperature 0). Under a budget the program takes the sizes of the greatest
-summed score that can be paid for, so a budget that is not short changes nothing.
+summed score that can be paid for, so a budget that is not short changes nothing. What a block lacks, the later ones are
+drawn without: the scores of early blocks count more (`block_weights`).
 
 Blocks still to come compete for the same tokens. Scores of rows that were sampled before without a budget stand for
 theirs: see `forecast`. Scores rise and fall along the sizes, so that the online controller of `genvid.allocation`, made
@@ -58,6 +59,12 @@ PRICES = (0.0, *(2.0**power for power in range(-14, 5)))
 """Log-probability that a token left unspent may cost: the least of these at which `USED` is reached."""
 
 
+def block_weights(blocks: int, layout: BlockLayout) -> Tensor:
+    """(G,) what the scores of each block count: the square of how many blocks are drawn with it in view, its own among
+    them. (By 1 each, the greatest joint probability, samples were worse: docs/results.md.)"""
+    return torch.arange(blocks, 0, -1, dtype=torch.float64).clamp(max=layout.num_blocks) ** 2
+
+
 class VideoPlanner:
     """At most `tokens` for one video, block after block: the best that can be expected.
 
@@ -71,9 +78,10 @@ class VideoPlanner:
     def __init__(self, tokens: int, worth: Tensor, layout: BlockLayout) -> None:
         """worth: (blocks + 1, tokens + 1), from `plan_worth`."""
         self._left, self._block, self._worth = torch.tensor([tokens]), 0, worth
-        self._sizes = torch.tensor(layout.sizes)
+        self._sizes, self._weights = torch.tensor(layout.sizes), block_weights(len(worth) - 1, layout)
 
     def choose(self, scores: Tensor) -> Tensor:
+        scores = scores * self._weights[self._block]
         self._block += 1
         chosen = _best(scores, self._sizes, self._worth[self._block], self._left)[1]
         self._left = self._left - chosen
@@ -81,7 +89,8 @@ class VideoPlanner:
 
 
 def plan_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> Tensor:
-    """`expected_worth` at the least price at which the rows of the forecast use their budget. scores: (R, G, K)."""
+    """`expected_worth` at the least price at which the rows of the forecast use their budget. scores: (R, G, K),
+    weighted."""
     sizes = torch.tensor(layout.sizes)
     wanted = sizes[scores[:, :blocks].argmax(-1)].sum(1).clamp(max=tokens).sum()
 
@@ -97,7 +106,7 @@ def plan_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) ->
 
 def expected_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor, price: float = 0.0) -> Tensor:
     """(blocks + 1, tokens + 1) worth of every number of tokens to blocks g, g + 1, ...; -inf where they do not
-    suffice. scores: (R, G, K)."""
+    suffice. scores: (R, G, K), weighted."""
     sizes, left = torch.tensor(layout.sizes), torch.arange(tokens + 1)
     worth = torch.zeros(blocks + 1, tokens + 1, dtype=torch.float64)
     worth[blocks] = -price * left
@@ -119,12 +128,14 @@ class GroupPlanner:
     """At most `tokens` for `rows` videos together: the integer program over them and what is to come."""
 
     def __init__(self, tokens: int, rows: int, blocks: int, layout: BlockLayout, scores: Tensor) -> None:
+        """scores: (R, G, K) of the forecast, weighted."""
         self.rows = rows
         self._left, self._block, self._blocks = tokens, 0, blocks
-        self._sizes = torch.tensor(layout.sizes)
+        self._sizes, self._weights = torch.tensor(layout.sizes), block_weights(blocks, layout)
         self._later = scores[torch.arange(rows) % len(scores)]  # (rows, G, K): each row's double in the forecast
 
     def choose(self, scores: Tensor) -> Tensor:
+        scores = scores * self._weights[self._block]
         self._block += 1
         later = self._later[:, self._block : self._blocks].flatten(0, 1)
         sizes = solve_budget(-torch.cat([scores, later]), self._sizes, self._left)[: self.rows]
@@ -150,7 +161,7 @@ def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetCo
     if not budget.plan:
         parts = [share // count for share, count in shares for _ in range(count)]
         return [replace(request, limit=part) for request, part in zip(requests, parts, strict=True)]
-    scores = forecast(engine, requests[: budget.forecast_rows])
+    scores = forecast(engine, requests[: budget.forecast_rows]) * block_weights(blocks, layout)[:, None]
     worth = {share: plan_worth(share, blocks, layout, scores) for share, count in set(shares) if count == 1}
     planned: list[Request] = []
     for share, count in shares:

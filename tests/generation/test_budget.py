@@ -17,6 +17,7 @@ from genvid.generation.budget import (
     BudgetConfig,
     GroupPlanner,
     VideoPlanner,
+    block_weights,
     expected_worth,
     forecast,
     groups,
@@ -93,7 +94,8 @@ def test_the_last_round_is_the_most_probable_choice():
 
 def test_one_video_is_planned_as_well_as_can_be_expected():
     """Against every policy of two blocks, whose scores are drawn from three equally likely rows."""
-    scores = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(5)).double() * 3
+    told = torch.randn(3, 2, 3, generator=torch.Generator().manual_seed(5)).double() * 3
+    scores = told * block_weights(2, LENGTH)[:, None]
     sizes, budget = torch.tensor(LENGTH.sizes), 7
     worth = expected_worth(budget, 2, LENGTH, scores)
 
@@ -106,9 +108,9 @@ def test_one_video_is_planned_as_well_as_can_be_expected():
             for k in range(3)
         }
         planner = VideoPlanner(budget, worth, LENGTH)
-        first = planner.choose(scores[row : row + 1, 0])
+        first = planner.choose(told[row : row + 1, 0])
         assert int(first) == max(values, key=values.get)
-        second = planner.choose(scores[row : row + 1, 1])
+        second = planner.choose(told[row : row + 1, 1])
         assert float(scores[row, 1, sizes.tolist().index(int(second))]) == last(row, budget - int(first))
     assert worth[0, :2].tolist() == [-torch.inf] * 2
 
@@ -121,7 +123,7 @@ def test_videos_that_want_more_use_what_they_have(tokens):
     liked = torch.tensor([3.0, 6.0, 9.0])[torch.randint(3, (232, 1, 1), generator=generator)]
     gumbel = -(-torch.rand(232, 4, 12, generator=generator).log()).log()
     scores = -((sizes - liked) ** 2) / 8 + gumbel
-    worth = plan_worth(tokens, 4, layout, scores[:32])
+    worth = plan_worth(tokens, 4, layout, scores[:32] * block_weights(4, layout)[:, None])
     used = wanted = 0
     for video in scores[32:]:
         planner = VideoPlanner(tokens, worth, layout)
