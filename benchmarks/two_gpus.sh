@@ -2,7 +2,7 @@
 # Training on two GPUs of one host under every launch file: results as JSON files in $1, a log beside each.
 # The 633 M AR model on packed rows (benchmarks/training.py), 64 rows a step; the tokenizer, 32 clips a step, with its
 # discriminator where that can be trained. One GPU with the same work per GPU comes first: what scaling is measured by.
-# usage: benchmarks/two_gpus.sh OUTPUT [python]; some 15 minutes on two H200, most of them compilation.
+# usage: benchmarks/two_gpus.sh OUTPUT [python]; some 25 minutes on two H200, most of them compilation.
 set -u
 out=$1 python=${2:-python}
 mkdir -p "$out"
@@ -11,7 +11,7 @@ run() { # name, launch file, processes, script and its arguments
     local name=$1 file=$2 processes=$3
     shift 3
     echo "== $name"
-    timeout 300 "$python" -m accelerate.commands.launch --config_file "$files/$file.yaml" --num_processes "$processes" \
+    timeout 600 "$python" -m accelerate.commands.launch --config_file "$files/$file.yaml" --num_processes "$processes" \
         "$@" --output "$out/$name.json" >"$out/$name.log" 2>&1 || echo "failed: $(tail -n 3 "$out/$name.log")"
     tail -n 25 "$out/$name.log" | grep -E '^\||"(ms|clips|memory)' || true
 }
