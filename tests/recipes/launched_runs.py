@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -61,17 +63,18 @@ def fsdp_on_cpu(wanted: bool) -> None:
     accelerator._check_fsdp = lambda: None
 
 
-def main(runs: list[list[str]]) -> None:
+def run_all(runs: Sequence[tuple[str, Callable[[], object]]]) -> None:
+    """(launch file, what to do under it), one after another."""
     if any(launch.startswith("zero") for launch, _ in runs):
         import deepspeed.ops
 
         # Compiling this takes a minute on every new machine, for a faster all-reduce on a CPU.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    for launch, config in runs:
+    for launch, work in runs:
         launched_by(launch)
-        train.main([config])
+        work()
     torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(json.loads(Path(sys.argv[1]).read_text()))
+    run_all([(launch, partial(train.main, [config])) for launch, config in json.loads(Path(sys.argv[1]).read_text())])

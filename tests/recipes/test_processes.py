@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType
-from tiny_recipes import records
+from tiny_recipes import launch_two, records
 
 from genvid import config
 from genvid.checkpoint import read_weights
@@ -107,6 +107,16 @@ def test_every_strategy_trains_as_one_process_does(alone, launched, name):
     for one, two in zip(losses(reference), losses(launched / name), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
     assert weights_differ(reference, launched / name) < 1e-4
+
+
+def test_steps_that_are_not_finite_are_skipped_under_every_strategy(tmp_path):
+    pytest.importorskip("deepspeed")
+    launch_two(Path(__file__).with_name("spoilt_runs.py"), tmp_path)
+    for strategy in STRATEGIES:
+        assert [record["skipped"] for record in records(tmp_path / strategy)] == [0, 0, 1, 2, 2, 2]
+        for one, two in zip(losses(tmp_path / strategy), losses(tmp_path / "ddp"), strict=True):
+            assert one == pytest.approx(two, rel=1e-5)
+        assert weights_differ(tmp_path / strategy, tmp_path / "ddp") < 1e-6
 
 
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero2"])
