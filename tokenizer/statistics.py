@@ -41,9 +41,8 @@ class Whiten(nn.Module):
     @torch.no_grad()
     def _update(self, x: Tensor) -> None:
         centred = x - self.mean
-        moments = torch.cat([centred.mean(0)[None], centred.T @ centred / len(x)])
-        moments = mean_over_processes(moments)
-        shift, square = moments[0], moments[1:]
+        seen = mean_over_processes(torch.cat([centred.mean(0)[None], centred.T @ centred / len(x)]))
+        shift, square = seen[0], seen[1:]
         weight = (1 / (self.updates + 1)).clamp(min=self.slowest)
         self.mean.add_(weight * shift)
         # Deviations from the moved mean: subtract what the move itself explains.

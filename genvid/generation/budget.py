@@ -56,7 +56,7 @@ USED = 0.99
 """Share that single videos are to use, on average, of the tokens that they want and may have."""
 
 PRICES = (0.0, *(2.0**power for power in range(-14, 5)))
-"""Log-probability that a token left unspent may cost: the least of these at which `USED` is reached."""
+"""Weighted log-probability that a token left unspent may cost: the least of these at which `USED` is reached."""
 
 
 def block_weights(blocks: int, layout: BlockLayout) -> Tensor:

@@ -63,9 +63,10 @@ def _band_distance(band: Tensor, wanted: Tensor) -> Tensor:
 
 def _pyramid(frames: Tensor) -> list[Tensor]:
     """(N, 3, H, W) -> Laplacian bands of halving size, then the low-pass rest, all opponent colours: (N, 3, h, w), or
-    on a CPU (1, 3N, h, w), whose filters work on many planes at a time where planes lie innermost in memory."""
+    on a CPU, uncompiled, (1, 3N, h, w), whose filters work on many planes at a time where these lie innermost."""
     image = torch.einsum("oc,nchw->nohw", frames.new_tensor(_OPPONENT), frames)
-    if image.device.type == "cpu" and not torch.compiler.is_compiling():  # which errs in their padding
+    # torch.compile mistakes the strides that the gradient of padding then has.
+    if image.device.type == "cpu" and not torch.compiler.is_compiling():
         image = image.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
     bands = []
     while min(image.shape[-2:]) >= _SMALLEST_BAND:

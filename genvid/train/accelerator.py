@@ -110,7 +110,7 @@ def compile_task(accelerator: Accelerator, task: TrainingTask, micro_batches: in
     else:
         # DDP would have every compiled part cut where its buckets end, into pieces of 25 MB of weights.
         torch._dynamo.config.optimize_ddp = False
-        task.use_compiler(micro_batches)
+        task.use_compiler("reduce-overhead" if micro_batches == 1 else None)
 
 
 def make_state() -> PartialState:

@@ -72,11 +72,11 @@ class TrainingTask(nn.Module, ABC):
         `train.activation_checkpointing` keeps only their inputs for the backward pass."""
         return ()
 
-    def use_compiler(self, micro_batches: int) -> None:
+    def use_compiler(self, mode: str | None) -> None:
         """Hand to torch.compile what gains by it; called once, on the device, when `train.compile` is set.
 
-        By itself, layer by layer. CUDA graphs keep gradients in memory of their own, so they fit only one micro-batch
-        a step.
+        By itself, layer by layer. `mode` is torch.compile's for a whole step: CUDA graphs keep gradients in memory of
+        their own, so they are asked for where a step is one micro-batch.
         """
         self.compile_layers()
 

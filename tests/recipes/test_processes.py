@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType
-from tiny_recipes import launch_two, records
+from tiny_recipes import STRATEGIES, launch_two, records
 
 from genvid import config
 from genvid.checkpoint import read_weights
@@ -57,7 +57,6 @@ def weights_differ(one: Path, two: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a if a[name].is_floating_point())
 
 
-STRATEGIES = ["fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
 CROSSINGS = [("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "fsdp2"), ("zero2", "zero2"), ("zero3", "zero3")]
 """Saved under one, resumed under the other."""
 

@@ -20,6 +20,8 @@ TAIL_DROP = {"mean": 4, "std": 3, "minimum": 1, "maximum": 8}
 SIZES = [1, 2, 4, 8]
 BUDGETS = [6, 10]
 GROUP = 16
+STRATEGIES = ["fsdp2", "zero1", "zero2", "zero3", "zero2_offload", "zero3_offload"]
+"""Launch files that must train as DDP does."""
 
 
 def clips(count: int = 64, seed: int = 0) -> dict[str, Any]:

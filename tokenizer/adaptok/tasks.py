@@ -63,9 +63,9 @@ class AdapTokTask(TrainingTask):
         prior = () if self.prior is None else self.prior.blocks
         return (*self.tokenizer.encoder, *self.tokenizer.decoder, *prior)
 
-    def use_compiler(self, micro_batches: int) -> None:
+    def use_compiler(self, mode: str | None) -> None:
         """All of forward and backward: shapes never change, and small tokenizers are made of small kernels."""
-        self.compile(mode="reduce-overhead" if micro_batches == 1 else None)
+        self.compile(mode=mode)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         _, losses, terms = self.reconstruct(batch)
@@ -109,9 +109,8 @@ class AdversarialAdapTokTask(AdapTokTask):
         self.discriminator = Discriminator(discriminator)
         self.lecam = LeCam(discriminator.lecam_decay)
 
-    def use_compiler(self, micro_batches: int) -> None:
+    def use_compiler(self, mode: str | None) -> None:
         """As without a discriminator, each phase by itself: what the first hands to the second is copied in between."""
-        mode = "reduce-overhead" if micro_batches == 1 else None
         self._generate = torch.compile(self._generate, mode=mode)  # type: ignore[method-assign]
         self._judge = torch.compile(self._judge, mode=mode)  # type: ignore[method-assign]
 

@@ -100,9 +100,9 @@ class AutoencoderTask(TrainingTask):
     def exportable(self) -> VideoAutoencoder:
         return self.autoencoder
 
-    def use_compiler(self, micro_batches: int) -> None:
+    def use_compiler(self, mode: str | None) -> None:
         """The network in one piece: shapes never change, and it is made of many small kernels."""
-        self.autoencoder.compile(mode="reduce-overhead" if micro_batches == 1 else None)
+        self.autoencoder.compile(mode=mode)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         restored, latents = self.autoencoder(batch["video"])

@@ -50,7 +50,7 @@ class LITTask(TrainingTask):
     def layers(self) -> Iterable[nn.Module]:
         return [*self.lit.inpainter.spatial, *self.lit.inpainter.temporal]
 
-    def use_compiler(self, micro_batches: int) -> None:
+    def use_compiler(self, mode: str | None) -> None:
         """The inpainter in one piece, and the codec's halves where they can be."""
         self.lit.inpainter.compile()
         self.lit.codec.use_compiler()
