@@ -29,6 +29,9 @@ class ClipConfig:
     """Where in its video a clip lies: drawn from its seed, the first frames, or (for evaluation) every
     non-overlapping window as an item of its own. "whole" is the video from its first to its last frame, of whatever
     length; `frames` are then the fewest that it must have."""
+    zoom: float = 1.0
+    """Clips are enlarged by a factor that is drawn from 1 to this, evenly in its logarithm, before they are cropped.
+    With a `resolution` below that of the videos this makes small things of large ones as well as large of small."""
     flip: bool = False
     """Mirror half of the clips. Not where left and right are different classes."""
     rounded: bool = True
@@ -39,6 +42,8 @@ class ClipConfig:
             raise ValueError(f"a clip needs frames >= 1 and stride >= 1, got {self.frames} and {self.stride}")
         if min(self.resolution) < 1:
             raise ValueError(f"resolution is (height, width) in pixels, got {self.resolution}")
+        if self.zoom < 1:
+            raise ValueError(f"zoom is at least 1, got {self.zoom}")
 
     @property
     def span(self) -> int:
@@ -53,10 +58,10 @@ class ClipConfig:
         """First frame of the random window of a clip with this seed."""
         return math.floor(_draw(seed, "start", 1)[0] * (video_frames - self.span + 1))
 
-    def cover(self, images: Tensor) -> Tensor:
-        """(T, 3, H, W) -> the same pictures, antialiased, at the smallest size that covers `resolution`."""
+    def cover(self, images: Tensor, zoom: float = 1.0) -> Tensor:
+        """(T, 3, H, W) -> the same, antialiased, at `zoom` times the smallest size that covers `resolution`."""
         height, width = self.resolution
-        scale = max(height / images.shape[2], width / images.shape[3])
+        scale = max(height / images.shape[2], width / images.shape[3]) * zoom
         size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
         return (
             images if size == tuple(images.shape[2:]) else F.interpolate(images, size, mode="bilinear", antialias=True)
@@ -68,7 +73,8 @@ class ClipConfig:
         uint8, or float32 in [-1, 1] where the clip is not `rounded`.
         """
         images = video.permute(0, 3, 1, 2)
-        images = self.cover(images if self.rounded else to_float(images))
+        zoom = self.zoom ** _draw(seed, "zoom", 1)[0] if self.zoom > 1 else 1.0
+        images = self.cover(images if self.rounded else to_float(images), zoom)
         (height, width), size = self.resolution, images.shape[2:]
         down, across, mirror = _draw(seed, "fit", 3) if self.crop == "random" or self.flip else (0.5, 0.5, 1.0)
         if self.crop == "center":

@@ -1,4 +1,5 @@
-"""Muon (Jordan et al. 2024) as torch has it, with the matrices of one shape orthogonalised together."""
+"""Muon (Jordan et al. 2024) as torch has it, for convolutions too, with the matrices of one shape orthogonalised
+together."""
 
 from __future__ import annotations
 
@@ -17,14 +18,15 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _ITERATIONS = 5
 
 
-class Muon(torch.optim.Muon):
-    """Same updates and state as torch.optim.Muon with `match_rms_adamw`, in a tenth of the kernels.
+class Muon(torch.optim.Optimizer):
+    """Same updates as torch.optim.Muon with `match_rms_adamw`, in a tenth of the kernels.
 
-    torch's own takes some 20 launches for every matrix, which on a small model costs more than forward and backward.
+    torch's own takes some 20 launches for every matrix, which on a small model costs more than forward and backward,
+    and refuses the kernels of convolutions, which are matrices here: outputs by everything that an output sees.
     """
 
-    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
-        super().__init__(params, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -56,14 +58,15 @@ class Muon(torch.optim.Muon):
         averages.lerp_(gradients, 1 - group["momentum"])
         torch._foreach_copy_(held, list(averages))
         updates = zip(gradients.lerp(averages, group["momentum"]), parameters, strict=True)
-        orthogonal = orthogonalise(torch.stack([gather(part, p) for part, p in updates])).to(averages.dtype)
-        lr, size = group["lr"], max(parameters[0].shape)
+        matrices = torch.stack([gather(part, p).flatten(1) for part, p in updates])
+        orthogonal = orthogonalise(matrices).to(averages.dtype)
+        lr, size = group["lr"], max(matrices.shape[1:])
         decay: float | Tensor = lr * group["weight_decay"]
         if found_inf is not None:
             orthogonal, decay = orthogonal * (1 - found_inf), decay * (1 - found_inf)
         weights = [local_part(p) for p in parameters]
         torch._foreach_mul_(weights, 1 - decay)
-        steps = [split(matrix, p) for matrix, p in zip(orthogonal, parameters, strict=True)]
+        steps = [split(matrix.view(p.shape), p) for matrix, p in zip(orthogonal, parameters, strict=True)]
         torch._foreach_add_(weights, steps, alpha=-lr * 0.2 * math.sqrt(size))
 
     def _average(self, parameter: Tensor) -> Tensor:

@@ -25,8 +25,8 @@ class OptimizerConfig:
     """Learning rate at the last step, as a fraction of `lr`."""
     clip_norm: float | None = 1.0
     muon: bool = False
-    """Orthogonalise the updates of linear layers' matrices (Muon, Jordan et al. 2024) at AdamW's step size; AdamW for
-    the rest. Small tokenizers learn several times faster with it (docs/results.md)."""
+    """Orthogonalise the updates of the task's matrices (Muon, Jordan et al. 2024) at AdamW's step size; AdamW for the
+    rest. Small tokenizers learn several times faster with it (docs/results.md)."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
@@ -62,11 +62,6 @@ def make_optimizers(
     if orthogonal:
         optimizers.append(Muon(orthogonal, lr=config.lr, weight_decay=config.weight_decay))
     return optimizers
-
-
-def linear_matrices(module: nn.Module) -> set[Tensor]:
-    """The weights of all linear layers within `module`."""
-    return {layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)}
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -67,6 +67,10 @@ class TrainingTask(nn.Module, ABC):
         """Parameters that `phase` optimizes."""
         return (p for p in self.parameters() if p.requires_grad)
 
+    def matrices(self) -> set[Tensor]:
+        """Weights that Muon may train, where it is asked for: of linear layers."""
+        return {layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)}
+
     def layers(self) -> Iterable[nn.Module]:
         """The layers of which trained networks are stacks: FSDP2 gathers one at a time, and
         `train.activation_checkpointing` keeps only their inputs for the backward pass."""

@@ -24,7 +24,7 @@ from genvid.train.checkpoints import Checkpoints, TrainingState
 from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
-from genvid.train.optim import OptimizerConfig, linear_matrices, make_optimizers, set_lr
+from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.preview import preview
 from genvid.train.run import claim
 from genvid.train.sharding import whole_state
@@ -113,7 +113,7 @@ class Trainer:
         if config.compile:
             compile_task(self.accelerator, task, config.accumulation)
         self.stop = StopRequest(self.accelerator.num_processes, self.accelerator.device)
-        matrices = linear_matrices(task)
+        matrices = task.matrices()
         made = {p: make_optimizers(task.trainable(p), config.optimizers[p], matrices) for p in task.phases}
         self.guard = NonFiniteGuard(task, (o for phase in made.values() for o in phase), config.max_skipped)
         self.model, *prepared = self.accelerator.prepare(self.task, *(o for phase in made.values() for o in phase))

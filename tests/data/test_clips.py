@@ -47,7 +47,17 @@ def test_random_crop_and_flip_depend_on_the_seed_alone() -> None:
     assert 110 < mirrored < 190
 
 
-@pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"resolution": (0, 8)}])
+def test_zoom_enlarges_evenly_in_its_logarithm_up_to_its_limit() -> None:
+    clip = ClipConfig(resolution=(16, 16), crop="random", zoom=4.0, rounded=False)
+    across = (4 * torch.arange(32, dtype=torch.uint8))[None, None, :, None].expand(1, 32, 32, 3)  # 8 a pixel unzoomed
+    steps = [127.5 * clip.fit(across, seed)[0, 0, 0].diff().median().item() for seed in range(400)]
+    assert 1.99 < min(steps) < 2.1
+    assert 7.7 < max(steps) <= 8.01
+    assert 160 < sum(step < 4 for step in steps) < 240
+    assert torch.equal(clip.fit(across, 3), clip.fit(across, 3))
+
+
+@pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"resolution": (0, 8)}, {"zoom": 0.5}])
 def test_impossible_clips_are_refused(bad: dict) -> None:
-    with pytest.raises(ValueError, match=r"needs frames|resolution is"):
+    with pytest.raises(ValueError, match=r"needs frames|resolution is|zoom is"):
         ClipConfig(**bad)

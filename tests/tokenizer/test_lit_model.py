@@ -227,6 +227,17 @@ def test_training_starts_at_copy_forward_and_improves(folder: Path) -> None:
     assert not any(parameter.grad is not None for parameter in lit.codec.parameters())
 
 
+def test_a_decoded_share_of_the_batch_counts_for_all_of_it(folder: Path) -> None:
+    lit = make_lit(cosmos(folder / "codec", window=None))
+    batch = {"video": drifting(2, 17).repeat(2, 1, 1, 1, 1), "seed": torch.arange(2).repeat(2)}  # its halves are equal
+    whole, half, none = (
+        LITTask(lit, objective)(batch, "model", 0, {}).loss.item()
+        for objective in (LITObjective(), LITObjective(pixel_share=0.3), LITObjective(pixel_weight=0))
+    )
+    assert half == pytest.approx(whole, rel=1e-5)
+    assert abs(none - whole) > 0.1
+
+
 def test_drawn_masks_depend_on_the_clip_alone_and_cover_the_rates(folder: Path) -> None:
     task = LITTask(make_lit(cosmos(folder / "codec", window=9)), LITObjective(random_masks=0.25))
     latents = torch.randn(2, 6, 16, 4).cumsum(1).repeat(32, 1, 1, 1)

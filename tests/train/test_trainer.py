@@ -161,6 +161,17 @@ def test_muon_is_that_of_torch():
         assert (ours - theirs).norm() < 0.02 * (theirs - before).norm()  # both iterate in bfloat16
 
 
+def test_muon_takes_the_kernel_of_a_convolution_for_a_matrix():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(2, 6, 4, 3, 1, 1)
+    kernel, matrix = (torch.nn.Parameter(value) for value in (start.clone(), start.clone().flatten(1)))
+    for parameter, grad in ((kernel, gradient), (matrix, gradient.flatten(1))):
+        parameter.grad = grad
+        Muon([parameter], lr=0.1, weight_decay=0.01).step()
+    assert torch.equal(kernel.flatten(1), matrix)
+    assert not torch.equal(kernel, start)
+
+
 def test_accumulation_equals_one_large_batch(tmp_path):
     whole = train(tmp_path / "whole", accumulation=1)
     parts = train(tmp_path / "parts", accumulation=4)

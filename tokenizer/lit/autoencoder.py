@@ -100,6 +100,10 @@ class AutoencoderTask(TrainingTask):
     def exportable(self) -> VideoAutoencoder:
         return self.autoencoder
 
+    def matrices(self) -> set[Tensor]:
+        """The kernels of all convolutions."""
+        return {layer.weight for layer in self.modules() if isinstance(layer, nn.Conv3d)}
+
     def use_compiler(self, mode: str | None) -> None:
         """The network in one piece: shapes never change, and it is made of many small kernels."""
         self.autoencoder.compile(mode=mode)
