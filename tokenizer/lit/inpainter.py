@@ -20,7 +20,7 @@ from genvid.tokenizer.lit.reference import Reference, last_kept, next_kept
 Grid = tuple[int, int]
 """Rows and columns of latents in a frame."""
 KeysValues = tuple[Tensor, Tensor]
-"""Of a temporal block: (B * L, heads, frames, head_dim) each."""
+"""Of a temporal block: (B * positions of all tiles, heads, frames, head_dim) each."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ class Inpainter(nn.Module):
         # Latent, its change since the last kept one, age, the least change that was kept; and what comes next, for an
         # inpainter that looks ahead.
         inputs = 2 * channels + 2 + (0 if config.causal else channels + 1)
-        self.embed = nn.Conv2d(inputs, width, 3, padding=1)
+        self.padding = -inputs % 8  # tensor cores take channels by eights
+        self.embed = nn.Conv2d(inputs + self.padding, width, 3, padding=1)
         self.mask_embedding = learned_table(width)
         self.spatial = config.transformer.build()
         self.temporal = config.transformer.build()
@@ -99,16 +100,17 @@ class Inpainter(nn.Module):
         """
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
-        x = self._embed(keep, copied, change, age, grid)
-        over_space = _over_space(grid, self.config.window)
+        tiles = Tiles(grid, self.config.window)
+        x = tiles.cut(self._embed(keep, copied, change, age, grid)).flatten(0, 1)
+        over_space = _over_space(tiles, keep.shape[0] * keep.shape[1], x.device)
         layers: list[KeysValues] = []
         for index, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             past = None if memory is None else memory.layers[index]
-            x = spatial(x, over_space)
-            x = _swap(x, len(latents))
-            x = temporal(x, self._over_time(self.lag_bias[index], past, layers))
-            x = _swap(x, len(latents))
-        output = self.output(self.norm(x)).view(*keep.shape, -1).to(copied.dtype)
+            x = spatial(x, over_space).view(*keep.shape[:2], -1, x.shape[-1])
+            x = temporal(x.transpose(1, 2).flatten(0, 1), self._over_time(self.lag_bias[index], past, layers))
+            x = x.view(len(keep), -1, *x.shape[1:]).transpose(1, 2).reshape(-1, tiles.size, x.shape[-1])
+        output = self.output(self.norm(x)).to(copied.dtype)
+        output = tiles.join(output.view(keep.shape[0] * keep.shape[1], -1, *output.shape[1:])).view(*keep.shape, -1)
         residual = output[..., :-1] * output[..., -1:].exp()
         filled = torch.where(keep[..., None], copied, copied + residual)
         return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
@@ -120,6 +122,8 @@ class Inpainter(nn.Module):
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]
+        if self.padding:
+            parts.append(copied.new_zeros(*keep.shape, self.padding))
         features = torch.unflatten(torch.cat(parts, -1).flatten(0, 1), 1, grid).permute(0, 3, 1, 2)
         x: Tensor = self.embed(features).flatten(2).transpose(1, 2)
         return x + torch.where(keep.flatten(0, 1)[..., None], 0, self.mask_embedding.to(x.dtype))
@@ -152,33 +156,59 @@ def _least(change: Tensor) -> Tensor:
     return torch.where(size > 0, size, torch.inf).amin(2)
 
 
-def _over_space(grid: Grid, window: int) -> Attend:
-    """Attention among the positions of a tile, with rotary positions along rows and columns."""
-    height, width = grid
-    rows, columns = min(window, height), min(window, width)
-    down, across = -height % rows, -width % columns
+@dataclass(frozen=True)
+class Tiles:
+    """The positions of a frame in tiles of at most `window` rows and columns, padded where these do not fit."""
 
-    def tiles(x: Tensor) -> Tensor:
-        """(N, heads, L, d) -> (N * tiles, heads, rows * columns, d), padded at the end."""
-        x = torch.unflatten(x, 2, grid)
+    grid: Grid
+    window: int
+
+    @property
+    def shape(self) -> Grid:
+        """Rows and columns of a tile."""
+        return min(self.window, self.grid[0]), min(self.window, self.grid[1])
+
+    @property
+    def size(self) -> int:
+        """Positions in a tile."""
+        return self.shape[0] * self.shape[1]
+
+    @property
+    def padding(self) -> Grid:
+        """Rows and columns that a frame lacks."""
+        return -self.grid[0] % self.shape[0], -self.grid[1] % self.shape[1]
+
+    def cut(self, x: Tensor) -> Tensor:
+        """(N, L, C) -> (N, tiles, positions, C), zero in the padding."""
+        (rows, columns), (down, across) = self.shape, self.padding
+        x = torch.unflatten(x, 1, self.grid)
         if down or across:
             x = F.pad(x, (0, 0, 0, across, 0, down))
-        x = torch.unflatten(torch.unflatten(x, 3, (-1, columns)), 2, (-1, rows))
-        return x.permute(0, 2, 4, 1, 3, 5, 6).flatten(4, 5).flatten(0, 2)
+        x = torch.unflatten(torch.unflatten(x, 2, (-1, columns)), 1, (-1, rows))
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)
+
+    def join(self, x: Tensor) -> Tensor:
+        """(N, tiles, positions, C) -> (N, L, C)."""
+        (height, width), across = self.grid, self.padding[1]
+        x = torch.unflatten(torch.unflatten(x, 2, self.shape), 1, (-1, (width + across) // self.shape[1]))
+        return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
+
+    def real(self, device: torch.device) -> Tensor | None:
+        """(tiles, positions), False in the padding; None where there is none."""
+        if self.padding == (0, 0):
+            return None
+        return self.cut(torch.ones(1, self.grid[0] * self.grid[1], 1, device=device))[0, ..., 0] > 0
+
+
+def _over_space(tiles: Tiles, frames: int, device: torch.device) -> Attend:
+    """Attention among the positions of a tile, with rotary positions along rows and columns."""
+    real = tiles.real(device)
+    mask = None if real is None else real[:, None, None].repeat(frames, 1, 1, 1)
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        cosine, sine = _rotary(grid, queries)
+        cosine, sine = _rotary(tiles.shape, queries)
         queries, keys = _rotate(queries, cosine, sine), _rotate(keys, cosine, sine)
-        if (rows, columns) == grid:
-            return F.scaled_dot_product_attention(queries, keys, values)
-        mask = None
-        if down or across:
-            real = tiles(queries.new_ones(1, 1, height * width, 1))[..., 0] > 0
-            mask = real[:, :, None].repeat(len(queries), 1, 1, 1)
-        out = F.scaled_dot_product_attention(tiles(queries), tiles(keys), tiles(values), attn_mask=mask)
-        shape = (len(queries), (height + down) // rows, (width + across) // columns)
-        out = torch.unflatten(torch.unflatten(out, 2, (rows, columns)), 0, shape).permute(0, 3, 1, 4, 2, 5, 6)
-        return out.flatten(4, 5).flatten(2, 3)[:, :, :height, :width].flatten(2, 3)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
     return attend
 
@@ -196,11 +226,6 @@ def _rotary(grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     even, odd = x.chunk(2, -1)
     return torch.cat([torch.addcmul(even * cosine, odd, -sine), torch.addcmul(even * sine, odd, cosine)], -1)
-
-
-def _swap(x: Tensor, batch: int) -> Tensor:
-    """(B * G, L, width) <-> (B * L, G, width)."""
-    return torch.unflatten(x, 0, (batch, -1)).transpose(1, 2).flatten(0, 1)
 
 
 def _log(count: Tensor) -> Tensor:
