@@ -21,8 +21,8 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB; ValueError when the file is no picture."""
     try:
         with av.open(str(path)) as container:
-            frame = next(container.decode(video=0))
-            image: NDArray[np.uint8] = frame.to_ndarray(format="rgb24")
+            frames = list(container.decode(video=0))
+            image: NDArray[np.uint8] = frames[0].to_ndarray(format="rgb24")
             return image
-    except (FFmpegError, OSError, StopIteration, IndexError) as error:
+    except (FFmpegError, OSError, IndexError) as error:
         raise ValueError(f"{path} cannot be decoded ({error})") from None

@@ -1,5 +1,7 @@
 """Frames are exact by index in every container; damaged files are named; what is written plays back."""
 
+import ctypes
+import gc
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +36,36 @@ def test_clips_are_exact_by_frame_index(tmp_path: Path, name: str, codec: str, b
     for start in range(0, 33):
         assert numbers(read_clip(file, start, 8, info=info)) == list(range(start, start + 8))
     assert numbers(read_clip(file, 3, 5, stride=7)) == [3, 10, 17, 24, 31]
+
+
+def allocated() -> int:
+    """Bytes that are allocated through malloc, which is how FFmpeg gets memory."""
+    names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+
+    class Statistics(ctypes.Structure):
+        _fields_ = [(name, ctypes.c_size_t) for name in names.split()]
+
+    count = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if count is None:
+        pytest.skip("the C library does not count what is allocated (glibc 2.33 does)")
+    count.restype = Statistics
+    gc.collect()
+    found: int = count().uordblks
+    return found
+
+
+def test_reading_clips_loses_no_memory(tmp_path: Path) -> None:
+    file = make_video(tmp_path / "a.mp4")
+    info = probe(file)
+
+    def read(clips: int) -> None:
+        for number in range(clips):
+            read_clip(file, number % 30, 4, info=info)
+
+    read(100)
+    before = allocated()
+    read(1000)
+    assert allocated() - before < 50_000  # a lost packet would make 150,000
 
 
 def test_variable_frame_rate_is_counted(tmp_path: Path) -> None:
