@@ -21,7 +21,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     """(H, W, 3) RGB; ValueError when the file is no picture."""
     try:
         with av.open(str(path)) as container:
-            frames = list(container.decode(video=0))
+            frames = list(container.decode(video=0))  # to its end: see _frames in video.py
             image: NDArray[np.uint8] = frames[0].to_ndarray(format="rgb24")
             return image
     except (FFmpegError, OSError, IndexError) as error:

@@ -74,8 +74,7 @@ class Inpainter(nn.Module):
         # Latent, its change since the last kept one, age, the least change that was kept; and what comes next, for an
         # inpainter that looks ahead.
         inputs = 2 * channels + 2 + (0 if config.causal else channels + 1)
-        self.padding = -inputs % 8  # tensor cores take channels by eights
-        self.embed = nn.Conv2d(inputs + self.padding, width, 3, padding=1)
+        self.embed = nn.Conv2d(inputs, width, 3, padding=1)
         self.mask_embedding = learned_table(width)
         self.spatial = config.transformer.build()
         self.temporal = config.transformer.build()
@@ -100,17 +99,17 @@ class Inpainter(nn.Module):
         """
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
-        tiles = Tiles(grid, self.config.window)
-        x = tiles.cut(self._embed(keep, copied, change, age, grid)).flatten(0, 1)
-        over_space = _over_space(tiles, keep.shape[0] * keep.shape[1], x.device)
+        clips, tiles = len(keep), Tiles(grid, self.config.window)
+        x = tiles.cut(self._embed(keep, copied, change, age, grid))
+        over_space = _over_space(tiles, len(x), x.device)
+        x = x.flatten(0, 1)
         layers: list[KeysValues] = []
         for index, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
             past = None if memory is None else memory.layers[index]
-            x = spatial(x, over_space).view(*keep.shape[:2], -1, x.shape[-1])
-            x = temporal(x.transpose(1, 2).flatten(0, 1), self._over_time(self.lag_bias[index], past, layers))
-            x = x.view(len(keep), -1, *x.shape[1:]).transpose(1, 2).reshape(-1, tiles.size, x.shape[-1])
-        output = self.output(self.norm(x)).to(copied.dtype)
-        output = tiles.join(output.view(keep.shape[0] * keep.shape[1], -1, *output.shape[1:])).view(*keep.shape, -1)
+            x = _by_position(spatial(x, over_space), clips, keep.shape[1])
+            x = _by_tile(temporal(x, self._over_time(self.lag_bias[index], past, layers)), clips, tiles.size)
+        output = torch.unflatten(self.output(self.norm(x)).to(copied.dtype), 0, (clips * keep.shape[1], -1))
+        output = tiles.join(output).view(*keep.shape, -1)
         residual = output[..., :-1] * output[..., -1:].exp()
         filled = torch.where(keep[..., None], copied, copied + residual)
         return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
@@ -122,8 +121,6 @@ class Inpainter(nn.Module):
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]
-        if self.padding:
-            parts.append(copied.new_zeros(*keep.shape, self.padding))
         features = torch.unflatten(torch.cat(parts, -1).flatten(0, 1), 1, grid).permute(0, 3, 1, 2)
         x: Tensor = self.embed(features).flatten(2).transpose(1, 2)
         return x + torch.where(keep.flatten(0, 1)[..., None], 0, self.mask_embedding.to(x.dtype))
@@ -226,6 +223,16 @@ def _rotary(grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     even, odd = x.chunk(2, -1)
     return torch.cat([torch.addcmul(even * cosine, odd, -sine), torch.addcmul(even * sine, odd, cosine)], -1)
+
+
+def _by_position(x: Tensor, clips: int, frames: int) -> Tensor:
+    """(clips * frames * tiles, positions, width) -> (clips * tiles * positions, frames, width)."""
+    return x.reshape(clips, frames, -1, x.shape[-1]).transpose(1, 2).flatten(0, 1)
+
+
+def _by_tile(x: Tensor, clips: int, positions: int) -> Tensor:
+    """(clips * tiles * positions, frames, width) -> (clips * frames * tiles, positions, width)."""
+    return torch.unflatten(x, 0, (clips, -1)).transpose(1, 2).reshape(-1, positions, x.shape[-1])
 
 
 def _log(count: Tensor) -> Tensor:
