@@ -52,15 +52,15 @@ def median_seconds(work: Callable[[], object], runs: int, device: str) -> float:
 def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str, *, elastic: bool) -> None:
     tokens = lit.encode(video)
     budget = round(rate * tokens.keep[0].numel())
-    threshold = calibrate_threshold([tokens.latents], lit.std, rate)  # type: ignore[list-item]
-    thinned = RedundancyAllocator(RedundancyConfig(threshold), lit.std)
-    kept = BudgetedRedundancy(budget, lit.std)(tokens)
+    threshold = calibrate_threshold([tokens.latents], lit.metric, rate)  # type: ignore[list-item]
+    thinned = RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
+    kept = BudgetedRedundancy(budget, lit.metric)(tokens)
     target = float(((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean())
     paths: dict[str, Callable[[], object]] = {
         "encode": lambda: lit.encode(video),
         "encode + decode": lambda: lit.decode(lit.encode(video)),
         "LIT, threshold": lambda: lit.decode(thinned(lit.encode(video))),
-        "LIT, budget": lambda: lit.decode(BudgetedRedundancy(budget, lit.std)(lit.encode(video))),
+        "LIT, budget": lambda: lit.decode(BudgetedRedundancy(budget, lit.metric)(lit.encode(video))),
         "InfoTok's rule": lambda: lit.decode(InfoTokRule(lit, video, budget)(lit.encode(video))),
     }
     if elastic:
@@ -84,8 +84,8 @@ def stream(lit: LIT, allocator: RedundancyAllocator, video: Tensor, chunk: int) 
 def check_stream(lit: LIT, size: int, frames: int, chunk: int, rate: float, device: str) -> None:
     video = make_clips(1, frames, size, device)
     tokens = lit.encode(video)
-    threshold = calibrate_threshold([tokens.latents], lit.std, rate)  # type: ignore[list-item]
-    allocator = RedundancyAllocator(RedundancyConfig(threshold), lit.std)
+    threshold = calibrate_threshold([tokens.latents], lit.metric, rate)  # type: ignore[list-item]
+    allocator = RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
     one_shot = lit.decode(allocator(tokens)).cpu()
     difference = float((stream(lit, allocator, video, chunk) - one_shot).abs().max())
     print(f"stream of {frames} frames in chunks of {chunk}: largest difference from one call {difference:.1e}")

@@ -173,7 +173,7 @@ class Comparison:
             return InfoTokRule(self.lit, video, budget)
         if name == "ElasticTok's rule":
             return ElasticTokRule(self.lit, video, self._target(rate))
-        return BudgetedRedundancy(budget, self.lit.std)
+        return BudgetedRedundancy(budget, self.lit.metric)
 
     def _tokenizer(self, name: str) -> VideoTokenizer:
         fillers = {"copy-forward": fill_by_copying, "interpolation": fill_by_interpolation}
@@ -184,7 +184,7 @@ class Comparison:
         spec = self.spec
         full, least = (
             float(((self.lit.decode(cut).clamp(-1, 1) - video) / 2).square().mean())
-            for cut in (tokens, BudgetedRedundancy(spec.block_capacity, self.lit.std)(tokens))
+            for cut in (tokens, BudgetedRedundancy(spec.block_capacity, self.lit.metric)(tokens))
         )
         low, high = torch.tensor([full / 4, max(least, full * 1.5)]).log10().tolist()
         for target in torch.logspace(low, high, self.run.targets).tolist():

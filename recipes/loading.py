@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -85,5 +86,7 @@ def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
 
 
 def device() -> torch.device:
-    """Where recipes compute."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """Where this process of a recipe computes."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
+    )

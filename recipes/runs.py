@@ -17,7 +17,7 @@ from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.data.token_cache import TokenCache
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
-from genvid.recipes.loading import DistortionSpec, VideoData, load_adaptok
+from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
@@ -26,7 +26,6 @@ from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, 
 from genvid.tokenizer.discriminator import DiscriminatorConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
 from genvid.tokenizer.lit.autoencoder import AutoencoderConfig, AutoencoderTask
-from genvid.tokenizer.lit.codec import measure_statistics
 from genvid.tokenizer.lit.model import LIT, LITConfig
 from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokenizer.losses import DistortionConfig
@@ -120,8 +119,8 @@ class LITRun(Run):
     data: VideoData
     model: LITConfig
     objective: LITObjective = field(default_factory=LITObjective)
-    statistics_clips: int = 32
-    """Clips that tell the latents' statistics, of a codec that comes without."""
+    metric_clips: int = 16
+    """Clips on which the codec's metric is measured."""
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         if self.data.clip.resolution != self.model.resolution:
@@ -130,11 +129,9 @@ class LITRun(Run):
             )
         lit, dataset = LIT(self.model), self.data.open()
         lit.spec.num_blocks(self.data.clip.frames)
-        if lit.codec.statistics() is None:
-            items = range(0, len(dataset), -(-len(dataset) // self.statistics_clips))
-            lit.mean, lit.std = measure_statistics(
-                lit.codec, torch.stack([to_float(dataset[i]["video"]) for i in items])
-            )
+        items = range(0, len(dataset), -(-len(dataset) // self.metric_clips))
+        clips = torch.stack([to_float(dataset[i]["video"]) for i in items])
+        lit.to(device()).measure(clips.to(device()))
         return LITTask(lit, self.objective), dataset
 
 

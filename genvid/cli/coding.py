@@ -137,7 +137,7 @@ def open_budget(arguments: argparse.Namespace, tokenizer: VideoTokenizer) -> Bud
 def _redundancy(arguments: argparse.Namespace, lit: LIT) -> Budget:
     if arguments.scorer is not None or arguments.published:
         raise ValueError(f"{arguments.tokenizer} is LIT, which needs no scorer: give --tokens alone")
-    return lambda _: BudgetedRedundancy(arguments.tokens, lit.std)
+    return lambda _: BudgetedRedundancy(arguments.tokens, lit.metric)
 
 
 @torch.no_grad()

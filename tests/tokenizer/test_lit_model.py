@@ -10,8 +10,9 @@ from tiny_codecs import cosmos, drifting, make_lit, save_codec
 from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
 from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
+from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying
-from genvid.tokenizer.lit.redundancy import BudgetedRedundancy, RedundancyAllocator, RedundancyConfig
+from genvid.tokenizer.lit.redundancy import BudgetedRedundancy, RedundancyAllocator, RedundancyConfig, changes
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -29,7 +30,7 @@ def lit(folder: Path) -> LIT:
 
 def thinned(lit: LIT, video: torch.Tensor, share: float = 0.4) -> BlockTokens:
     tokens = lit.encode(video)
-    return BudgetedRedundancy(round(share * tokens.keep[0].numel()), lit.std)(tokens)
+    return BudgetedRedundancy(round(share * tokens.keep[0].numel()), lit.metric)(tokens)
 
 
 def test_it_is_a_tokenizer(lit: LIT) -> None:
@@ -43,8 +44,19 @@ def test_it_is_a_tokenizer(lit: LIT) -> None:
 
 def test_all_kept_is_the_codec_bit_for_bit(lit: LIT) -> None:
     video = drifting(2, 18)
-    tokens = RedundancyAllocator(RedundancyConfig(0), lit.std)(lit.encode(video))
+    tokens = RedundancyAllocator(RedundancyConfig(0), lit.metric)(lit.encode(video))
     assert torch.equal(lit.decode(tokens), lit.codec.decode(lit.codec.encode(video)))
+
+
+def test_measured_latents_return_as_they_were(folder: Path) -> None:
+    lit, video = make_lit(cosmos(folder / "codec", window=9)), drifting(2, 18)
+    lit.measure(video)
+    latents = lit.encode(video).latents
+    assert latents is not None
+    normalised = lit.normalise(latents)
+    torch.testing.assert_close(lit.denormalise(normalised), latents)
+    assert normalised.mean((0, 1, 2)).abs().max() < 0.1 * normalised.std()
+    torch.testing.assert_close(changes(normalised), changes(by_metric(latents, lit.metric)))
 
 
 def test_an_untrained_inpainter_is_copy_forward(folder: Path) -> None:
@@ -102,8 +114,8 @@ def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[i
     video = drifting(2, sum(chunks))
     tokens = lit.encode(video)
     assert tokens.latents is not None
-    threshold = float(((tokens.latents[:, 1:] - tokens.latents[:, :-1]).abs() / lit.std).mean())
-    allocator = RedundancyAllocator(RedundancyConfig(threshold), lit.std)
+    threshold = float(changes(by_metric(tokens.latents, lit.metric)).mean())
+    allocator = RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
     kept = allocator(tokens)
     assert 0.1 < kept.keep.double().mean() < 0.9
     encoder, decoder, parts, frames = StreamEncoder(lit, allocator), StreamDecoder(lit), [], []
@@ -117,7 +129,7 @@ def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[i
 
 
 def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:
-    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.5), lit.std))
+    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.5), lit.metric))
     decoder, sizes = StreamDecoder(lit), []
     for chunk in drifting(1, 90).split(9, 2):
         decoder(encoder(chunk))
@@ -129,7 +141,7 @@ def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:
 
 
 def test_a_static_stream_keeps_its_first_frame_and_nothing_else(lit: LIT) -> None:
-    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.01), lit.std))
+    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.01), lit.metric))
     still = drifting(1, 1).expand(-1, -1, 9, -1, -1)
     assert [encoder(still).lengths.tolist() for _ in range(3)] == [[[16, 0, 0]], [[0, 0, 0]], [[0, 0, 0]]]
 
@@ -201,7 +213,7 @@ def test_elastictoks_rule_finds_the_fewest_tokens_that_reach_the_target(folder: 
     loose, strict = (ElasticTokRule(lit, video, target)(tokens) for target in (1.0, 0.0))
     assert loose.lengths.tolist() == [[16, 0, 0]]
     assert strict.keep.all()
-    probe = FilledCodec(lit, fill_by_copying).decode(BudgetedRedundancy(30, lit.std)(tokens))
+    probe = FilledCodec(lit, fill_by_copying).decode(BudgetedRedundancy(30, lit.metric)(tokens))
     target = float(cell_errors(lit.codec, ((probe.clamp(-1, 1) - video) / 2).square().mean(1))[:, 1:].mean())
     kept = ElasticTokRule(lit, video, target)(tokens)
     error = cell_errors(lit.codec, ((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean(1)).mean(2)[0]

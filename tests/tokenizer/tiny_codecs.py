@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genvid.tokenizer.layers import TransformerConfig
-from genvid.tokenizer.lit.codec import CodecConfig, measure_statistics
+from genvid.tokenizer.lit.codec import CodecConfig
 from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import InpainterConfig
 from genvid.tokenizer.lit.model import LIT, LITConfig
@@ -75,8 +75,7 @@ def make_lit(codec: CodecConfig, *, causal: bool = True, trained: bool = True, r
     torch.manual_seed(1)
     inpainter = InpainterConfig(TransformerConfig(32, 2, 2), context=3, window=3, causal=causal)
     lit = LIT(LITConfig(codec, (resolution, resolution), inpainter)).eval()
-    if lit.codec.statistics() is None:
-        lit.mean, lit.std = measure_statistics(lit.codec, drifting(2, 9))
+    lit.measure(drifting(2, 9))
     if trained:
         with torch.no_grad():
             for parameter in (lit.inpainter.output.weight, lit.inpainter.lag_bias, lit.inpainter.mask_embedding):

@@ -195,10 +195,3 @@ class CodecConfig(Choice):  # type: ignore[misc]
     def load(self) -> Codec:
         """The codec, frozen and in eval mode. ValueError in one sentence when it cannot be had."""
         raise NotImplementedError
-
-
-@torch.no_grad()
-def measure_statistics(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor]:
-    """(C,) mean and standard deviation of the latents of (N, 3, T, H, W) clips, encoded one by one."""
-    latents = torch.cat([codec.encode(clip[None]).float().transpose(0, 1).flatten(1) for clip in video], 1)
-    return latents.mean(1), latents.std(1).clamp(min=1e-6)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.codec import Codec
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import scaled
+from genvid.tokenizer.lit.redundancy import measured
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.tokens import BlockTokens
 
@@ -52,7 +52,7 @@ class ElasticTokRule:
 
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        latents = scaled(tokens, self.lit.std)
+        latents = measured(tokens, self.lit.metric)
         keep = torch.ones_like(tokens.keep)
         capacity = keep.shape[2]
         for block in range(1, keep.shape[1]):

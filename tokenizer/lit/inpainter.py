@@ -8,6 +8,7 @@ The paper (arXiv 2606.06158) says "lightweight" and factorised; depth, positions
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -21,6 +22,9 @@ Grid = tuple[int, int]
 """Rows and columns of latents in a frame."""
 KeysValues = tuple[Tensor, Tensor]
 """Of a temporal block: (B * positions of all tiles, heads, frames, head_dim) each."""
+
+_ROW = 64
+"""Queries that attention kernels work on at once."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +142,14 @@ class Inpainter(nn.Module):
             lag = at[keys.shape[2] - queries.shape[2] :, None] - at
             seen = (lag < context) & ((lag >= 0) if causal else (lag > -context))
             table = lag.clamp(0, context - 1) if causal else lag.clamp(1 - context, context - 1) + context - 1
-            bias = lag_bias[:, table].masked_fill(~seen, float("-inf")).to(queries.dtype)
-            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None])
+            # Kernels work on rows of 64: positions share one, and see nothing of each other.
+            count = len(queries)
+            shared = math.gcd(count, 2 ** int(math.log2(max(1, _ROW // keys.shape[2]))))
+            own = torch.eye(shared, dtype=torch.bool, device=keys.device)[:, None, :, None]
+            bias = torch.where(own & seen[:, None], lag_bias[:, table][:, None, :, None], float("-inf"))
+            bias = bias.flatten(3, 4).flatten(1, 2).to(queries.dtype)
+            queries, keys, values = (_in_rows(x, count // shared) for x in (queries, keys, values))
+            return _in_rows(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None]), count)
 
         return attend
 
@@ -223,6 +233,11 @@ def _rotary(grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     even, odd = x.chunk(2, -1)
     return torch.cat([torch.addcmul(even * cosine, odd, -sine), torch.addcmul(even * sine, odd, cosine)], -1)
+
+
+def _in_rows(x: Tensor, rows: int) -> Tensor:
+    """(N, heads, S, d) -> (rows, heads, N * S / rows, d)."""
+    return x.transpose(1, 2).reshape(rows, -1, x.shape[1], x.shape[3]).transpose(1, 2)
 
 
 def _by_position(x: Tensor, clips: int, frames: int) -> Tensor:

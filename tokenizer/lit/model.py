@@ -18,6 +18,7 @@ from genvid.checkpoint import Model
 from genvid.tokenizer.lit.codec import Codec, CodecConfig, CodecSpec
 from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig
+from genvid.tokenizer.lit.metric import by_metric, measure_metric
 from genvid.tokenizer.lit.reference import interpolate, last_kept
 from genvid.tokenizer.lit.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
 from genvid.tokens import BlockTokens
@@ -37,13 +38,14 @@ class LITConfig:
 
 
 class LIT(Model):
-    """The tokenizer. `mean` and `std` are the codec's latent statistics, by channel."""
+    """The tokenizer. `mean` (C,) and `metric` (C, C) say how latents are compared; `measure` measures them."""
 
     model_type = "lit"
     config_type = LITConfig
     config: LITConfig
     mean: Tensor
-    std: Tensor
+    metric: Tensor
+    inverse: Tensor
 
     def __init__(self, config: LITConfig) -> None:
         super().__init__(config)
@@ -53,7 +55,8 @@ class LIT(Model):
         channels = self.spec.token_dim
         mean, std = self.codec.statistics() or (torch.zeros(channels), torch.ones(channels))
         self.register_buffer("mean", mean.float())
-        self.register_buffer("std", std.float())
+        self.register_buffer("metric", std.float().reciprocal().diag())
+        self.register_buffer("inverse", std.float().diag())
         self.inpainter = Inpainter(channels, config.inpainter)
 
     @property
@@ -69,6 +72,14 @@ class LIT(Model):
         """Rows and columns of a block."""
         space = self.codec.geometry.space
         return self.resolution[0] // space, self.resolution[1] // space
+
+    def measure(self, video: Tensor) -> None:
+        """Measure mean and metric on clips (N, 3, T, H, W) that are typical.
+
+        Before that every channel counts by its standard deviation where the codec publishes it, else as it is.
+        """
+        self.mean, self.metric = measure_metric(self.codec, video)
+        self.inverse = torch.linalg.inv(self.metric)
 
     def at(self, resolution: tuple[int, int]) -> Self:
         """The same weights for frames of another size."""
@@ -101,11 +112,11 @@ class LIT(Model):
         return self.codec.decode(as_grid(latents, self.grid))
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents in units of their standard deviation, float32."""
-        return (latents.float() - self.mean) / self.std
+        """Latents less their mean, by the metric; float32, about unit scale."""
+        return by_metric(latents.float() - self.mean, self.metric)
 
     def denormalise(self, latents: Tensor) -> Tensor:
-        return latents * self.std + self.mean
+        return by_metric(latents, self.inverse) + self.mean
 
     def check(self, tokens: BlockTokens, *, first: bool = True) -> Tensor:
         """The latents of tokens that fit; ValueError in words otherwise. `first`: they begin a video."""

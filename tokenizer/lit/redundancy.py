@@ -1,8 +1,8 @@
 """The redundancy allocator: a position is dropped while its latent stays near the last one that was kept there.
 
 Nothing is learned and nothing is searched (arXiv 2606.06158, of which only the abstract is certain): one pass over the
-temporal L1 differences of the latents. The difference is the mean over channels, each divided by its standard
-deviation, so one threshold means the same on every codec.
+temporal L1 differences of the latents. The difference is the mean over channels by the codec's metric
+(genvid.tokenizer.lit.metric), in standard deviations, so one threshold means the same on every codec.
 
 `RedundancyAllocator` has a threshold and lets the rate follow from the content. `BudgetedRedundancy` keeps exactly a
 given number of positions: our addition, the paper has no budget.
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from genvid.allocation import BudgetError
+from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
 
@@ -27,7 +28,7 @@ _ROUNDS, _LEVELS = 2, 64
 
 @dataclass(frozen=True)
 class RedundancyConfig:
-    """A threshold on the scaled temporal difference. `reference` last_kept bounds the drift, previous does not."""
+    """A threshold on the measured temporal difference. `reference` last_kept bounds the drift, previous does not."""
 
     threshold: float
     reference: Literal["last_kept", "previous"] = "last_kept"
@@ -40,17 +41,17 @@ class RedundancyConfig:
 class RedundancyAllocator:
     """Keeps a latent that is at least `threshold` away from its reference; the first block whole. Causal."""
 
-    def __init__(self, config: RedundancyConfig, scale: Tensor) -> None:
-        """`scale` (C,): standard deviation of each latent channel."""
-        self.config, self.scale = config, scale
+    def __init__(self, config: RedundancyConfig, metric: Tensor) -> None:
+        """`metric` (C, C): that of the codec."""
+        self.config, self.metric = config, metric
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         return self.continued(tokens, None)
 
     def continued(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
         """The next blocks of a stream whose past left `start`; its first block needs no reference in itself then."""
-        latents = scaled(tokens, self.scale)
-        before = None if start is None else start.latents / self.scale.to(start.latents)
+        latents = measured(tokens, self.metric)
+        before = None if start is None else by_metric(start.latents, self.metric)
         threshold = latents.new_full((len(latents),), self.config.threshold)
         if self.config.reference == "previous":
             if start is not None:
@@ -69,13 +70,13 @@ class BudgetedRedundancy:
     reference at all. `period` None is the whole clip; with blocks of a second it bounds the rate of a stream.
     """
 
-    def __init__(self, positions: int, scale: Tensor, *, period: int | None = None) -> None:
+    def __init__(self, positions: int, metric: Tensor, *, period: int | None = None) -> None:
         if positions < 1 or (period is not None and period < 1):
             raise ValueError(f"a budget is at least 1 position in at least 1 block, got {positions} in {period}")
-        self.positions, self.period, self.scale = positions, period, scale
+        self.positions, self.period, self.metric = positions, period, metric
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        latents = scaled(tokens, self.scale)
+        latents = measured(tokens, self.metric)
         blocks, capacity = tokens.keep.shape[1:]
         if self.positions < capacity:
             raise BudgetError(
@@ -92,13 +93,13 @@ class BudgetedRedundancy:
         return replace(tokens, keep=tokens.keep & torch.cat(keeps, 1))
 
 
-def scaled(tokens: BlockTokens, scale: Tensor) -> Tensor:
-    """(B, G, L, C) float32 latents, each channel over its standard deviation."""
+def measured(tokens: BlockTokens, metric: Tensor) -> Tensor:
+    """(B, G, L, C) latents of tokens, as the metric compares them."""
     if tokens.latents is None:
         raise ValueError("these tokens carry no latents; the redundancy of discrete tokens is not defined")
-    if tokens.latents.shape[-1] != len(scale):
-        raise ValueError(f"these tokens have {tokens.latents.shape[-1]} channels, the allocator scales {len(scale)}")
-    return tokens.latents.float() / scale.to(tokens.latents.device, torch.float32)
+    if tokens.latents.shape[-1] != len(metric):
+        raise ValueError(f"these tokens have {tokens.latents.shape[-1]} channels, the allocator's metric {len(metric)}")
+    return by_metric(tokens.latents, metric)
 
 
 def changes(latents: Tensor) -> Tensor:
@@ -107,7 +108,7 @@ def changes(latents: Tensor) -> Tensor:
 
 
 def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
-    """The rule with the last kept reference: (B, G, L, C) scaled latents and (B,) thresholds -> (B, G, L) kept
+    """The rule with the last kept reference: (B, G, L, C) measured latents and (B,) thresholds -> (B, G, L) kept
     positions. `start` (B, L, C): references from before."""
     reference = latents[:, 0] if start is None else start
     least, keeps = latents.shape[-1] * threshold[:, None], []
@@ -128,7 +129,7 @@ class Distances:
     """
 
     def __init__(self, latents: Tensor, start: Tensor | None = None) -> None:
-        """(B, G, L, C) scaled latents; `start` (B, L, C): references from before."""
+        """(B, G, L, C) measured latents; `start` (B, L, C): references from before."""
         self.channels, self._whole = latents.shape[-1], start is None
         blocks = latents if start is None else torch.cat([start[:, None], latents], 1)
         self.shape = (len(latents), latents.shape[2])
@@ -187,14 +188,14 @@ def fill_budget(distances: Distances, positions: int) -> Tensor:
     return keep | torch.zeros_like(extra).scatter(1, order, extra).view_as(keep)
 
 
-def calibrate_threshold(latents: list[Tensor], scale: Tensor, rate: float) -> float:
+def calibrate_threshold(latents: list[Tensor], metric: Tensor, rate: float) -> float:
     """The threshold whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`."""
     if not 0 < rate <= 1:
         raise ValueError(f"a keep rate is in (0, 1], got {rate}")
     floor = max(1 / part.shape[1] for part in latents)
     if rate < floor:
         raise BudgetError(f"a keep rate of {rate:g} is below the floor: the first block alone is {floor:.3g}")
-    parts = [Distances(part.float() / scale.to(part.device, torch.float32)) for part in latents]
+    parts = [Distances(by_metric(part, metric)) for part in latents]
     high = torch.stack([part.highest().amax() for part in parts]).amax()[None]
     low = torch.zeros_like(high)
     total = sum(part[..., 0].numel() for part in latents)
