@@ -2,7 +2,7 @@
 
 A codec turns 1 + n * step frames into latent frames: the first stands for one frame, every other one for `time` of
 them. Latents are the codec's own numbers, unscaled: what is kept is then decoded bit for bit as the codec would.
-`statistics` say how to scale them where channels are compared.
+`statistics` tell how channels were scaled where that was published with the weights.
 
 Long clips go through in independent windows where the codec has a `window` (how NVIDIA's tokenizers are used), or with
 the codec's own temporal caches (Wan, CogVideoX).
