@@ -70,6 +70,16 @@ class VideoAutoencoder(Model):
             latents_mean=None,
             latents_std=None,
         )
+        # Between the last norm of the encoder and the first of the decoder there are six convolutions and nothing else.
+        # Random square ones, multiplied, hardly pass half of the channels: these start as identities.
+        network = self.network
+        for convolution in (
+            network.encoder.conv_out.conv_t,
+            network.quant_conv,
+            network.post_quant_conv,
+            network.decoder.conv_in.conv_t,
+        ):
+            _start_as_identity(convolution)
         self.register_buffer("moments", torch.stack([torch.zeros(config.channels), torch.ones(config.channels)]))
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
@@ -82,6 +92,14 @@ class VideoAutoencoder(Model):
         std = (square - mean.square()).clamp(min=1e-12).sqrt()
         self.network.register_to_config(latents_mean=mean.tolist(), latents_std=std.tolist())
         self.network.save_pretrained(folder)
+
+
+@torch.no_grad()
+def _start_as_identity(convolution: nn.Conv3d) -> None:
+    """Of the present frame: kernels along time are padded in front."""
+    for parameter in convolution.parameters():
+        nn.init.zeros_(parameter)
+    convolution.weight[:, :, -1, 0, 0].fill_diagonal_(1)
 
 
 class AutoencoderTask(TrainingTask):
