@@ -40,8 +40,9 @@ def measure_metric(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(squares.double())
     roots = values.clamp(min=_LEAST * float(values.mean())).sqrt()
     metric = ((vectors * roots) @ vectors.T).float()
-    deviations = torch.cat(seen) - (mean := torch.cat(seen).mean(0))
-    return mean, metric / by_metric(deviations, metric).square().mean().sqrt()
+    every = torch.cat(seen)
+    mean = every.mean(0)
+    return mean, metric / by_metric(every - mean, metric).square().mean().sqrt()
 
 
 def by_metric(latents: Tensor, metric: Tensor) -> Tensor:
