@@ -68,8 +68,10 @@ def test_two_processes_train_as_one_does(stage: str, trained: Path) -> None:
     one, two = (records(trained / f"{stage}_{count}") for count in ("one", "two"))
     assert [record["step"] for record in one] == [1, 2, 3]
     # LIT starts at copy-forward: the sign that L1 gives to a change near zero is rounding, and so is its gradient.
-    for name in ("loss", "psnr", *(["grad_norm"] if stage == "autoencoder" else [])):
-        assert [record[name] for record in two] == pytest.approx([record[name] for record in one], rel=1e-4)
+    # Muon gives all directions of an update one size, also those that are rounding: 2e-4 of the norm after two steps.
+    tolerances = {"loss": 1e-4, "psnr": 1e-4} | ({"grad_norm": 1e-3} if stage == "autoencoder" else {})
+    for name, tolerance in tolerances.items():
+        assert [record[name] for record in two] == pytest.approx([record[name] for record in one], rel=tolerance)
 
 
 def test_the_codec_of_two_processes_tells_the_statistics_of_all_clips(trained: Path) -> None:
