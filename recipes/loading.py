@@ -87,6 +87,6 @@ def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
 
 def device() -> torch.device:
     """Where this process of a recipe computes."""
-    return (
-        torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if torch.cuda.is_available() else torch.device("cpu")
-    )
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))

@@ -131,27 +131,31 @@ class Inpainter(nn.Module):
 
     def _over_time(self, lag_bias: Tensor, past: KeysValues | None, record: list[KeysValues]) -> Attend:
         """Attention along time, after the frames of `past`; what the next chunk needs of it is added to `record`."""
-        context, causal = self.config.context, self.config.causal
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if past is not None:
                 keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
-            kept = keys.shape[2] - min(keys.shape[2], context - 1)
+            kept = keys.shape[2] - min(keys.shape[2], self.config.context - 1)
             record.append((keys[:, :, kept:].clone(), values[:, :, kept:].clone()))
-            at = torch.arange(keys.shape[2], device=keys.device)
-            lag = at[keys.shape[2] - queries.shape[2] :, None] - at
-            seen = (lag < context) & ((lag >= 0) if causal else (lag > -context))
-            table = lag.clamp(0, context - 1) if causal else lag.clamp(1 - context, context - 1) + context - 1
-            # Kernels work on rows of 64: positions share one, and see nothing of each other.
-            count = len(queries)
-            shared = math.gcd(count, 2 ** int(math.log2(max(1, _ROW // keys.shape[2]))))
-            own = torch.eye(shared, dtype=torch.bool, device=keys.device)[:, None, :, None]
-            bias = torch.where(own & seen[:, None], lag_bias[:, table][:, None, :, None], float("-inf"))
-            bias = bias.flatten(3, 4).flatten(1, 2).to(queries.dtype)
-            queries, keys, values = (_in_rows(x, count // shared) for x in (queries, keys, values))
-            return _in_rows(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None]), count)
+            positions = len(queries)
+            shared = _shared(positions, keys.shape[2])
+            bias = self._by_lag(lag_bias, queries.shape[2], keys.shape[2], shared).to(queries.dtype)
+            queries, keys, values = (_in_rows(x, positions // shared) for x in (queries, keys, values))
+            return _in_rows(F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias[None]), positions)
 
         return attend
+
+    def _by_lag(self, lag_bias: Tensor, new: int, known: int, shared: int) -> Tensor:
+        """(heads, shared * new, shared * known) for the last `new` of `known` frames of positions that share a row:
+        the bias by lag, and -inf outside of the context and between positions."""
+        context, causal = self.config.context, self.config.causal
+        at = torch.arange(known, device=lag_bias.device)
+        lag = at[known - new :, None] - at
+        seen = (lag < context) & ((lag >= 0) if causal else (lag > -context))
+        table = lag.clamp(0, context - 1) if causal else lag.clamp(1 - context, context - 1) + context - 1
+        own = torch.eye(shared, dtype=torch.bool, device=lag_bias.device)[:, None, :, None]
+        bias = torch.where(own & seen[:, None], lag_bias[:, table][:, None, :, None], float("-inf"))
+        return bias.flatten(3, 4).flatten(1, 2)
 
 
 def _least(change: Tensor) -> Tensor:
@@ -233,6 +237,11 @@ def _rotary(grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
     even, odd = x.chunk(2, -1)
     return torch.cat([torch.addcmul(even * cosine, odd, -sine), torch.addcmul(even * sine, odd, cosine)], -1)
+
+
+def _shared(positions: int, frames: int) -> int:
+    """How many positions of so many frames share a row of the kernels: a power of two that divides their number."""
+    return math.gcd(positions, 1 << (max(1, _ROW // frames).bit_length() - 1))
 
 
 def _in_rows(x: Tensor, rows: int) -> Tensor:
