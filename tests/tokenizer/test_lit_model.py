@@ -150,7 +150,9 @@ def test_a_folder_holds_the_inpainter_and_names_the_codec(lit: LIT, tmp_path: Pa
     lit.save(tmp_path / "model")
     again = load_tokenizer(tmp_path / "model")
     tokens = thinned(lit, drifting(1, 18))
-    assert torch.equal(again.decode(tokens), lit.decode(tokens))
+    assert all(torch.equal(weights, again.state_dict()[name]) for name, weights in lit.state_dict().items())
+    # Where weights lie in memory changes the rounding of matrix products on some processors.
+    torch.testing.assert_close(again.decode(tokens), lit.decode(tokens))
     assert not any(name.startswith("codec") for name in lit.state_dict())
 
 
