@@ -17,14 +17,10 @@ from torch import Tensor
 
 from genvid.noise import sample_seeds, uniform
 from genvid.recipes.evaluate_lit import load_lit
+from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import (
-    BudgetedRedundancy,
-    RedundancyAllocator,
-    RedundancyConfig,
-    calibrate_threshold,
-)
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 
 

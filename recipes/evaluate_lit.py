@@ -36,10 +36,10 @@ from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
-from genvid.tokenizer.lit.redundancy import BudgetedRedundancy
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 METHODS = ("LIT", "copy-forward", "interpolation", "InfoTok's rule", "ElasticTok's rule")

@@ -29,8 +29,8 @@ from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import BudgetedRedundancy
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 Videos = list[tuple[Path, VideoInfo]]

@@ -1,35 +1,20 @@
-"""The redundancy rule against a slow one, budgets to the token, fillers and masks."""
+"""The redundancy rule against a slow one, fillers and masks."""
 
 import math
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from drifts import METRIC, walk
 
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokenizer.lit.redundancy import (
-    BudgetedRedundancy,
-    Distances,
     RedundancyAllocator,
     RedundancyConfig,
     calibrate_threshold,
-    find_thresholds,
 )
-from genvid.tokenizer.lit.redundancy import walk as rule
 from genvid.tokenizer.lit.reference import Reference, interpolate, last_kept
 from genvid.tokens import BlockTokens
-
-METRIC = torch.tensor([[1.0, 0.2, 0.0], [0.0, 0.5, 0.0], [0.3, 0.0, 2.0]])
-
-
-def walk(clips: int = 2, blocks: int = 6, capacity: int = 8, seed: int = 0) -> BlockTokens:
-    """Tokens whose latents are random walks, faster at some positions."""
-    generator = torch.Generator().manual_seed(seed)
-    steps = torch.randn(clips, blocks, capacity, 3, generator=generator)
-    latents = (steps * torch.linspace(0, 1, capacity)[:, None]).cumsum(1) * torch.tensor([1.0, 2.0, 0.5])
-    return BlockTokens(torch.ones(latents.shape[:3], dtype=torch.bool), latents=latents)
 
 
 def slow_rule(latents: torch.Tensor, threshold: float, reference: str) -> torch.Tensor:
@@ -39,7 +24,7 @@ def slow_rule(latents: torch.Tensor, threshold: float, reference: str) -> torch.
             held = latents[clip, 0, slot]
             for block in range(1, latents.shape[1]):
                 now = latents[clip, block, slot]
-                distance = float(((now - held) @ METRIC).abs().mean())
+                distance = float(((now - held) @ METRIC).square().mean().sqrt())
                 keep[clip, block, slot] = distance >= threshold
                 if keep[clip, block, slot] or reference == "previous":
                     held = now
@@ -78,7 +63,6 @@ def test_a_static_clip_keeps_its_first_block_and_threshold_zero_keeps_all() -> N
     assert tokens.latents is not None
     still = BlockTokens(tokens.keep, latents=tokens.latents[:, :1].expand_as(tokens.latents))
     assert RedundancyAllocator(RedundancyConfig(1e-6), METRIC)(still).lengths.tolist() == [[8, 0, 0, 0, 0, 0]] * 2
-    assert BudgetedRedundancy(20, METRIC)(still).lengths.tolist() == [[8, 0, 0, 0, 0, 0]] * 2
     assert RedundancyAllocator(RedundancyConfig(0), METRIC)(tokens).keep.all()
     assert RedundancyAllocator(RedundancyConfig(0), METRIC)(still).keep.all()
 
@@ -96,59 +80,7 @@ def test_a_stream_in_chunks_keeps_what_one_call_keeps() -> None:
     assert not whole[:, 1:].all()
 
 
-def test_thresholds_side_by_side_are_thresholds_one_by_one() -> None:
-    latents = walk(clips=3).latents
-    assert latents is not None
-    measured, levels = latents @ METRIC, torch.rand(3, 5, generator=torch.Generator().manual_seed(0))
-    for start in (None, torch.randn(3, 8, 3)):
-        distances = Distances(measured, start)
-        together = torch.stack([keep for keep, _ in distances.walk(levels)], 1)
-        assert torch.equal(distances.count(levels), together.sum((1, 3)))
-        for index in range(5):
-            assert torch.equal(together[:, :, index], rule(measured, levels[:, index], start))
-        assert distances.count(distances.highest()[:, None]).flatten().tolist() == [8 if start is None else 0] * 3
-
-
-def test_the_threshold_that_is_found_leaves_little_of_the_budget() -> None:
-    latents = walk(clips=4, blocks=12, capacity=64).latents
-    assert latents is not None
-    wanted = torch.tensor([100, 200, 400, 700])
-    kept = rule(latents @ METRIC, find_thresholds(Distances(latents @ METRIC), wanted), None).sum((1, 2))
-    assert (kept <= wanted).all()
-    assert (kept >= 0.98 * wanted).all()
-
-
-@settings(max_examples=30, deadline=None)
-@given(positions=st.integers(8, 48), seed=st.integers(0, 100))
-def test_budgets_are_met_to_the_token(positions: int, seed: int) -> None:
-    # Position 0 never moves: its five later latents are redundant.
-    kept = BudgetedRedundancy(positions, METRIC)(walk(seed=seed)).keep
-    assert kept.sum((1, 2)).tolist() == [min(positions, 43)] * 2
-    assert kept[:, 0].all()
-
-
-def test_budgets_of_a_period_bound_every_period() -> None:
-    kept = BudgetedRedundancy(10, METRIC, period=2)(walk(blocks=7)).keep
-    assert [part.sum((1, 2)).tolist() for part in kept.split(2, 1)] == [[10, 10]] * 3 + [[7, 7]]
-
-
-def test_budgets_go_to_what_changes_most() -> None:
-    tokens = walk(clips=1)
-    assert tokens.latents is not None
-    kept = BudgetedRedundancy(20, METRIC)(tokens).keep
-    filled = last_kept(tokens.latents, kept)[0]
-    random = kept.clone()
-    generator = torch.Generator().manual_seed(0)
-    random[0, 1:] = (torch.randperm(40, generator=generator) < 12).view(5, 8)
-    worse = last_kept(tokens.latents, random)[0]
-    assert ((filled - tokens.latents) @ METRIC).abs().mean() < 0.8 * ((worse - tokens.latents) @ METRIC).abs().mean()
-
-
-def test_bad_budgets_and_tokens_are_one_sentence() -> None:
-    with pytest.raises(
-        BudgetError, match="7 positions is below the floor: the first block is kept whole, and it has 8"
-    ):
-        BudgetedRedundancy(7, METRIC)(walk())
+def test_bad_rates_and_tokens_are_one_sentence() -> None:
     with pytest.raises(BudgetError, match="below the floor"):
         calibrate_threshold([torch.zeros(1, 4, 8, 3)], METRIC, 0.1)
     with pytest.raises(ValueError, match="at least 0, got -1"):
@@ -156,7 +88,7 @@ def test_bad_budgets_and_tokens_are_one_sentence() -> None:
     with pytest.raises(ValueError, match="3 channels, the allocator's metric 2"):
         RedundancyAllocator(RedundancyConfig(1), METRIC[:2])(walk())
     with pytest.raises(ValueError, match="no latents"):
-        BudgetedRedundancy(9, METRIC)(BlockTokens(torch.ones(1, 2, 8, dtype=torch.bool)))
+        RedundancyAllocator(RedundancyConfig(1), METRIC)(BlockTokens(torch.ones(1, 2, 8, dtype=torch.bool)))
 
 
 def test_a_calibrated_threshold_gives_its_rate() -> None:

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.codec import Codec
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import measured
+from genvid.tokenizer.lit.redundancy import distances, measured
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.tokens import BlockTokens
 
@@ -57,8 +57,7 @@ class ElasticTokRule:
         capacity = keep.shape[2]
         for block in range(1, keep.shape[1]):
             reference = last_kept(latents[:, :block], keep[:, :block])[0][:, -1]
-            distance = (latents[:, block] - reference).abs().mean(-1)
-            rank = distance.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+            rank = distances(latents[:, block], reference).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
             low = torch.zeros(len(keep), dtype=torch.long, device=keep.device)
             high = torch.full_like(low, capacity)
             for _ in range(capacity.bit_length()):

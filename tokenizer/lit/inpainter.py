@@ -163,7 +163,7 @@ def _least(change: Tensor) -> Tensor:
 
     It is near the threshold under which the other latents of the block were dropped.
     """
-    size = change.abs().mean(-1)
+    size = change.square().mean(-1).sqrt()
     return torch.where(size > 0, size, torch.inf).amin(2)
 
 

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genvid import noise
+from genvid.tokenizer.lit.budget import Paths
 from genvid.tokenizer.lit.model import LIT, as_tokens
-from genvid.tokenizer.lit.redundancy import Distances, find_thresholds, walk
+from genvid.tokenizer.lit.redundancy import walk
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
@@ -23,6 +24,8 @@ class LITObjective:
 
     lowest_rate: float = 0.05
     """Keep rates are drawn evenly from here to 1; below the first block's share it alone is kept."""
+    threshold_masks: float = 0.2
+    """Share of clips that are cut by a threshold, as a stream is, instead of by the cheapest paths to their rate."""
     random_masks: float = 0.1
     """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too."""
     pixel_weight: float = 1.0
@@ -31,8 +34,10 @@ class LITObjective:
     """Share of a batch that is decoded for it, counting the more: with a heavy decoder, decoding is most of a step."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.lowest_rate < 1 or not 0 <= self.random_masks <= 1:
-            raise ValueError(f"lowest_rate is in (0, 1) and random_masks in [0, 1], got {self}")
+        if not 0 < self.lowest_rate < 1:
+            raise ValueError(f"lowest_rate is in (0, 1), got {self}")
+        if min(self.threshold_masks, self.random_masks) < 0 or self.threshold_masks + self.random_masks > 1:
+            raise ValueError(f"threshold_masks and random_masks are shares that sum to at most 1, got {self}")
         if self.pixel_weight < 0 or not 0 < self.pixel_share <= 1:
             raise ValueError(f"pixel_weight is at least 0 and pixel_share in (0, 1], got {self}")
 
@@ -93,9 +98,12 @@ class LITTask(TrainingTask):
         lowest = self.objective.lowest_rate
         rate = lowest + (1 - lowest) * noise.uniform(seeds, "keep rate").to(latents.device).flatten()
         positions = (rate * blocks * capacity).long().clamp(min=capacity)
-        keep = walk(latents, find_thresholds(Distances(latents), positions), None)
-        at_random = noise.uniform(seeds, "random masks").to(latents.device).flatten() < self.objective.random_masks
+        paths = Paths(latents)
+        prices = paths.find_prices(positions)
+        which = noise.uniform(seeds, "masks").to(latents.device)[:, None, None]
+        by_threshold = which > 1 - self.objective.threshold_masks
+        keep = torch.where(by_threshold, walk(latents, prices.sqrt(), None), paths.follow(prices)[0])
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents.device) < share
         some[:, 0] = True
-        return torch.where(at_random[:, None, None], some, keep)
+        return torch.where(which < self.objective.random_masks, some, keep)

@@ -1,0 +1,101 @@
+"""Budgets of latents: met to the token, and spent as well as they can be."""
+
+from itertools import product
+
+import pytest
+import torch
+from drifts import METRIC, walk
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from genvid.allocation import BudgetError
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, spend
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
+from genvid.tokenizer.lit.reference import Reference, last_kept
+from genvid.tokens import BlockTokens
+
+
+def errors(latents: torch.Tensor, keep: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
+    """(B, G, L) squared distances of latents from what copying makes of them."""
+    known = None if start is None else Reference(start, torch.zeros(start.shape[:2], dtype=torch.int64))
+    return (last_kept(latents, keep, known)[0] - latents).square().mean(-1)
+
+
+@pytest.mark.parametrize("price", [0.01, 0.3, 2.0, 10.0])
+@pytest.mark.parametrize("started", [False, True])
+def test_no_choice_is_cheaper_than_the_paths(price: float, started: bool) -> None:
+    latents, start = walk(blocks=5, capacity=4).latents, torch.randn(2, 4, 3) if started else None
+    assert latents is not None
+    paths = Paths(latents, start)
+    cheapest, _ = paths.follow(torch.full((2,), price))
+    error = errors(latents, cheapest, start)
+    assert torch.equal(cheapest.sum((1, 2)), paths.cheapest(torch.full((2, 1), price))[1][:, 0].long())
+    choices = torch.tensor([c for c in product([True, False], repeat=5) if c[0] or started])
+    masks = choices[:, None, :, None].expand(-1, 2, 5, 4)
+    costs = torch.stack([errors(latents, keep, start).sum(1) + price * keep.sum(1) for keep in masks])
+    torch.testing.assert_close(error.sum(1) + price * cheapest.sum(1), costs.amin(0))
+
+
+def test_prices_side_by_side_are_prices_one_by_one() -> None:
+    latents = walk(clips=3).latents
+    assert latents is not None
+    prices, paths = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)), Paths(latents)
+    counts = [paths.follow(price)[0].sum((1, 2)) for price in prices.unbind(1)]
+    assert torch.equal(paths.cheapest(prices)[1].long(), torch.stack(counts, 1))
+
+
+def test_the_price_that_is_found_leaves_little_of_the_budget() -> None:
+    latents = walk(clips=4, blocks=12, capacity=64).latents
+    assert latents is not None
+    wanted, paths = torch.tensor([100, 200, 400, 700]), Paths(latents)
+    kept = paths.follow(paths.find_prices(wanted))[0].sum((1, 2))
+    assert (kept <= wanted).all()
+    assert (kept >= 0.97 * wanted).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(positions=st.integers(8, 48), seed=st.integers(0, 100))
+def test_budgets_are_met_to_the_token(positions: int, seed: int) -> None:
+    # Position 0 never moves: its five later latents are redundant.
+    kept = BudgetedRedundancy(positions, METRIC)(walk(seed=seed)).keep
+    assert kept.sum((1, 2)).tolist() == [min(positions, 43)] * 2
+    assert kept[:, 0].all()
+
+
+def test_clips_may_have_budgets_of_their_own() -> None:
+    latents = walk(clips=3).latents
+    assert latents is not None
+    wanted = torch.tensor([8, 20, 40])
+    together = spend(latents, wanted)
+    assert torch.equal(together.sum((1, 2)), wanted)
+    assert torch.equal(together, torch.cat([spend(latents[i : i + 1], wanted[i : i + 1]) for i in range(3)]))
+
+
+def test_a_static_clip_keeps_its_first_block() -> None:
+    tokens = walk()
+    assert tokens.latents is not None
+    still = BlockTokens(tokens.keep, latents=tokens.latents[:, :1].expand_as(tokens.latents))
+    assert BudgetedRedundancy(20, METRIC)(still).lengths.tolist() == [[8, 0, 0, 0, 0, 0]] * 2
+
+
+def test_budgets_of_a_period_bound_every_period() -> None:
+    kept = BudgetedRedundancy(10, METRIC, period=2)(walk(blocks=7)).keep
+    assert [part.sum((1, 2)).tolist() for part in kept.split(2, 1)] == [[10, 10]] * 3 + [[7, 7]]
+
+
+def test_a_budget_is_spent_better_than_a_threshold_spends_it() -> None:
+    tokens = walk(clips=1, blocks=12, capacity=32)
+    assert tokens.latents is not None
+    latents = tokens.latents @ METRIC
+    for rate in (0.2, 0.4, 0.7):
+        threshold = calibrate_threshold([tokens.latents], METRIC, rate)
+        thresholded = RedundancyAllocator(RedundancyConfig(threshold), METRIC)(tokens).keep
+        budgeted = BudgetedRedundancy(int(thresholded.sum()), METRIC)(tokens).keep
+        assert errors(latents, budgeted).sum() < 0.95 * errors(latents, thresholded).sum()
+
+
+def test_a_budget_below_the_floor_is_one_sentence() -> None:
+    with pytest.raises(
+        BudgetError, match="7 positions is below the floor: the first block is kept whole, and it has 8"
+    ):
+        BudgetedRedundancy(7, METRIC)(walk())
