@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import permutations
 from typing import Literal
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genvid import noise
+
+_COLOURS = [list(order) for order in permutations(range(3))]
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,13 @@ class ClipConfig:
     With a `resolution` below that of the videos this makes small things of large ones as well as large of small."""
     flip: bool = False
     """Mirror half of the clips. Not where left and right are different classes."""
+    turn: bool = False
+    """Turn clips by 0, 90, 180 or 270 degrees. This, `reverse` and `recolour` make 96 clips of one, where videos are
+    few and what is learned does not depend on what they show."""
+    reverse: bool = False
+    """Play half of the clips backwards."""
+    recolour: bool = False
+    """Exchange the colour channels, and make negatives of half of the clips."""
     rounded: bool = True
     """Whether the resized frame is rounded to 8 bits. LARP's evaluation does not: pixels are then float."""
 
@@ -72,7 +82,7 @@ class ClipConfig:
 
         uint8, or float32 in [-1, 1] where the clip is not `rounded`.
         """
-        images = video.permute(0, 3, 1, 2)
+        images = self._vary(video.permute(0, 3, 1, 2), seed)
         zoom = self.zoom ** _draw(seed, "zoom", 1)[0] if self.zoom > 1 else 1.0
         images = self.cover(images if self.rounded else to_float(images), zoom)
         (height, width), size = self.resolution, images.shape[2:]
@@ -85,6 +95,18 @@ class ClipConfig:
         if self.flip and mirror < 0.5:
             images = images.flip(-1)
         return images.permute(1, 0, 2, 3).contiguous()
+
+    def _vary(self, images: Tensor, seed: int) -> Tensor:
+        """(T, 3, H, W) uint8, turned, reversed and recoloured."""
+        if self.turn:
+            images = images.rot90(math.floor(4 * _draw(seed, "turn", 1)[0]), (2, 3))
+        if self.reverse and _draw(seed, "reverse", 1)[0] < 0.5:
+            images = images.flip(0)
+        if self.recolour:
+            order, negative = _draw(seed, "recolour", 2)
+            images = images[:, _COLOURS[math.floor(order * len(_COLOURS))]]
+            images = 255 - images if negative < 0.5 else images
+        return images
 
 
 def to_float(video: Tensor) -> Tensor:

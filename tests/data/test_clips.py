@@ -1,5 +1,7 @@
 """A clip is a pure function of its config and seed, and pixels survive the trip through floats."""
 
+from itertools import permutations, product
+
 import pytest
 import torch
 
@@ -55,6 +57,26 @@ def test_zoom_enlarges_evenly_in_its_logarithm_up_to_its_limit() -> None:
     assert 7.7 < max(steps) <= 8.01
     assert 160 < sum(step < 4 for step in steps) < 240
     assert torch.equal(clip.fit(across, 3), clip.fit(across, 3))
+
+
+def test_one_clip_becomes_96_that_hold_the_same() -> None:
+    video = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    clip = ClipConfig(frames=3, resolution=(8, 8), turn=True, reverse=True, recolour=True)
+    made = [clip.fit(video, seed) for seed in range(1500)]
+    assert torch.equal(made[7], clip.fit(video, 7))
+    assert len({bytes(video.flatten().tolist()) for video in made}) == 96
+    plain = ClipConfig(frames=3, resolution=(8, 8)).fit(video, 0)
+    for turns, reverse, order, negative in product(range(4), (False, True), permutations(range(3)), (False, True)):
+        wanted = plain[list(order)].rot90(turns, (2, 3))
+        wanted = wanted.flip(1) if reverse else wanted
+        wanted = 255 - wanted if negative else wanted
+        assert 2 <= sum(torch.equal(wanted, video) for video in made) <= 40
+
+
+def test_frames_that_are_not_square_are_turned_before_they_are_cropped() -> None:
+    video = torch.arange(16 * 8, dtype=torch.uint8).view(1, 16, 8, 1).expand(1, 16, 8, 3)
+    made = {tuple(ClipConfig(resolution=(8, 16), turn=True).fit(video, seed).shape) for seed in range(20)}
+    assert made == {(3, 1, 8, 16)}
 
 
 @pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"resolution": (0, 8)}, {"zoom": 0.5}])
