@@ -20,8 +20,9 @@ from genvid.recipes.evaluate_lit import load_lit
 from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_rate
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
+from genvid.tokens import BlockTokens
 
 
 def make_clips(clips: int, frames: int, size: int, device: str) -> Tensor:
@@ -45,11 +46,19 @@ def median_seconds(work: Callable[[], object], runs: int, device: str) -> float:
     return sorted(seconds[1:])[runs // 2]
 
 
+def calibrated(lit: LIT, tokens: BlockTokens, rate: float) -> RedundancyAllocator:
+    """The threshold rule that keeps this share of the tokens."""
+
+    def rule(threshold: float) -> RedundancyAllocator:
+        return RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
+
+    return rule(calibrate_rate([tokens.latents], rate, rule))  # type: ignore[list-item]
+
+
 def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str, *, elastic: bool) -> None:
     tokens = lit.encode(video)
     budget = round(rate * tokens.keep[0].numel())
-    threshold = calibrate_threshold([tokens.latents], lit.metric, rate)  # type: ignore[list-item]
-    thinned = RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
+    thinned = calibrated(lit, tokens, rate)
     kept = BudgetedRedundancy(budget, lit.metric)(tokens)
     target = float(((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean())
     paths: dict[str, Callable[[], object]] = {
@@ -80,8 +89,7 @@ def stream(lit: LIT, allocator: RedundancyAllocator, video: Tensor, chunk: int) 
 def check_stream(lit: LIT, size: int, frames: int, chunk: int, rate: float, device: str) -> None:
     video = make_clips(1, frames, size, device)
     tokens = lit.encode(video)
-    threshold = calibrate_threshold([tokens.latents], lit.metric, rate)  # type: ignore[list-item]
-    allocator = RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
+    allocator = calibrated(lit, tokens, rate)
     one_shot = lit.decode(allocator(tokens)).cpu()
     difference = float((stream(lit, allocator, video, chunk) - one_shot).abs().max())
     print(f"stream of {frames} frames in chunks of {chunk}: largest difference from one call {difference:.1e}")

@@ -1,7 +1,8 @@
 """Score LIT, the simple fillers and the rules it is compared with: python recipes/evaluate_lit.py CONFIG.yaml [...]
 
 At every keep rate each clip keeps the same number of positions under every rule, except ElasticTok's, whose target
-error is calibrated to that rate on the first batch; "budget met, %" counts the clips that keep that number exactly.
+error is calibrated to that rate on the first batch, and where all clips have one price, which is calibrated on the
+first clips; "budget met, %" counts the clips that keep that number exactly.
 Writes a report for each method and rate, table.md, page.html, and side_by_side as mp4 and as a picture (WebP) for
 Markdown. One process.
 """
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -23,7 +26,7 @@ from genvid.allocation import Allocator
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.animation import write_animation
 from genvid.data.clips import to_uint8
-from genvid.data.loader import one_pass
+from genvid.data.loader import Batch, one_pass
 from genvid.data.video import video_bytes, write_video
 from genvid.eval.features import load_features
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
@@ -36,13 +39,23 @@ from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
-from genvid.tokenizer.lit.budget import BudgetedRedundancy
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
 from genvid.tokenizer.lit.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
+from genvid.tokenizer.lit.redundancy import calibrate_rate
 from genvid.tokens import BlockTokens, VideoTokenizer
 
-METHODS = ("LIT", "copy-forward", "interpolation", "InfoTok's rule", "ElasticTok's rule")
+ONE_PRICE = ", one price"
+METHODS = (
+    "LIT",
+    "copy-forward",
+    "interpolation",
+    f"LIT{ONE_PRICE}",
+    f"copy-forward{ONE_PRICE}",
+    "InfoTok's rule",
+    "ElasticTok's rule",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +68,8 @@ class LITEvaluationRun:
     rates: tuple[float, ...] = (0.1, 0.2, 0.35, 0.5, 0.75, 1.0)
     methods: tuple[str, ...] = METHODS
     """ElasticTok's rule takes longer than all the others together."""
+    priced_clips: int = 64
+    """Clips, from the first on, that the one price of all is calibrated on."""
     targets: int = 8
     """Target errors that calibrate ElasticTok's rule."""
     perceptual: PerceptualConfig = field(default_factory=StructureConfig)
@@ -114,6 +129,8 @@ class Comparison:
         self.lit = load_lit(run.model).to(device()).at(run.data.clip.resolution)
         self.spec = self.lit.spec
         self.positions = self.spec.num_blocks(run.data.clip.frames) * self.spec.block_capacity
+        self.prices: dict[float, float] = {}
+        """By keep rate, that of a latent where all clips have one."""
         self.targets: list[tuple[float, float]] = []
         """Target errors of ElasticTok's rule, and the keep rates they led to."""
         distance = run.perceptual.build().to(device())
@@ -128,6 +145,16 @@ class Comparison:
             for name in run.methods
         }
         self.rates = {key: Rates(self.spec) for key in self.scores}
+
+    @torch.no_grad()
+    def find_prices(self, batches: Iterable[Batch]) -> None:
+        """Calibrate the one price of all clips to every keep rate."""
+        latents = [self.lit.encode(batch["video"]).latents for batch in batches]
+        for rate in self.run.rates:
+            self.prices[rate] = calibrate_rate(latents, rate, self._priced)  # type: ignore[arg-type]
+
+    def _priced(self, price: float) -> PricedRedundancy:
+        return PricedRedundancy(price, self.lit.metric)
 
     @torch.no_grad()
     def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -173,11 +200,14 @@ class Comparison:
             return InfoTokRule(self.lit, video, budget)
         if name == "ElasticTok's rule":
             return ElasticTokRule(self.lit, video, self._target(rate))
+        if name.endswith(ONE_PRICE):
+            return self._priced(self.prices[rate])
         return BudgetedRedundancy(budget, self.lit.metric)
 
     def _tokenizer(self, name: str) -> VideoTokenizer:
         fillers = {"copy-forward": fill_by_copying, "interpolation": fill_by_interpolation}
-        return FilledCodec(self.lit, fillers[name]) if name in fillers else self.lit
+        filler = fillers.get(name.removesuffix(ONE_PRICE))
+        return self.lit if filler is None else FilledCodec(self.lit, filler)
 
     def _calibrate(self, video: Tensor, tokens: BlockTokens) -> None:
         """Keep rates that target errors lead to, from the codec's own error to that of dropping all."""
@@ -215,9 +245,11 @@ class Shown:
 def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Shown]]:
     """A report for each method and rate, and the clips to show."""
     comparison, dataset = Comparison(run), run.data.open()
-    batches = one_pass(dataset, batch_size=run.batch_size, workers=run.workers, device=device())
+    batches = partial(one_pass, dataset, batch_size=run.batch_size, workers=run.workers, device=device())
+    if any(name.endswith(ONE_PRICE) for name in run.methods):
+        comparison.find_prices(islice(batches(), -(-run.priced_clips // run.batch_size)))
     shown: list[Shown] = []
-    for batch in tqdm(batches, total=-(-len(dataset) // run.batch_size), desc="evaluating", unit="batch"):
+    for batch in tqdm(batches(), total=-(-len(dataset) // run.batch_size), desc="evaluating", unit="batch"):
         video = batch["video"]
         made = comparison.add(video)
         for row in range(min(len(video), run.shown - len(shown)) if made else 0):
@@ -234,7 +266,7 @@ def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Seque
     """Reports, table.md, page.html and the clips side by side in the output folder."""
     folder = Path(run.output_dir)
     for report in reports:
-        name = report.title.replace(" @ ", "_").replace("'s rule", "").replace(" ", "_")
+        name = report.title.replace(" @ ", "_").replace("'s rule", "").replace(",", "").replace(" ", "_")
         report.save(folder / f"{name}.json")
     with write_atomically(folder / "table.md") as temporary:
         temporary.write_text(compare(reports) + "\n")

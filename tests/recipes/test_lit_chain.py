@@ -94,7 +94,7 @@ def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     assert set(reports) == {f"{method} @ {rate}" for method in METHODS for rate in ("0.5", "1")}
     for title, values in reports.items():
         if not title.startswith("ElasticTok"):
-            assert values["budget met, %"] == 100
+            assert values["budget met, %"] == 100 or "one price" in title
             assert values["keep rate"] == pytest.approx(float(title.rpartition(" ")[2]), abs=0.02)
     # With all kept, every method is the codec.
     assert len({round(values["PSNR"], 4) for title, values in reports.items() if title.endswith("@ 1")}) == 1

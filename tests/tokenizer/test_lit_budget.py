@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genvid.allocation import BudgetError
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, spend
-from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, PricedRedundancy, spend
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_rate
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
 
@@ -88,14 +88,28 @@ def test_a_budget_is_spent_better_than_a_threshold_spends_it() -> None:
     assert tokens.latents is not None
     latents = tokens.latents @ METRIC
     for rate in (0.2, 0.4, 0.7):
-        threshold = calibrate_threshold([tokens.latents], METRIC, rate)
+        threshold = calibrate_rate([tokens.latents], rate, lambda t: RedundancyAllocator(RedundancyConfig(t), METRIC))
         thresholded = RedundancyAllocator(RedundancyConfig(threshold), METRIC)(tokens).keep
         budgeted = BudgetedRedundancy(int(thresholded.sum()), METRIC)(tokens).keep
         assert errors(latents, budgeted).sum() < 0.95 * errors(latents, thresholded).sum()
 
 
-def test_a_budget_below_the_floor_is_one_sentence() -> None:
+def test_one_price_for_all_clips_loses_less_than_a_budget_for_each() -> None:
+    tokens = walk(clips=4, blocks=12, capacity=32)
+    assert tokens.latents is not None
+    tokens = BlockTokens(tokens.keep, latents=tokens.latents * torch.tensor([0.1, 0.3, 1.0, 2.0])[:, None, None, None])
+    latents, each = tokens.latents @ METRIC, 150
+    price = calibrate_rate([tokens.latents], each / 384, lambda price: PricedRedundancy(price, METRIC))
+    priced, budgeted = PricedRedundancy(price, METRIC)(tokens).keep, BudgetedRedundancy(each, METRIC)(tokens).keep
+    assert 0.98 * 4 * each < priced.sum() <= 4 * each == budgeted.sum()
+    assert priced.sum((1, 2)).diff().min() > 0
+    assert errors(latents, priced).sum() < 0.8 * errors(latents, budgeted).sum()
+
+
+def test_bad_budgets_and_prices_are_one_sentence() -> None:
     with pytest.raises(
         BudgetError, match="7 positions is below the floor: the first block is kept whole, and it has 8"
     ):
         BudgetedRedundancy(7, METRIC)(walk())
+    with pytest.raises(ValueError, match="price of a latent is at least 0, got -1"):
+        PricedRedundancy(-1, METRIC)

@@ -1,9 +1,10 @@
-"""An exact budget of latents, spent where copying them forward would lose the most.
+"""Budgets of latents, spent where copying forward would lose the most.
 
 A kept latent serves until the next one is kept at its position. What a position keeps is then a shortest path from
 its first latent to the end of the clip: to stop at a latent has a price, and to pass over one costs its squared
-distance from the last stop. Under one price for all positions no choice of as many latents has a smaller total error
-(Everett 1963; Shoham and Gersho 1988), and a clip's price is searched until its budget is met.
+distance from the last stop. Under one price no choice of as many latents has a smaller total error (Everett 1963;
+Shoham and Gersho 1988). One price for all clips spends on each what it needs (`PricedRedundancy`); or the price of each
+clip is searched until its own budget is met (`BudgetedRedundancy`).
 
 The paper (arXiv 2606.06158) has a threshold and no budget. A threshold does not look ahead, so it cannot know how long
 a latent will serve; an encoder that has the whole clip can. The receiver is causal in both cases.
@@ -23,6 +24,24 @@ from genvid.tokens import BlockTokens
 
 _ROUNDS, _LEVELS = 2, 64
 """A price is searched in rounds of so many levels side by side: on a GPU a round costs as much as one level."""
+
+
+class PricedRedundancy:
+    """Keeps what costs less than to pass over it; the first block of a clip whole. The rate follows from the content.
+
+    Of all clips that are cut under one price, no choice of as many latents in all has a smaller total error.
+    """
+
+    def __init__(self, price: float, metric: Tensor) -> None:
+        """`price` is a squared distance, in squared standard deviations; `metric` (C, C) that of the codec."""
+        if not price >= 0:
+            raise ValueError(f"the price of a latent is at least 0, got {price}")
+        self.price, self.metric = price, metric
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        latents = measured(tokens, self.metric)
+        prices = latents.new_full((len(latents),), self.price)
+        return replace(tokens, keep=tokens.keep & Paths(latents).follow(prices)[0])
 
 
 class BudgetedRedundancy:

@@ -70,6 +70,8 @@ class Inpainter(nn.Module):
 
     LEAST = (1e-3, 10.0)
     """Bounds of this least change, as the network sees it."""
+    SIZES = 4.0
+    """Bound of the logarithm of a residual's size: one that vanished would have no gradient to come back by."""
 
     def __init__(self, channels: int, config: InpainterConfig) -> None:
         super().__init__()
@@ -114,7 +116,8 @@ class Inpainter(nn.Module):
             x = _by_tile(temporal(x, self._over_time(self.lag_bias[index], past, layers)), clips, tiles.size)
         output = torch.unflatten(self.output(self.norm(x)).to(copied.dtype), 0, (clips * keep.shape[1], -1))
         output = tiles.join(output).view(*keep.shape, -1)
-        residual = output[..., :-1] * output[..., -1:].exp()
+        size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
+        residual = output[..., :-1] * size.exp()
         filled = torch.where(keep[..., None], copied, copied + residual)
         return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
 

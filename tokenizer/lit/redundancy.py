@@ -1,8 +1,8 @@
 """The redundancy allocator: a position is dropped while its latent stays near the last one that was kept there.
 
 Nothing is learned and nothing is searched (arXiv 2606.06158, of which only the abstract is certain): one pass over the
-temporal differences of the latents, against a threshold, and the rate follows from the content. Causal: a stream can be
-cut as it comes. `genvid.tokenizer.lit.budget` keeps exactly a given number of positions instead.
+temporal differences of the latents, against a threshold, and the rate follows from the content. Causal: a stream is cut
+as it comes. An encoder that has the whole clip does better: `genvid.tokenizer.lit.budget`.
 
 The paper takes the L1 difference. Ours is the root mean square over channels by the codec's metric
 (genvid.tokenizer.lit.metric), which is the change of the decoded pixels, in standard deviations: one threshold means
@@ -12,13 +12,14 @@ the same on every codec.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from genvid.allocation import BudgetError
+from genvid.allocation import Allocator, BudgetError
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.reference import Reference
 from genvid.tokens import BlockTokens
@@ -75,7 +76,8 @@ def measured(tokens: BlockTokens, metric: Tensor) -> Tensor:
 
 def distances(latents: Tensor, references: Tensor) -> Tensor:
     """Measured latents (..., C) -> (...) how far they are from their references, in standard deviations."""
-    return torch.linalg.vector_norm(latents - references, dim=-1) / math.sqrt(latents.shape[-1])
+    lengths: Tensor = torch.linalg.vector_norm(latents - references, dim=-1)
+    return lengths / math.sqrt(latents.shape[-1])
 
 
 def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
@@ -91,8 +93,11 @@ def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
     return torch.stack(keeps, 1)
 
 
-def calibrate_threshold(latents: list[Tensor], metric: Tensor, rate: float) -> float:
-    """The threshold whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`."""
+def calibrate_rate(latents: list[Tensor], rate: float, allocator: Callable[[float], Allocator]) -> float:
+    """The threshold, or price, whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`.
+
+    `allocator` makes the allocator of a threshold or price; the higher, the less it keeps.
+    """
     if not 0 < rate <= 1:
         raise ValueError(f"a keep rate is in (0, 1], got {rate}")
     floor = max(1 / part.shape[1] for part in latents)
@@ -100,12 +105,17 @@ def calibrate_threshold(latents: list[Tensor], metric: Tensor, rate: float) -> f
         raise BudgetError(f"a keep rate of {rate:g} is below the floor: the first block alone is {floor:.3g}")
     if rate == 1:
         return 0.0
-    parts = [by_metric(part, metric) for part in latents]
-    total = sum(part[..., 0].numel() for part in parts)
-    # No two latents are farther apart than twice the longest is from the middle.
-    low, high = 0.0, max(2.001 * float(distances(part, part.mean((0, 1, 2))).amax()) + 1e-6 for part in parts)
+    clips = [BlockTokens(torch.ones_like(part[..., 0], dtype=torch.bool), latents=part) for part in latents]
+    wanted = rate * sum(tokens.keep.numel() for tokens in clips)
+
+    def fits(strictness: float) -> bool:
+        cut = allocator(strictness)
+        return sum(int(cut(tokens).keep.sum()) for tokens in clips) <= wanted
+
+    low, high = 0.0, 1.0
+    while not fits(high):
+        low, high = high, 2 * high
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        kept = sum(int(walk(part, part.new_full((len(part),), middle), None).sum()) for part in parts)
-        low, high = (low, middle) if kept <= rate * total else (middle, high)
+        low, high = (low, middle) if fits(middle) else (middle, high)
     return high
