@@ -35,7 +35,7 @@ class LinearCodec(Codec):
 
 def test_a_change_counts_by_its_pixels() -> None:
     codec = LinearCodec()
-    mean, metric = measure_metric(codec, torch.zeros(2, 3, 33, 64, 64))
+    mean, metric, _ = measure_metric(codec, torch.zeros(2, 3, 33, 64, 64))
     change = torch.randn(100, 3, generator=torch.Generator().manual_seed(3))
     pixels = (change @ codec.basis).square().mean(-1).sqrt()
     told = by_metric(change, metric).square().mean(-1).sqrt()
@@ -43,10 +43,18 @@ def test_a_change_counts_by_its_pixels() -> None:
     torch.testing.assert_close(mean, torch.tensor([1.0, 2.0, 3.0]), rtol=0, atol=0.1)
 
 
+def test_its_own_error_is_that_of_latents_which_lose_as_much() -> None:
+    codec, video = LinearCodec(), torch.zeros(2, 3, 129, 64, 64)
+    _, metric, own_error = measure_metric(codec, video)
+    moved = 0.3 * torch.randn(2, 3, 33, 8, 8, generator=torch.Generator().manual_seed(4))
+    scale = codec.decode(codec.encode(video)).square().mean() / codec.decode(moved).square().mean()
+    assert own_error == pytest.approx(float(by_metric(moved.movedim(1, -1), metric).square().mean() * scale), rel=0.1)
+
+
 def test_it_holds_for_small_changes_of_a_network(tmp_path: Path) -> None:
     """Directions in latents rank by the metric as by the squared change of the decoded pixels, on average."""
     codec, video = cosmos(tmp_path / "codec").load(), drifting(4, 17)
-    mean, metric = measure_metric(codec, video)
+    mean, metric, _ = measure_metric(codec, video)
     latents, generator = codec.encode(video), torch.Generator().manual_seed(0)
     assert float(by_metric(latents.movedim(1, -1) - mean, metric).square().mean()) == pytest.approx(1, rel=1e-4)
     told, changed = [], []

@@ -229,7 +229,7 @@ def test_elastictoks_rule_finds_the_fewest_tokens_that_reach_the_target(folder: 
 
 def test_training_starts_at_copy_forward_and_improves(folder: Path) -> None:
     lit = make_lit(cosmos(folder / "codec", window=None), trained=False)
-    task = LITTask(lit, LITObjective(lowest_rate=0.2, pixel_weight=0.05))
+    task = LITTask(lit, LITObjective(lowest_rate=0.2))
     batch = {"video": drifting(4, 17), "seed": torch.arange(4)}
     optimizer = torch.optim.AdamW(list(task.trainable("model")), lr=3e-3)
     outputs = []
@@ -249,7 +249,7 @@ def test_a_decoded_share_of_the_batch_counts_for_all_of_it(folder: Path) -> None
     batch = {"video": drifting(2, 17).repeat(2, 1, 1, 1, 1), "seed": torch.arange(2).repeat(2)}  # its halves are equal
     whole, half, none = (
         LITTask(lit, objective)(batch, "model", 0, {}).loss.item()
-        for objective in (LITObjective(), LITObjective(pixel_share=0.3), LITObjective(pixel_weight=0))
+        for objective in (LITObjective(pixel_weight=1), LITObjective(pixel_weight=1, pixel_share=0.3), LITObjective())
     )
     assert half == pytest.approx(whole, rel=1e-5)
     assert abs(none - whole) > 0.1

@@ -17,32 +17,39 @@ _LEAST = 1e-4
 """Of the mean sensitivity: what the decoder hardly reads must not be divided by nothing."""
 
 
-def measure_metric(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor]:
+def measure_metric(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor, float]:
     """From (N, 3, T, H, W) clips of more than one latent frame: (C,) mean of the latents, and their metric (C, C).
 
     The squared length of d @ metric is in proportion to that of the change of all pixels when one latent changes by d,
     and latents @ metric have a standard deviation of 1 over all channels. The metric is the root of J^T J, J the
     derivative of the decoded video, as random signs on the pixels see it.
+
+    Also the codec's own squared error in these units: the mean square, over latents and channels, of changes that
+    would add as much error again.
     """
-    channels = codec.geometry.channels
-    squares, seen = video.new_zeros(channels, channels), []
+    geometry = codec.geometry
+    channels, seen, error = geometry.channels, list[Tensor](), 0.0
+    squares = video.new_zeros(channels, channels)
     for clip, seed in zip(video, noise.sample_seeds(0, "metric", torch.arange(len(video))), strict=True):
         latents = codec.encode(clip[None]).float().requires_grad_()
         if latents.shape[2] == 1:
             raise ValueError(f"a metric is measured on clips of several latent frames, got {video.shape[2]} frames")
         restored = codec.decode(latents)
+        error += float((restored.detach() - clip).square().mean()) / len(video)
         signs = (noise.uniform(seed[None], "signs", *restored.shape[1:]) < 0.5).to(restored) * 2 - 1
         (gradient,) = torch.autograd.grad(restored, latents, signs)
         # The first latent frame stands for a single frame.
         change = gradient[:, :, 1:].movedim(1, -1).flatten(0, -2)
-        squares += change.T @ change
+        squares += change.T @ change / (len(change) * len(video))
         seen.append(latents.detach().movedim(1, -1).flatten(0, -2))
     values, vectors = torch.linalg.eigh(squares.double())
     roots = values.clamp(min=_LEAST * float(values.mean())).sqrt()
     metric = ((vectors * roots) @ vectors.T).float()
     every = torch.cat(seen)
     mean = every.mean(0)
-    return mean, metric / by_metric(every - mean, metric).square().mean().sqrt()
+    scale = float(by_metric(every - mean, metric).square().mean().sqrt())
+    pixels = 3 * geometry.time * geometry.space**2
+    return mean, metric / scale, error * pixels / (channels * scale**2)
 
 
 def by_metric(latents: Tensor, metric: Tensor) -> Tensor:

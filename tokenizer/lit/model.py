@@ -38,7 +38,8 @@ class LITConfig:
 
 
 class LIT(Model):
-    """The tokenizer. `mean` (C,) and `metric` (C, C) say how latents are compared; `measure` measures them."""
+    """The tokenizer. `mean` (C,) and `metric` (C, C) say how latents are compared, `own_error` () what the codec loses
+    by itself, in squares of these distances; `measure` measures them."""
 
     model_type = "lit"
     config_type = LITConfig
@@ -46,6 +47,7 @@ class LIT(Model):
     mean: Tensor
     metric: Tensor
     inverse: Tensor
+    own_error: Tensor
 
     def __init__(self, config: LITConfig) -> None:
         super().__init__(config)
@@ -57,6 +59,7 @@ class LIT(Model):
         self.register_buffer("mean", mean.float())
         self.register_buffer("metric", std.float().reciprocal().diag())
         self.register_buffer("inverse", std.float().diag())
+        self.register_buffer("own_error", torch.tensor(0.01))
         self.inpainter = Inpainter(channels, config.inpainter)
 
     @property
@@ -74,11 +77,13 @@ class LIT(Model):
         return self.resolution[0] // space, self.resolution[1] // space
 
     def measure(self, video: Tensor) -> None:
-        """Measure mean and metric on clips (N, 3, T, H, W) that are typical.
+        """Measure mean, metric and own error on clips (N, 3, T, H, W) that are typical.
 
-        Before that every channel counts by its standard deviation where the codec publishes it, else as it is.
+        Before that every channel counts by its standard deviation where the codec publishes it, else as it is, and the
+        codec's own error is taken to be a hundredth of the variance.
         """
-        self.mean, self.metric = measure_metric(self.codec, video)
+        self.mean, self.metric, own_error = measure_metric(self.codec, video)
+        self.own_error = self.metric.new_tensor(own_error)
         self.inverse = torch.linalg.inv(self.metric)
 
     def at(self, resolution: tuple[int, int]) -> Self:

@@ -28,10 +28,10 @@ class LITObjective:
     """Share of clips that are cut by a threshold, as a stream is, instead of by the cheapest paths to their rate."""
     random_masks: float = 0.1
     """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too."""
-    pixel_weight: float = 1.0
-    """Of the log of the decoded squared error: a decibel counts the same on every clip. 0: latents alone."""
+    pixel_weight: float = 0.0
+    """Of the log of the decoded squared error, beside that of the latents. Decoding is most of a step."""
     pixel_share: float = 1.0
-    """Share of a batch that is decoded for it, counting the more: with a heavy decoder, decoding is most of a step."""
+    """Share of a batch that is decoded for it, counting the more."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest_rate < 1:
@@ -43,7 +43,8 @@ class LITObjective:
 
 
 class LITTask(TrainingTask):
-    """L1 on dropped latents in units of their standard deviation and, if wanted, the error of the decoded video."""
+    """The log of the latents' squared error by the metric, beside what the codec loses by itself: to first order, the
+    decibels that the decoded video lacks, which count the same on every clip. If wanted, those of the video itself."""
 
     FLOOR = 1e-5
     """Added to the squared error (of [0, 1] pixels) under the log: 50 dB."""
@@ -73,23 +74,24 @@ class LITTask(TrainingTask):
             latents = lit.normalise(as_tokens(lit.codec.encode(video)).latents)  # type: ignore[arg-type]
             keep = self.draw(latents, batch["seed"])
         filled, _, _ = lit.inpainter(latents, keep, lit.grid)
-        dropped = (~keep)[..., None]
-        losses = ((filled - latents).abs() * dropped).flatten(1).mean(1)
+        error = (filled - latents).square().flatten(1).mean(1)
+        losses = (error + lit.own_error).log() / 2
         with torch.no_grad():
-            copied = last_kept(latents, keep)[0]
-            baseline = ((copied - latents).abs() * dropped).flatten(1).mean(1)
+            copied = (last_kept(latents, keep)[0] - latents).square().flatten(1).mean(1)
+            gain = ((copied + lit.own_error) / (error + lit.own_error)).log10()
         terms = {
-            "latent": losses.detach().mean(),
-            "copy_forward": baseline.mean(),
+            "latent": error.detach().mean(),
+            "copy_forward": copied.mean(),
+            "gain": 10 * gain.mean(),
             "keep_rate": keep.double().mean(),
         }
         if self.objective.pixel_weight:
             some = math.ceil(self.objective.pixel_share * len(video))
             restored = lit.render(lit.denormalise(filled[:some]))
-            error = ((restored.float() - video[:some]) / 2).square().flatten(1).mean(1)
+            decoded = ((restored.float() - video[:some]) / 2).square().flatten(1).mean(1)
             weight = self.objective.pixel_weight * len(video) / some
-            losses = losses + F.pad(weight * (error + self.FLOOR).log() / 2, (0, len(video) - some))
-            terms["psnr"] = -10 * error.detach().log10().mean()
+            losses = losses + F.pad(weight * (decoded + self.FLOOR).log() / 2, (0, len(video) - some))
+            terms["psnr"] = -10 * decoded.detach().log10().mean()
         return StepOutput(losses.sum(), terms)
 
     def draw(self, latents: Tensor, seeds: Tensor) -> Tensor:
