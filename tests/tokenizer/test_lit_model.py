@@ -265,3 +265,5 @@ def test_drawn_masks_depend_on_the_clip_alone_and_cover_the_rates(folder: Path) 
     assert rates.min() < 0.25
     assert rates.max() > 0.9
     assert torch.equal(task.draw(latents[10:20], seeds[10:20]), keep[10:20])
+    still = task.draw(latents[:, :1].expand_as(latents), seeds).double().mean((1, 2))
+    assert (still == 1 / 6).double().mean() > 0.7  # but for masks at random

@@ -59,17 +59,19 @@ class Memory:
 
     layers: list[KeysValues]
     """Of each temporal block."""
+    least: Tensor
+    """(B,) the least change that was kept so far; infinite before any."""
 
 
 class Inpainter(nn.Module):
     """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them.
 
-    Where much is kept, what was dropped has hardly changed: the least change that was kept in the block tells how
-    little, and the residual has a size of its own, an exponential, so that it can follow.
+    Where much is kept, what was dropped has hardly changed: the least change that was kept so far tells how little,
+    and the residual has a size of its own, an exponential, so that it can follow.
     """
 
     LEAST = (1e-3, 10.0)
-    """Bounds of this least change, as the network sees it."""
+    """Bounds of this least change, as the network sees it; none so far counts as the smallest: nothing has moved."""
     SIZES = 4.0
     """Bound of the logarithm of a residual's size: one that vanished would have no gradient to come back by."""
 
@@ -105,8 +107,9 @@ class Inpainter(nn.Module):
         """
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
+        least = self._least(change, memory)
         clips, tiles = len(keep), Tiles(grid, self.config.window)
-        x = tiles.cut(self._embed(keep, copied, change, age, grid))
+        x = tiles.cut(self._embed(keep, copied, change, age, least, grid))
         over_space = _over_space(tiles, len(x), x.device)
         x = x.flatten(0, 1)
         layers: list[KeysValues] = []
@@ -119,11 +122,20 @@ class Inpainter(nn.Module):
         size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
         residual = output[..., :-1] * size.exp()
         filled = torch.where(keep[..., None], copied, copied + residual)
-        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers)
+        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers, least[:, -1])
 
-    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, grid: Grid) -> Tensor:
+    def _least(self, change: Tensor, memory: Memory | None) -> Tensor:
+        """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the least so far (of all, where the inpainter
+        looks ahead). It is near the price or threshold under which the other latents were dropped."""
+        size = change.square().mean(-1).sqrt()
+        least = torch.where(size > 0, size, torch.inf).amin(2)
+        if not self.config.causal:
+            return least.amin(1, keepdim=True).expand_as(least)
+        return (least if memory is None else torch.minimum(least, memory.least[:, None])).cummin(1).values
+
+    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, least: Tensor, grid: Grid) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
-        least = _least(change).clamp(*self.LEAST).log()[..., None, None].expand(*keep.shape, 1)
+        least = torch.where(least.isinf(), 0, least).clamp(*self.LEAST).log()[..., None, None].expand(*keep.shape, 1)
         parts = [copied, change, _log(age), least]
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
@@ -159,15 +171,6 @@ class Inpainter(nn.Module):
         own = torch.eye(shared, dtype=torch.bool, device=lag_bias.device)[:, None, :, None]
         bias = torch.where(own & seen[:, None], lag_bias[:, table][:, None, :, None], float("-inf"))
         return bias.flatten(3, 4).flatten(1, 2)
-
-
-def _least(change: Tensor) -> Tensor:
-    """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the smallest in each block, infinite without any.
-
-    It is near the threshold under which the other latents of the block were dropped.
-    """
-    size = change.square().mean(-1).sqrt()
-    return torch.where(size > 0, size, torch.inf).amin(2)
 
 
 @dataclass(frozen=True)

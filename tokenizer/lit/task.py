@@ -24,8 +24,11 @@ class LITObjective:
 
     lowest_rate: float = 0.05
     """Keep rates are drawn evenly from here to 1; below the first block's share it alone is kept."""
+    prices: tuple[float, float] = (1e-4, 1.0)
+    """Half of the clips are cut under a price that is drawn from this range, evenly in its logarithm, instead of that
+    of a keep rate: under one price for all clips, still ones keep next to nothing."""
     threshold_masks: float = 0.2
-    """Share of clips that are cut by a threshold, as a stream is, instead of by the cheapest paths to their rate."""
+    """Share of clips that are cut by a threshold, as a stream is, instead of on the cheapest paths."""
     random_masks: float = 0.1
     """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too."""
     pixel_weight: float = 0.0
@@ -36,6 +39,8 @@ class LITObjective:
     def __post_init__(self) -> None:
         if not 0 < self.lowest_rate < 1:
             raise ValueError(f"lowest_rate is in (0, 1), got {self}")
+        if not 0 < self.prices[0] <= self.prices[1]:
+            raise ValueError(f"prices are a range of numbers above 0, got {self.prices}")
         if min(self.threshold_masks, self.random_masks) < 0 or self.threshold_masks + self.random_masks > 1:
             raise ValueError(f"threshold_masks and random_masks are shares that sum to at most 1, got {self}")
         if self.pixel_weight < 0 or not 0 < self.pixel_share <= 1:
@@ -96,16 +101,16 @@ class LITTask(TrainingTask):
 
     def draw(self, latents: Tensor, seeds: Tensor) -> Tensor:
         """(B, G, L) kept positions for normalised latents, from each clip's seed."""
-        blocks, capacity = latents.shape[1:3]
-        lowest = self.objective.lowest_rate
-        rate = lowest + (1 - lowest) * noise.uniform(seeds, "keep rate").to(latents.device).flatten()
+        objective, (blocks, capacity) = self.objective, latents.shape[1:3]
+        rate, price, priced, rule = noise.uniform(seeds, "masks", 4).to(latents).unbind(1)
+        rate = objective.lowest_rate + (1 - objective.lowest_rate) * rate
         positions = (rate * blocks * capacity).long().clamp(min=capacity)
+        low, high = objective.prices
         paths = Paths(latents)
-        prices = paths.find_prices(positions)
-        which = noise.uniform(seeds, "masks").to(latents.device)[:, None, None]
-        by_threshold = which > 1 - self.objective.threshold_masks
+        prices = torch.where(priced < 0.5, low * (high / low) ** price, paths.find_prices(positions))
+        by_threshold = (rule > 1 - objective.threshold_masks)[:, None, None]
         keep = torch.where(by_threshold, walk(latents, prices.sqrt(), None), paths.follow(prices)[0])
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
-        some = noise.uniform(seeds, "mask", blocks, capacity).to(latents.device) < share
+        some = noise.uniform(seeds, "mask", blocks, capacity).to(latents) < share
         some[:, 0] = True
-        return torch.where(which < self.objective.random_masks, some, keep)
+        return torch.where((rule < objective.random_masks)[:, None, None], some, keep)
