@@ -66,12 +66,12 @@ class Memory:
 class Inpainter(nn.Module):
     """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them.
 
-    Where much is kept, what was dropped has hardly changed: the least change that was kept so far tells how little,
-    and the residual has a size of its own, an exponential, so that it can follow.
+    Where much is kept, what was dropped has hardly changed. The least change that was kept so far tells how little: it
+    is the scale of all residuals, and each has a size of its own beside it, an exponential.
     """
 
-    LEAST = (1e-3, 10.0)
-    """Bounds of this least change, as the network sees it; none so far counts as the smallest: nothing has moved."""
+    SCALES = (1e-3, 10.0)
+    """Bounds of this least change as the scale of residuals. None so far counts as the smallest: nothing has moved."""
     SIZES = 4.0
     """Bound of the logarithm of a residual's size: one that vanished would have no gradient to come back by."""
 
@@ -108,8 +108,9 @@ class Inpainter(nn.Module):
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
         least = self._least(change, memory)
+        scale = torch.where(least.isinf(), 0, least).clamp(*self.SCALES)[..., None, None]
         clips, tiles = len(keep), Tiles(grid, self.config.window)
-        x = tiles.cut(self._embed(keep, copied, change, age, least, grid))
+        x = tiles.cut(self._embed(keep, copied, change, age, scale, grid))
         over_space = _over_space(tiles, len(x), x.device)
         x = x.flatten(0, 1)
         layers: list[KeysValues] = []
@@ -120,7 +121,7 @@ class Inpainter(nn.Module):
         output = torch.unflatten(self.output(self.norm(x)).to(copied.dtype), 0, (clips * keep.shape[1], -1))
         output = tiles.join(output).view(*keep.shape, -1)
         size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
-        residual = output[..., :-1] * size.exp()
+        residual = scale * size.exp() * output[..., :-1]
         filled = torch.where(keep[..., None], copied, copied + residual)
         return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers, least[:, -1])
 
@@ -133,10 +134,9 @@ class Inpainter(nn.Module):
             return least.amin(1, keepdim=True).expand_as(least)
         return (least if memory is None else torch.minimum(least, memory.least[:, None])).cummin(1).values
 
-    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, least: Tensor, grid: Grid) -> Tensor:
+    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, scale: Tensor, grid: Grid) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
-        least = torch.where(least.isinf(), 0, least).clamp(*self.LEAST).log()[..., None, None].expand(*keep.shape, 1)
-        parts = [copied, change, _log(age), least]
+        parts = [copied, change, _log(age), scale.log().expand(*keep.shape, 1)]
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]

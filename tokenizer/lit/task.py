@@ -25,8 +25,8 @@ class LITObjective:
     lowest_rate: float = 0.05
     """Keep rates are drawn evenly from here to 1; below the first block's share it alone is kept."""
     prices: tuple[float, float] = (1e-4, 1.0)
-    """Half of the clips are cut under a price that is drawn from this range, evenly in its logarithm, instead of that
-    of a keep rate: under one price for all clips, still ones keep next to nothing."""
+    """A quarter of the clips is cut under a price from this range, even in its logarithm, instead of that of a keep
+    rate: under one price for all clips, still ones keep next to nothing."""
     threshold_masks: float = 0.2
     """Share of clips that are cut by a threshold, as a stream is, instead of on the cheapest paths."""
     random_masks: float = 0.1
@@ -107,7 +107,7 @@ class LITTask(TrainingTask):
         positions = (rate * blocks * capacity).long().clamp(min=capacity)
         low, high = objective.prices
         paths = Paths(latents)
-        prices = torch.where(priced < 0.5, low * (high / low) ** price, paths.find_prices(positions))
+        prices = torch.where(priced < 0.25, low * (high / low) ** price, paths.find_prices(positions))
         by_threshold = (rule > 1 - objective.threshold_masks)[:, None, None]
         keep = torch.where(by_threshold, walk(latents, prices.sqrt(), None), paths.follow(prices)[0])
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
