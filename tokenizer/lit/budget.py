@@ -89,22 +89,20 @@ def spend(latents: Tensor, positions: Tensor, start: Tensor | None = None) -> Te
 class Paths:
     """The shortest paths of all positions, under many prices side by side.
 
-    What is compared with what is a matter of numbers of blocks: distances of all pairs of blocks are computed once.
-    Their count grows with the square of the blocks.
+    What is compared with what is a matter of numbers of blocks: errors of all pairs of blocks are computed once. Their
+    count grows with the square of the blocks; for long videos, `BudgetedRedundancy` has a `period`.
     """
 
     def __init__(self, latents: Tensor, start: Tensor | None = None) -> None:
         """(B, G, L, C) measured latents; `start` (B, L, C): references from before, a stop that is free."""
         self._whole = start is None
-        stops = latents if start is None else torch.cat([start[:, None], latents], 1)
-        clips, self.count, capacity, _ = stops.shape
-        self.errors = stops.new_zeros(clips, self.count, self.count, capacity)
-        """[:, stop, earlier stop]: squared distances."""
-        self.passing = stops.new_zeros(clips, self.count + 1, self.count, capacity)
+        self.stops = latents if start is None else torch.cat([start[:, None], latents], 1)
+        clips, self.count, capacity, _ = self.stops.shape
+        self.passing = latents.new_zeros(clips, self.count + 1, self.count, capacity)
         """[:, stop or end, earlier stop]: the error of passing over all between."""
         for stop in range(1, self.count):
-            self.errors[:, stop, :stop] = (stops[:, stop, None] - stops[:, :stop]).square().mean(-1)
-            self.passing[:, stop + 1, :stop] = self.passing[:, stop, :stop] + self.errors[:, stop, :stop]
+            error = (self.stops[:, stop, None] - self.stops[:, :stop]).square().mean(-1)
+            self.passing[:, stop + 1, :stop] = self.passing[:, stop, :stop] + error
 
     def cheapest(self, prices: Tensor) -> tuple[list[Tensor], Tensor]:
         """(B, K) prices -> of every stop but the first and of the end, the stop before it (B, K, L); and (B, K), how
@@ -131,7 +129,8 @@ class Paths:
                 last = torch.where(keep, before[stop - 1], last)
             saved = self._between(following, last) - self.passing[:, stop].gather(1, last[:, None])[:, 0]
             saved = saved - self.passing[:, :, stop].gather(1, following[:, None])[:, 0]
-            same = self.errors[:, stop].gather(1, last[:, None])[:, 0] == 0
+            latent = self.stops[:, stop]
+            same = (latent == self.stops.gather(1, last[:, None, :, None].expand_as(latent[:, None]))[:, 0]).all(-1)
             following = torch.where(keep, stop, following)
             keeps.append(keep)
             gains.append(torch.where(keep | same, -torch.inf, saved))
