@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genvid.allocation import BudgetError
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, PricedRedundancy, spend
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, PricedRedundancy
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_rate
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
@@ -26,31 +26,41 @@ def errors(latents: torch.Tensor, keep: torch.Tensor, start: torch.Tensor | None
 def test_no_choice_is_cheaper_than_the_paths(price: float, started: bool) -> None:
     latents, start = walk(blocks=5, capacity=4).latents, torch.randn(2, 4, 3) if started else None
     assert latents is not None
-    paths = Paths(latents, start)
-    cheapest, _ = paths.follow(torch.full((2,), price))
+    cheapest = Paths(latents, start).under(torch.full((2,), price))
     error = errors(latents, cheapest, start)
-    assert torch.equal(cheapest.sum((1, 2)), paths.cheapest(torch.full((2, 1), price))[1][:, 0].long())
     choices = torch.tensor([c for c in product([True, False], repeat=5) if c[0] or started])
     masks = choices[:, None, :, None].expand(-1, 2, 5, 4)
     costs = torch.stack([errors(latents, keep, start).sum(1) + price * keep.sum(1) for keep in masks])
     torch.testing.assert_close(error.sum(1) + price * cheapest.sum(1), costs.amin(0))
 
 
-def test_prices_side_by_side_are_prices_one_by_one() -> None:
-    latents = walk(clips=3).latents
-    assert latents is not None
-    prices, paths = torch.rand(3, 5, generator=torch.Generator().manual_seed(0)), Paths(latents)
-    counts = [paths.follow(price)[0].sum((1, 2)) for price in prices.unbind(1)]
-    assert torch.equal(paths.cheapest(prices)[1].long(), torch.stack(counts, 1))
+@pytest.mark.parametrize("started", [False, True])
+def test_no_choice_of_as_many_is_better_than_the_path_of_one_position(started: bool) -> None:
+    latents, start = torch.randn(4, 6, 1, 2), torch.randn(4, 1, 2) if started else None
+    paths = Paths(latents, start)
+    for number in range(0 if started else 1, 7):
+        best = paths.within(torch.full((4,), number))
+        assert best.sum((1, 2)).tolist() == [number] * 4
+        choices = [c for c in product([True, False], repeat=6) if sum(c) == number and (c[0] or started)]
+        masks = torch.tensor(choices)[:, None, :, None].expand(-1, 4, 6, 1)
+        least = torch.stack([errors(latents, keep, start).sum((1, 2)) for keep in masks]).amin(0)
+        torch.testing.assert_close(errors(latents, best, start).sum((1, 2)), least)
 
 
-def test_the_price_that_is_found_leaves_little_of_the_budget() -> None:
+def test_a_clip_of_one_block_is_kept_whole() -> None:
+    paths = Paths(torch.randn(2, 1, 4, 3))
+    assert paths.within(torch.tensor([4, 9])).all()
+    assert paths.under(torch.zeros(2)).all()
+    assert paths.prices(torch.tensor([4, 9])).tolist() == [0, 0]
+
+
+def test_prices_leave_next_to_nothing_of_the_budget() -> None:
     latents = walk(clips=4, blocks=12, capacity=64).latents
     assert latents is not None
     wanted, paths = torch.tensor([100, 200, 400, 700]), Paths(latents)
-    kept = paths.follow(paths.find_prices(wanted))[0].sum((1, 2))
+    kept = paths.under(paths.prices(wanted)).sum((1, 2))
     assert (kept <= wanted).all()
-    assert (kept >= 0.97 * wanted).all()
+    assert (kept >= wanted - 4).all()  # a few that are worth as much together
 
 
 @settings(max_examples=30, deadline=None)
@@ -66,9 +76,10 @@ def test_clips_may_have_budgets_of_their_own() -> None:
     latents = walk(clips=3).latents
     assert latents is not None
     wanted = torch.tensor([8, 20, 40])
-    together = spend(latents, wanted)
+    together = Paths(latents).within(wanted)
     assert torch.equal(together.sum((1, 2)), wanted)
-    assert torch.equal(together, torch.cat([spend(latents[i : i + 1], wanted[i : i + 1]) for i in range(3)]))
+    alone = [Paths(latents[i : i + 1]).within(wanted[i : i + 1]) for i in range(3)]
+    assert torch.equal(together, torch.cat(alone))
 
 
 def test_a_static_clip_keeps_its_first_block() -> None:

@@ -3,8 +3,8 @@
 A kept latent serves until the next one is kept at its position. What a position keeps is then a shortest path from
 its first latent to the end of the clip: to stop at a latent has a price, and to pass over one costs its squared
 distance from the last stop. Under one price no choice of as many latents has a smaller total error (Everett 1963;
-Shoham and Gersho 1988). One price for all clips spends on each what it needs (`PricedRedundancy`); or the price of each
-clip is searched until its own budget is met (`BudgetedRedundancy`).
+Shoham and Gersho 1988). One price for all clips spends on each what it needs (`PricedRedundancy`); or each clip buys
+what saves the most until its own budget is spent (`BudgetedRedundancy`).
 
 The paper (arXiv 2606.06158) has a threshold and no budget. A threshold does not look ahead, so it cannot know how long
 a latent will serve; an encoder that has the whole clip can. The receiver is causal in both cases.
@@ -16,18 +16,16 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.redundancy import measured
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
 
-_ROUNDS, _LEVELS = 2, 64
-"""A price is searched in rounds of so many levels side by side: on a GPU a round costs as much as one level."""
-
 
 class PricedRedundancy:
-    """Keeps what costs less than to pass over it; the first block of a clip whole. The rate follows from the content.
+    """Keeps what saves more than it costs; the first block of a clip whole. The rate follows from the content.
 
     Of all clips that are cut under one price, no choice of as many latents in all has a smaller total error.
     """
@@ -41,14 +39,14 @@ class PricedRedundancy:
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         latents = measured(tokens, self.metric)
         prices = latents.new_full((len(latents),), self.price)
-        return replace(tokens, keep=tokens.keep & Paths(latents).follow(prices)[0])
+        return replace(tokens, keep=tokens.keep & Paths(latents).under(prices))
 
 
 class BudgetedRedundancy:
     """Keeps at most `positions` in every `period` blocks of every clip, the first block of the clip whole.
 
-    The budget is met to the token, unless fewer positions differ from their reference at all. `period` None is the
-    whole clip; with blocks of a second it bounds the rate of a stream.
+    The budget is met to the token, unless fewer positions leave nothing to save. `period` None is the whole clip; with
+    blocks of a second it bounds the rate of a stream.
     """
 
     def __init__(self, positions: int, metric: Tensor, *, period: int | None = None) -> None:
@@ -67,89 +65,80 @@ class BudgetedRedundancy:
         budget = torch.full((clips,), self.positions, device=latents.device)
         keeps, known = list[Tensor](), None
         for part in torch.split(latents, self.period or blocks, 1):
-            keeps.append(spend(part, budget, None if known is None else known.latents))
+            keeps.append(Paths(part, None if known is None else known.latents).within(budget))
             held, age = last_kept(part, keeps[-1], known)
             known = Reference(held[:, -1], age[:, -1])
         return replace(tokens, keep=tokens.keep & torch.cat(keeps, 1))
 
 
-def spend(latents: Tensor, positions: Tensor, start: Tensor | None = None) -> Tensor:
-    """(B, G, L, C) measured latents and (B,) positions -> (B, G, L), so many of each clip kept: no more, and no fewer
-    while any differs from its reference. `start` (B, L, C): references from before; without, the first block is kept.
-    """
-    paths = Paths(latents, start)
-    keep, gain = paths.follow(paths.find_prices(positions))
-    # Prices are not searched to the last bit: what is left goes to those that come next.
-    rest = positions - keep.sum((1, 2))
-    score, order = gain.flatten(1).sort(dim=1, descending=True, stable=True)
-    extra = (torch.arange(score.shape[1], device=score.device) < rest[:, None]) & score.isfinite()
-    return keep | torch.zeros_like(extra).scatter(1, order, extra).view_as(keep)
-
-
 class Paths:
-    """The shortest paths of all positions, under many prices side by side.
+    """The shortest paths of all positions, with every number of kept latents, by dynamic programming.
 
-    What is compared with what is a matter of numbers of blocks: errors of all pairs of blocks are computed once. Their
-    count grows with the square of the blocks; for long videos, `BudgetedRedundancy` has a `period`.
+    Time grows with the cube of the blocks and memory with their square; for long videos, `BudgetedRedundancy` has a
+    `period`.
     """
 
     def __init__(self, latents: Tensor, start: Tensor | None = None) -> None:
         """(B, G, L, C) measured latents; `start` (B, L, C): references from before, a stop that is free."""
         self._whole = start is None
-        self.stops = latents if start is None else torch.cat([start[:, None], latents], 1)
-        clips, self.count, capacity, _ = self.stops.shape
-        self.passing = latents.new_zeros(clips, self.count + 1, self.count, capacity)
-        """[:, stop or end, earlier stop]: the error of passing over all between."""
-        for stop in range(1, self.count):
-            error = (self.stops[:, stop, None] - self.stops[:, :stop]).square().mean(-1)
-            self.passing[:, stop + 1, :stop] = self.passing[:, stop, :stop] + error
+        stops = latents if start is None else torch.cat([start[:, None], latents], 1)
+        stops, channels = stops.transpose(1, 2), stops.shape[3]
+        self._count = stops.shape[2]
+        # Latents that are equal have an error of zero, not of rounding.
+        errors = torch.cdist(stops, stops, compute_mode="donot_use_mm_for_euclid_dist").square() / channels
+        # (B, L, stop or end, earlier stop): the error of passing over all between.
+        passing = F.pad(errors.tril(-1).cumsum(2), (0, 0, 1, 0))
+        at = torch.arange(self._count + 1, device=errors.device)
+        passing = passing.masked_fill(at[:, None] <= at[:-1], torch.inf)
+        self._before: list[Tensor] = []
+        """For one stop between, two, ...: the last of them on the cheapest path to every stop and to the end."""
+        cost = passing[..., 0]
+        ends = [cost[..., -1]]
+        for _ in range(self._count - 1):
+            cost, before = (cost[..., None, :-1] + passing).min(-1)
+            self._before.append(before)
+            ends.append(cost[..., -1])
+        self.savings = _hull_slopes(torch.stack(ends, -1))
+        """(B, L, count - 1): what the first stop after the start saves, what a second saves beside it, ...: less and
+        less. Where two save more than twice what one does, each counts half of both."""
 
-    def cheapest(self, prices: Tensor) -> tuple[list[Tensor], Tensor]:
-        """(B, K) prices -> of every stop but the first and of the end, the stop before it (B, K, L); and (B, K), how
-        many latents each clip keeps."""
-        shape = (*prices.shape, self.count, self.passing.shape[-1])
-        cost, kept, before = prices.new_zeros(shape), prices.new_zeros(shape), list[Tensor]()
-        kept[:, :, 0] = self._whole
-        for stop in range(1, self.count + 1):
-            least, previous = (cost[:, :, :stop] + self.passing[:, None, stop, :stop]).min(2)
-            so_far = kept[:, :, :stop].gather(2, previous[:, :, None])[:, :, 0]
-            before.append(previous)
-            if stop < self.count:
-                cost[:, :, stop], kept[:, :, stop] = least + prices[..., None], so_far + 1
-        return before, so_far.sum(-1)
+    def under(self, prices: Tensor) -> Tensor:
+        """(B,) prices -> (B, G, L) kept latents: those that save more than they cost."""
+        return self._follow((self.savings > prices[:, None, None]).sum(-1))
 
-    def follow(self, prices: Tensor) -> tuple[Tensor, Tensor]:
-        """(B,) prices -> (B, G, L) kept latents; and how much error keeping one more would save, -inf for those that
-        are kept and those that equal their reference."""
-        *before, last = (stop[:, 0] for stop in self.cheapest(prices[:, None])[0])
-        following, keeps, gains = torch.full_like(last, self.count), list[Tensor](), list[Tensor]()
-        for stop in range(self.count - 1, -1 if self._whole else 0, -1):
-            keep = last == stop
-            if stop:
-                last = torch.where(keep, before[stop - 1], last)
-            saved = self._between(following, last) - self.passing[:, stop].gather(1, last[:, None])[:, 0]
-            saved = saved - self.passing[:, :, stop].gather(1, following[:, None])[:, 0]
-            latent = self.stops[:, stop]
-            same = (latent == self.stops.gather(1, last[:, None, :, None].expand_as(latent[:, None]))[:, 0]).all(-1)
-            following = torch.where(keep, stop, following)
-            keeps.append(keep)
-            gains.append(torch.where(keep | same, -torch.inf, saved))
-        return torch.stack(keeps[::-1], 1), torch.stack(gains[::-1], 1)
+    def within(self, positions: Tensor) -> Tensor:
+        """(B,) numbers of latents -> (B, G, L), so many of each clip kept: no more, and no fewer while any saves."""
+        savings, order = self.savings.flatten(1).sort(stable=True, dim=1, descending=True)
+        bought = torch.arange(savings.shape[1], device=savings.device) < self._bought(positions)
+        chosen = torch.zeros_like(bought).scatter(1, order, bought & (savings > 0))
+        return self._follow(chosen.view_as(self.savings).sum(-1))
 
-    def _between(self, stop: Tensor, earlier: Tensor) -> Tensor:
-        """(B, L) stops -> (B, L) the error of passing over all between."""
-        return self.passing.flatten(1, 2).gather(1, (stop * self.count + earlier)[:, None])[:, 0]
+    def prices(self, positions: Tensor) -> Tensor:
+        """(B,) numbers of latents -> (B,) the prices `under` which so many are kept, or fewer where several save the
+        same."""
+        savings = F.pad(self.savings.flatten(1).sort(1, descending=True).values, (0, 1))
+        return savings.gather(1, self._bought(positions).clamp(max=savings.shape[1] - 1))[:, 0]
 
-    def find_prices(self, positions: Tensor) -> Tensor:
-        """(B,) prices under which each clip keeps at most, and nearly, `positions` (B,) latents."""
-        # Levels are even in the root of the price, a distance: prices that matter are far below the highest.
-        high = 1.001 * self.passing[:, -1, 0].amax(1).sqrt() + 1e-6
-        low = torch.zeros_like(high)
-        share = torch.arange(1, _LEVELS + 1, device=high.device) / _LEVELS
-        for _ in range(_ROUNDS):
-            levels = torch.cat([(low[:, None] + (high - low)[:, None] * share)[:, :-1], high[:, None]], 1)
-            fits = self.cheapest(levels.square())[1] <= positions[:, None]
-            first = fits.long().argmax(1, keepdim=True)  # under the highest nothing is kept, so one does fit
-            below = torch.cat([low[:, None], levels[:, :-1]], 1)
-            low, high = below.gather(1, first)[:, 0], levels.gather(1, first)[:, 0]
-        return high.square()
+    def _bought(self, positions: Tensor) -> Tensor:
+        """(B, 1): without the first block, which is kept whole."""
+        return (positions - self.savings.shape[1] * self._whole)[:, None]
+
+    def _follow(self, numbers: Tensor) -> Tensor:
+        """(B, L) how many stops there are after the first -> (B, G, L) where they are: from the end back."""
+        numbers = numbers[..., None]
+        at, visited = torch.full_like(numbers, self._count), [torch.zeros_like(numbers)]
+        for number in range(self._count - 1, 0, -1):
+            at = torch.where(numbers >= number, self._before[number - 1].gather(-1, at), at)
+            visited.append(at)
+        keep = numbers.new_zeros(*numbers.shape[:2], self._count + 1, dtype=torch.bool)
+        keep = keep.scatter(-1, torch.cat(visited, -1), True)[..., :-1].transpose(1, 2)
+        return keep if self._whole else keep[:, 1:]
+
+
+def _hull_slopes(errors: Tensor) -> Tensor:
+    """(..., N) errors with 0, 1, ... stops -> (..., N - 1) how steeply their lower convex hull falls at each step."""
+    count = torch.arange(errors.shape[-1], device=errors.device)
+    steps = count - count[:, None]  # from a row's number of stops to a column's
+    slopes = (errors[..., :, None] - errors[..., None, :]) / steps.clamp(min=1)
+    steepest = slopes.masked_fill(steps <= 0, -torch.inf).flip(-1).cummax(-1).values.flip(-1)  # to a column or beyond
+    return steepest.masked_fill(steps <= 0, torch.inf).amin(-2)[..., 1:]

@@ -107,9 +107,10 @@ class LITTask(TrainingTask):
         positions = (rate * blocks * capacity).long().clamp(min=capacity)
         low, high = objective.prices
         paths = Paths(latents)
-        prices = torch.where(priced < 0.25, low * (high / low) ** price, paths.find_prices(positions))
+        prices = torch.where(priced < 0.25, low * (high / low) ** price, paths.prices(positions))
+        prices = prices.clamp(min=1e-12)  # what never moves is not kept for nothing by the threshold either
         by_threshold = (rule > 1 - objective.threshold_masks)[:, None, None]
-        keep = torch.where(by_threshold, walk(latents, prices.sqrt(), None), paths.follow(prices)[0])
+        keep = torch.where(by_threshold, walk(latents, prices.sqrt(), None), paths.under(prices))
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents) < share
         some[:, 0] = True
