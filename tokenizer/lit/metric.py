@@ -24,18 +24,17 @@ def measure_metric(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor, float]:
     and latents @ metric have a standard deviation of 1 over all channels. The metric is the root of J^T J, J the
     derivative of the decoded video, as random signs on the pixels see it.
 
-    Also the codec's own squared error in these units: the mean square, over latents and channels, of changes that
-    would add as much error again.
+    Also what that is in pixels: the mean squared error, of pixels in [0, 1], that latents have which are wrong by a
+    squared distance of 1 on average.
     """
     geometry = codec.geometry
-    channels, seen, error = geometry.channels, list[Tensor](), 0.0
+    channels, seen = geometry.channels, list[Tensor]()
     squares = video.new_zeros(channels, channels)
     for clip, seed in zip(video, noise.sample_seeds(0, "metric", torch.arange(len(video))), strict=True):
         latents = codec.encode(clip[None]).float().requires_grad_()
         if latents.shape[2] == 1:
             raise ValueError(f"a metric is measured on clips of several latent frames, got {video.shape[2]} frames")
         restored = codec.decode(latents)
-        error += float((restored.detach() - clip).square().mean()) / len(video)
         signs = (noise.uniform(seed[None], "signs", *restored.shape[1:]) < 0.5).to(restored) * 2 - 1
         (gradient,) = torch.autograd.grad(restored, latents, signs)
         # The first latent frame stands for a single frame.
@@ -49,7 +48,7 @@ def measure_metric(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor, float]:
     mean = every.mean(0)
     scale = float(by_metric(every - mean, metric).square().mean().sqrt())
     pixels = 3 * geometry.time * geometry.space**2
-    return mean, metric / scale, error * pixels / (channels * scale**2)
+    return mean, metric / scale, channels * scale**2 / (4 * pixels)
 
 
 def by_metric(latents: Tensor, metric: Tensor) -> Tensor:

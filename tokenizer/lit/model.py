@@ -38,8 +38,8 @@ class LITConfig:
 
 
 class LIT(Model):
-    """The tokenizer. `mean` (C,) and `metric` (C, C) say how latents are compared, `own_error` () what the codec loses
-    by itself, in squares of these distances; `measure` measures them."""
+    """The tokenizer. `mean` (C,) and `metric` (C, C) say how latents are compared, `pixel_error` () what a squared
+    distance of 1 is as a mean squared error of pixels in [0, 1]; `measure` measures them."""
 
     model_type = "lit"
     config_type = LITConfig
@@ -47,7 +47,7 @@ class LIT(Model):
     mean: Tensor
     metric: Tensor
     inverse: Tensor
-    own_error: Tensor
+    pixel_error: Tensor
 
     def __init__(self, config: LITConfig) -> None:
         super().__init__(config)
@@ -59,7 +59,7 @@ class LIT(Model):
         self.register_buffer("mean", mean.float())
         self.register_buffer("metric", std.float().reciprocal().diag())
         self.register_buffer("inverse", std.float().diag())
-        self.register_buffer("own_error", torch.tensor(0.01))
+        self.register_buffer("pixel_error", torch.tensor(0.1))
         self.inpainter = Inpainter(channels, config.inpainter)
 
     @property
@@ -77,13 +77,13 @@ class LIT(Model):
         return self.resolution[0] // space, self.resolution[1] // space
 
     def measure(self, video: Tensor) -> None:
-        """Measure mean, metric and own error on clips (N, 3, T, H, W) that are typical.
+        """Measure how latents are compared on clips (N, 3, T, H, W) that are typical.
 
-        Before that every channel counts by its standard deviation where the codec publishes it, else as it is, and the
-        codec's own error is taken to be a hundredth of the variance.
+        Before that every channel counts by its standard deviation where the codec publishes it, else as it is, and a
+        squared distance of 1 is taken to be an error of 10 dB.
         """
-        self.mean, self.metric, own_error = measure_metric(self.codec, video)
-        self.own_error = self.metric.new_tensor(own_error)
+        self.mean, self.metric, pixel_error = measure_metric(self.codec, video)
+        self.pixel_error = self.metric.new_tensor(pixel_error)
         self.inverse = torch.linalg.inv(self.metric)
 
     def at(self, resolution: tuple[int, int]) -> Self:

@@ -48,8 +48,9 @@ class LITObjective:
 
 
 class LITTask(TrainingTask):
-    """The log of the latents' squared error by the metric, beside what the codec loses by itself: to first order, the
-    decibels that the decoded video lacks, which count the same on every clip. If wanted, those of the video itself."""
+    """The log of the decoded squared error: what the codec loses of a clip by itself, and to first order what the
+    latents' error by the metric adds. A decibel then counts the same on every clip, as in the mean PSNR. If wanted,
+    the log of the error of the decoded video itself."""
 
     FLOOR = 1e-5
     """Added to the squared error (of [0, 1] pixels) under the log: 50 dB."""
@@ -78,16 +79,16 @@ class LITTask(TrainingTask):
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
             latents = lit.normalise(as_tokens(lit.codec.encode(video)).latents)  # type: ignore[arg-type]
             keep = self.draw(latents, batch["seed"])
+        lost = self.own_error(latents, video) + self.FLOOR
         filled, _, _ = lit.inpainter(latents, keep, lit.grid)
-        error = (filled - latents).square().flatten(1).mean(1)
-        losses = (error + lit.own_error).log() / 2
+        error = lost + lit.pixel_error * (filled - latents).square().flatten(1).mean(1)
+        losses = error.log() / 2
         with torch.no_grad():
-            copied = (last_kept(latents, keep)[0] - latents).square().flatten(1).mean(1)
-            gain = ((copied + lit.own_error) / (error + lit.own_error)).log10()
+            copied = last_kept(latents, keep)[0]
+            copied_error = lost + lit.pixel_error * (copied - latents).square().flatten(1).mean(1)
         terms = {
-            "latent": error.detach().mean(),
-            "copy_forward": copied.mean(),
-            "gain": 10 * gain.mean(),
+            "psnr": -10 * error.detach().log10().mean(),
+            "gain": 10 * (copied_error / error.detach()).log10().mean(),
             "keep_rate": keep.double().mean(),
         }
         if self.objective.pixel_weight:
@@ -96,8 +97,17 @@ class LITTask(TrainingTask):
             decoded = ((restored.float() - video[:some]) / 2).square().flatten(1).mean(1)
             weight = self.objective.pixel_weight * len(video) / some
             losses = losses + F.pad(weight * (decoded + self.FLOOR).log() / 2, (0, len(video) - some))
-            terms["psnr"] = -10 * decoded.detach().log10().mean()
+            terms["decoded_psnr"] = -10 * decoded.detach().log10().mean()
         return StepOutput(losses.sum(), terms)
+
+    @torch.no_grad()
+    def own_error(self, latents: Tensor, video: Tensor) -> Tensor:
+        """(B,) mean squared error of [0, 1] pixels of clips with all their latents: seen on the first few frames after
+        the first, since to decode all would be most of a step."""
+        lit, geometry = self.lit, self.lit.codec.geometry
+        restored = lit.render(lit.denormalise(latents[:, : 1 + geometry.step // geometry.time])).float()
+        lost = (restored - video[:, :, : 1 + geometry.step])[:, :, 1:] / 2
+        return lost.square().flatten(1).mean(1)
 
     def draw(self, latents: Tensor, seeds: Tensor) -> Tensor:
         """(B, G, L) kept positions for normalised latents, from each clip's seed."""
