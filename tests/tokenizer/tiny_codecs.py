@@ -73,12 +73,14 @@ def cosmos(folder: Path, window: int | None = None) -> CodecConfig:
 def make_lit(codec: CodecConfig, *, causal: bool = True, trained: bool = True, resolution: int = 32) -> LIT:
     """LIT at 32x32 with a tiny inpainter; `trained` gives its last layer and its biases numbers that matter."""
     torch.manual_seed(1)
-    inpainter = InpainterConfig(TransformerConfig(32, 2, 2), context=3, window=3, causal=causal)
-    lit = LIT(LITConfig(codec, (resolution, resolution), inpainter)).eval()
+    config = InpainterConfig(TransformerConfig(32, 2, 2), context=3, window=3, causal=causal)
+    lit = LIT(LITConfig(codec, (resolution, resolution), config)).eval()
     lit.measure(drifting(2, 9))
     if trained:
         with torch.no_grad():
-            for parameter in (lit.inpainter.output.weight, lit.inpainter.lag_bias, lit.inpainter.mask_embedding):
+            inpainter = lit.inpainter
+            around = [layer.weight for layer in inpainter.around]
+            for parameter in (inpainter.output.weight, inpainter.lag_bias, inpainter.mask_embedding, *around):
                 parameter.normal_(std=0.3)
     return lit
 

@@ -3,7 +3,8 @@
 Attention is factorised: over the positions of a frame, then over the last `context` frames at a position. Its last
 layer starts at zero, so an untrained inpainter is copy-forward.
 
-The paper (arXiv 2606.06158) says "lightweight" and factorised; depth, positions, inputs and the residual are ours.
+The paper (arXiv 2606.06158) says "lightweight" and factorised; depth, positions, the convolutions between, inputs and
+the residual are ours.
 """
 
 from __future__ import annotations
@@ -84,6 +85,10 @@ class Inpainter(nn.Module):
         inputs = 2 * channels + 2 + (0 if config.causal else channels + 1)
         self.embed = nn.Conv2d(inputs, width, 3, padding=1)
         self.mask_embedding = learned_table(width)
+        # What is around a position (arXiv 2102.10882); nothing at first.
+        self.around = nn.ModuleList(
+            nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False) for _ in range(config.transformer.depth)
+        )
         self.spatial = config.transformer.build()
         self.temporal = config.transformer.build()
         lags = config.context if config.causal else 2 * config.context - 1
@@ -92,6 +97,8 @@ class Inpainter(nn.Module):
         self.output = nn.Linear(width, channels + 1)
         initialise(self)
         nn.init.zeros_(self.output.weight)
+        for parameter in self.around.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,
@@ -114,8 +121,10 @@ class Inpainter(nn.Module):
         over_space = _over_space(tiles, len(x), x.device)
         x = x.flatten(0, 1)
         layers: list[KeysValues] = []
-        for index, (spatial, temporal) in enumerate(zip(self.spatial, self.temporal, strict=True)):
+        blocks = zip(self.around, self.spatial, self.temporal, strict=True)
+        for index, (around, spatial, temporal) in enumerate(blocks):
             past = None if memory is None else memory.layers[index]
+            x = x + tiles.convolve(x, around)
             x = _by_position(spatial(x, over_space), clips, keep.shape[1])
             x = _by_tile(temporal(x, self._over_time(self.lag_bias[index], past, layers)), clips, tiles.size)
         output = torch.unflatten(self.output(self.norm(x)).to(copied.dtype), 0, (clips * keep.shape[1], -1))
@@ -209,6 +218,14 @@ class Tiles:
         (height, width), across = self.grid, self.padding[1]
         x = torch.unflatten(torch.unflatten(x, 2, self.shape), 1, (-1, (width + across) // self.shape[1]))
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
+
+    def convolve(self, x: Tensor, convolution: nn.Module) -> Tensor:
+        """(N * tiles, positions, C) -> the same of a convolution within tiles; where these end there is nothing."""
+        real = self.real(x.device)
+        if real is not None:
+            x = x * real.repeat(len(x) // len(real), 1)[..., None]
+        output: Tensor = convolution(torch.unflatten(x.transpose(1, 2), 2, self.shape))
+        return output.flatten(2).transpose(1, 2)
 
     def real(self, device: torch.device) -> Tensor | None:
         """(tiles, positions), False in the padding; None where there is none."""
