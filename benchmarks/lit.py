@@ -136,7 +136,7 @@ def main() -> None:
         + (", compiled" if arguments.compile else "")
     )
     if arguments.compile:
-        lit.inpainter.compile()
+        lit.inpainter.use_compiler()
         lit.codec.use_compiler()
     video = make_clips(arguments.clips, arguments.frames, arguments.size, device)
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import permutations
 from typing import Literal
 
@@ -78,11 +78,17 @@ class ClipConfig:
         )
 
     def fit(self, video: Tensor, seed: int) -> Tensor:
-        """(T, H, W, 3) uint8 frames -> (3, T, *resolution): resized (antialiased bilinear), cropped, flipped.
+        """(T, H, W, 3) uint8 frames -> (3, T, *resolution): resized (antialiased bilinear), cropped, varied.
 
         uint8, or float32 in [-1, 1] where the clip is not `rounded`.
         """
-        images = self._vary(video.permute(0, 3, 1, 2), seed)
+        quarters = math.floor(4 * _draw(seed, "turn", 1)[0]) if self.turn else 0
+        turned = replace(self, resolution=self.resolution[::-1]) if quarters % 2 else self
+        images = turned._crop(video.permute(0, 3, 1, 2), seed).rot90(quarters, (2, 3))
+        return self._vary(images, seed).permute(1, 0, 2, 3).contiguous()
+
+    def _crop(self, images: Tensor, seed: int) -> Tensor:
+        """(T, 3, H, W) uint8 -> (T, 3, *resolution), mirrored or not."""
         zoom = self.zoom ** _draw(seed, "zoom", 1)[0] if self.zoom > 1 else 1.0
         images = self.cover(images if self.rounded else to_float(images), zoom)
         (height, width), size = self.resolution, images.shape[2:]
@@ -92,20 +98,17 @@ class ClipConfig:
         else:
             top, left = math.floor(down * (size[0] - height + 1)), math.floor(across * (size[1] - width + 1))
         images = images[:, :, top : top + height, left : left + width]
-        if self.flip and mirror < 0.5:
-            images = images.flip(-1)
-        return images.permute(1, 0, 2, 3).contiguous()
+        return images.flip(-1) if self.flip and mirror < 0.5 else images
 
     def _vary(self, images: Tensor, seed: int) -> Tensor:
-        """(T, 3, H, W) uint8, turned, reversed and recoloured."""
-        if self.turn:
-            images = images.rot90(math.floor(4 * _draw(seed, "turn", 1)[0]), (2, 3))
+        """(T, 3, H, W), reversed and recoloured."""
         if self.reverse and _draw(seed, "reverse", 1)[0] < 0.5:
             images = images.flip(0)
         if self.recolour:
             order, negative = _draw(seed, "recolour", 2)
             images = images[:, _COLOURS[math.floor(order * len(_COLOURS))]]
-            images = 255 - images if negative < 0.5 else images
+            if negative < 0.5:
+                images = 255 - images if self.rounded else -images
         return images
 
 

@@ -73,10 +73,13 @@ def test_one_clip_becomes_96_that_hold_the_same() -> None:
         assert 2 <= sum(torch.equal(wanted, video) for video in made) <= 40
 
 
-def test_frames_that_are_not_square_are_turned_before_they_are_cropped() -> None:
+def test_frames_that_are_not_square_are_cropped_to_what_they_are_turned_to() -> None:
     video = torch.arange(16 * 8, dtype=torch.uint8).view(1, 16, 8, 1).expand(1, 16, 8, 3)
-    made = {tuple(ClipConfig(resolution=(8, 16), turn=True).fit(video, seed).shape) for seed in range(20)}
-    assert made == {(3, 1, 8, 16)}
+    made = [ClipConfig(resolution=(8, 16), turn=True).fit(video, seed) for seed in range(20)]
+    assert {tuple(clip.shape) for clip in made} == {(3, 1, 8, 16)}
+    for quarters in (1, 3):
+        whole = video.permute(3, 0, 1, 2).rot90(quarters, (2, 3))
+        assert any(torch.equal(whole, clip) for clip in made)
 
 
 @pytest.mark.parametrize("bad", [{"frames": 0}, {"stride": 0}, {"resolution": (0, 8)}, {"zoom": 0.5}])

@@ -100,6 +100,11 @@ class Inpainter(nn.Module):
         for parameter in self.around.parameters():
             nn.init.zeros_(parameter)
 
+    def use_compiler(self) -> None:
+        """torch.compile in one piece. Told to suit convolutions, it would hand attention masks whose last dimension is
+        not contiguous, which kernels refuse."""
+        self.compile(options={"layout_optimization": False})
+
     def forward(
         self,
         latents: Tensor,

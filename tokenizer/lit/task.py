@@ -70,7 +70,7 @@ class LITTask(TrainingTask):
 
     def use_compiler(self, mode: str | None) -> None:
         """The inpainter in one piece, and the codec's halves where they can be."""
-        self.lit.inpainter.compile()
+        self.lit.inpainter.use_compiler()
         self.lit.codec.use_compiler()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
