@@ -49,20 +49,20 @@ wait $causal
 
 times() { stage "$1" 0 "$python" "$root/benchmarks/lit.py" runs/lit/lit/export --size 256 "${@:2}"; }
 davis=(--data.source "{type: davis, path: $davis}")
+val=("$configs/keep_rates.yaml" "${data[@]}" --data.source.split val)
+ahead=(--model runs/lit/ahead/export --methods '["LIT", "LIT, one price"]')
 (
-    times times_compiled --clips 64 --compile
-    times times --clips 16
     evaluate davis 0 "$configs/davis/keep_rates.yaml" "${davis[@]}" --methods "$quick"
+    times times --clips 16
+    times times_compiled --clips 64 --compile
+    evaluate davis_elastic 0 "$configs/davis/keep_rates.yaml" "${davis[@]}" --methods "[\"ElasticTok's rule\"]"
 ) &
 (
-    evaluate val 1 "$configs/keep_rates.yaml" "${data[@]}" --data.source.split val
+    evaluate val 1 "${val[@]}" --methods "$quick"
     evaluate show 1 "$configs/keep_rates.yaml" "${data[@]}" --data.source.split show --rates '[0.2]' --shown 3 \
         --methods '["LIT", "copy-forward", "interpolation"]'
-    evaluate val_ahead 1 "$configs/keep_rates.yaml" "${data[@]}" --data.source.split val --model runs/lit/ahead/export \
-        --methods '["LIT", "LIT, one price"]'
-    evaluate davis_ahead 1 "$configs/davis/keep_rates.yaml" "${davis[@]}" --model runs/lit/ahead/export \
-        --methods '["LIT", "LIT, one price"]'
-    evaluate train 1 "$configs/keep_rates.yaml" "${data[@]}" --data.source.split train --methods '["LIT", "copy-forward"]'
-    evaluate davis_elastic 1 "$configs/davis/keep_rates.yaml" "${davis[@]}" --methods "[\"ElasticTok's rule\"]"
+    evaluate val_ahead 1 "${val[@]}" "${ahead[@]}"
+    evaluate davis_ahead 1 "$configs/davis/keep_rates.yaml" "${davis[@]}" "${ahead[@]}"
+    evaluate val_elastic 1 "${val[@]}" --methods "[\"ElasticTok's rule\"]"
 ) &
 wait
