@@ -37,7 +37,7 @@ class InpainterConfig:
     """Latent frames that temporal attention sees, the present one included: what a stream must remember."""
     window: int = 16
     """Spatial attention is within tiles of this many rows and columns: larger frames than those of the training cost
-    in proportion, and look to each tile as they did."""
+    in proportion, and look to it as they did. Convolutions reach across."""
     causal: bool = True
     """False: temporal attention and the prior also look ahead. Better, but no streaming."""
 
@@ -132,7 +132,7 @@ class Inpainter(nn.Module):
             x = x + tiles.convolve(x, around)
             x = _by_position(spatial(x, over_space), clips, keep.shape[1])
             x = _by_tile(temporal(x, self._over_time(self.lag_bias[index], past, layers)), clips, tiles.size)
-        output = torch.unflatten(self.output(self.norm(x)).to(copied.dtype), 0, (clips * keep.shape[1], -1))
+        output = torch.unflatten(self.output(self.norm(x)).to(copied.dtype), 0, (-1, tiles.count))
         output = tiles.join(output).view(*keep.shape, -1)
         size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
         residual = scale * size.exp() * output[..., :-1]
@@ -165,7 +165,7 @@ class Inpainter(nn.Module):
             if past is not None:
                 keys, values = torch.cat([past[0], keys], 2), torch.cat([past[1], values], 2)
             kept = keys.shape[2] - min(keys.shape[2], self.config.context - 1)
-            record.append((keys[:, :, kept:].clone(), values[:, :, kept:].clone()))
+            record.append((keys[:, :, kept:].detach().clone(), values[:, :, kept:].detach().clone()))
             positions = len(queries)
             shared = _shared(positions, keys.shape[2])
             bias = self._by_lag(lag_bias, queries.shape[2], keys.shape[2], shared).to(queries.dtype)
@@ -205,6 +205,11 @@ class Tiles:
         return self.shape[0] * self.shape[1]
 
     @property
+    def count(self) -> int:
+        """Tiles of a frame."""
+        return -(-self.grid[0] // self.shape[0]) * -(-self.grid[1] // self.shape[1])
+
+    @property
     def padding(self) -> Grid:
         """Rows and columns that a frame lacks."""
         return -self.grid[0] % self.shape[0], -self.grid[1] % self.shape[1]
@@ -225,12 +230,10 @@ class Tiles:
         return x.transpose(2, 3).flatten(3, 4).flatten(1, 2)[:, :height, :width].flatten(1, 2)
 
     def convolve(self, x: Tensor, convolution: nn.Module) -> Tensor:
-        """(N * tiles, positions, C) -> the same of a convolution within tiles; where these end there is nothing."""
-        real = self.real(x.device)
-        if real is not None:
-            x = x * real.repeat(len(x) // len(real), 1)[..., None]
-        output: Tensor = convolution(torch.unflatten(x.transpose(1, 2), 2, self.shape))
-        return output.flatten(2).transpose(1, 2)
+        """(N * tiles, positions, C) -> the same of a convolution over whole frames."""
+        frames = self.join(torch.unflatten(x, 0, (-1, self.count)))
+        images: Tensor = convolution(torch.unflatten(frames.transpose(1, 2), 2, self.grid))
+        return self.cut(images.flatten(2).transpose(1, 2)).flatten(0, 1)
 
     def real(self, device: torch.device) -> Tensor | None:
         """(tiles, positions), False in the padding; None where there is none."""
