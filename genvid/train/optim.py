@@ -27,12 +27,16 @@ class OptimizerConfig:
     muon: bool = False
     """Orthogonalise the updates of the task's matrices (Muon, Jordan et al. 2024) at AdamW's step size; AdamW for the
     rest. Small tokenizers learn several times faster with it (docs/results.md)."""
+    adamw_scale: float = 1.0
+    """Learning rate of AdamW beside Muon, as a multiple of `lr`."""
 
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive or null, got {self.clip_norm}")
+        if self.adamw_scale <= 0 or (self.adamw_scale != 1 and not self.muon):
+            raise ValueError(f"adamw_scale is a positive number, for AdamW beside Muon alone, got {self}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of optimizer step `step` (from 0) of `steps`."""
@@ -57,7 +61,7 @@ def make_optimizers(
         {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay},
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
-    groups = [group for group in groups if group["params"]]
+    groups = [{**group, "scale": config.adamw_scale} for group in groups if group["params"]]
     optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)]
     if orthogonal:
         optimizers.append(Muon(orthogonal, lr=config.lr, weight_decay=config.weight_decay))
@@ -66,4 +70,4 @@ def make_optimizers(
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group.get("scale", 1.0)

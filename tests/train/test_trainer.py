@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genvid import noise
 from genvid.checkpoint import Model, load_weights, read_weights
 from genvid.train.muon import Muon
-from genvid.train.optim import OptimizerConfig
+from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.run import RunError
 from genvid.train.task import StepOutput, TrainingTask
 from genvid.train.trainer import Shard, TrainConfig, Trainer
@@ -139,6 +139,22 @@ def test_muon_trains_the_matrices_and_resumes_exactly(tmp_path, task):
     train(tmp_path / "resumed", task, steps=9, **config)
     train(tmp_path / "resumed", task, steps=20, **config)
     assert_equal_runs(tmp_path / "straight", tmp_path / "resumed")
+
+
+def test_what_muon_leaves_may_have_a_learning_rate_of_its_own():
+    matrix, vector = torch.nn.Parameter(torch.randn(4, 4)), torch.nn.Parameter(torch.randn(4))
+    moved = []
+    for scale in (1.0, 3.0):
+        config = OptimizerConfig(lr=0.01, muon=True, adamw_scale=scale)
+        before = [matrix.detach().clone(), vector.detach().clone()]
+        matrix.grad, vector.grad = torch.ones(4, 4), torch.ones(4)
+        for optimizer in make_optimizers([matrix, vector], config, {matrix}):
+            set_lr(optimizer, 0.02)
+            optimizer.step()
+        moved.append([float((after - start).norm()) for after, start in zip((matrix, vector), before, strict=True)])
+    assert moved[1] == pytest.approx([moved[0][0], 3 * moved[0][1]], rel=1e-3)
+    with pytest.raises(ValueError, match="for AdamW beside Muon alone"):
+        OptimizerConfig(adamw_scale=3.0)
 
 
 def test_muon_is_that_of_torch():
