@@ -84,7 +84,9 @@ class ClipConfig:
         """
         quarters = math.floor(4 * _draw(seed, "turn", 1)[0]) if self.turn else 0
         turned = replace(self, resolution=self.resolution[::-1]) if quarters % 2 else self
-        images = turned._crop(video.permute(0, 3, 1, 2), seed).rot90(quarters, (2, 3))
+        images = turned._crop(video.permute(0, 3, 1, 2), seed)
+        if quarters:  # a turn by nothing would be a copy
+            images = images.rot90(quarters, (2, 3))
         return self._vary(images, seed).permute(1, 0, 2, 3).contiguous()
 
     def _crop(self, images: Tensor, seed: int) -> Tensor:

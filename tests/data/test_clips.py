@@ -73,6 +73,13 @@ def test_one_clip_becomes_96_that_hold_the_same() -> None:
         assert 2 <= sum(torch.equal(wanted, video) for video in made) <= 40
 
 
+def test_negatives_are_those_of_bytes_where_pixels_are_not_rounded() -> None:
+    video = torch.randint(0, 256, (3, 8, 8, 3), dtype=torch.uint8)
+    for seed in range(8):
+        rounded, exact = (ClipConfig(frames=3, resolution=(8, 8), recolour=True, rounded=r) for r in (True, False))
+        torch.testing.assert_close(exact.fit(video, seed), to_float(rounded.fit(video, seed)))
+
+
 def test_frames_that_are_not_square_are_cropped_to_what_they_are_turned_to() -> None:
     video = torch.arange(16 * 8, dtype=torch.uint8).view(1, 16, 8, 1).expand(1, 16, 8, 3)
     made = [ClipConfig(resolution=(8, 16), turn=True).fit(video, seed) for seed in range(20)]

@@ -77,15 +77,15 @@ class LITTask(TrainingTask):
         lit, video = self.lit, batch["video"]
         # Latents are targets: in full precision whatever the networks are trained in.
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
-            latents = lit.normalise(as_tokens(lit.codec.encode(video)).latents)  # type: ignore[arg-type]
+            coded = lit.codec.encode(video)
+            latents = lit.normalise(as_tokens(coded).latents)  # type: ignore[arg-type]
             keep = self.draw(latents, batch["seed"])
-        lost = self.own_error(latents, video) + self.FLOOR
+        lost = self.own_error(coded, video) + self.FLOOR
         filled, _, _ = lit.inpainter(latents, keep, lit.grid)
-        error = lost + lit.pixel_error * (filled - latents).square().flatten(1).mean(1)
+        error = lost + lit.pixel_error * _squared_error(filled, latents)
         losses = error.log() / 2
         with torch.no_grad():
-            copied = last_kept(latents, keep)[0]
-            copied_error = lost + lit.pixel_error * (copied - latents).square().flatten(1).mean(1)
+            copied_error = lost + lit.pixel_error * _squared_error(last_kept(latents, keep)[0], latents)
         terms = {
             "psnr": -10 * error.detach().log10().mean(),
             "gain": 10 * (copied_error / error.detach()).log10().mean(),
@@ -94,7 +94,7 @@ class LITTask(TrainingTask):
         if self.objective.pixel_weight:
             some = math.ceil(self.objective.pixel_share * len(video))
             restored = lit.render(lit.denormalise(filled[:some]))
-            decoded = ((restored.float() - video[:some]) / 2).square().flatten(1).mean(1)
+            decoded = _squared_error(restored.float(), video[:some]) / 4
             weight = self.objective.pixel_weight * len(video) / some
             losses = losses + F.pad(weight * (decoded + self.FLOOR).log() / 2, (0, len(video) - some))
             terms["decoded_psnr"] = -10 * decoded.detach().log10().mean()
@@ -102,12 +102,11 @@ class LITTask(TrainingTask):
 
     @torch.no_grad()
     def own_error(self, latents: Tensor, video: Tensor) -> Tensor:
-        """(B,) mean squared error of [0, 1] pixels of clips with all their latents: seen on the first few frames after
-        the first, since to decode all would be most of a step."""
-        lit, geometry = self.lit, self.lit.codec.geometry
-        restored = lit.render(lit.denormalise(latents[:, : 1 + geometry.step // geometry.time])).float()
-        lost = (restored - video[:, :, : 1 + geometry.step])[:, :, 1:] / 2
-        return lost.square().flatten(1).mean(1)
+        """(B,) mean squared error of [0, 1] pixels of clips (B, 3, T, H, W) with all their latents (B, C, G, h, w), as
+        coded: seen on the first few frames after the first, since to decode all would be most of a step."""
+        codec, step = self.lit.codec, self.lit.codec.geometry.step
+        restored = codec.decode(latents[:, :, : 1 + step // codec.geometry.time]).float()
+        return _squared_error(restored[:, :, 1:], video[:, :, 1 : 1 + step]) / 4
 
     def draw(self, latents: Tensor, seeds: Tensor) -> Tensor:
         """(B, G, L) kept positions for normalised latents, from each clip's seed."""
@@ -125,3 +124,8 @@ class LITTask(TrainingTask):
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents) < share
         some[:, 0] = True
         return torch.where((rule < objective.random_masks)[:, None, None], some, keep)
+
+
+def _squared_error(x: Tensor, target: Tensor) -> Tensor:
+    """(B, ...) twice -> (B,) means."""
+    return (x - target).square().flatten(1).mean(1)
