@@ -20,7 +20,7 @@ from genvid.recipes.evaluate_lit import load_lit
 from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_rate
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 from genvid.tokens import BlockTokens
 
@@ -52,7 +52,7 @@ def calibrated(lit: LIT, tokens: BlockTokens, rate: float) -> RedundancyAllocato
     def rule(threshold: float) -> RedundancyAllocator:
         return RedundancyAllocator(RedundancyConfig(threshold), lit.metric)
 
-    return rule(calibrate_rate([tokens.latents], rate, rule))  # type: ignore[list-item]
+    return rule(calibrate_threshold([tokens.latents], rate, rule))  # type: ignore[list-item]
 
 
 def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str, *, elastic: bool) -> None:

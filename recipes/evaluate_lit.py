@@ -39,11 +39,10 @@ from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy, calibrate_prices
 from genvid.tokenizer.lit.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
-from genvid.tokenizer.lit.redundancy import calibrate_rate
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 ONE_PRICE = ", one price"
@@ -150,11 +149,8 @@ class Comparison:
     def find_prices(self, batches: Iterable[Batch]) -> None:
         """Calibrate the one price of all clips to every keep rate."""
         latents = [self.lit.encode(batch["video"]).latents for batch in batches]
-        for rate in self.run.rates:
-            self.prices[rate] = calibrate_rate(latents, rate, self._priced)  # type: ignore[arg-type]
-
-    def _priced(self, price: float) -> PricedRedundancy:
-        return PricedRedundancy(price, self.lit.metric)
+        prices = calibrate_prices(latents, self.run.rates, self.lit.metric)  # type: ignore[arg-type]
+        self.prices = dict(zip(self.run.rates, prices, strict=True))
 
     @torch.no_grad()
     def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -201,7 +197,7 @@ class Comparison:
         if name == "ElasticTok's rule":
             return ElasticTokRule(self.lit, video, self._target(rate))
         if name.endswith(ONE_PRICE):
-            return self._priced(self.prices[rate])
+            return PricedRedundancy(self.prices[rate], self.lit.metric)
         return BudgetedRedundancy(budget, self.lit.metric)
 
     def _tokenizer(self, name: str) -> VideoTokenizer:

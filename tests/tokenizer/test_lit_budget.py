@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genvid.allocation import BudgetError
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, PricedRedundancy
-from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_rate
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, PricedRedundancy, calibrate_prices
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
 
@@ -99,7 +99,9 @@ def test_a_budget_is_spent_better_than_a_threshold_spends_it() -> None:
     assert tokens.latents is not None
     latents = tokens.latents @ METRIC
     for rate in (0.2, 0.4, 0.7):
-        threshold = calibrate_rate([tokens.latents], rate, lambda t: RedundancyAllocator(RedundancyConfig(t), METRIC))
+        threshold = calibrate_threshold(
+            [tokens.latents], rate, lambda t: RedundancyAllocator(RedundancyConfig(t), METRIC)
+        )
         thresholded = RedundancyAllocator(RedundancyConfig(threshold), METRIC)(tokens).keep
         budgeted = BudgetedRedundancy(int(thresholded.sum()), METRIC)(tokens).keep
         assert errors(latents, budgeted).sum() < 0.95 * errors(latents, thresholded).sum()
@@ -110,9 +112,9 @@ def test_one_price_for_all_clips_loses_less_than_a_budget_for_each() -> None:
     assert tokens.latents is not None
     tokens = BlockTokens(tokens.keep, latents=tokens.latents * torch.tensor([0.1, 0.3, 1.0, 2.0])[:, None, None, None])
     latents, each = tokens.latents @ METRIC, 150
-    price = calibrate_rate([tokens.latents], each / 384, lambda price: PricedRedundancy(price, METRIC))
+    (price,) = calibrate_prices([tokens.latents], [each / 384], METRIC)
     priced, budgeted = PricedRedundancy(price, METRIC)(tokens).keep, BudgetedRedundancy(each, METRIC)(tokens).keep
-    assert 0.98 * 4 * each < priced.sum() <= 4 * each == budgeted.sum()
+    assert priced.sum() == 4 * each == budgeted.sum()
     assert priced.sum((1, 2)).diff().min() > 0
     assert errors(latents, priced).sum() < 0.8 * errors(latents, budgeted).sum()
 

@@ -11,7 +11,7 @@ from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokenizer.lit.redundancy import (
     RedundancyAllocator,
     RedundancyConfig,
-    calibrate_rate,
+    calibrate_threshold,
 )
 from genvid.tokenizer.lit.reference import Reference, interpolate, last_kept
 from genvid.tokens import BlockTokens
@@ -86,7 +86,7 @@ def test_a_stream_in_chunks_keeps_what_one_call_keeps() -> None:
 
 def test_bad_rates_and_tokens_are_one_sentence() -> None:
     with pytest.raises(BudgetError, match="below the floor"):
-        calibrate_rate([torch.zeros(1, 4, 8, 3)], 0.1, by_threshold)
+        calibrate_threshold([torch.zeros(1, 4, 8, 3)], 0.1, by_threshold)
     with pytest.raises(ValueError, match="at least 0, got -1"):
         RedundancyConfig(-1)
     with pytest.raises(ValueError, match="3 channels, the allocator's metric 2"):
@@ -98,11 +98,11 @@ def test_bad_rates_and_tokens_are_one_sentence() -> None:
 def test_a_calibrated_threshold_gives_its_rate() -> None:
     batches = [walk(clips=8, capacity=16, seed=seed) for seed in range(3)]
     for rate in (0.25, 0.5, 0.8):
-        threshold = calibrate_rate([batch.latents for batch in batches], rate, by_threshold)  # type: ignore[misc]
+        threshold = calibrate_threshold([batch.latents for batch in batches], rate, by_threshold)  # type: ignore[misc]
         allocator = by_threshold(threshold)
         kept = torch.cat([allocator(batch).keep for batch in batches]).double().mean()
         assert rate - 0.02 < kept <= rate
-    assert calibrate_rate([batches[0].latents], 1.0, by_threshold) == 0  # type: ignore[list-item]
+    assert calibrate_threshold([batches[0].latents], 1.0, by_threshold) == 0  # type: ignore[list-item]
 
 
 def test_fillers_by_hand() -> None:

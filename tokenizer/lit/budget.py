@@ -12,6 +12,7 @@ a latent will serve; an encoder that has the whole clip can. The receiver is cau
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -19,7 +20,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genvid.allocation import BudgetError
-from genvid.tokenizer.lit.redundancy import measured
+from genvid.tokenizer.lit.metric import by_metric
+from genvid.tokenizer.lit.redundancy import measured, positions_at
 from genvid.tokenizer.lit.reference import Reference, last_kept
 from genvid.tokens import BlockTokens
 
@@ -40,6 +42,16 @@ class PricedRedundancy:
         latents = measured(tokens, self.metric)
         prices = latents.new_full((len(latents),), self.price)
         return replace(tokens, keep=tokens.keep & Paths(latents).under(prices))
+
+
+def calibrate_prices(latents: Sequence[Tensor], rates: Sequence[float], metric: Tensor) -> list[float]:
+    """For each of `rates` the price under which the mean keep rate over clips of raw latents (B, G, L, C) is nearest
+    below it."""
+    first = sum(part[:, 0, :, 0].numel() for part in latents)
+    bought = [positions_at(latents, rate) - first for rate in rates]
+    savings = torch.cat([Paths(by_metric(part, metric)).savings.flatten() for part in latents])
+    savings = F.pad(savings.sort(descending=True).values, (0, 1))
+    return savings[bought].tolist()
 
 
 class BudgetedRedundancy:

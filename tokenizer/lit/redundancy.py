@@ -12,7 +12,7 @@ the same on every codec.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -93,23 +93,26 @@ def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
     return torch.stack(keeps, 1)
 
 
-def calibrate_rate(latents: list[Tensor], rate: float, allocator: Callable[[float], Allocator]) -> float:
-    """The threshold, or price, whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`.
-
-    `allocator` makes the allocator of a threshold or price; the higher, the less it keeps.
-    """
+def positions_at(latents: Sequence[Tensor], rate: float) -> int:
+    """How many positions of clips (B, G, L, C) are kept at a keep rate; ValueError where it cannot be had."""
     if not 0 < rate <= 1:
         raise ValueError(f"a keep rate is in (0, 1], got {rate}")
     floor = max(1 / part.shape[1] for part in latents)
     if rate < floor:
         raise BudgetError(f"a keep rate of {rate:g} is below the floor: the first block alone is {floor:.3g}")
+    return round(rate * sum(part[..., 0].numel() for part in latents))
+
+
+def calibrate_threshold(latents: Sequence[Tensor], rate: float, allocator: Callable[[float], Allocator]) -> float:
+    """The threshold whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`; `allocator`
+    makes the allocator of a threshold."""
+    wanted = positions_at(latents, rate)
     if rate == 1:
         return 0.0
     clips = [BlockTokens(torch.ones_like(part[..., 0], dtype=torch.bool), latents=part) for part in latents]
-    wanted = rate * sum(tokens.keep.numel() for tokens in clips)
 
-    def fits(strictness: float) -> bool:
-        cut = allocator(strictness)
+    def fits(threshold: float) -> bool:
+        cut = allocator(threshold)
         return sum(int(cut(tokens).keep.sum()) for tokens in clips) <= wanted
 
     low, high = 0.0, 1.0
