@@ -129,6 +129,7 @@ class OpenRun:
         labels = real_labels[: run.count] if frames else torch.arange(run.count) % self.dataset.num_classes
         seeds = noise.sample_seeds(run.seed, "samples", torch.arange(len(labels)))
         done = self.folder.samples()
+        self.state.wait_for_everyone()  # all have seen what is missing before any of them adds to it
         if not all(number in done for number in range(len(labels))):
             prompts = real[: run.count, :, :frames]
             job = (
