@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -149,7 +150,7 @@ def _encode(tokenizer: VideoTokenizer, allocator: Budget | None, videos: Videos)
         for path, about in videos:
             for clip in read_clips(path, about, tokenizer.spec):
                 tokens = tokenizer.encode(clip[None].to(device()))
-                clips.append(tokens.to("cpu") if allocator else BlockTokens(tokens.keep, tokens.codes).to("cpu"))
+                clips.append((tokens if allocator else replace(tokens, features=None)).to("cpu"))
                 bar.update()
     return clips if allocator is None else _cut(clips, allocator)
 
@@ -163,8 +164,7 @@ def _cut(clips: list[BlockTokens], allocator: Budget) -> list[BlockTokens]:
             group = alike[start : start + GROUP]
             tokens = allocator(blocks)(BlockTokens.concatenate([clips[i] for i in group]).to(device())).to("cpu")
             for row, i in enumerate(group):
-                kept = tokens[row : row + 1]
-                cut[i] = BlockTokens(kept.keep, kept.codes)
+                cut[i] = replace(tokens[row : row + 1], features=None)
     return cut
 
 

@@ -69,7 +69,7 @@ def read_clips(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterat
     for frames in clip_frames(info.frames, spec):
         whole = ClipConfig(frames=frames, resolution=spec.resolution)
         clip = whole.fit(torch.from_numpy(read_clip(path, start, frames, info=info)), seed=0)
-        repeats = -frames % spec.frames_per_block
+        repeats = spec.filled(frames) - frames
         yield to_float(torch.cat([clip, clip[:, -1:].expand(-1, repeats, -1, -1)], 1))
         start += frames
 
