@@ -30,7 +30,7 @@ evaluate() { # name, GPU, config and its options
     shift 2
     stage "$name" "$gpu" "$python" "$root/recipes/evaluate_lit.py" "$@" --output_dir "runs/$name"
 }
-quick='["LIT", "copy-forward", "interpolation", "LIT, one price", "copy-forward, one price", "InfoTok'"'"'s rule"]'
+quick='["LIT", "means copied", "copy-forward", "interpolation", "LIT, one price", "copy-forward, one price", "InfoTok'"'"'s rule"]'
 
 stage codec 0,1 "$python" -m accelerate.commands.launch --config_file "$root/recipes/configs/accelerate/ddp.yaml" \
     --num_processes 2 "$root/recipes/train.py" "$configs/autoencoder.yaml" "${training[@]}" \

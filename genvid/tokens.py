@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Protocol, runtime_checkable
+from typing import Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -107,23 +107,23 @@ class BlockTokens:
         """(B, G) int64 kept tokens per block."""
         return self.keep.sum(-1)
 
-    def tail_drop(self, lengths: Tensor) -> BlockTokens:
+    def tail_drop(self, lengths: Tensor) -> Self:
         """Keep the first `lengths` (B, G) slots of each block, where they were kept before."""
         slots = torch.arange(self.keep.shape[-1], device=self.keep.device)
         return replace(self, keep=self.keep & (slots < lengths.to(self.keep.device)[..., None]))
 
-    def __getitem__(self, rows: slice | Tensor) -> BlockTokens:
+    def __getitem__(self, rows: slice | Tensor) -> Self:
         """Select videos."""
-        return BlockTokens(*(None if v is None else v[rows] for v in self._tensors()))  # type: ignore[arg-type]
+        return type(self)(*(None if v is None else v[rows] for v in self._tensors()))  # type: ignore[arg-type]
 
-    def to(self, device: torch.device | str) -> BlockTokens:
-        return BlockTokens(*(None if v is None else v.to(device) for v in self._tensors()))  # type: ignore[arg-type]
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(*(None if v is None else v.to(device) for v in self._tensors()))  # type: ignore[arg-type]
 
     @staticmethod
     def concatenate(parts: list[BlockTokens]) -> BlockTokens:
-        """Join videos; every part must carry the same fields."""
+        """Join videos; every part must be of one kind and carry the same fields."""
         columns = zip(*(part._tensors() for part in parts), strict=True)
-        return BlockTokens(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
+        return type(parts[0])(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
 
     def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         return self.keep, self.codes, self.latents, self.features

@@ -48,6 +48,7 @@ from genvid.tokens import BlockTokens, VideoTokenizer
 ONE_PRICE = ", one price"
 METHODS = (
     "LIT",
+    "means copied",
     "copy-forward",
     "interpolation",
     f"LIT{ONE_PRICE}",
@@ -128,8 +129,8 @@ class Comparison:
         self.lit = load_lit(run.model).to(device()).at(run.data.clip.resolution)
         self.spec = self.lit.spec
         self.positions = self.spec.num_blocks(run.data.clip.frames) * self.spec.block_capacity
-        self.prices: dict[float, float] = {}
-        """By keep rate, that of a latent where all clips have one."""
+        self.prices: dict[tuple[bool, float], float] = {}
+        """By whether means are sent and by keep rate, that of a latent where all clips have one."""
         self.targets: list[tuple[float, float]] = []
         """Target errors of ElasticTok's rule, and the keep rates they led to."""
         distance = run.perceptual.build().to(device())
@@ -149,8 +150,9 @@ class Comparison:
     def find_prices(self, batches: Iterable[Batch]) -> None:
         """Calibrate the one price of all clips to every keep rate."""
         latents = [self.lit.encode(batch["video"]).latents for batch in batches]
-        prices = calibrate_prices(latents, self.run.rates, self.lit.metric)  # type: ignore[arg-type]
-        self.prices = dict(zip(self.run.rates, prices, strict=True))
+        for means in (False, True):
+            prices = calibrate_prices(latents, self.run.rates, self.lit.metric, means=means)  # type: ignore[arg-type]
+            self.prices |= {(means, rate): price for rate, price in zip(self.run.rates, prices, strict=True)}
 
     @torch.no_grad()
     def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -196,12 +198,14 @@ class Comparison:
             return InfoTokRule(self.lit, video, budget)
         if name == "ElasticTok's rule":
             return ElasticTokRule(self.lit, video, self._target(rate))
+        means = not name.startswith(("copy-forward", "interpolation"))
         if name.endswith(ONE_PRICE):
-            return PricedRedundancy(self.prices[rate], self.lit.metric)
-        return BudgetedRedundancy(budget, self.lit.metric)
+            return PricedRedundancy(self.prices[means, rate], self.lit.metric, means=means)
+        return BudgetedRedundancy(budget, self.lit.metric, means=means)
 
     def _tokenizer(self, name: str) -> VideoTokenizer:
-        fillers = {"copy-forward": fill_by_copying, "interpolation": fill_by_interpolation}
+        copied = dict.fromkeys(("means copied", "copy-forward"), fill_by_copying)
+        fillers = copied | {"interpolation": fill_by_interpolation}
         filler = fillers.get(name.removesuffix(ONE_PRICE))
         return self.lit if filler is None else FilledCodec(self.lit, filler)
 

@@ -5,11 +5,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from tiny_recipes import launch_all, records
 
 from genvid.cli import main as genvid
 from genvid.config import ConfigError
+from genvid.data.video import probe, write_video
 from genvid.eval.report import Report
 from genvid.recipes import evaluate_lit, train
 from genvid.recipes.evaluate_lit import METHODS
@@ -104,6 +106,14 @@ def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     assert (models / "rates" / "side_by_side.mp4").stat().st_size > 0
     assert (models / "rates" / "side_by_side.webp").stat().st_size > 0
     assert "kept by LIT" in (models / "rates" / "page.html").read_text()
+
+
+def test_a_video_is_reconstructed_at_a_budget(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_video(tmp_path / "video.mp4", torch.randint(0, 256, (3, 17, 64, 64), dtype=torch.uint8), 8)
+    command = ["reconstruct", str(tmp_path / "video.mp4"), str(tmp_path / "both.mp4")]
+    genvid([*command, "--tokenizer", f"{models}/lit/export", "--tokens", "40"])
+    assert "clip 0: 40 tokens in blocks of [16, " in capsys.readouterr().out
+    assert probe(tmp_path / "both.mp4").frames == 17
 
 
 def test_a_protocol_counts_the_coded_mask(

@@ -11,40 +11,52 @@ from hypothesis import strategies as st
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.budget import BudgetedRedundancy, Paths, PricedRedundancy, calibrate_prices
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
-from genvid.tokenizer.lit.reference import Reference, last_kept
+from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_kept
 from genvid.tokens import BlockTokens
 
 
-def errors(latents: torch.Tensor, keep: torch.Tensor, start: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, G, L) squared distances of latents from what copying makes of them."""
+def errors(
+    latents: torch.Tensor, keep: torch.Tensor, start: torch.Tensor | None = None, *, means: bool
+) -> torch.Tensor:
+    """(B, G, L) squared distances of latents from what copying makes of what is sent."""
     known = None if start is None else Reference(start, torch.zeros(start.shape[:2], dtype=torch.int64))
-    return (last_kept(latents, keep, known)[0] - latents).square().mean(-1)
+    sent = interval_means(latents, keep) if means else latents
+    return (last_kept(sent, keep, known)[0] - latents).square().mean(-1)
+
+
+def lost(tokens: BlockTokens, kept: BlockTokens) -> torch.Tensor:
+    """() The sum of squared distances of measured latents from what copying makes of the tokens that are left."""
+    assert tokens.latents is not None
+    assert kept.latents is not None
+    return ((last_kept(kept.latents, kept.keep)[0] - tokens.latents) @ METRIC).square().mean(-1).sum()
 
 
 @pytest.mark.parametrize("price", [0.01, 0.3, 2.0, 10.0])
 @pytest.mark.parametrize("started", [False, True])
-def test_no_choice_is_cheaper_than_the_paths(price: float, started: bool) -> None:
+@pytest.mark.parametrize("means", [False, True])
+def test_no_choice_is_cheaper_than_the_paths(price: float, started: bool, means: bool) -> None:
     latents, start = walk(blocks=5, capacity=4).latents, torch.randn(2, 4, 3) if started else None
     assert latents is not None
-    cheapest = Paths(latents, start).under(torch.full((2,), price))
-    error = errors(latents, cheapest, start)
+    cheapest = Paths(latents, start, means=means).under(torch.full((2,), price))
+    error = errors(latents, cheapest, start, means=means)
     choices = torch.tensor([c for c in product([True, False], repeat=5) if c[0] or started])
     masks = choices[:, None, :, None].expand(-1, 2, 5, 4)
-    costs = torch.stack([errors(latents, keep, start).sum(1) + price * keep.sum(1) for keep in masks])
+    costs = torch.stack([errors(latents, keep, start, means=means).sum(1) + price * keep.sum(1) for keep in masks])
     torch.testing.assert_close(error.sum(1) + price * cheapest.sum(1), costs.amin(0))
 
 
 @pytest.mark.parametrize("started", [False, True])
-def test_no_choice_of_as_many_is_better_than_the_path_of_one_position(started: bool) -> None:
+@pytest.mark.parametrize("means", [False, True])
+def test_no_choice_of_as_many_is_better_than_the_path_of_one_position(started: bool, means: bool) -> None:
     latents, start = torch.randn(4, 6, 1, 2), torch.randn(4, 1, 2) if started else None
-    paths = Paths(latents, start)
+    paths = Paths(latents, start, means=means)
     for number in range(0 if started else 1, 7):
         best = paths.within(torch.full((4,), number))
         assert best.sum((1, 2)).tolist() == [number] * 4
         choices = [c for c in product([True, False], repeat=6) if sum(c) == number and (c[0] or started)]
         masks = torch.tensor(choices)[:, None, :, None].expand(-1, 4, 6, 1)
-        least = torch.stack([errors(latents, keep, start).sum((1, 2)) for keep in masks]).amin(0)
-        torch.testing.assert_close(errors(latents, best, start).sum((1, 2)), least)
+        least = torch.stack([errors(latents, keep, start, means=means).sum((1, 2)) for keep in masks]).amin(0)
+        torch.testing.assert_close(errors(latents, best, start, means=means).sum((1, 2)), least)
 
 
 def test_a_clip_of_one_block_is_kept_whole() -> None:
@@ -94,29 +106,54 @@ def test_budgets_of_a_period_bound_every_period() -> None:
     assert [part.sum((1, 2)).tolist() for part in kept.split(2, 1)] == [[10, 10]] * 3 + [[7, 7]]
 
 
+def test_what_a_period_sends_does_not_depend_on_the_next() -> None:
+    tokens, allocator = walk(blocks=6), BudgetedRedundancy(11, METRIC, period=3)
+    assert tokens.latents is not None
+    sent, alone = allocator(tokens), allocator(BlockTokens(tokens.keep[:, :3], latents=tokens.latents[:, :3]))
+    assert sent.latents is not None
+    assert alone.latents is not None
+    assert torch.equal(sent.keep[:, :3], alone.keep)
+    assert torch.equal(sent.latents[:, :3][alone.keep], alone.latents[alone.keep])
+
+
+def test_means_lose_less_than_latents_as_they_are_and_a_whole_clip_is_sent_as_it_is() -> None:
+    tokens = walk(blocks=12, capacity=32)
+    for positions in (60, 120, 240):
+        means, exact = (BudgetedRedundancy(positions, METRIC, means=means)(tokens) for means in (True, False))
+        assert isinstance(means, MeanTokens)
+        assert not isinstance(exact, MeanTokens)
+        assert means.keep.sum() == exact.keep.sum()
+        assert lost(tokens, means) < 0.6 * lost(tokens, exact)
+        assert all(isinstance(part, MeanTokens) for part in (means[:1], means.to("cpu")))
+        assert isinstance(BlockTokens.concatenate([means, means]), MeanTokens)
+    whole = BudgetedRedundancy(12 * 32, METRIC)(tokens)
+    assert torch.equal(whole.latents, tokens.latents)  # type: ignore[arg-type]
+
+
 def test_a_budget_is_spent_better_than_a_threshold_spends_it() -> None:
     tokens = walk(clips=1, blocks=12, capacity=32)
     assert tokens.latents is not None
-    latents = tokens.latents @ METRIC
     for rate in (0.2, 0.4, 0.7):
         threshold = calibrate_threshold(
             [tokens.latents], rate, lambda t: RedundancyAllocator(RedundancyConfig(t), METRIC)
         )
-        thresholded = RedundancyAllocator(RedundancyConfig(threshold), METRIC)(tokens).keep
-        budgeted = BudgetedRedundancy(int(thresholded.sum()), METRIC)(tokens).keep
-        assert errors(latents, budgeted).sum() < 0.95 * errors(latents, thresholded).sum()
+        thresholded = RedundancyAllocator(RedundancyConfig(threshold), METRIC)(tokens)
+        budgeted = BudgetedRedundancy(int(thresholded.keep.sum()), METRIC, means=False)(tokens)
+        assert lost(tokens, budgeted) < 0.95 * lost(tokens, thresholded)
 
 
 def test_one_price_for_all_clips_loses_less_than_a_budget_for_each() -> None:
     tokens = walk(clips=4, blocks=12, capacity=32)
     assert tokens.latents is not None
     tokens = BlockTokens(tokens.keep, latents=tokens.latents * torch.tensor([0.1, 0.3, 1.0, 2.0])[:, None, None, None])
-    latents, each = tokens.latents @ METRIC, 150
-    (price,) = calibrate_prices([tokens.latents], [each / 384], METRIC)
-    priced, budgeted = PricedRedundancy(price, METRIC)(tokens).keep, BudgetedRedundancy(each, METRIC)(tokens).keep
-    assert priced.sum() == 4 * each == budgeted.sum()
-    assert priced.sum((1, 2)).diff().min() > 0
-    assert errors(latents, priced).sum() < 0.8 * errors(latents, budgeted).sum()
+    assert tokens.latents is not None
+    for means in (False, True):
+        (price,) = calibrate_prices([tokens.latents], [150 / 384], METRIC, means=means)
+        priced = PricedRedundancy(price, METRIC, means=means)(tokens)
+        budgeted = BudgetedRedundancy(150, METRIC, means=means)(tokens)
+        assert priced.keep.sum() == 600 == budgeted.keep.sum()
+        assert priced.keep.sum((1, 2)).diff().min() > 0
+        assert lost(tokens, priced) < 0.8 * lost(tokens, budgeted)
 
 
 def test_bad_budgets_and_prices_are_one_sentence() -> None:

@@ -15,6 +15,7 @@ from genvid.tokenizer.lit.inpainter import Tiles
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, distances
+from genvid.tokenizer.lit.reference import MeanTokens
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -30,9 +31,9 @@ def lit(folder: Path) -> LIT:
     return make_lit(cosmos(folder / "codec", window=9))
 
 
-def thinned(lit: LIT, video: torch.Tensor, share: float = 0.4) -> BlockTokens:
+def thinned(lit: LIT, video: torch.Tensor, share: float = 0.4, *, means: bool = True) -> BlockTokens:
     tokens = lit.encode(video)
-    return BudgetedRedundancy(round(share * tokens.keep[0].numel()), lit.metric)(tokens)
+    return BudgetedRedundancy(round(share * tokens.keep[0].numel()), lit.metric, means=means)(tokens)
 
 
 def test_it_is_a_tokenizer(lit: LIT) -> None:
@@ -68,11 +69,14 @@ def test_an_untrained_inpainter_is_copy_forward(folder: Path) -> None:
     torch.testing.assert_close(lit.fill(tokens), fill_by_copying(tokens))
 
 
-def test_kept_latents_pass_unchanged_and_dropped_ones_are_never_read(lit: LIT) -> None:
-    tokens = thinned(lit, drifting(2, 18))
+@pytest.mark.parametrize("means", [False, True])
+def test_kept_latents_pass_unchanged_unless_they_are_means_and_dropped_ones_are_never_read(
+    lit: LIT, means: bool
+) -> None:
+    tokens = thinned(lit, drifting(2, 18), means=means)
     assert tokens.latents is not None
     filled = lit.fill(tokens)
-    assert torch.equal(filled[tokens.keep], tokens.latents[tokens.keep])
+    assert torch.equal(filled[tokens.keep], tokens.latents[tokens.keep]) != means
     assert not torch.allclose(filled, fill_by_copying(tokens))
     spoiled = replace(tokens, latents=torch.where(tokens.keep[..., None], tokens.latents, torch.nan))
     assert torch.equal(lit.decode(spoiled), lit.decode(tokens))
@@ -132,6 +136,16 @@ def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[i
     torch.testing.assert_close(torch.cat(frames, 2), one_call, atol=1e-5 * max(10, float(one_call.abs().max())), rtol=0)
 
 
+def test_a_stream_of_means_equals_one_call(lit: LIT) -> None:
+    """The sender looks ahead in every chunk; the receiver is causal."""
+    tokens = BudgetedRedundancy(24, lit.metric, period=3)(lit.encode(drifting(2, 27)))
+    decoder, frames = StreamDecoder(lit), []
+    assert tokens.latents is not None
+    for keep, latents in zip(tokens.keep.split(3, 1), tokens.latents.split(3, 1), strict=True):
+        frames.append(decoder(MeanTokens(keep, latents=latents)))
+    torch.testing.assert_close(torch.cat(frames, 2), lit.decode(tokens), atol=1e-4, rtol=1e-4)
+
+
 def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:
     encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.5), lit.metric))
     decoder, sizes = StreamDecoder(lit), []
@@ -162,13 +176,14 @@ def test_a_folder_holds_the_inpainter_and_names_the_codec(lit: LIT, tmp_path: Pa
 
 def test_other_resolutions_work_with_tiles(lit: LIT) -> None:
     wide = lit.at((40, 56))
-    tokens = thinned(wide, torch.rand(1, 3, 9, 40, 56) * 2 - 1, 0.5)
+    tokens = thinned(wide, torch.rand(1, 3, 9, 40, 56) * 2 - 1, 0.5, means=False)
     assert wide.decode(tokens).shape == (1, 3, 9, 40, 56)
     # Tiles of three by three and two layers: what changes in one tile reaches its neighbours by convolutions, no more.
     assert tokens.latents is not None
-    latents = tokens.latents.clone()
+    latents, keep = tokens.latents.clone(), tokens.keep.clone()
     latents[:, 0, 0] += 1
-    changed = wide.fill(replace(tokens, latents=latents)) - wide.fill(tokens)
+    keep[:, 1:, 0] = False  # else it may be the least change that is kept, the scale of all residuals
+    changed = wide.fill(BlockTokens(keep, latents=latents)) - wide.fill(BlockTokens(keep, latents=tokens.latents))
     moved = changed.abs().amax((0, 1, 3)).view(5, 7) > 0
     assert moved[:3, :3].any()
     assert moved[:3, 3:6].any()
@@ -282,11 +297,14 @@ def test_drawn_masks_depend_on_the_clip_alone_and_cover_the_rates(folder: Path) 
     task = LITTask(make_lit(cosmos(folder / "codec", window=9)), LITObjective(random_masks=0.25))
     latents = torch.randn(2, 6, 16, 4).cumsum(1).repeat(32, 1, 1, 1)
     seeds = torch.arange(64)
-    keep = task.draw(latents, seeds)
+    keep, means = task.draw(latents, seeds)
+    assert 0.3 < means.double().mean() < 0.8
     assert keep[:, 0].all()
     rates = keep.double().mean((1, 2))
     assert rates.min() < 0.25
     assert rates.max() > 0.9
-    assert torch.equal(task.draw(latents[10:20], seeds[10:20]), keep[10:20])
-    still = task.draw(latents[:, :1].expand_as(latents), seeds).double().mean((1, 2))
+    again = task.draw(latents[10:20], seeds[10:20])
+    assert torch.equal(again[0], keep[10:20])
+    assert torch.equal(again[1], means[10:20])
+    still = task.draw(latents[:, :1].expand_as(latents), seeds)[0].double().mean((1, 2))
     assert (still == 1 / 6).double().mean() > 0.7  # but for masks at random

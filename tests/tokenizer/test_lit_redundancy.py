@@ -13,7 +13,7 @@ from genvid.tokenizer.lit.redundancy import (
     RedundancyConfig,
     calibrate_threshold,
 )
-from genvid.tokenizer.lit.reference import Reference, interpolate, last_kept
+from genvid.tokenizer.lit.reference import Reference, interpolate, interval_means, last_kept
 from genvid.tokens import BlockTokens
 
 
@@ -105,9 +105,11 @@ def test_a_calibrated_threshold_gives_its_rate() -> None:
     assert calibrate_threshold([batches[0].latents], 1.0, by_threshold) == 0  # type: ignore[list-item]
 
 
-def test_fillers_by_hand() -> None:
+def test_fillers_and_means_by_hand() -> None:
     latents = torch.tensor([1.0, 9, 9, 4, 9]).view(1, 5, 1, 1)
     keep = torch.tensor([True, False, False, True, False]).view(1, 5, 1)
+    assert interval_means(latents, keep)[keep].flatten().tolist() == [pytest.approx(19 / 3), 6.5]
+    assert torch.equal(interval_means(latents, torch.ones_like(keep)), latents)
     filled, age = last_kept(latents, keep)
     assert filled.flatten().tolist() == [1, 1, 1, 4, 4]
     assert age.flatten().tolist() == [0, 1, 2, 0, 1]

@@ -1,13 +1,15 @@
 """Budgets of latents, spent where copying forward would lose the most.
 
-A kept latent serves until the next one is kept at its position. What a position keeps is then a shortest path from
-its first latent to the end of the clip: to stop at a latent has a price, and to pass over one costs its squared
-distance from the last stop. Under one price no choice of as many latents has a smaller total error (Everett 1963;
-Shoham and Gersho 1988). One price for all clips spends on each what it needs (`PricedRedundancy`); or each clip buys
-what saves the most until its own budget is spent (`BudgetedRedundancy`).
+A kept latent serves until the next one is kept at its position, so it is best sent as the mean of all that it stands
+for. What a position keeps is then a shortest path from its first latent to the end of the clip: to stop at a latent has
+a price, and an interval between stops costs the squared distances from its mean (Bellman 1961). Under one price no
+choice of as many latents has a smaller total error (Everett 1963; Shoham and Gersho 1988). One price for all clips
+spends on each what it needs (`PricedRedundancy`); or each clip buys what saves the most until its own budget is spent
+(`BudgetedRedundancy`).
 
-The paper (arXiv 2606.06158) has a threshold and no budget. A threshold does not look ahead, so it cannot know how long
-a latent will serve; an encoder that has the whole clip can. The receiver is causal in both cases.
+The paper (arXiv 2606.06158) has a threshold and no budget, and sends latents as they are. A threshold does not look
+ahead, so it cannot know how long a latent will serve; an encoder that has the whole clip can. The receiver is causal in
+both cases. `means=False` sends latents as they are: intervals then cost the distances from their first.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from torch.nn import functional as F
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.redundancy import measured, positions_at
-from genvid.tokenizer.lit.reference import Reference, last_kept
+from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_kept
 from genvid.tokens import BlockTokens
 
 
@@ -32,24 +34,27 @@ class PricedRedundancy:
     Of all clips that are cut under one price, no choice of as many latents in all has a smaller total error.
     """
 
-    def __init__(self, price: float, metric: Tensor) -> None:
+    def __init__(self, price: float, metric: Tensor, *, means: bool = True) -> None:
         """`price` is a squared distance, in squared standard deviations; `metric` (C, C) that of the codec."""
         if not price >= 0:
             raise ValueError(f"the price of a latent is at least 0, got {price}")
-        self.price, self.metric = price, metric
+        self.price, self.metric, self.means = price, metric, means
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         latents = measured(tokens, self.metric)
         prices = latents.new_full((len(latents),), self.price)
-        return replace(tokens, keep=tokens.keep & Paths(latents).under(prices))
+        keep = Paths(latents, means=self.means).under(prices)
+        return _sent(tokens, keep, keep.shape[1], means=self.means)
 
 
-def calibrate_prices(latents: Sequence[Tensor], rates: Sequence[float], metric: Tensor) -> list[float]:
+def calibrate_prices(
+    latents: Sequence[Tensor], rates: Sequence[float], metric: Tensor, *, means: bool = True
+) -> list[float]:
     """For each of `rates` the price under which the mean keep rate over clips of raw latents (B, G, L, C) is nearest
     below it."""
     first = sum(part[:, 0, :, 0].numel() for part in latents)
     bought = [positions_at(latents, rate) - first for rate in rates]
-    savings = torch.cat([Paths(by_metric(part, metric)).savings.flatten() for part in latents])
+    savings = torch.cat([Paths(by_metric(part, metric), means=means).savings.flatten() for part in latents])
     savings = F.pad(savings.sort(descending=True).values, (0, 1))
     return savings[bought].tolist()
 
@@ -61,10 +66,10 @@ class BudgetedRedundancy:
     blocks of a second it bounds the rate of a stream.
     """
 
-    def __init__(self, positions: int, metric: Tensor, *, period: int | None = None) -> None:
+    def __init__(self, positions: int, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
         if positions < 1 or (period is not None and period < 1):
             raise ValueError(f"a budget is at least 1 position in at least 1 block, got {positions} in {period}")
-        self.positions, self.period, self.metric = positions, period, metric
+        self.positions, self.period, self.metric, self.means = positions, period, metric, means
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         latents = measured(tokens, self.metric)
@@ -75,12 +80,13 @@ class BudgetedRedundancy:
                 f"the first block is kept whole, and it has {capacity}"
             )
         budget = torch.full((clips,), self.positions, device=latents.device)
-        keeps, known = list[Tensor](), None
-        for part in torch.split(latents, self.period or blocks, 1):
-            keeps.append(Paths(part, None if known is None else known.latents).within(budget))
-            held, age = last_kept(part, keeps[-1], known)
+        period, keeps, known = self.period or blocks, list[Tensor](), None
+        for part in torch.split(latents, period, 1):
+            keep = Paths(part, None if known is None else known.latents, means=self.means).within(budget)
+            keeps.append(keep)
+            held, age = last_kept(interval_means(part, keep) if self.means else part, keep, known)
             known = Reference(held[:, -1], age[:, -1])
-        return replace(tokens, keep=tokens.keep & torch.cat(keeps, 1))
+        return _sent(tokens, torch.cat(keeps, 1), period, means=self.means)
 
 
 class Paths:
@@ -90,18 +96,23 @@ class Paths:
     `period`.
     """
 
-    def __init__(self, latents: Tensor, start: Tensor | None = None) -> None:
-        """(B, G, L, C) measured latents; `start` (B, L, C): references from before, a stop that is free."""
+    def __init__(self, latents: Tensor, start: Tensor | None = None, *, means: bool = True) -> None:
+        """(B, G, L, C) measured latents; `start` (B, L, C): references from before, a stop that is free. `means`:
+        whether intervals are sent as their means."""
         self._whole = start is None
         stops = latents if start is None else torch.cat([start[:, None], latents], 1)
         stops, channels = stops.transpose(1, 2), stops.shape[3]
         self._count = stops.shape[2]
         # Latents that are equal have an error of zero, not of rounding.
         errors = torch.cdist(stops, stops, compute_mode="donot_use_mm_for_euclid_dist").square() / channels
+        errors, at = errors.tril(-1), torch.arange(self._count + 1, device=errors.device)
         # (B, L, stop or end, earlier stop): the error of passing over all between.
-        passing = F.pad(errors.tril(-1).cumsum(2), (0, 0, 1, 0))
-        at = torch.arange(self._count + 1, device=errors.device)
-        passing = passing.masked_fill(at[:, None] <= at[:-1], torch.inf)
+        passing = errors.cumsum(2)
+        if means:  # squared distances from a mean sum up to those between all pairs, over their number
+            pairs = errors.flip(-1).cumsum(-1).flip(-1).cumsum(2) / (at[1:, None] - at[:-1]).clamp(min=1)
+            sent = 0 if start is None else 1
+            passing = torch.cat([passing[..., :sent], pairs[..., sent:]], -1)
+        passing = F.pad(passing, (0, 0, 1, 0)).masked_fill(at[:, None] <= at[:-1], torch.inf)
         self._before: list[Tensor] = []
         """For one stop between, two, ...: the last of them on the cheapest path to every stop and to the end."""
         cost = passing[..., 0]
@@ -145,6 +156,17 @@ class Paths:
         keep = numbers.new_zeros(*numbers.shape[:2], self._count + 1, dtype=torch.bool)
         keep = keep.scatter(-1, torch.cat(visited, -1), True)[..., :-1].transpose(1, 2)
         return keep if self._whole else keep[:, 1:]
+
+
+def _sent(tokens: BlockTokens, keep: Tensor, period: int, *, means: bool) -> BlockTokens:
+    """What is left of tokens. A mean does not reach into the next period, of which the sender knows nothing yet."""
+    kept = tokens.keep & keep
+    if not means:
+        return replace(tokens, keep=kept)
+    assert tokens.latents is not None
+    ends = kept.clone()
+    ends[:, ::period] = True
+    return MeanTokens(kept, tokens.codes, interval_means(tokens.latents, ends), tokens.features)
 
 
 def _hull_slopes(errors: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The inpainter: a transformer that corrects copy-forward where latents were dropped.
+"""The inpainter: a transformer that corrects copy-forward where latents were dropped, or sent as means.
 
 Attention is factorised: over the positions of a frame, then over the last `context` frames at a position. Its last
 layer starts at zero, so an untrained inpainter is copy-forward.
@@ -80,9 +80,9 @@ class Inpainter(nn.Module):
         super().__init__()
         self.config = config
         width, heads = config.transformer.width, config.transformer.heads
-        # Latent, its change since the last kept one, age, the least change that was kept; and what comes next, for an
-        # inpainter that looks ahead.
-        inputs = 2 * channels + 2 + (0 if config.causal else channels + 1)
+        # Latent, its change since the last kept one, age, the least change that was kept, whether means are sent; and
+        # what comes next, for an inpainter that looks ahead.
+        inputs = 2 * channels + 3 + (0 if config.causal else channels + 1)
         self.embed = nn.Conv2d(inputs, width, 3, padding=1)
         self.mask_embedding = learned_table(width)
         # What is around a position (arXiv 2102.10882); nothing at first.
@@ -109,20 +109,22 @@ class Inpainter(nn.Module):
         self,
         latents: Tensor,
         keep: Tensor,
+        means: Tensor,
         grid: Grid,
         start: Reference | None = None,
         memory: Memory | None = None,
     ) -> tuple[Tensor, Reference, Memory]:
         """(B, G, L, C) and (B, G, L) -> the filled latents, and the two caches for the blocks that follow.
 
-        Never reads a dropped latent. Kept latents come out as they went in.
+        Never reads a dropped latent. Kept latents come out as they went in, but for clips where `means` (B,) says that
+        they are means of what they stand for: there all are corrected.
         """
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
         least = self._least(change, memory)
         scale = torch.where(least.isinf(), 0, least).clamp(*self.SCALES)[..., None, None]
         clips, tiles = len(keep), Tiles(grid, self.config.window)
-        x = tiles.cut(self._embed(keep, copied, change, age, scale, grid))
+        x = tiles.cut(self._embed(keep, means, copied, change, age, scale, grid))
         over_space = _over_space(tiles, len(x), x.device)
         x = x.flatten(0, 1)
         layers: list[KeysValues] = []
@@ -136,7 +138,7 @@ class Inpainter(nn.Module):
         output = tiles.join(output).view(*keep.shape, -1)
         size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
         residual = scale * size.exp() * output[..., :-1]
-        filled = torch.where(keep[..., None], copied, copied + residual)
+        filled = torch.where((keep & ~means[:, None, None])[..., None], copied, copied + residual)
         return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers, least[:, -1])
 
     def _least(self, change: Tensor, memory: Memory | None) -> Tensor:
@@ -148,9 +150,12 @@ class Inpainter(nn.Module):
             return least.amin(1, keepdim=True).expand_as(least)
         return (least if memory is None else torch.minimum(least, memory.least[:, None])).cummin(1).values
 
-    def _embed(self, keep: Tensor, copied: Tensor, change: Tensor, age: Tensor, scale: Tensor, grid: Grid) -> Tensor:
+    def _embed(
+        self, keep: Tensor, means: Tensor, copied: Tensor, change: Tensor, age: Tensor, scale: Tensor, grid: Grid
+    ) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
-        parts = [copied, change, _log(age), scale.log().expand(*keep.shape, 1)]
+        whole = [x.to(copied.dtype).expand(*keep.shape, 1) for x in (scale.log(), means[:, None, None, None])]
+        parts = [copied, change, _log(age), *whole]
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]

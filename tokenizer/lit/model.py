@@ -17,9 +17,9 @@ from torch import Tensor
 from genvid.checkpoint import Model
 from genvid.tokenizer.lit.codec import Codec, CodecConfig, CodecSpec
 from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
-from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig
+from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig, Memory
 from genvid.tokenizer.lit.metric import by_metric, measure_metric
-from genvid.tokenizer.lit.reference import interpolate, last_kept
+from genvid.tokenizer.lit.reference import MeanTokens, Reference, interpolate, last_kept
 from genvid.tokenizer.lit.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
 from genvid.tokens import BlockTokens
 
@@ -105,12 +105,18 @@ class LIT(Model):
         return self.render(self.fill(tokens))
 
     def fill(self, tokens: BlockTokens) -> Tensor:
-        """The inpainter's filling."""
-        latents, keep = self.check(tokens), tokens.keep
-        if bool(keep.all()):
-            return latents
-        filled, _, _ = self.inpainter(self.normalise(latents), keep, self.grid)
-        return torch.where(keep[..., None], latents, self.denormalise(filled).to(latents.dtype))
+        """The inpainter's filling. Kept latents pass unchanged, unless they are means (`MeanTokens`)."""
+        return self.check(tokens) if bool(tokens.keep.all()) else self.restore(tokens)[0]
+
+    def restore(
+        self, tokens: BlockTokens, start: Reference | None = None, memory: Memory | None = None
+    ) -> tuple[Tensor, Reference, Memory]:
+        """`fill` for the next tokens of a stream, with its caches, and the caches for those that follow."""
+        latents, keep = self.check(tokens, first=start is None), tokens.keep
+        means = keep.new_full((len(keep),), isinstance(tokens, MeanTokens))
+        filled, *caches = self.inpainter(self.normalise(latents), keep, means, self.grid, start, memory)
+        exact = (keep & ~means[:, None, None])[..., None]
+        return torch.where(exact, latents, self.denormalise(filled).to(latents.dtype)), *caches
 
     def render(self, latents: Tensor) -> Tensor:
         """Latents (B, G, L, C) through the codec's decoder -> (B, 3, T, H, W), differentiable."""

@@ -1,6 +1,7 @@
 """What a dropped latent is compared with and filled from: the last one that was kept at its position.
 
 Copying it forward is also the simplest filler, and interpolating to the next kept one the simplest that looks ahead.
+A sender that looks ahead knows what a kept latent will stand for, and sends the mean of that (`MeanTokens`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+
+from genvid.tokens import BlockTokens
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,27 @@ def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> 
         filled = torch.where(before[..., None], start.latents[:, None].to(latents.dtype), filled)
         age = torch.where(before, start.age[:, None] + blocks + 1, age)
     return filled, age
+
+
+@dataclass(frozen=True)
+class MeanTokens(BlockTokens):
+    """Tokens whose kept latents are means: of the kept latent and of the dropped ones that follow at its position.
+
+    Copied forward, they lose the least squared error; so a kept latent is an estimate too, which inpainters correct.
+    """
+
+
+def interval_means(latents: Tensor, keep: Tensor) -> Tensor:
+    """(B, G, L, C) and (B, G, L) -> the latents, kept ones replaced by the mean of what they stand for. What stands for
+    itself alone is unchanged to the bit."""
+    count = keep.shape[1]
+    blocks = torch.arange(count, device=keep.device)[:, None]
+    following = torch.where(keep, blocks, count).flip(1).cummin(1).values.flip(1)
+    following = F.pad(following[:, 1:], (0, 0, 0, 1), value=count)
+    lengths = following - blocks
+    sums = F.pad(latents.double().cumsum(1), (0, 0, 0, 0, 1, 0))
+    means = (sums.gather(1, following[..., None].expand_as(latents)) - sums[:, :-1]) / lengths[..., None]
+    return torch.where((lengths > 1)[..., None], means.to(latents.dtype), latents)
 
 
 def next_kept(latents: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:

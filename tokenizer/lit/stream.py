@@ -54,9 +54,5 @@ class StreamDecoder:
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> Tensor:
         """The next tokens -> (B, 3, T, H, W)."""
-        lit, latents = self.lit, self.lit.check(tokens, first=self.selected is None)
-        filled, self.selected, self.memory = lit.inpainter(
-            lit.normalise(latents), tokens.keep, lit.grid, self.selected, self.memory
-        )
-        filled = torch.where(tokens.keep[..., None], latents, lit.denormalise(filled).to(latents.dtype))
-        return self.codec.decode(as_grid(filled, lit.grid))
+        latents, self.selected, self.memory = self.lit.restore(tokens, self.selected, self.memory)
+        return self.codec.decode(as_grid(latents, self.lit.grid))

@@ -14,7 +14,7 @@ from genvid import noise
 from genvid.tokenizer.lit.budget import Paths
 from genvid.tokenizer.lit.model import LIT, as_tokens
 from genvid.tokenizer.lit.redundancy import walk
-from genvid.tokenizer.lit.reference import last_kept
+from genvid.tokenizer.lit.reference import interval_means, last_kept
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
 
@@ -28,9 +28,11 @@ class LITObjective:
     """A quarter of the clips is cut under a price from this range, even in its logarithm, instead of that of a keep
     rate: under one price for all clips, still ones keep next to nothing."""
     threshold_masks: float = 0.2
-    """Share of clips that are cut by a threshold, as a stream is, instead of on the cheapest paths."""
+    """Share of clips that are cut by a threshold, as a stream is, instead of on the cheapest paths: latents are then
+    sent as they are, not as means."""
     random_masks: float = 0.1
-    """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too."""
+    """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too.
+    These are sent as they are as well."""
     pixel_weight: float = 0.0
     """Of the log of the decoded squared error, beside that of the latents. Decoding is most of a step."""
     pixel_share: float = 1.0
@@ -79,13 +81,14 @@ class LITTask(TrainingTask):
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
             coded = lit.codec.encode(video)
             latents = lit.normalise(as_tokens(coded).latents)  # type: ignore[arg-type]
-            keep = self.draw(latents, batch["seed"])
+            keep, means = self.draw(latents, batch["seed"])
+            sent = torch.where(means[:, None, None, None], interval_means(latents, keep), latents)
         lost = self.own_error(coded, video) + self.FLOOR
-        filled, _, _ = lit.inpainter(latents, keep, lit.grid)
+        filled, _, _ = lit.inpainter(sent, keep, means, lit.grid)
         error = lost + lit.pixel_error * _squared_error(filled, latents)
         losses = error.log() / 2
         with torch.no_grad():
-            copied_error = lost + lit.pixel_error * _squared_error(last_kept(latents, keep)[0], latents)
+            copied_error = lost + lit.pixel_error * _squared_error(last_kept(sent, keep)[0], latents)
         terms = {
             "psnr": -10 * error.detach().log10().mean(),
             "gain": 10 * (copied_error / error.detach()).log10().mean(),
@@ -108,8 +111,8 @@ class LITTask(TrainingTask):
         restored = codec.decode(latents[:, :, : 1 + step // codec.geometry.time]).float()
         return _squared_error(restored[:, :, 1:], video[:, :, 1 : 1 + step]) / 4
 
-    def draw(self, latents: Tensor, seeds: Tensor) -> Tensor:
-        """(B, G, L) kept positions for normalised latents, from each clip's seed."""
+    def draw(self, latents: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, G, L) kept positions for normalised latents, and (B,) whether means are sent, from each clip's seed."""
         objective, (blocks, capacity) = self.objective, latents.shape[1:3]
         rate, price, priced, rule = noise.uniform(seeds, "masks", 4).to(latents).unbind(1)
         rate = objective.lowest_rate + (1 - objective.lowest_rate) * rate
@@ -118,12 +121,13 @@ class LITTask(TrainingTask):
         paths = Paths(latents)
         prices = torch.where(priced < 0.25, low * (high / low) ** price, paths.prices(positions))
         prices = prices.clamp(min=1e-12)  # what never moves is not kept for nothing by the threshold either
-        by_threshold = (rule > 1 - objective.threshold_masks)[:, None, None]
-        keep = torch.where(by_threshold, walk(latents, prices.sqrt(), None), paths.under(prices))
+        at_random, by_threshold = rule < objective.random_masks, rule > 1 - objective.threshold_masks
+        thresholds = (2 * prices).sqrt()  # to keep both of two latents saves half their squared distance
+        keep = torch.where(by_threshold[:, None, None], walk(latents, thresholds, None), paths.under(prices))
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents) < share
         some[:, 0] = True
-        return torch.where((rule < objective.random_masks)[:, None, None], some, keep)
+        return torch.where(at_random[:, None, None], some, keep), ~(at_random | by_threshold)
 
 
 def _squared_error(x: Tensor, target: Tensor) -> Tensor:
