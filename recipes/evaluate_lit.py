@@ -214,7 +214,7 @@ class Comparison:
         spec = self.spec
         full, least = (
             float(((self.lit.decode(cut).clamp(-1, 1) - video) / 2).square().mean())
-            for cut in (tokens, BudgetedRedundancy(spec.block_capacity, self.lit.metric)(tokens))
+            for cut in (tokens, BudgetedRedundancy(spec.block_capacity, self.lit.metric, means=False)(tokens))
         )
         low, high = torch.tensor([full / 4, max(least, full * 1.5)]).log10().tolist()
         for target in torch.logspace(low, high, self.run.targets).tolist():
