@@ -81,12 +81,17 @@ class BudgetedRedundancy:
             )
         budget = torch.full((clips,), self.positions, device=latents.device)
         period, keeps, known = self.period or blocks, list[Tensor](), None
-        for part in torch.split(latents, period, 1):
-            keep = Paths(part, None if known is None else known.latents, means=self.means).within(budget)
-            keeps.append(keep)
-            held, age = last_kept(interval_means(part, keep) if self.means else part, keep, known)
-            known = Reference(held[:, -1], age[:, -1])
+        parts = torch.split(latents, period, 1)
+        for index, part in enumerate(parts):
+            if index:
+                known = self._held(parts[index - 1], keeps[-1], known)
+            keeps.append(Paths(part, None if known is None else known.latents, means=self.means).within(budget))
         return _sent(tokens, torch.cat(keeps, 1), period, means=self.means)
+
+    def _held(self, part: Tensor, keep: Tensor, known: Reference | None) -> Reference:
+        """What the receiver has after a period of measured latents."""
+        held, age = last_kept(interval_means(part, keep) if self.means else part, keep, known)
+        return Reference(held[:, -1], age[:, -1])
 
 
 class Paths:
@@ -110,8 +115,7 @@ class Paths:
         passing = errors.cumsum(2)
         if means:  # squared distances from a mean sum up to those between all pairs, over their number
             pairs = errors.flip(-1).cumsum(-1).flip(-1).cumsum(2) / (at[1:, None] - at[:-1]).clamp(min=1)
-            sent = 0 if start is None else 1
-            passing = torch.cat([passing[..., :sent], pairs[..., sent:]], -1)
+            passing = pairs if start is None else torch.cat([passing[..., :1], pairs[..., 1:]], -1)
         passing = F.pad(passing, (0, 0, 1, 0)).masked_fill(at[:, None] <= at[:-1], torch.inf)
         self._before: list[Tensor] = []
         """For one stop between, two, ...: the last of them on the cheapest path to every stop and to the end."""

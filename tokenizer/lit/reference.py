@@ -53,13 +53,10 @@ class MeanTokens(BlockTokens):
 def interval_means(latents: Tensor, keep: Tensor) -> Tensor:
     """(B, G, L, C) and (B, G, L) -> the latents, kept ones replaced by the mean of what they stand for. What stands for
     itself alone is unchanged to the bit."""
-    count = keep.shape[1]
-    blocks = torch.arange(count, device=keep.device)[:, None]
-    following = torch.where(keep, blocks, count).flip(1).cummin(1).values.flip(1)
-    following = F.pad(following[:, 1:], (0, 0, 0, 1), value=count)
-    lengths = following - blocks
+    ends = F.pad(_next_kept_at(keep)[:, 1:], (0, 0, 0, 1), value=keep.shape[1])
+    lengths = ends - torch.arange(keep.shape[1], device=keep.device)[:, None]
     sums = F.pad(latents.double().cumsum(1), (0, 0, 0, 0, 1, 0))
-    means = (sums.gather(1, following[..., None].expand_as(latents)) - sums[:, :-1]) / lengths[..., None]
+    means = (sums.gather(1, ends[..., None].expand_as(latents)) - sums[:, :-1]) / lengths[..., None]
     return torch.where((lengths > 1)[..., None], means.to(latents.dtype), latents)
 
 
@@ -71,9 +68,15 @@ def next_kept(latents: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
     count = keep.shape[1]
     blocks = torch.arange(count, device=keep.device)[:, None]
     last = torch.where(keep, blocks, -1).amax(1, keepdim=True).clamp(min=0)
-    source = torch.where(keep, blocks, count).flip(1).cummin(1).values.flip(1)
+    source = _next_kept_at(keep)
     source = torch.where(source == count, last, source)
     return latents.gather(1, source[..., None].expand_as(latents)), (source - blocks).clamp(min=0)
+
+
+def _next_kept_at(keep: Tensor) -> Tensor:
+    """(B, G, L) -> the block, from each on, in which the position is kept next; G where it is not."""
+    blocks = torch.arange(keep.shape[1], device=keep.device)[:, None]
+    return torch.where(keep, blocks, keep.shape[1]).flip(1).cummin(1).values.flip(1)
 
 
 def interpolate(latents: Tensor, keep: Tensor) -> Tensor:
