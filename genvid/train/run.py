@@ -24,8 +24,8 @@ class RunError(ValueError):
     """A run folder that cannot be used, said in one sentence."""
 
 
-def claim(folder: Path, config: Any, *, is_main: bool) -> None:
-    """Make `folder` the run of `config`, or check that it already is; RunError when it holds another run."""
+def check(folder: Path, config: Any) -> None:
+    """RunError when `folder` cannot be the run of `config`, because it holds another run or something else."""
     file = folder / "config.yaml"
     wanted = configuration.encode(config)
     if file.exists():
@@ -37,12 +37,15 @@ def claim(folder: Path, config: Any, *, is_main: bool) -> None:
             )
     elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
         raise RunError(f"{folder} is not empty and holds no run; choose another output_dir")
-    if is_main:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            configuration.dump(config, file)
-        except OSError as error:
-            raise RunError(f"cannot write to {folder} ({error.strerror})") from error
+
+
+def claim(folder: Path, config: Any) -> None:
+    """Make `folder` the run of `config`, when all processes have checked it; RunError when it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        configuration.dump(config, folder / "config.yaml")
+    except OSError as error:
+        raise RunError(f"cannot write to {folder} ({error.strerror})") from error
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,7 @@ from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.preview import preview
-from genvid.train.run import claim
+from genvid.train.run import check, claim
 from genvid.train.sharding import whole_state
 from genvid.train.stop import STOPPED, Stopped, StopRequest
 from genvid.train.task import Batch, TrainingTask
@@ -101,7 +101,10 @@ class Trainer:
             find_unused_parameters=len(task.phases) > 1,
         )
         adapt(self.accelerator, task, config)
-        claim(self.folder, run_config, is_main=self.accelerator.is_main_process)
+        check(self.folder, run_config)
+        self.accelerator.wait_for_everyone()  # all have looked before one writes
+        if self.accelerator.is_main_process:
+            claim(self.folder, run_config)
         self.accelerator.wait_for_everyone()
         if config.trackers:
             self.accelerator.init_trackers("tracking")
