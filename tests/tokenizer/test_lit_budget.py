@@ -116,6 +116,17 @@ def test_what_a_period_sends_does_not_depend_on_the_next() -> None:
     assert torch.equal(sent.latents[:, :3][alone.keep], alone.latents[alone.keep])
 
 
+def test_a_price_in_periods_loses_less_than_a_threshold_and_more_than_at_once() -> None:
+    tokens = walk(clips=4, blocks=12, capacity=32)
+    assert tokens.latents is not None
+    (price,) = calibrate_prices([tokens.latents], [0.4], METRIC, means=False)
+    at_once = PricedRedundancy(price, METRIC, means=False)(tokens)
+    in_periods = PricedRedundancy(price, METRIC, period=4, means=False)(tokens)
+    threshold = RedundancyAllocator(RedundancyConfig((2 * price) ** 0.5), METRIC)(tokens)
+    costs = [float(lost(tokens, kept) + price * kept.keep.sum()) for kept in (at_once, in_periods, threshold)]
+    assert costs[0] < costs[1] < costs[2]
+
+
 def test_means_lose_less_than_latents_as_they_are_and_a_whole_clip_is_sent_as_it_is() -> None:
     tokens = walk(blocks=12, capacity=32)
     for positions in (60, 120, 240):
@@ -161,5 +172,9 @@ def test_bad_budgets_and_prices_are_one_sentence() -> None:
         BudgetError, match="7 positions is below the floor: the first block is kept whole, and it has 8"
     ):
         BudgetedRedundancy(7, METRIC)(walk())
+    with pytest.raises(ValueError, match="a budget is at least 1 position, got 0"):
+        BudgetedRedundancy(0, METRIC)
+    with pytest.raises(ValueError, match="a period is at least 1 block, got 0"):
+        BudgetedRedundancy(8, METRIC, period=0)
     with pytest.raises(ValueError, match="price of a latent is at least 0, got -1"):
         PricedRedundancy(-1, METRIC)

@@ -8,7 +8,7 @@ import torch
 from tiny_codecs import cosmos, drifting, make_lit, save_codec
 
 from genvid.tokenizer import load_tokenizer
-from genvid.tokenizer.lit.budget import BudgetedRedundancy
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
 from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import Tiles
@@ -136,14 +136,27 @@ def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[i
     torch.testing.assert_close(torch.cat(frames, 2), one_call, atol=1e-5 * max(10, float(one_call.abs().max())), rtol=0)
 
 
-def test_a_stream_of_means_equals_one_call(lit: LIT) -> None:
+@pytest.mark.parametrize("means", [True, False])
+@pytest.mark.parametrize("priced", [True, False])
+def test_a_stream_of_paths_equals_one_call_in_periods(lit: LIT, priced: bool, means: bool) -> None:
     """The sender looks ahead in every chunk; the receiver is causal."""
-    tokens = BudgetedRedundancy(24, lit.metric, period=3)(lit.encode(drifting(2, 27)))
-    decoder, frames = StreamDecoder(lit), []
-    assert tokens.latents is not None
-    for keep, latents in zip(tokens.keep.split(3, 1), tokens.latents.split(3, 1), strict=True):
-        frames.append(decoder(MeanTokens(keep, latents=latents)))
-    torch.testing.assert_close(torch.cat(frames, 2), lit.decode(tokens), atol=1e-4, rtol=1e-4)
+
+    def allocator(period: int | None) -> PricedRedundancy | BudgetedRedundancy:
+        if priced:
+            return PricedRedundancy(0.02, lit.metric, period=period, means=means)
+        return BudgetedRedundancy(24, lit.metric, period=period, means=means)
+
+    video = drifting(2, 27)
+    tokens = allocator(3)(lit.encode(video))
+    encoder, decoder = StreamEncoder(lit, allocator(None)), StreamDecoder(lit)
+    parts = [encoder(chunk) for chunk in video.split(9, 2)]
+    assert all(isinstance(part, MeanTokens) == means for part in parts)
+    assert torch.equal(torch.cat([part.keep for part in parts], 1), tokens.keep)
+    assert 16 < tokens.keep[0].sum() < tokens.keep[0].numel()
+    if not priced:
+        assert tokens.keep.unflatten(1, (3, 3)).sum((2, 3)).eq(24).all()
+    frames = torch.cat([decoder(part) for part in parts], 2)
+    torch.testing.assert_close(frames, lit.decode(tokens), atol=1e-4, rtol=1e-4)
 
 
 def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:

@@ -8,14 +8,15 @@ spends on each what it needs (`PricedRedundancy`); or each clip buys what saves 
 (`BudgetedRedundancy`).
 
 The paper (arXiv 2606.06158) has a threshold and no budget, and sends latents as they are. A threshold does not look
-ahead, so it cannot know how long a latent will serve; an encoder that has the whole clip can. The receiver is causal in
-both cases. `means=False` sends latents as they are: intervals then cost the distances from their first.
+ahead, so it cannot know how long a latent will serve; an encoder can that has the whole clip, or of a stream the whole
+chunk. The receiver is causal in both cases. `means=False` sends latents as they are: intervals then cost the distances
+from their first.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -24,27 +25,61 @@ from torch.nn import functional as F
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.redundancy import measured, positions_at
-from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_kept
+from genvid.tokenizer.lit.reference import MeanTokens, Reference, carried, interval_means
 from genvid.tokens import BlockTokens
 
 
-class PricedRedundancy:
-    """Keeps what saves more than it costs; the first block of a clip whole. The rate follows from the content.
+class PathRedundancy(ABC):
+    """Keeps what is on the cheapest paths; the first block of a clip whole.
+
+    `period` blocks are cut at a time, None is all that are given. What a period sends depends on the past and on itself
+    alone: a stream is cut as it comes, and each of its chunks begins a period.
+    """
+
+    def __init__(self, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
+        """`metric` (C, C) is that of the codec."""
+        if period is not None and period < 1:
+            raise ValueError(f"a period is at least 1 block, got {period}")
+        self.metric, self.period, self.means = metric, period, means
+
+    @abstractmethod
+    def choose(self, paths: Paths) -> Tensor:
+        """(B, G, L): what is kept of a period, by its paths."""
+
+    def __call__(self, tokens: BlockTokens) -> BlockTokens:
+        return self.continued(tokens, None)
+
+    def continued(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
+        """The next blocks of a stream whose past left `start`: what the receiver has, means where means are sent."""
+        latents, period = measured(tokens, self.metric), self.period or tokens.keep.shape[1]
+        assert tokens.latents is not None
+        keeps, sent = list[Tensor](), list[Tensor]()
+        parts = (torch.split(x, period, 1) for x in (tokens.latents, latents, tokens.keep))
+        for raw, part, there in zip(*parts, strict=True):
+            if keeps:
+                start = carried(sent[-1], keeps[-1], start)
+            known = None if start is None else by_metric(start.latents, self.metric)
+            keeps.append(there & self.choose(Paths(part, known, means=self.means)))
+            sent.append(interval_means(raw, keeps[-1]) if self.means else raw)
+        kind = MeanTokens if self.means else BlockTokens
+        return kind(torch.cat(keeps, 1), tokens.codes, torch.cat(sent, 1), tokens.features)
+
+
+class PricedRedundancy(PathRedundancy):
+    """Keeps what saves more than it costs. The rate follows from the content.
 
     Of all clips that are cut under one price, no choice of as many latents in all has a smaller total error.
     """
 
-    def __init__(self, price: float, metric: Tensor, *, means: bool = True) -> None:
-        """`price` is a squared distance, in squared standard deviations; `metric` (C, C) that of the codec."""
+    def __init__(self, price: float, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
+        """`price` is a squared distance, in squared standard deviations."""
         if not price >= 0:
             raise ValueError(f"the price of a latent is at least 0, got {price}")
-        self.price, self.metric, self.means = price, metric, means
+        super().__init__(metric, period=period, means=means)
+        self.price = price
 
-    def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        latents = measured(tokens, self.metric)
-        prices = latents.new_full((len(latents),), self.price)
-        keep = Paths(latents, means=self.means).under(prices)
-        return _sent(tokens, keep, keep.shape[1], means=self.means)
+    def choose(self, paths: Paths) -> Tensor:
+        return paths.under(paths.savings.new_full((len(paths.savings),), self.price))
 
 
 def calibrate_prices(
@@ -59,46 +94,29 @@ def calibrate_prices(
     return savings[bought].tolist()
 
 
-class BudgetedRedundancy:
-    """Keeps at most `positions` in every `period` blocks of every clip, the first block of the clip whole.
-
-    The budget is met to the token, unless fewer positions leave nothing to save. `period` None is the whole clip; with
-    blocks of a second it bounds the rate of a stream.
-    """
+class BudgetedRedundancy(PathRedundancy):
+    """Keeps at most `positions` of every clip, or of every `period` blocks of it: met to the token, unless fewer leave
+    nothing to save."""
 
     def __init__(self, positions: int, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
-        if positions < 1 or (period is not None and period < 1):
-            raise ValueError(f"a budget is at least 1 position in at least 1 block, got {positions} in {period}")
-        self.positions, self.period, self.metric, self.means = positions, period, metric, means
+        if positions < 1:
+            raise ValueError(f"a budget is at least 1 position, got {positions}")
+        super().__init__(metric, period=period, means=means)
+        self.positions = positions
 
-    def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        latents = measured(tokens, self.metric)
-        clips, blocks, capacity = tokens.keep.shape
-        if self.positions < capacity:
+    def choose(self, paths: Paths) -> Tensor:
+        if self.positions < paths.floor:
             raise BudgetError(
                 f"a budget of {self.positions} positions is below the floor: "
-                f"the first block is kept whole, and it has {capacity}"
+                f"the first block is kept whole, and it has {paths.floor}"
             )
-        budget = torch.full((clips,), self.positions, device=latents.device)
-        period, keeps, known = self.period or blocks, list[Tensor](), None
-        parts = torch.split(latents, period, 1)
-        for index, part in enumerate(parts):
-            if index:
-                known = self._held(parts[index - 1], keeps[-1], known)
-            keeps.append(Paths(part, None if known is None else known.latents, means=self.means).within(budget))
-        return _sent(tokens, torch.cat(keeps, 1), period, means=self.means)
-
-    def _held(self, part: Tensor, keep: Tensor, known: Reference | None) -> Reference:
-        """What the receiver has after a period of measured latents."""
-        held, age = last_kept(interval_means(part, keep) if self.means else part, keep, known)
-        return Reference(held[:, -1], age[:, -1])
+        return paths.within(paths.savings.new_full((len(paths.savings),), self.positions, dtype=torch.int64))
 
 
 class Paths:
     """The shortest paths of all positions, with every number of kept latents, by dynamic programming.
 
-    Time grows with the cube of the blocks and memory with their square; for long videos, `BudgetedRedundancy` has a
-    `period`.
+    Time grows with the cube of the blocks and memory with their square; long videos are cut in periods.
     """
 
     def __init__(self, latents: Tensor, start: Tensor | None = None, *, means: bool = True) -> None:
@@ -129,6 +147,11 @@ class Paths:
         """(B, L, count - 1): what the first stop after the start saves, what a second saves beside it, ...: less and
         less. Where two save more than twice what one does, each counts half of both."""
 
+    @property
+    def floor(self) -> int:
+        """Positions that are kept at any price: the first block, unless something is known from before."""
+        return self.savings.shape[1] if self._whole else 0
+
     def under(self, prices: Tensor) -> Tensor:
         """(B,) prices -> (B, G, L) kept latents: those that save more than they cost."""
         return self._follow((self.savings > prices[:, None, None]).sum(-1))
@@ -147,8 +170,8 @@ class Paths:
         return savings.gather(1, self._bought(positions).clamp(max=savings.shape[1] - 1))[:, 0]
 
     def _bought(self, positions: Tensor) -> Tensor:
-        """(B, 1): without the first block, which is kept whole."""
-        return (positions - self.savings.shape[1] * self._whole)[:, None]
+        """(B, 1): without the first block, where it is kept whole."""
+        return (positions - self.floor)[:, None]
 
     def _follow(self, numbers: Tensor) -> Tensor:
         """(B, L) how many stops there are after the first -> (B, G, L) where they are: from the end back."""
@@ -160,17 +183,6 @@ class Paths:
         keep = numbers.new_zeros(*numbers.shape[:2], self._count + 1, dtype=torch.bool)
         keep = keep.scatter(-1, torch.cat(visited, -1), True)[..., :-1].transpose(1, 2)
         return keep if self._whole else keep[:, 1:]
-
-
-def _sent(tokens: BlockTokens, keep: Tensor, period: int, *, means: bool) -> BlockTokens:
-    """What is left of tokens. A mean does not reach into the next period, of which the sender knows nothing yet."""
-    kept = tokens.keep & keep
-    if not means:
-        return replace(tokens, keep=kept)
-    assert tokens.latents is not None
-    ends = kept.clone()
-    ends[:, ::period] = True
-    return MeanTokens(kept, tokens.codes, interval_means(tokens.latents, ends), tokens.features)
 
 
 def _hull_slopes(errors: Tensor) -> Tensor:

@@ -42,6 +42,12 @@ def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> 
     return filled, age
 
 
+def carried(latents: Tensor, keep: Tensor, start: Reference | None) -> Reference:
+    """What the receiver has after these blocks of a stream, in memory of its own."""
+    filled, age = last_kept(latents, keep, start)
+    return Reference(filled[:, -1].clone(), age[:, -1].clone())
+
+
 @dataclass(frozen=True)
 class MeanTokens(BlockTokens):
     """Tokens whose kept latents are means: of the kept latent and of the dropped ones that follow at its position.

@@ -6,23 +6,33 @@ inpainter remembers of the last filled frames, C_fill.
 
 from __future__ import annotations
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
 from genvid.tokenizer.lit.inpainter import Memory
 from genvid.tokenizer.lit.model import LIT, as_grid, as_tokens
-from genvid.tokenizer.lit.redundancy import RedundancyAllocator
-from genvid.tokenizer.lit.reference import Reference, last_kept
+from genvid.tokenizer.lit.reference import Reference, carried
 from genvid.tokens import BlockTokens
 
 
+class StreamAllocator(Protocol):
+    """An allocator that can go on where it stopped: a threshold, a price, or a budget of every chunk."""
+
+    def continued(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
+        """The next blocks, thinned; `start` is what the receiver has of those before."""
+        ...
+
+
 class StreamEncoder:
-    """Chunks of frames -> tokens, thinned by a redundancy threshold.
+    """Chunks of frames -> tokens, thinned: by a threshold as they come, by a price or budget on the cheapest paths to
+    the end of the chunk.
 
     Only the first chunk keeps its first block whole: later ones are compared with what was kept before.
     """
 
-    def __init__(self, lit: LIT, allocator: RedundancyAllocator) -> None:
+    def __init__(self, lit: LIT, allocator: StreamAllocator) -> None:
         self.lit, self.allocator = lit, allocator
         self.codec = lit.codec.stream()
         self.selected: Reference | None = None
@@ -33,8 +43,7 @@ class StreamEncoder:
         """The next frames (B, 3, T, H, W) in [-1, 1]; T as the codec's stream takes it."""
         tokens = self.allocator.continued(as_tokens(self.codec.encode(video)), self.selected)
         assert tokens.latents is not None
-        latents, age = last_kept(tokens.latents, tokens.keep, self.selected)
-        self.selected = Reference(latents[:, -1].clone(), age[:, -1])
+        self.selected = carried(tokens.latents, tokens.keep, self.selected)
         return tokens
 
 
