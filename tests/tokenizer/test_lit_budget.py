@@ -127,6 +127,16 @@ def test_a_price_in_periods_loses_less_than_a_threshold_and_more_than_at_once() 
     assert costs[0] < costs[1] < costs[2]
 
 
+def test_a_price_for_periods_of_one_block_is_a_threshold() -> None:
+    tokens = walk(clips=3, blocks=9, capacity=16)
+    threshold = RedundancyAllocator(RedundancyConfig(0.7), METRIC)(tokens)
+    assert torch.equal(PricedRedundancy(0.7**2, METRIC, period=1)(tokens).keep, threshold.keep)
+    assert tokens.latents is not None
+    price = calibrate_threshold([tokens.latents], 0.4, lambda price: PricedRedundancy(price, METRIC, period=3))
+    kept = PricedRedundancy(price, METRIC, period=3)(tokens).keep.sum()
+    assert kept == round(0.4 * tokens.keep.numel())
+
+
 def test_means_lose_less_than_latents_as_they_are_and_a_whole_clip_is_sent_as_it_is() -> None:
     tokens = walk(blocks=12, capacity=32)
     for positions in (60, 120, 240):

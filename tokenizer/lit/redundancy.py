@@ -105,7 +105,7 @@ def positions_at(latents: Sequence[Tensor], rate: float) -> int:
 
 def calibrate_threshold(latents: Sequence[Tensor], rate: float, allocator: Callable[[float], Allocator]) -> float:
     """The threshold whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`; `allocator`
-    makes the allocator of a threshold."""
+    makes the allocator of a threshold, or of a price that holds for periods."""
     wanted = positions_at(latents, rate)
     if rate == 1:
         return 0.0
