@@ -68,7 +68,7 @@ class PathRedundancy(ABC):
 class PricedRedundancy(PathRedundancy):
     """Keeps what saves more than it costs. The rate follows from the content.
 
-    Of all clips that are cut under one price, no choice of as many latents in all has a smaller total error.
+    Of all clips that are cut at once under one price, no choice of as many latents in all has a smaller total error.
     """
 
     def __init__(self, price: float, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
