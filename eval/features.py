@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genvid.checkpoint import fingerprint, load_model, load_weights, read_config, resolve
+from genvid.checkpoint import fingerprint, load_model, load_weights, read_config, read_pickled, resolve
 from genvid.eval.classifier import VideoClassifier
 from genvid.eval.i3d import I3D
 
@@ -198,7 +198,7 @@ def load_i3d(path: str | Path) -> FeatureNetwork:
         scripted = torch.jit.load(str(path), map_location="cpu")  # type: ignore[no-untyped-call]
         return I3DTorchScript(scripted, name=name, weights=blob, is_fvd=is_fvd)
     network = I3D()
-    load_weights(network, torch.load(path, map_location="cpu", weights_only=True), source=str(path))
+    load_weights(network, read_pickled(path), source=str(path))
     return I3DStateDict(network, name=name, weights=blob, is_fvd=is_fvd)
 
 

@@ -31,7 +31,7 @@ class ClipTable:
         """Open or begin a table of `what`; ValueError where the folder holds something else."""
         self.folder = Path(folder)
         file, described = self.folder / "table.json", json.loads(json.dumps(dict(what)))
-        if file.is_file():
+        if file.is_file() and any(self.folder.glob("rows-*.safetensors")):
             difference = configuration.difference(json.loads(file.read_text()), described)
             if difference:
                 raise ValueError(

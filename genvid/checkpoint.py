@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 
 from genvid import config as configuration
@@ -70,6 +71,15 @@ class Model(nn.Module):
         model = cls(config)
         load_weights(model, read_weights(folder), source=str(folder))
         return model.eval()
+
+
+def read_pickled(file: Path) -> dict[str, Tensor]:
+    """Weights as torch.save wrote them; CheckpointError where it did not."""
+    try:
+        state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a file of another kind the unpickler may raise anything
+        raise CheckpointError(f"{file} is no PyTorch checkpoint of weights ({type(error).__name__})") from error
+    return state
 
 
 def load_model(source: str | Path) -> Model:

@@ -107,7 +107,10 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             if not words:
                 raise ConfigError(f"--{key} needs a value")
             value = words.pop(0)
-        pairs.append((key, yaml.safe_load(value)))
+        try:
+            pairs.append((key, yaml.safe_load(value)))
+        except yaml.YAMLError as error:
+            raise ConfigError(f"--{key} {value} is not valid YAML: {' '.join(str(error).split())}") from None
     return pairs
 
 

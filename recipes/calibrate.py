@@ -6,6 +6,7 @@ expected distortion of every allocator against tokens. One process.
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -34,6 +35,8 @@ from genvid.recipes.command import command
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,13 @@ def run_calibration(run: CalibrationRun) -> Path:
     dataset = run.data.open()
     spec = tokenizer.spec
     blocks = spec.num_blocks(run.data.clip.frames)
+    if min(run.budgets) < blocks * int(sizes[0]):
+        raise ValueError(
+            f"a budget of {min(run.budgets)} tokens is too small for videos of {blocks} blocks, which take at least "
+            f"{blocks * int(sizes[0])}"
+        )
+    if len(dataset) < run.clips:
+        logger.warning("calibrating on %d clips, which is all there are of the %d asked for", len(dataset), run.clips)
     middle = largest_size(sizes, run.budgets[len(run.budgets) // 2] / blocks)
     batches, predicted, measured, weights = [], [], [], None
     total = -(-min(run.clips, len(dataset)) // run.batch_size)

@@ -22,7 +22,7 @@ def command(main: Main) -> Main:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         try:
             main(argv)
-        except (ValueError, FileNotFoundError, LaunchError, FloatingPointError) as error:
+        except (ValueError, OSError, LaunchError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 

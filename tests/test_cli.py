@@ -124,7 +124,15 @@ def test_budgets_are_shared_and_kept(models, video, tmp_path, capsys):
     assert len(stored["lengths"]) == 16
     assert stored["lengths"].sum() == len(stored["codes"]) <= 12 * 16 / 3  # twice 8 blocks, where a clip of 3 has 12
     refused(capsys, "both --scorer and --tokens", "encode", video, tmp_path / "c.npz", *budget[:4])
-    refused(capsys, "fewer than the smallest", "encode", video, tmp_path / "c.npz", *budget[:5], 3)
+    refused(
+        capsys,
+        "3 tokens are too few for a clip of 3 blocks, which",
+        "encode",
+        video,
+        tmp_path / "c.npz",
+        *budget[:5],
+        3,
+    )
     refused(capsys, "blocks of 512, 256", "encode", video, tmp_path / "c.npz", *budget, "--published")
 
 
@@ -192,6 +200,12 @@ def test_bad_requests_to_sample_leave_nothing(models, video, tmp_path, capsys):
     refused(capsys, "adaptok model, but an autoregressive", *asked, models / "tokenizer", "--class", 1)
     refused(capsys, "--count and --batch-size", *asked, models / "continues", "--prompt", video, "--count", 0)
     refused(capsys, "no.mp4", *asked, models / "continues", "--prompt", tmp_path / "no.mp4")
+    refused(capsys, "--frames at least 1", *asked, models / "continues", "--prompt", video, "--frames", 0)
+    a_class = (*asked, models / "run" / "export", "--class", 1)
+    refused(capsys, "--budget or --total", *a_class, "--scorer", models / "scorer", "--tokens", 12)
+    refused(capsys, "--fps is above 0", *a_class, "--fps", 0)
+    refused(capsys, "temperature, top_k and guidance are at least 0", *a_class, "--temperature", "nan")
+    refused(capsys, "is not a folder that can be written to", *a_class, "--output", video / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -70,6 +70,7 @@ def test_dump_and_load_are_inverse(file, tmp_path):
         (["--shape.radius", "2"], ["'radius'", "valid keys of shape: sides"]),
         (["train.steps", "3"], ["--section.key value"]),
         (["--train.steps"], ["--train.steps needs a value"]),
+        (["--train", "{steps: 3"], ["--train {steps: 3 is not valid YAML"]),
     ],
 )
 def test_what_is_wrong_is_said_in_one_sentence(file, overrides, words):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from genvid.allocation import Allocator, GroupAllocator, JointAllocator
-from genvid.allocation.allocators import largest_size
+from genvid.allocation import Allocator, BudgetError, GroupAllocator, JointAllocator
 from genvid.checkpoint import fingerprint, resolve
 from genvid.data.clips import to_uint8
 from genvid.data.token_file import (
@@ -30,7 +30,7 @@ from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.lit.budget import BudgetedRedundancy
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, check_floor
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokens import BlockTokens, VideoTokenizer
 
@@ -102,6 +102,9 @@ def new_output(path: str, suffix: str) -> Path:
     if output.suffix != suffix:
         wanted = f"a {suffix} file" if suffix else "a folder"
         raise ValueError(f"the output is {wanted}, not {output}")
+    above = next(folder for folder in output.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise ValueError(f"cannot write {output}: {above} is not a folder that can be written to")
     if output.exists() and (suffix or not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists already; choose another output or remove it first")
     return output
@@ -131,13 +134,16 @@ def open_budget(arguments: argparse.Namespace, tokenizer: VideoTokenizer) -> Bud
         if len(budgets) != most:
             raise ValueError(f"the published budgets are for {len(budgets)} blocks, this tokenizer has {most}")
         return lambda blocks: GroupAllocator(predictor, budgets[:blocks], GROUP, exact=True)
-    largest_size(predictor.sizes, tokens / most)  # says now, not after encoding, that a budget is too small
+    least = most * int(predictor.sizes[0])
+    if tokens < least:  # said now, not after encoding
+        raise BudgetError(f"{tokens} tokens are too few for a clip of {most} blocks, which take at least {least}")
     return lambda blocks: JointAllocator(predictor, tokens * blocks / most, GROUP)
 
 
 def _redundancy(arguments: argparse.Namespace, lit: LIT) -> Budget:
     if arguments.scorer is not None or arguments.published:
         raise ValueError(f"{arguments.tokenizer} is LIT, which needs no scorer: give --tokens alone")
+    check_floor(arguments.tokens, lit.spec.block_capacity)
     return lambda _: BudgetedRedundancy(arguments.tokens, lit.metric)
 
 

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from genvid import config as configuration
 from genvid.ar.model import load_row_model
 from genvid.ar.published import PublishedTransformer
@@ -36,6 +34,9 @@ SAMPLED = 128
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Run a protocol: one report, or one for each token budget."""
+    for name in ("count", "seeds", "batch_size"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(arguments, name)}")
     state, record = make_state(), protocol(arguments.protocol)
     if arguments.count is not None:
         record = record.adapted(count=arguments.count)
@@ -131,7 +132,7 @@ def _sources(
         return source, unseen_source(record, arguments.data, arguments.lists, class_order=order), record
     if not arguments.partial:
         raise ValueError(f"{record.name} is a protocol on {record.dataset}: --source needs --partial")
-    data = yaml.safe_load(Path(arguments.source).read_text())
+    data = configuration.read(arguments.source)
     source = configuration.decode(SourceConfig, data, source=arguments.source)
     return source, None, record.adapted(dataset=Path(arguments.source).stem, split="", videos=None)
 

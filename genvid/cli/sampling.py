@@ -46,6 +46,10 @@ def sample(arguments: argparse.Namespace) -> None:
     config = SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p, arguments.guidance)
     if arguments.count < 1 or arguments.batch_size < 1:
         raise ValueError(f"--count and --batch-size are at least 1, got {arguments.count} and {arguments.batch_size}")
+    if not arguments.fps > 0 or (arguments.frames is not None and arguments.frames < 1):
+        raise ValueError(f"--fps is above 0 and --frames at least 1, got {arguments.fps:g} and {arguments.frames}")
+    if arguments.prompt is None and (arguments.scorer or arguments.tokens or arguments.published):
+        raise ValueError("--scorer, --tokens and --published cut a --prompt: tokens of a class are --budget or --total")
     output = new_output(arguments.output, "")
     model = load_row_model(arguments.model)
     tokenizer = open_tokenizer(arguments.tokenizer)

@@ -240,7 +240,9 @@ def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
             f"{layout.num_blocks} blocks"
         )
     if guided and (request.null_prefix is None or len(request.null_prefix) != given):
-        raise ValueError("guidance other than 1 needs a null prefix, which frame prediction does not have")
+        raise ValueError(
+            "guidance other than 1 needs a null prefix, which frame prediction does not have: sample it with guidance 1"
+        )
     if request.planner is not None and layout.framing != "length":
         raise ValueError('only models of "length" framing say how well a length suits; plan the lengths of this one')
     least, most = least_tokens(layout, blocks), blocks * layout.largest

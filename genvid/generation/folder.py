@@ -98,15 +98,15 @@ class SampleFolder:
         """SampleFolderError when the folder holds samples that depend on something else than `about`."""
         self.path = Path(path)
         file, wanted = self.path / "about.json", json.loads(json.dumps(about))
-        if file.exists():
-            held = json.loads(file.read_text())
-            difference = configuration.difference(held, wanted)
+        begun = any(self.path.glob("index*.jsonl"))
+        if (self.path.exists() and not self.path.is_dir()) or (begun and not file.exists()):
+            raise SampleFolderError(f"{self.path} is no folder of samples; choose another")
+        if begun:
+            difference = configuration.difference(json.loads(file.read_text()), wanted)
             if difference:
                 raise SampleFolderError(
                     f"{self.path} already holds other samples ({difference}); choose another folder or delete that one"
                 )
-        elif self.path.exists() and (not self.path.is_dir() or any(self.path.glob("index*.jsonl"))):
-            raise SampleFolderError(f"{self.path} is no folder of samples; choose another")
         else:
             with write_atomically(file) as temporary:
                 temporary.write_text(json.dumps(wanted, indent=2) + "\n")

@@ -7,6 +7,7 @@ rows, and is tested against it.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,8 @@ class SamplingConfig:
     """Classifier-free guidance scale w: logits are null + w (conditional - null); 1: no guidance."""
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.top_k < 0 or not 0 < self.top_p <= 1 or self.guidance < 0:
+        numbers = (self.temperature, self.top_k, self.guidance)
+        if not all(0 <= number < math.inf for number in numbers) or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature, top_k and guidance are at least 0 and top_p is in (0, 1], got {self}")
 
 

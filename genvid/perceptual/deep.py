@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from genvid.checkpoint import load_weights
+from genvid.checkpoint import load_weights, read_pickled
 from genvid.files import sha256
 from genvid.perceptual.distance import PerceptualDistance
 from genvid.perceptual.networks import BACKBONES, Trunk
@@ -112,7 +112,7 @@ def _load_trunk(net: str, path: Path) -> tuple[Trunk, str]:
             f"no {net} weights at {path}; download {backbone.url} and give its path as `weights`, "
             "or choose `type: structure`, which needs none"
         )
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = read_pickled(path)
     trunk = backbone.build()
     load_weights(trunk, {k: v for k, v in state.items() if k.startswith("features.")}, source=str(path))
     return trunk, sha256(path)

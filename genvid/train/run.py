@@ -25,18 +25,23 @@ class RunError(ValueError):
 
 
 def check(folder: Path, config: Any) -> None:
-    """RunError when `folder` cannot be the run of `config`, because it holds another run or something else."""
+    """RunError when `folder` cannot be the run of `config`, because it holds another run or something else.
+
+    A config alone is that of a run that was refused before its first step: it may be mended.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise RunError(f"cannot write to {folder} (Not a directory)")
     file = folder / "config.yaml"
-    wanted = configuration.encode(config)
-    if file.exists():
-        held = yaml.safe_load(file.read_text())
-        difference = configuration.difference(_comparable(held), _comparable(wanted))
-        if difference:
-            raise RunError(
-                f"{folder} already holds another run ({difference}); choose another output_dir or delete that folder"
-            )
-    elif folder.exists() and any(not path.name.startswith(".") for path in folder.iterdir()):
+    if not folder.exists() or all(path.name.startswith(".") or path == file for path in folder.iterdir()):
+        return
+    if not file.exists():
         raise RunError(f"{folder} is not empty and holds no run; choose another output_dir")
+    held, wanted = yaml.safe_load(file.read_text()), configuration.encode(config)
+    difference = configuration.difference(_comparable(held), _comparable(wanted))
+    if difference:
+        raise RunError(
+            f"{folder} already holds another run ({difference}); choose another output_dir or delete that folder"
+        )
 
 
 def claim(folder: Path, config: Any) -> None:

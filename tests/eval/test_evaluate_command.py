@@ -219,6 +219,8 @@ def test_two_processes_give_the_very_numbers_of_one(
         ("ucf101-rfvd", [], "no protocol 'ucf101-rfvd'; there are ucf101-gfvd-larp-10k"),
         ("ucf101-gfvd-larp-10k", ["--features", "none"], "measures generation: give --model"),
         ("k600-rfvd-first", ["--features", "none"], "needs the CSV file of the val split (--lists)"),
+        ("ucf101-rfvd-first", ["--i3d", __file__], "test_evaluate_command.py is no PyTorch checkpoint"),
+        ("ucf101-rfvd-first", ["--features", "none", "--partial", "--count", "0"], "--count is at least 1, got 0"),
     ],
 )
 def test_what_is_missing_is_said(

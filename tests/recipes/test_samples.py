@@ -9,6 +9,7 @@ import torch
 from genvid import config
 from genvid.eval.report import Report
 from genvid.generation import folder
+from genvid.generation.folder import SampleFolder, SampleFolderError
 from genvid.recipes import budgets
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
@@ -117,3 +118,11 @@ def test_samples_of_another_seed_are_not_mixed_in(stages, capsys):
     with pytest.raises(SystemExit):
         stages.run("generation", "samples_seed", seed=3)
     assert "already holds other samples (seed is 0 there, 3 here)" in capsys.readouterr().err
+
+
+def test_a_folder_in_which_nothing_was_sampled_is_free(tmp_path):
+    SampleFolder(tmp_path / "samples", {"seed": 0})
+    samples = SampleFolder(tmp_path / "samples", {"seed": 3})
+    samples.add([{"number": 0}])
+    with pytest.raises(SampleFolderError, match=r"already holds other samples \(seed is 3 there, 4 here\)"):
+        SampleFolder(tmp_path / "samples", {"seed": 4})

@@ -228,6 +228,18 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
     (tmp_path / "notes" / "thoughts.txt").write_text("mine")
     with pytest.raises(RunError, match="not empty and holds no run"):
         train(tmp_path / "notes")
+    with pytest.raises(RunError, match=r"cannot write to .*thoughts\.txt \(Not a directory\)"):
+        train(tmp_path / "notes" / "thoughts.txt")
+
+
+def test_a_run_that_was_refused_before_its_first_step_may_be_mended(tmp_path):
+    def refusing(shard):
+        raise ValueError("no clips")
+
+    with pytest.raises(ValueError, match="no clips"):
+        train(tmp_path / "run", batches=refusing, other=1)
+    assert (tmp_path / "run" / "config.yaml").exists()
+    train(tmp_path / "run", steps=1)
 
 
 def test_an_unfinished_checkpoint_is_not_resumed_from(tmp_path):

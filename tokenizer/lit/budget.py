@@ -105,12 +105,16 @@ class BudgetedRedundancy(PathRedundancy):
         self.positions = positions
 
     def choose(self, paths: Paths) -> Tensor:
-        if self.positions < paths.floor:
-            raise BudgetError(
-                f"a budget of {self.positions} positions is below the floor: "
-                f"the first block is kept whole, and it has {paths.floor}"
-            )
+        check_floor(self.positions, paths.floor)
         return paths.within(paths.savings.new_full((len(paths.savings),), self.positions, dtype=torch.int64))
+
+
+def check_floor(positions: int, floor: int) -> None:
+    """BudgetError where fewer positions are asked for than the first block has."""
+    if positions < floor:
+        raise BudgetError(
+            f"a budget of {positions} positions is below the floor: the first block is kept whole, and it has {floor}"
+        )
 
 
 class Paths:
