@@ -132,7 +132,8 @@ def main() -> None:
         f"{hardware}, torch {torch.__version__}; codec {lit.codec.name}, inpainter {parameters / 1e6:.1f} M parameters"
     )
     print(
-        f"{arguments.clips} clips of {arguments.frames} frames at {arguments.size}x{arguments.size}, bf16 autocast"
+        f"{arguments.clips} clips of {arguments.frames} frames at {arguments.size}x{arguments.size}"
+        + (", bf16 autocast (the stream in float32)" if device == "cuda" else "")
         + (", compiled" if arguments.compile else "")
     )
     if arguments.compile:

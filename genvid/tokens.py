@@ -50,6 +50,11 @@ class TokenizerSpec:
 
     def check_video(self, video: Tensor) -> int:
         """Number of blocks of a (B, 3, T, H, W) video; raises ValueError in words when it does not fit."""
+        self.check_frames(video)
+        return self.num_blocks(video.shape[2])
+
+    def check_frames(self, video: Tensor) -> None:
+        """`check_video` for a video of any length."""
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
         if tuple(video.shape[-2:]) != self.resolution:
@@ -57,7 +62,6 @@ class TokenizerSpec:
             raise ValueError(
                 f"this tokenizer takes {height}x{width} frames, got {video.shape[-2]}x{video.shape[-1]}; resize first"
             )
-        return self.num_blocks(video.shape[2])
 
     def clip_bits(self, tokens: BlockTokens) -> Tensor:
         """(B,) float64: what each clip costs to transmit, in bits: its kept tokens and `side_bits`.

@@ -39,7 +39,7 @@ from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy, calibrate_prices
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy, calibrate_prices, check_floor
 from genvid.tokenizer.lit.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
@@ -69,7 +69,7 @@ class LITEvaluationRun:
     methods: tuple[str, ...] = METHODS
     """ElasticTok's rule takes longer than all the others together."""
     priced_clips: int = 64
-    """Clips, from the first on, that the one price of all is calibrated on."""
+    """Clips, from the first on, that the one price of all is calibrated on; in whole batches."""
     targets: int = 8
     """Target errors that calibrate ElasticTok's rule."""
     perceptual: PerceptualConfig = field(default_factory=StructureConfig)
@@ -81,6 +81,7 @@ class LITEvaluationRun:
     shown: int = 4
     """Clips of the page and of side_by_side; 0 where they may not be shown."""
     shown_rate: float = 0.2
+    """The rate that is nearest to it is shown."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.methods if name not in METHODS]
@@ -88,6 +89,11 @@ class LITEvaluationRun:
             raise ValueError(
                 f"keep rates in (0, 1] and some of the methods {', '.join(METHODS)} are needed, "
                 f"got rates {self.rates} and methods {self.methods}"
+            )
+        if min(self.priced_clips, self.batch_size) < 1 or self.targets < 2:
+            raise ValueError(
+                "priced_clips and batch_size are at least 1 and targets at least 2, "
+                f"got {self.priced_clips}, {self.batch_size} and {self.targets}"
             )
 
 
@@ -129,6 +135,7 @@ class Comparison:
         self.lit = load_lit(run.model).to(device()).at(run.data.clip.resolution)
         self.spec = self.lit.spec
         self.positions = self.spec.num_blocks(run.data.clip.frames) * self.spec.block_capacity
+        check_floor(self._budget(min(run.rates)), self.spec.block_capacity)
         self.prices: dict[tuple[bool, float], float] = {}
         """By whether means are sent and by keep rate, that of a latent where all clips have one."""
         self.targets: list[tuple[float, float]] = []
@@ -158,6 +165,7 @@ class Comparison:
     def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Count a batch. By method, what it made of the batch at the rate to be shown: frames and kept positions."""
         tokens, shown = self.lit.encode(video), {}
+        shown_rate = min(self.run.rates, key=lambda rate: abs(rate - self.run.shown_rate))
         if "ElasticTok's rule" in self.run.methods and not self.targets:
             self._calibrate(video, tokens)
         for (name, rate), scores in self.scores.items():
@@ -165,7 +173,7 @@ class Comparison:
             restored = self._tokenizer(name).decode(kept).float()
             scores.update(video, restored, kept)
             self.rates[name, rate].update(kept, self._budget(rate))
-            if rate == self.run.shown_rate:
+            if rate == shown_rate:
                 shown[name] = (restored, kept.keep)
         return shown
 

@@ -135,6 +135,9 @@ def test_a_price_for_periods_of_one_block_is_a_threshold() -> None:
     price = calibrate_threshold([tokens.latents], 0.4, lambda price: PricedRedundancy(price, METRIC, period=3))
     kept = PricedRedundancy(price, METRIC, period=3)(tokens).keep.sum()
     assert kept == round(0.4 * tokens.keep.numel())
+    small = 1e-6 * tokens.latents
+    price = calibrate_threshold([small], 0.4, lambda price: PricedRedundancy(price, METRIC, period=3))
+    assert PricedRedundancy(price, METRIC, period=3)(BlockTokens(tokens.keep, latents=small)).keep.sum() == kept
 
 
 def test_means_lose_less_than_latents_as_they_are_and_a_whole_clip_is_sent_as_it_is() -> None:
@@ -178,6 +181,9 @@ def test_one_price_for_all_clips_loses_less_than_a_budget_for_each() -> None:
 
 
 def test_bad_budgets_and_prices_are_one_sentence() -> None:
+    for allocator in (BudgetedRedundancy(8, METRIC), RedundancyAllocator(RedundancyConfig(1), METRIC)):
+        with pytest.raises(ValueError, match="thinned already: thin them as they were encoded"):
+            allocator(PricedRedundancy(1, METRIC)(walk()))
     with pytest.raises(
         BudgetError, match="7 positions is below the floor: the first block is kept whole, and it has 8"
     ):

@@ -159,6 +159,28 @@ def test_a_stream_of_paths_equals_one_call_in_periods(lit: LIT, priced: bool, me
     torch.testing.assert_close(frames, lit.decode(tokens), atol=1e-4, rtol=1e-4)
 
 
+def test_means_that_are_all_kept_are_corrected_in_a_stream_and_in_one_call(lit: LIT) -> None:
+    video = drifting(2, 18)
+    tokens = PricedRedundancy(0, lit.metric, period=3)(lit.encode(video + 0.1 * torch.randn_like(video)))
+    assert tokens.keep.all()
+    assert isinstance(tokens, MeanTokens)
+    assert tokens.latents is not None
+    decoder = StreamDecoder(lit)
+    parts = (MeanTokens(tokens.keep[:, i : i + 3], latents=tokens.latents[:, i : i + 3]) for i in (0, 3))
+    frames = torch.cat([decoder(part) for part in parts], 2)
+    torch.testing.assert_close(frames, lit.decode(tokens), atol=1e-4, rtol=1e-4)
+
+
+def test_a_stream_refuses_frames_of_another_size_and_goes_on_after_a_refused_chunk(lit: LIT) -> None:
+    encoder = StreamEncoder(lit, PricedRedundancy(0.1, lit.metric))
+    height, width = lit.resolution
+    with pytest.raises(ValueError, match=f"this tokenizer takes {height}x{width} frames, got {height}x{2 * width}"):
+        encoder(torch.zeros(1, 3, 9, height, 2 * width))
+    with pytest.raises(ValueError, match="8 frames does not fit this codec"):
+        encoder(drifting(1, 8))
+    assert encoder(drifting(1, 9)).keep.shape[1] == 3
+
+
 def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:
     encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.5), lit.metric))
     decoder, sizes = StreamDecoder(lit), []
@@ -267,6 +289,12 @@ def test_elastictoks_rule_finds_the_fewest_tokens_that_reach_the_target(folder: 
     full = cell_errors(lit.codec, ((lit.decode(tokens).clamp(-1, 1) - video) / 2).square().mean(1)).mean(2)[0]
     for block in (1, 2):
         assert error[block] <= target or (kept.keep[0, block].all() and full[block] > target)
+
+
+def test_elastictoks_rule_needs_a_codec_that_decodes_block_by_block(folder: Path) -> None:
+    source = save_codec("AutoencoderKLCogVideoX", folder / "AutoencoderKLCogVideoX")
+    with pytest.raises(ValueError, match="decodes 2 at once: leave that rule out"):
+        ElasticTokRule(make_lit(DiffusersCodecConfig(str(source))), drifting(1, 9), 0.1)
 
 
 def test_training_starts_at_copy_forward_and_improves(folder: Path) -> None:

@@ -54,12 +54,11 @@ class PathRedundancy(ABC):
         latents, period = measured(tokens, self.metric), self.period or tokens.keep.shape[1]
         assert tokens.latents is not None
         keeps, sent = list[Tensor](), list[Tensor]()
-        parts = (torch.split(x, period, 1) for x in (tokens.latents, latents, tokens.keep))
-        for raw, part, there in zip(*parts, strict=True):
+        for raw, part in zip(*(torch.split(x, period, 1) for x in (tokens.latents, latents)), strict=True):
             if keeps:
                 start = carried(sent[-1], keeps[-1], start)
             known = None if start is None else by_metric(start.latents, self.metric)
-            keeps.append(there & self.choose(Paths(part, known, means=self.means)))
+            keeps.append(self.choose(Paths(part, known, means=self.means)))
             sent.append(interval_means(raw, keeps[-1]) if self.means else raw)
         kind = MeanTokens if self.means else BlockTokens
         return kind(torch.cat(keeps, 1), tokens.codes, torch.cat(sent, 1), tokens.features)

@@ -11,6 +11,7 @@ the codec's own temporal caches (Wan, CogVideoX).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -174,18 +175,19 @@ class WindowStream(CodecStream):
 
     def encode(self, video: Tensor) -> Tensor:
         assert self.codec.window is not None
-        self._check("frames", video.shape[2], self.codec.window)
-        return self.codec.encode(video)
+        return self._take("frames", video, self.codec.window, self.codec.encode)
 
     def decode(self, latents: Tensor) -> Tensor:
         assert self.codec.window is not None
-        self._check("latents", latents.shape[2], 1 + (self.codec.window - 1) // self.codec.geometry.time)
-        return self.codec.decode(latents)
+        window = 1 + (self.codec.window - 1) // self.codec.geometry.time
+        return self._take("latents", latents, window, self.codec.decode)
 
-    def _check(self, what: str, length: int, window: int) -> None:
+    def _take(self, what: str, chunk: Tensor, window: int, through: Callable[[Tensor], Tensor]) -> Tensor:
         if self._ended[what]:
             raise ValueError(f"a stream in windows of {window} {what} has ended with a shorter chunk: start another")
-        self._ended[what] = length % window != 0
+        made = through(chunk)
+        self._ended[what] = chunk.shape[2] % window != 0
+        return made
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genvid.allocation import BudgetError
+from genvid.tokenizer.lit.budget import check_floor
 from genvid.tokenizer.lit.codec import Codec
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import distances, measured
+from genvid.tokenizer.lit.redundancy import check_whole, distances, measured
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.tokens import BlockTokens
 
@@ -30,8 +30,8 @@ class InfoTokRule:
 
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        if self.positions < tokens.keep.shape[2]:
-            raise BudgetError(f"{self.positions} positions are below the floor of a whole first block")
+        check_whole(tokens)
+        check_floor(self.positions, tokens.keep.shape[2])
         error = cell_errors(self.lit.codec, (self.lit.decode(tokens) - self.video).abs().mean(1))
         error[:, 0] = torch.inf
         rank = error.flatten(1).argsort(dim=1, descending=True, stable=True).argsort(dim=1)
@@ -48,6 +48,12 @@ class ElasticTokRule:
 
     def __init__(self, lit: LIT, video: Tensor, target: float) -> None:
         """`target` is the mean squared error, of pixels in [0, 1], that every block of `video` is to reach."""
+        geometry = lit.codec.geometry
+        if geometry.step != geometry.time:
+            raise ValueError(
+                f"ElasticTok's rule decodes block by block, but {lit.codec.name} decodes "
+                f"{geometry.step // geometry.time} at once: leave that rule out"
+            )
         self.lit, self.video, self.target = lit, video, target
 
     @torch.no_grad()

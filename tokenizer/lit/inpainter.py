@@ -139,7 +139,8 @@ class Inpainter(nn.Module):
         size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
         residual = scale * size.exp() * output[..., :-1]
         filled = torch.where((keep & ~means[:, None, None])[..., None], copied, copied + residual)
-        return filled, Reference(copied[:, -1], age[:, -1]), Memory(layers, least[:, -1])
+        # In memory of its own: a stream keeps it and lets go of the chunk.
+        return filled, Reference(copied[:, -1].clone(), age[:, -1].clone()), Memory(layers, least[:, -1].clone())
 
     def _least(self, change: Tensor, memory: Memory | None) -> Tensor:
         """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the least so far (of all, where the inpainter

@@ -106,7 +106,8 @@ class LIT(Model):
 
     def fill(self, tokens: BlockTokens) -> Tensor:
         """The inpainter's filling. Kept latents pass unchanged, unless they are means (`MeanTokens`)."""
-        return self.check(tokens) if bool(tokens.keep.all()) else self.restore(tokens)[0]
+        exact = bool(tokens.keep.all()) and not isinstance(tokens, MeanTokens)
+        return self.check(tokens) if exact else self.restore(tokens)[0]
 
     def restore(
         self, tokens: BlockTokens, start: Reference | None = None, memory: Memory | None = None

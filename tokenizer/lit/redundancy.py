@@ -24,8 +24,8 @@ from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.reference import Reference
 from genvid.tokens import BlockTokens
 
-_HALVINGS = 30
-"""Of the range in which a threshold is searched."""
+_PRECISION, _LEAST = 1e-9, 1e-20
+"""Of a threshold that is searched, and the least that it is taken for."""
 
 
 @dataclass(frozen=True)
@@ -62,16 +62,23 @@ class RedundancyAllocator:
             keep = torch.cat([torch.ones_like(tokens.keep[:, :1]), far], 1)
         else:
             keep = walk(latents, threshold, before)
-        return replace(tokens, keep=tokens.keep & keep)
+        return replace(tokens, keep=keep)
 
 
 def measured(tokens: BlockTokens, metric: Tensor) -> Tensor:
     """(B, G, L, C) latents of tokens, as the metric compares them."""
+    check_whole(tokens)
     if tokens.latents is None:
         raise ValueError("these tokens carry no latents; the redundancy of discrete tokens is not defined")
     if tokens.latents.shape[-1] != len(metric):
         raise ValueError(f"these tokens have {tokens.latents.shape[-1]} channels, the allocator's metric {len(metric)}")
     return by_metric(tokens.latents, metric)
+
+
+def check_whole(tokens: BlockTokens) -> None:
+    """ValueError for tokens that were thinned before: what was dropped cannot be read."""
+    if not bool(tokens.keep.all()):
+        raise ValueError("these tokens were thinned already: thin them as they were encoded")
 
 
 def distances(latents: Tensor, references: Tensor) -> Tensor:
@@ -118,7 +125,7 @@ def calibrate_threshold(latents: Sequence[Tensor], rate: float, allocator: Calla
     low, high = 0.0, 1.0
     while not fits(high):
         low, high = high, 2 * high
-    for _ in range(_HALVINGS):
+    while high - low > _PRECISION * high and high > _LEAST:
         middle = (low + high) / 2
         low, high = (low, middle) if fits(middle) else (middle, high)
     return high

@@ -41,6 +41,7 @@ class StreamEncoder:
     @torch.no_grad()
     def __call__(self, video: Tensor) -> BlockTokens:
         """The next frames (B, 3, T, H, W) in [-1, 1]; T as the codec's stream takes it."""
+        self.lit.spec.check_frames(video)
         tokens = self.allocator.continued(as_tokens(self.codec.encode(video)), self.selected)
         assert tokens.latents is not None
         self.selected = carried(tokens.latents, tokens.keep, self.selected)
