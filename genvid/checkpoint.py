@@ -5,9 +5,11 @@ A model folder is what users load; the state of a training run is something else
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
@@ -16,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from genvid import config as configuration
-from genvid.files import sha256, write_atomically
+from genvid.config import ConfigError
+from genvid.files import sha256, temporary_path
+from genvid.provenance import Origin, check_made_from
 
 MODELS = {
     "adaptok": "genvid.tokenizer.adaptok.model:AdapTok",
@@ -29,7 +33,7 @@ MODELS = {
 """`model_type` of config.json -> the class that reads the folder, imported when it is asked for."""
 
 
-MODEL_FILES = ("config.json", "model.safetensors")
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class CheckpointError(ValueError):
@@ -45,18 +49,55 @@ class Model(nn.Module):
     def __init__(self, config: Any) -> None:
         super().__init__()
         self.config = config
+        self.origin = Origin()
+        """What it was trained from: saved with it."""
+        self.folder: Path | None = None
+        """Where `load_model` found it."""
+
+    @functools.cached_property
+    def fingerprint(self) -> str | None:
+        """That of its folder; None for a model that was not loaded from one."""
+        return None if self.folder is None else fingerprint(self.folder)
+
+    def check_made_from(self, **given: object) -> None:
+        """ProvenanceError unless the models `given`, by role, are those that this one was trained from.
+
+        Parts that were loaded from no folder are not compared.
+        """
+        what = self.folder or f"this {type(self).__name__}"
+        for role, part in given.items():
+            if isinstance(part, Model) and part.fingerprint is not None:
+                way_out = f"use the {role} that it was made from in place of {part.folder}, or make it anew"
+                check_made_from(what, self.origin.made_from, {role: part.fingerprint}, way_out)
 
     def save(self, folder: str | Path) -> None:
-        """Write the model folder; an existing one is replaced when the new one is whole."""
-        with write_atomically(folder) as temporary:
-            temporary.mkdir()
+        """Write the files of the model folder in place of those of the same names, and touch nothing else in it.
+
+        All are written under other names first. A folder with a config.json is whole: it goes first and comes last.
+        """
+        target = Path(folder).resolve()
+        if target.exists() and not target.is_dir():
+            raise CheckpointError(f"cannot save a model to {folder}: it is a file, not a folder")
+        is_new = not target.exists()
+        temporary = temporary_path(target / "save")
+        try:
+            temporary.mkdir(parents=True)
             self._write(temporary)
+            (target / CONFIG).unlink(missing_ok=True)
+            for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):
+                file.replace(target / file.name)
+        except BaseException:
+            if is_new:
+                shutil.rmtree(target, ignore_errors=True)
+            raise
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def _write(self, folder: Path) -> None:
-        data = {"model_type": self.model_type, **configuration.encode(self.config)}
-        (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n")
+        data = {"model_type": self.model_type, **configuration.encode(self.config), **self._origin_json()}
+        (folder / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -64,13 +105,19 @@ class Model(nn.Module):
         data = read_config(folder)
         if data.pop("model_type", None) != cls.model_type:
             raise CheckpointError(f"{folder} does not hold a {cls.model_type} model")
-        config: Any = configuration.decode(cls.config_type, data, source=str(folder / "config.json"))
+        origin = read_origin(data, folder)
+        config: Any = configuration.decode(cls.config_type, data, source=str(folder / CONFIG))
         missing = _missing_keys(configuration.encode(config), data)
         if missing:
-            raise CheckpointError(f"{folder / 'config.json'} lacks {', '.join(missing)}")
+            raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}")
         model = cls(config)
+        model.origin = origin
         load_weights(model, read_weights(folder), source=str(folder))
         return model.eval()
+
+    def _origin_json(self) -> dict[str, Any]:
+        """{"origin": ...} for config.json; empty where nothing is known."""
+        return {} if self.origin == Origin() else {"origin": configuration.encode(self.origin)}
 
 
 def read_pickled(file: Path) -> dict[str, Tensor]:
@@ -86,14 +133,16 @@ def load_model(source: str | Path) -> Model:
     """A model folder or a Hugging Face Hub id -> the model, in eval mode. CheckpointError in words otherwise."""
     folder = resolve(source)
     model_type = read_config(folder).get("model_type")
-    if model_type not in MODELS:
+    if not isinstance(model_type, str) or model_type not in MODELS:
         raise CheckpointError(
-            f"{folder / 'config.json'} names model type {model_type!r}; genvid reads {', '.join(MODELS)} "
+            f"{folder / CONFIG} names model type {model_type!r}; genvid reads {', '.join(MODELS)} "
             "(published AdapTok folders: run `genvid convert` first)"
         )
     module, _, name = MODELS[model_type].partition(":")
     cls = cast(type[Model], getattr(importlib.import_module(module), name))
-    return cls.load(folder)
+    model = cls.load(folder)
+    model.folder = folder
+    return model
 
 
 def resolve(source: str | Path) -> Path:
@@ -121,18 +170,23 @@ def resolve(source: str | Path) -> Path:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder as a dict."""
-    file = folder / "config.json"
+    file = folder / CONFIG
     if not file.is_file():
         raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
     try:
-        return cast(dict[str, Any], json.loads(file.read_text()))
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{file} is not valid JSON ({error})") from None
+        return configuration.read_json(file)
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def read_origin(data: dict[str, Any], folder: Path) -> Origin:
+    """Take the origin out of what config.json holds; an empty one where there is none."""
+    return configuration.decode(Origin, data.pop("origin", {}), source=f"{folder / CONFIG}: origin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """`model.safetensors` of a model folder as named tensors on the CPU."""
-    file = folder / "model.safetensors"
+    file = folder / WEIGHTS
     if not file.is_file():
         raise CheckpointError(f"{folder} is not a model folder: it has no model.safetensors")
     try:
@@ -163,9 +217,10 @@ def fingerprint(folder: str | Path) -> str:
     What else lies there (a scorer, a README) does not count.
     """
     folder = Path(folder)
-    hashes = [sha256(file) for name in MODEL_FILES if (file := folder / name).is_file()]
-    if len(hashes) != len(MODEL_FILES):
-        raise CheckpointError(f"{folder} is not a model folder: it needs {' and '.join(MODEL_FILES)}")
+    files = [folder / CONFIG, folder / WEIGHTS]
+    if not all(file.is_file() for file in files):
+        raise CheckpointError(f"{folder} is not a model folder: it needs {CONFIG} and {WEIGHTS}")
+    hashes = [sha256(file) for file in files]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
 
 

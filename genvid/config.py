@@ -22,7 +22,7 @@ from draccus.utils import DecodingError, ParsingError
 
 from genvid.files import write_atomically
 
-__all__ = ["Choice", "ConfigError", "decode", "difference", "dump", "encode", "load", "parse", "read"]
+__all__ = ["Choice", "ConfigError", "decode", "difference", "dump", "encode", "load", "parse", "read", "read_json"]
 
 T = TypeVar("T")
 
@@ -69,6 +69,17 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
         raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
     for key, value in _pairs(overrides):
         _set(data, key, value)
+    return data
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """The keys and values of a JSON file that genvid or another program wrote; ConfigError when it holds none."""
+    try:
+        data = json.loads(file.read_text())
+    except ValueError as error:  # JSONDecodeError, or bytes that are no text
+        raise ConfigError(f"{file} is not valid JSON ({error})") from None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
     return data
 
 

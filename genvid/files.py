@@ -2,35 +2,68 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import os
+import re
 import shutil
+import time
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
+_STALE_SECONDS = 24 * 3600.0
+"""Age at which a temporary file or folder, untouched since, is taken for one that a killed process left."""
 
 
 @contextmanager
 def write_atomically(target: str | Path) -> Iterator[Path]:
     """Yield a temporary path; on success it becomes `target` (file or folder), on any error it is removed."""
     target = Path(target)
+    if target.is_dir():
+        target = target.resolve()  # a link stays one, and its folder is replaced
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    _remove_stale(target.parent)
+    temporary = temporary_path(target)
     try:
         yield temporary
         if target.is_dir():
             # A folder cannot be replaced in one step: move the old one aside first.
-            old = target.with_name(f".{target.name}.{os.getpid()}.old")
+            old = temporary.with_suffix(".old")
             target.rename(old)
             temporary.rename(target)
             shutil.rmtree(old)
         else:
             temporary.replace(target)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+def temporary_path(target: Path) -> Path:
+    """A hidden name beside `target` that no other process uses, on this host or another."""
+    return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
+
+
+@functools.cache
+def _remove_stale(folder: Path) -> None:
+    """Remove what killed processes left in a folder: once in the life of a process, for listing a folder takes time."""
+    for path in folder.iterdir():
+        with suppress(OSError):  # another process removes it at this moment
+            if _TEMPORARY.fullmatch(path.name) and time.time() - _last_change(path) > _STALE_SECONDS:
+                _remove(path)
+
+
+def _last_change(path: Path) -> float:
+    parts = [path, *path.rglob("*")] if path.is_dir() else [path]
+    return max(float(part.lstat().st_mtime) for part in parts)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def sha256(path: str | Path) -> str:

@@ -10,6 +10,7 @@ from torch import nn
 
 from genvid import checkpoint
 from genvid.checkpoint import CheckpointError, Model, fingerprint, load_model, read_weights, resolve
+from genvid.provenance import Origin
 
 
 @dataclass(frozen=True)
@@ -76,20 +77,45 @@ def test_a_saved_model_is_read_back_whole(model, folder):
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_saving_replaces_the_whole_folder(model, folder):
-    (folder / "stale.txt").write_text("from an older save")
+def test_saving_writes_its_two_files_and_touches_nothing_else(model, folder):
+    model.save(folder / "scorer")
+    (folder / "README.md").write_text("what it is")
     other = Toy(replace(model.config, name="other"))
     other.save(folder)
-    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(p.name for p in folder.iterdir()) == ["README.md", "config.json", "model.safetensors", "scorer"]
     assert Toy.load(folder).config.name == "other"
+    assert Toy.load(folder / "scorer").config.name == "toy"
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
+
+
+def test_a_link_is_a_folder_to_save_into(model, folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "new").symlink_to(tmp_path / "far")
+    for name in ("link", "new"):
+        Toy(replace(model.config, name=name)).save(tmp_path / name)
+        assert (tmp_path / name).is_symlink()
+    assert Toy.load(folder).config.name == "link"
+    assert Toy.load(tmp_path / "far").config.name == "new"
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="is a file, not a folder"):
+        model.save(tmp_path / "file")
+
+
+def test_a_model_is_saved_with_its_origin(model, folder):
+    assert load_model(folder).origin == Origin()
+    model.origin = Origin({"tokenizer": "abc", "data": {"clips": 3}}, ["run", "walk"])
+    model.save(folder)
+    assert load_model(folder).origin == model.origin
 
 
 def test_a_failed_save_leaves_the_old_model(model, folder):
     before = fingerprint(folder)
     with pytest.raises(OSError, match="disk full"):
         Failing(replace(model.config, name="other")).save(folder)
+    with pytest.raises(OSError, match="disk full"):
+        Failing(model.config).save(folder.parent / "new")
     assert fingerprint(folder) == before
+    assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
@@ -115,6 +141,7 @@ def test_weights_that_do_not_fit_are_named(folder, words):
 CONFIGS = {
     "names model type 'other'; genvid reads adaptok, ": lambda c: c.update(model_type="other"),
     "names model type None": lambda c: c.pop("model_type"),
+    r"names model type \['toy'\]": lambda c: c.update(model_type=["toy"]),
     "lacks name": lambda c: c.pop("name"),
     "lacks layer.bias": lambda c: c["layer"].pop("bias"),
     "'widht'.*did you mean 'width'": lambda c: c["layer"].update(widht=3),
@@ -128,6 +155,13 @@ def test_configs_that_do_not_fit_are_explained(folder, words):
     with pytest.raises(ValueError, match=words) as caught:
         load_model(folder)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("held", ["[1, 2]", "3", "null", '"toy"'])
+def test_a_config_that_holds_no_keys_is_refused(folder, held):
+    (folder / "config.json").write_text(held)
+    with pytest.raises(CheckpointError, match=r"config\.json must hold keys and values, not a (list|int|NoneType|str)"):
+        load_model(folder)
 
 
 def test_a_class_reads_its_own_model_type_only(folder):

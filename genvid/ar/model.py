@@ -17,7 +17,8 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 from genvid import config as configuration
 from genvid.ar import attention
 from genvid.ar.config import ARConfig, TransformerConfig
-from genvid.checkpoint import CheckpointError, Model, load_model, load_weights, read_config, read_weights
+from genvid.checkpoint import CheckpointError, Model, load_model, load_weights, read_config, read_origin, read_weights
+from genvid.provenance import Origin
 from genvid.sequence import BlockLayout
 
 
@@ -125,6 +126,7 @@ class BlockTransformer(RowModel):
             "layout": configuration.encode(self.layout),
             "context_blocks": self.config.context_blocks,
             "dropout": self.config.transformer.dropout,
+            **self._origin_json(),
         }
         state = {name: value.detach().cpu().contiguous() for name, value in self.llama.state_dict().items()}
         dtype = str(self.llama.dtype).removeprefix("torch.")
@@ -134,7 +136,9 @@ class BlockTransformer(RowModel):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        model = cls(_read_llama_json(folder))
+        config, origin = _read_llama_json(folder)
+        model = cls(config)
+        model.origin = origin
         load_weights(model.llama, read_weights(folder), source=str(folder))
         return model.eval()
 
@@ -221,20 +225,24 @@ def _llama_json(config: ARConfig) -> dict[str, Any]:
     return {key: values[key] for key in ("model_type", *_SIZES.values(), *_FIXED)}
 
 
-def _read_llama_json(folder: Path) -> ARConfig:
+def _read_llama_json(folder: Path) -> tuple[ARConfig, Origin]:
     """config.json -> our config; what would make it another network than ours is an error that names the key."""
     file, data = folder / "config.json", read_config(folder)
-    own: dict[str, Any] | None = data.get("genvid")
-    if own is None:
+    own, rope = data.get("genvid"), data.get("rope_parameters")
+    if not isinstance(own, dict):
         raise CheckpointError(f"{folder} holds a Llama, but not one of genvid: its config.json has no key 'genvid'")
     absent = [key for key in (*_SIZES.values(), *_FIXED) if key not in data]
     absent += [f"genvid.{key}" for key in ("layout", "context_blocks", "dropout") if key not in own]
     if absent:
         raise CheckpointError(f"{file} lacks {', '.join(absent)}")
     transformer = {ours: data[theirs] for ours, theirs in _SIZES.items()}
-    transformer |= {"dropout": own.pop("dropout"), "rope_theta": (data["rope_parameters"] or {}).get("rope_theta")}
+    transformer |= {
+        "dropout": own.pop("dropout"),
+        "rope_theta": rope.get("rope_theta") if isinstance(rope, dict) else None,
+    }
+    origin = read_origin(own, folder)
     config = configuration.decode(ARConfig, {**own, "transformer": transformer}, source=str(file))
     for key, value in _llama_json(config).items():
         if data[key] != value:
             raise CheckpointError(f"{file} says {key} {data[key]!r}, where genvid's layout needs {value!r}")
-    return config
+    return config, origin
