@@ -1,10 +1,10 @@
-"""Clips from files: how many a core reads in a second, from originals and prepared videos, and what a worker holds.
+"""Clips that a core reads in a second from originals and from prepared videos, or draws; and what a worker holds.
 
 python benchmarks/loading.py VIDEOS [--seconds 10] [--clips 5000] [--output results.json]
 
 VIDEOS is a folder of original files (UCF-101). They are prepared at 128x128 into a temporary folder; then clips of 16
 frames at random offsets are read from both in this process, on one core, and memory is followed over many clips. decord
-and torchcodec read the same frames of the same originals where they are installed.
+and torchcodec read the same frames of the same originals where they are installed; procedural clips are drawn beside.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from genvid import noise
-from genvid.data import ClipConfig, ClipDataset, FolderConfig
+from genvid.data import ClipConfig, ClipDataset, FolderConfig, ProceduralConfig
 from genvid.data.folders import FileSource
 from genvid.recipes.loading import VideoData
 from genvid.recipes.prepare_videos import PreparationRun, prepare_videos
@@ -57,6 +57,7 @@ def main() -> None:
         prepared = ClipDataset(FolderConfig(folder), CLIP)
         readers: dict[str, Reader] = {"genvid, originals": clips_of(originals), "genvid, prepared": clips_of(prepared)}
         results["psnr"] = psnr(readers["genvid, prepared"], readers["genvid, originals"], len(originals))
+        readers["genvid, procedural"] = clips_of(ClipDataset(ProceduralConfig(len(originals)), CLIP))
         readers |= other_readers(originals)
         for name, reader in readers.items():
             results[name] = speed(reader, len(originals), options.seconds)

@@ -50,6 +50,11 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return len(self.source.classes)
 
     @property
+    def weights(self) -> Tensor | None:
+        """(N,) weights by which training draws the items; None where each comes once an epoch."""
+        return self.source.weights
+
+    @property
     def failed(self) -> list[str]:
         """Names of the items that could not be read so far, in any data worker."""
         return [self.source.names[i] for i in self._failed.nonzero().flatten().tolist()]

@@ -32,6 +32,9 @@ class StepSampler:
     next. Rank r takes the r-th contiguous part of each global batch, in `micro_batches` equal pieces: two processes
     with b clips each see what one process with 2b clips sees. Where `sizes` tells the work of every item, the pieces
     are dealt instead, as many clips each with about the same work. Resuming means `start_step`.
+
+    With `weights` there are no epochs: a global batch of B clips has one of each of B equal stretches of the summed
+    weights, so whatever has a share of the weights has the same share of every batch, to one clip.
     """
 
     def __init__(
@@ -45,6 +48,7 @@ class StepSampler:
         start_step: int = 0,
         micro_batches: int = 1,
         sizes: Sequence[int] | Tensor | None = None,
+        weights: Tensor | None = None,
     ) -> None:
         if num_items < 1:
             raise ValueError("cannot draw batches from an empty dataset")
@@ -56,12 +60,18 @@ class StepSampler:
         self.num_items, self.global_batch_size, self.seed = num_items, global_batch_size, seed
         self.rank, self.world_size = rank, world_size
         self.start_step, self.micro_batches, self.sizes = start_step, micro_batches, sizes
+        if weights is not None and len(weights) != num_items:
+            raise ValueError(f"{num_items} items have {len(weights)} weights")
+        self._summed = None if weights is None else weights.double().cumsum(0)
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> list[tuple[int, int]]:
         """(index, clip seed) of every clip in the global batch of a step."""
-        positions = range(step * self.global_batch_size, (step + 1) * self.global_batch_size)
-        indices = [self._item(position) for position in positions]
+        if self._summed is None:
+            positions = range(step * self.global_batch_size, (step + 1) * self.global_batch_size)
+            indices = [self._item(position) for position in positions]
+        else:
+            indices = self._weighted(step, self._summed)
         step_seed = noise.fold(noise.fold(torch.tensor(self.seed), "clips"), step)
         seeds = noise.fold(step_seed, torch.arange(self.global_batch_size))
         return list(zip(indices, seeds.tolist(), strict=True))
@@ -88,6 +98,14 @@ class StepSampler:
             held[piece] += int(sizes[clip[0]])
         return pieces
 
+    def _weighted(self, step: int, summed: Tensor) -> list[int]:
+        """Items of a global batch by their weights, in any order."""
+        count, seed = self.global_batch_size, noise.sample_seeds(self.seed, "weighted items", torch.tensor([step]))
+        places = (torch.arange(count) + noise.uniform(seed, "place", count)[0]) / count
+        order = noise.uniform(seed, "order", count)[0].argsort(stable=True)
+        items = torch.searchsorted(summed, places[order] * summed[-1], right=True)
+        return items.clamp(max=self.num_items - 1).tolist()
+
     def _item(self, position: int) -> int:
         epoch, place = divmod(position, self.num_items)
         if epoch != self._epoch:
@@ -111,7 +129,7 @@ def step_batches(
     """For each training step, this process's micro-batches on `device`, without end.
 
     `batch_size` is global: clips of a step over all processes and micro-batches. uint8 "video" becomes float in
-    [-1, 1] on the device. A dataset whose items differ in work tells it as `sizes`.
+    [-1, 1] on the device. A dataset may have `sizes`, the work of each item, and `weights`, how often each is drawn.
     """
     sampler = StepSampler(
         len(dataset),
@@ -122,6 +140,7 @@ def step_batches(
         start_step=start_step,
         micro_batches=micro_batches,
         sizes=getattr(dataset, "sizes", None),
+        weights=getattr(dataset, "weights", None),
     )
     loaded = load_batches(dataset, sampler, workers=workers, device=device)
     while True:

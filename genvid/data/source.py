@@ -27,6 +27,8 @@ class Source(ABC):
     """Why videos that were listed are not among them: one sentence each."""
     prepared: bool = False
     """Whether clips come from copies that were resized and compressed (genvid.data.prepared)."""
+    weights: Tensor | None = None
+    """(N,) float64: how often each item is drawn in training, in proportion; None where each comes once an epoch."""
     contents: str = ""
     """Hash of what the files of the items hold; empty where a name says it all."""
 
