@@ -24,7 +24,9 @@ setup: $(VENV)/.installed  ## make .venv and install genvid into it
 demo: setup  ## train, allocate, generate and score on small clips (DATA=folder: on your own); writes demo/report.html
 	$(BIN)/python recipes/demo.py --output $(DEMO) $(if $(DATA),--data $(DATA))
 
-test: setup  ## run the test suite
+test: setup  ## run the test suite: where there are GPUs, first what exercises them, on them
+	if $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then \
+	$(BIN)/python -m pytest --gpu -n 2 --dist loadfile; fi
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 links:  ## lay the tree out as it is imported, for tools that follow files

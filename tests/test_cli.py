@@ -20,6 +20,7 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as Network
 from genvid.tokenizer.quantizer import VQConfig
 
+pytestmark = pytest.mark.gpu
 PARITY = Path(__file__).resolve().parents[1].parent / "shared" / "parity"
 NETWORK = Network(16, 1, 2)
 SIZES = (2, 4, 8)

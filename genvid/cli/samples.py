@@ -134,10 +134,12 @@ class PixelFile:
         """A clip (T, H, W, 3), uint8; ValueError where the file is damaged."""
         size = math.prod(self._clip)
         try:
-            if self._stream is None:
+            start = self._array.start + row * size
+            if self._stream is None or self._stream.tell() > start:
                 with zipfile.ZipFile(self.path) as archive:  # its file stays open for the stream
                     self._stream = archive.open(self._array.name)
-            self._stream.seek(self._array.start + row * size)
+            while ahead := start - self._stream.tell():  # read, not sought: after a seek the checksum is not compared
+                self._stream.read(min(ahead, 1 << 20))
             pixels = bytearray(self._stream.read(size))
         except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{self.path} is damaged ({error})") from None

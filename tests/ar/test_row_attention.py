@@ -42,11 +42,11 @@ def test_each_row_is_attended_alone():
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="flash attention needs a GPU")
-def test_flash_attention_computes_the_same():
-    *inputs, gradient = drawn(torch.bfloat16, "cuda")
+@pytest.mark.gpu
+def test_flash_attention_computes_the_same(gpu):
+    *inputs, gradient = drawn(torch.bfloat16, gpu)
     *exact, same = drawn()
-    ours, theirs = row_attention(*inputs, STARTS.cuda(), LONGEST), alone(*exact)
+    ours, theirs = row_attention(*inputs, STARTS.to(gpu), LONGEST), alone(*exact)
     torch.testing.assert_close(ours.cpu().float(), theirs, atol=2e-2, rtol=2e-2)
     for a, b in zip(torch.autograd.grad(ours, inputs, gradient), torch.autograd.grad(theirs, exact, same), strict=True):
         assert (a.cpu().float() - b).norm() < 2e-2 * b.norm()

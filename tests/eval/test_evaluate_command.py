@@ -186,6 +186,7 @@ def test_npz_files_that_hold_no_samples_are_said_to(tmp_path: Path) -> None:
     refused("mixes .npz and video files")
 
 
+@pytest.mark.gpu
 def test_two_processes_give_the_very_numbers_of_one(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,8 +77,8 @@ def test_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     assert (floor.count, "count 20 instead of all" in floor.protocol.name) == (20, True)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="streams are a GPU's")
-def test_features_in_a_stream_of_their_own_are_those_of_the_clips(tmp_path: Path) -> None:
+@pytest.mark.gpu
+def test_features_in_a_stream_of_their_own_are_those_of_the_clips(tmp_path: Path, gpu: torch.device) -> None:
     class Slow(Colours):
         weights = "slow"
 

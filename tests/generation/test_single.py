@@ -23,6 +23,7 @@ pytest.importorskip("triton", reason="the kernels of a GPU need triton, which is
 
 from genvid.generation import kernels, single
 
+pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 GPU = pytest.mark.skipif(DEVICE == "cpu", reason="needs a GPU")
 LENGTH = BlockLayout(codebook_size=13, num_classes=3, num_blocks=3, block_capacity=6, sizes=(1, 3, 6))

@@ -52,8 +52,10 @@ PREPARE_BACKEND, SET_DEVICE, CHECK_FSDP = (
 
 
 def fsdp_on_cpu(wanted: bool) -> None:
-    """accelerate asks for FSDP on GPUs only, and silently does without it elsewhere: let it take two CPU processes for
-    two GPUs. All that it then does with FSDP2 is what it does on GPUs, over gloo."""
+    """accelerate runs FSDP on GPUs only, and silently leaves it out elsewhere: let it take two CPU processes for two
+    GPUs. All that it then does with FSDP2 is what it does on GPUs, over gloo."""
+    if torch.cuda.is_available():
+        return
     if not wanted:
         PartialState._prepare_backend, PartialState.set_device = PREPARE_BACKEND, SET_DEVICE
         accelerator._check_fsdp = CHECK_FSDP

@@ -17,6 +17,8 @@ from genvid.recipes.allocated import AllocatedTokenizer
 from genvid.recipes.evaluate import ALLOCATORS
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.mark.parametrize(
     ("stage", "model_type"),
@@ -59,14 +61,14 @@ def test_the_cache_of_another_tokenizer_is_refused(stages):
 
 
 @pytest.mark.parametrize("kind", ["uniform", "table", "group", "joint", "online"])
-def test_budgets_are_kept(stages, kind):
+def test_budgets_are_kept(stages, device, kind):
     tokens = stages.configs["generation"]["tokens"]
     group = {"group_size": GROUP} if kind in ("group", "joint") else {}
     allocator = {"type": kind, "tokens_per_video": 10, **group}
     tokenizer, allocate, sizes = config.decode(AllocatedTokenizer, {**tokens, "allocator": allocator}).build(8)
     assert sizes == SIZES
     data = torch.stack([torch.rand(3, 8, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(GROUP)])
-    lengths = allocate(tokenizer.encode(2 * data - 1)).lengths
+    lengths = allocate(tokenizer.encode(2 * data.to(device) - 1)).lengths.cpu()
     assert set(lengths.flatten().tolist()) <= set(SIZES)
     assert lengths.double().sum(1).mean() <= 10
     if kind not in ("group", "joint"):

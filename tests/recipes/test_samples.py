@@ -13,6 +13,7 @@ from genvid.generation.folder import SampleFolder, SampleFolderError
 from genvid.recipes import budgets
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
+pytestmark = pytest.mark.gpu
 TOTAL = {"total": 160, "group_size": 4, "forecast_rows": 4}
 
 

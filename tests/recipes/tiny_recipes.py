@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 import yaml
 
 from genvid.recipes import cache_tokens, calibrate, evaluate, generate, train
@@ -160,6 +162,9 @@ def launch_all(listing: Path, runs: list[tuple[str, Path]]) -> None:
 
 
 def launch_two(script: Path, argument: Path) -> None:
+    """Two processes: on two GPUs, where GPUs are visible."""
+    if torch.cuda.device_count() == 1:
+        pytest.skip("needs two GPUs")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     result = subprocess.run([*launcher, str(script), str(argument)], capture_output=True, text=True, env=environment)

@@ -23,6 +23,7 @@ from genvid.train.optim import OptimizerConfig
 from genvid.train.run import RunError, read_journal
 from genvid.train.stop import STOPPED, Stopped, StopRequest
 
+pytestmark = pytest.mark.gpu
 MEASURED = {"items_per_second", "clips_per_second", "data_wait"}
 
 
@@ -202,8 +203,8 @@ def spoil(steps: range, value: float):
     def batches(shard):
         for step, micro_batches in enumerate(stream(shard), shard.start_step):
             for batch in micro_batches:
-                batch["spoilt"] = torch.zeros(len(batch["seed"]))
-                batch["cusp"] = torch.zeros(len(batch["seed"]), dtype=torch.bool)
+                batch["spoilt"] = torch.zeros_like(batch["label"], dtype=torch.float32)
+                batch["cusp"] = torch.zeros_like(batch["label"], dtype=torch.bool)
             if step in steps:
                 micro_batches[-1]["spoilt"][0] = value
                 micro_batches[-1]["cusp"][0] = value == 0

@@ -21,6 +21,8 @@ from genvid.train.run import RunError
 from genvid.train.task import StepOutput, TrainingTask
 from genvid.train.trainer import Shard, TrainConfig, Trainer
 
+pytestmark = pytest.mark.gpu
+
 
 @dataclass(frozen=True)
 class ToyConfig:
@@ -79,7 +81,7 @@ def stream(shard: Shard, batch_size: int = 8) -> Iterator[list[dict[str, Tensor]
         seeds = noise.sample_seeds(3, "clips", torch.arange(step * batch_size, (step + 1) * batch_size))
         batch = {"seed": seeds, "label": 1 + torch.arange(batch_size)}
         size = batch_size // shard.world_size
-        own = {k: v[shard.rank * size : (shard.rank + 1) * size] for k, v in batch.items()}
+        own = {k: v[shard.rank * size : (shard.rank + 1) * size].to(shard.device) for k, v in batch.items()}
         chunk = size // shard.micro_batches
         yield [{k: v[i * chunk : (i + 1) * chunk] for k, v in own.items()} for i in range(shard.micro_batches)]
         step += 1
@@ -198,6 +200,8 @@ def test_accumulation_equals_one_large_batch(tmp_path):
 
 @pytest.mark.parametrize("task", ["ToyTask", "TwoPlayerTask"])
 def test_two_processes_equal_one(tmp_path, task):
+    if torch.cuda.device_count() == 1:
+        pytest.skip("needs two GPUs")
     program = (
         "import sys; from pathlib import Path; sys.path.insert(0, str(Path(sys.argv[1]).parent)); "
         "import test_trainer as t; t.train(Path(sys.argv[2]), getattr(t, sys.argv[3]))"

@@ -1,0 +1,105 @@
+"""Tokenizers on a GPU give the tokens, videos, scores, losses and gradients of the CPU."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from test_adaptok_tasks import DROP, MODEL, NETWORK, OBJECTIVE, make_batch, make_distortion, make_tokenizer
+from tiny_codecs import cosmos, drifting, make_lit
+
+from genvid.allocation import UniformAllocator
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ScorerTask
+from genvid.tokenizer.discriminator import DiscriminatorConfig
+from genvid.tokenizer.lit.budget import BudgetedRedundancy
+from genvid.tokenizer.lit.model import LIT
+from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig
+from genvid.tokens import BlockTokens
+from genvid.train.task import TrainingTask
+
+pytestmark = pytest.mark.gpu
+CLOSE = {"rtol": 1e-2, "atol": 1e-3}
+"""Convolutions on a GPU are in TF32."""
+
+
+def make_scorer() -> Scorer:
+    torch.manual_seed(1)
+    config = ScorerConfig.for_tokenizer(MODEL, NETWORK, sizes=(1, 3, 6), metric="x")
+    return Scorer(config).eval()
+
+
+def test_adaptok_gives_the_same_tokens_and_videos(gpu: torch.device) -> None:
+    tokenizer, video = make_tokenizer(), make_batch()["video"]
+    tokens = UniformAllocator(3)(tokenizer.encode(video))
+    decoded = tokenizer.decode(tokens)
+    tokenizer.to(gpu)
+    again = UniformAllocator(3)(tokenizer.encode(video.to(gpu)))
+    assert tokens.codes is not None
+    assert again.codes is not None
+    assert torch.equal(again.codes.cpu(), tokens.codes)
+    torch.testing.assert_close(tokenizer.decode(again).cpu(), decoded, rtol=1e-3, atol=1e-4)
+
+
+def test_the_scorer_gives_the_same_curves(gpu: torch.device) -> None:
+    tokenizer, scorer, video = make_tokenizer(), make_scorer(), make_batch()["video"]
+
+    def curves() -> list[torch.Tensor]:
+        device = next(tokenizer.parameters()).device
+        tokens = tokenizer.encode(video.to(device)).tail_drop(torch.tensor([[3, 6]] * 4, device=device))
+        predictor = ScorerPredictor(tokenizer, scorer)
+        return [predictor.predict(tokens, block).cpu() for block in range(2)]
+
+    expected = curves()
+    tokenizer.to(gpu)
+    scorer.to(gpu)
+    torch.testing.assert_close(curves(), expected, rtol=1e-3, atol=1e-4)
+
+
+def adversarial() -> TrainingTask:
+    return AdversarialAdapTokTask(MODEL, OBJECTIVE, make_distortion(), DiscriminatorConfig(transformer=NETWORK))
+
+
+TASKS = {
+    "tokenizer": lambda: AdapTokTask(MODEL, OBJECTIVE, make_distortion()),
+    "adversarial": adversarial,
+    "scorer": lambda: ScorerTask(make_scorer(), make_tokenizer(), DROP, make_distortion()),
+}
+
+
+@pytest.mark.parametrize("make", TASKS.values(), ids=TASKS)
+def test_losses_and_gradients_are_the_same(gpu: torch.device, make) -> None:
+    def gradients(task: TrainingTask, device: torch.device) -> dict[str, torch.Tensor | None]:
+        batch, carry, found = {name: value.to(device) for name, value in make_batch().items()}, {}, {}
+        for phase in task.phases:
+            output = task(batch, phase, 0, carry)
+            output.loss.backward()
+            carry, found[f"{phase} loss"] = output.carry, output.loss.detach().cpu()
+        return found | {n: None if p.grad is None else p.grad.cpu() for n, p in task.named_parameters()}
+
+    torch.manual_seed(0)
+    task = make()
+    on_gpu = copy.deepcopy(task).to(gpu)
+    for frozen in on_gpu.frozen():
+        frozen.to(gpu)
+    torch.testing.assert_close(gradients(on_gpu, gpu), gradients(task, torch.device("cpu")), **CLOSE)
+
+
+@pytest.mark.parametrize("rule", ["threshold", "budget"])
+def test_lit_gives_the_same_masks_and_videos(gpu: torch.device, tmp_path: Path, rule: str) -> None:
+    lit, video = make_lit(cosmos(tmp_path / "codec")), drifting()
+
+    def coded(lit: LIT, video: torch.Tensor) -> tuple[BlockTokens, torch.Tensor]:
+        tokens = lit.encode(video)
+        budget = BudgetedRedundancy(40, lit.metric)
+        allocate = budget if rule == "budget" else RedundancyAllocator(RedundancyConfig(0.5), lit.metric)
+        return allocate(tokens), lit.decode(allocate(tokens))
+
+    tokens, decoded = coded(lit, video)
+    again, redone = coded(lit.to(gpu), video.to(gpu))
+    changed = (again.keep.cpu() != tokens.keep).sum()
+    assert changed <= 2  # latents that lie on the threshold
+    if not changed:
+        torch.testing.assert_close(redone.cpu(), decoded, rtol=1e-2, atol=1e-2)
