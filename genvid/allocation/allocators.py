@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genvid.allocation.curves import gains
+from genvid.allocation.curves import check_curves, gains
 from genvid.allocation.predictor import DistortionPredictor, predict_all_curves, predict_curves
 from genvid.allocation.program import BudgetError
 from genvid.allocation.solver import solve_budget
@@ -110,6 +110,8 @@ class JointAllocator:
         block_weights: Sequence[float] | None = None,
         rounds: int = 3,
     ) -> None:
+        if rounds < 1:
+            raise ValueError(f"the joint rule needs at least 1 round, got {rounds}")
         self.predictor, self.tokens_per_video, self.rounds = predictor, tokens_per_video, rounds
         self.group_size, self.block_weights = check_group_size(group_size), block_weights
 
@@ -177,7 +179,7 @@ class ThresholdAllocator:
     def step(self, curves: Tensor) -> Tensor:
         """(B, K) monotone (weighted) curves of one block -> (B,) sizes. The whole rule, for streaming callers."""
         sizes = self.predictor.sizes.to(curves.device)
-        return sizes[(gains(curves, sizes) > self.multiplier).sum(-1)]
+        return sizes[(gains(check_curves(curves), sizes) > self.multiplier).sum(-1)]
 
 
 def whole(tokens: float) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass
 
@@ -55,8 +56,8 @@ class AllocatorConfig(Choice):  # type: ignore[misc]
     tokens_per_video: float
 
     def __post_init__(self) -> None:
-        if not self.tokens_per_video > 0:
-            raise ValueError(f"tokens_per_video must be positive, got {self.tokens_per_video}")
+        if not 0 < self.tokens_per_video < math.inf:
+            raise ValueError(f"tokens_per_video must be positive and finite, got {self.tokens_per_video}")
 
     @abstractmethod
     def build(self, parts: Parts) -> Allocator: ...
@@ -94,7 +95,7 @@ class GroupConfig(AllocatorConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.block_budgets is not None and abs(sum(self.block_budgets) - self.tokens_per_video) > 1e-6:
+        if self.block_budgets is not None and not abs(sum(self.block_budgets) - self.tokens_per_video) <= 1e-6:
             raise ValueError(
                 f"block_budgets sum to {sum(self.block_budgets):g}, not to tokens_per_video {self.tokens_per_video:g}"
             )

@@ -14,6 +14,13 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+def check_curves(curves: Tensor) -> Tensor:
+    """The (..., K) curves themselves; ValueError for NaN and -inf, which no rule could price."""
+    if not bool((curves > -torch.inf).all()):
+        raise ValueError("a distortion curve holds NaN or -inf; fix the predictor (only +inf is allowed: no such size)")
+    return curves
+
+
 def running_minimum(curves: Tensor) -> Tensor:
     """Predicted (..., K) curves -> float64 curves that never rise.
 

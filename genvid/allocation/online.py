@@ -49,7 +49,8 @@ class VideoLedger:
     """At most `tokens` for a video of `blocks` blocks."""
 
     def __init__(self, tokens: float, blocks: int, sizes: Tensor, streams: int = 1) -> None:
-        grid, tokens = [int(size) for size in sizes.tolist()], whole(tokens)
+        grid = [int(size) for size in sizes.tolist()]
+        tokens = whole(min(tokens, blocks * grid[-1]))  # more could not be spent
         if tokens < blocks * grid[0]:
             raise BudgetError(
                 f"{tokens} tokens cannot pay for {blocks} blocks of at least {grid[0]} tokens; "
@@ -84,11 +85,11 @@ class StreamLedger:
 
     def __init__(self, tokens_per_block: float, burst: int, sizes: Tensor, streams: int = 1) -> None:
         smallest = int(sizes[0])
-        if tokens_per_block < smallest:
+        if not tokens_per_block >= smallest or not tokens_per_block:
             raise BudgetError(
                 f"{tokens_per_block:g} tokens per block cannot pay for blocks of at least {smallest} tokens"
             )
-        if burst < math.ceil(tokens_per_block):
+        if burst < tokens_per_block:
             raise BudgetError(f"a bucket of {burst} tokens cannot hold the {tokens_per_block:g} tokens of one block")
         self._sizes, self._rate, self._burst, self._block = sizes, tokens_per_block, burst, 0
         self._level = torch.full((streams,), burst, device=sizes.device)
@@ -129,6 +130,9 @@ class OnlineController:
         typical: Tensor | None = None,
         block_weights: Sequence[float] | None = None,
     ) -> None:
+        if typical is not None and typical.shape[1:] != (len(sizes) - 1,):
+            wanted = f"(G, {len(sizes) - 1})"
+            raise ValueError(f"typical gains of {len(sizes)} sizes are {wanted}, got {tuple(typical.shape)}")
         self._ledger, self._sizes, self._block = ledger, sizes, 0
         self._weights = [1.0] if block_weights is None else list(block_weights)
         self._typical = None if typical is None else typical.double().to(sizes.device)
@@ -138,7 +142,7 @@ class OnlineController:
     def step(self, curves: Tensor) -> Tensor:
         """(B, K) predicted distortion of the next block -> (B,) sizes, booked in the ledger."""
         if not bool(curves.isfinite().all()):
-            raise ValueError("a predicted distortion is NaN or infinite; mend the predictor")
+            raise ValueError("a predicted distortion is NaN or infinite; fix the predictor")
         curves = running_minimum(curves) * self._weights[min(self._block, len(self._weights) - 1)]
         ahead, pool = self._ledger.plan()
         own = gains(curves, self._sizes)
@@ -163,10 +167,11 @@ class OnlineController:
         widths = self._sizes.diff()
         totals = (self._typical * widths).sum(1)
         prior = _TRUST * totals.mean() + 1e-300
-        activity = ((self._seen * widths).sum((1, 2)) + prior) / (totals[:seen].sum() + prior)
+        expected = totals[self._block + 1 - seen : self._block + 1].sum()
+        activity = ((self._seen * widths).sum((1, 2)) + prior) / (expected + prior)
         kinds = self._typical[self._block + 1 :][:ahead]
         counts = torch.ones(len(kinds), dtype=torch.float64, device=kinds.device)
-        counts[-1] += ahead - len(kinds)
+        counts[-1:] += ahead - len(kinds)  # none where this is the last block
         return activity[:, None, None] * kinds, counts
 
 
@@ -197,10 +202,12 @@ class OnlineBudgetAllocator:
 
 def _price(steps: Tensor, widths: Tensor, pool: Tensor) -> Tensor:
     """(B,) gain of the step at which (B,) `pool` runs out, steps taken by falling gain; 0 when it suffices for all."""
+    if not steps.shape[1]:  # a single candidate size: nothing to choose
+        return torch.zeros(len(pool), dtype=torch.float64, device=pool.device)
     ordered, order = steps.sort(dim=1, descending=True, stable=True)
     over = widths[order].cumsum(1) > pool[:, None]
     first = over.int().argmax(1, keepdim=True)
-    price = ordered.gather(1, first)[:, 0].clamp(min=0) if steps.shape[1] else pool.new_zeros(len(pool)).double()
+    price = ordered.gather(1, first)[:, 0].clamp(min=0)
     return torch.where(over.any(1), price, 0)
 
 

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from genvid.allocation.curves import running_minimum
+from genvid.allocation.curves import check_curves, running_minimum
 from genvid.tokens import BlockTokens
 
 
@@ -44,10 +44,13 @@ class FixedCurves:
 def predict_curves(
     predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor, block: int, *, monotone: bool = True
 ) -> Tensor:
-    """(B, K) float64 curves of `block`, earlier blocks cut to their (B, G) `lengths`; `monotone`: never rising."""
+    """(B, K) float64 curves of `block`, earlier blocks cut to their (B, G) `lengths`; `monotone`: never rising.
+
+    ValueError when the predictor returns NaN or -inf.
+    """
     earlier = lengths.clone()
     earlier[:, block:] = tokens.keep.shape[-1]
-    curves = predictor.predict(tokens.tail_drop(earlier), block)
+    curves = check_curves(predictor.predict(tokens.tail_drop(earlier), block))
     return running_minimum(curves) if monotone else curves.double()
 
 

@@ -129,7 +129,7 @@ def _range(distortion: Tensor, sizes: Tensor, grid: list[int]) -> tuple[int, int
     """Least and greatest sum of allowed sizes."""
     lowest, highest = torch.stack(distortion.aminmax()).tolist()
     if not lowest > -math.inf:
-        raise ValueError("distortion holds NaN or -inf; mend the predictor (only +inf is allowed: it forbids a size)")
+        raise ValueError("distortion holds NaN or -inf; fix the predictor (only +inf is allowed: it forbids a size)")
     if highest < math.inf:
         return grid[0] * len(distortion), grid[-1] * len(distortion)
     allowed = distortion < torch.inf

@@ -16,6 +16,7 @@ from genvid.allocation import (
     predict_all_curves,
     solve_program,
 )
+from genvid.allocation.config import GroupConfig, UniformConfig
 from genvid.allocation.curves import gains
 from genvid.tokens import BlockTokens
 
@@ -122,6 +123,39 @@ def test_share_of_the_gap_that_each_closes(budget):
     assert closed(ThresholdAllocator(CLIPS, solution.multiplier)) > 0.9
 
 
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+@pytest.mark.parametrize("block", [0, 2])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda predictor: GroupAllocator(predictor, [256.0] * 4, 8),
+        lambda predictor: GroupAllocator(predictor, [256.0] * 4, 8, exact=True),
+        lambda predictor: JointAllocator(predictor, 1024, 8),
+        lambda predictor: ThresholdAllocator(predictor, 1e-3),
+        lambda predictor: ThresholdAllocator(predictor, 1e-3, block_weights=[0.0] * 4),
+        lambda predictor: OnlineBudgetAllocator(predictor, 1024),
+    ],
+)
+def test_curves_that_are_no_numbers_are_refused_by_every_rule(make, block, bad):
+    curves = predict_all_curves(CLIPS, TOKENS, TOKENS.lengths)
+    curves[7, block, 3] = bad
+    with pytest.raises(ValueError, match="NaN"):
+        make(FixedCurves(curves, CLIPS.sizes))(TOKENS)
+
+
+def test_the_step_of_a_stream_refuses_them_too():
+    rule = ThresholdAllocator(CLIPS, 1e-3)
+    for bad in (float("nan"), -float("inf")):
+        with pytest.raises(ValueError, match="NaN"):
+            rule.step(torch.tensor([[3.0, bad, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]]))
+
+
+def test_a_forbidden_size_is_not_taken_by_the_threshold_rule():
+    curves = torch.tensor([[float("inf"), 5.0, 4.0, 3.5, 3.4, 3.4, 3.4, float("inf")]]).double()
+    assert int(ThresholdAllocator(CLIPS, 1e9).step(curves)) == int(CLIPS.sizes[1])
+    assert int(ThresholdAllocator(CLIPS, 0.0).step(curves)) == int(CLIPS.sizes[4])
+
+
 def test_errors_say_what_is_wrong():
     with pytest.raises(BudgetError, match="fewer than the smallest"):
         JointAllocator(CLIPS, 200, 8)(TOKENS)
@@ -129,5 +163,12 @@ def test_errors_say_what_is_wrong():
         GroupAllocator(CLIPS, [256.0] * 4, 0)
     with pytest.raises(ValueError, match="at least 0"):
         ThresholdAllocator(CLIPS, -1.0)
+    with pytest.raises(ValueError, match="at least 1 round"):
+        JointAllocator(CLIPS, 1024, 8, rounds=0)
+    for budget in (float("nan"), float("inf"), 0.0):
+        with pytest.raises(ValueError, match="positive and finite"):
+            UniformConfig(budget)
+    with pytest.raises(ValueError, match="block_budgets sum to nan"):
+        GroupConfig(1024, block_budgets=(float("nan"), 512.0))
     with pytest.raises(ValueError, match="cannot keep -1"):
         UniformAllocator(-1)

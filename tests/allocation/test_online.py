@@ -17,6 +17,7 @@ from genvid.allocation import (
     predict_all_curves,
 )
 from genvid.allocation.calibration import Provenance
+from genvid.allocation.curves import gains
 
 EVEN = torch.arange(64, 513, 64)
 UNEVEN = torch.tensor([16, 32, 48, 64, 96, 128, 192, 256, 384, 512])
@@ -143,13 +144,57 @@ def test_hard_budgets_close_most_of_the_gap_of_the_clip_alone():
         assert online < table
 
 
+@pytest.mark.parametrize("sizes", [torch.tensor([64]), torch.tensor([0])])
+def test_a_single_candidate_size_is_taken_by_every_block(sizes):
+    for ledger in (VideoLedger(256, 3, sizes, streams=2), StreamLedger(64.0, 128, sizes, streams=2)):
+        controller = OnlineController(ledger, sizes, typical=torch.zeros(3, 0))
+        for _ in range(3):
+            assert torch.equal(controller.step(torch.rand(2, 1)), sizes.expand(2))
+
+
+@pytest.mark.parametrize("blocks", [1, 2, 3])
+def test_a_clip_shorter_than_the_typical_one_spends_its_last_tokens_on_its_last_block(blocks):
+    """Every token helps, and no block comes after the last one: it takes the largest size that is paid for."""
+    generator = torch.Generator().manual_seed(4)
+    ledger = VideoLedger(200 * blocks, blocks, EVEN, streams=20)
+    controller = OnlineController(ledger, EVEN, typical=typical_of(EVEN, 4))
+    spent = torch.stack([controller.step(falling(generator, 20, EVEN)) for _ in range(blocks)])
+    left = 200 * blocks - spent[:-1].sum(0)
+    assert torch.equal(spent[-1], (left // 64 * 64).clamp(max=512))
+
+
+def test_activity_is_measured_against_the_same_blocks_of_a_long_typical_clip():
+    """40 blocks, the first 20 calm and the others busy: a clip that is as typical has activity 1 all along."""
+    rates = torch.cat([torch.full((20, 1), 0.01), torch.ones(20, 1)]).double()
+    curve = (1 + EVEN / 64.0) ** -1.0
+    typical = gains(rates * curve, EVEN)
+    controller = OnlineController(VideoLedger(40 * 128, 40, EVEN), EVEN, typical=typical)
+    for block in range(38):
+        controller.step(rates[block : block + 1] * curve)
+        controller._block -= 1
+        forecast = controller._forecast(39 - block)[0]
+        controller._block += 1
+        torch.testing.assert_close(forecast[0], typical[block + 1 :])
+
+
+def test_a_budget_beyond_every_size_costs_no_memory():
+    controller = OnlineController(VideoLedger(1e15, 2, EVEN), EVEN)
+    assert [int(controller.step(falling(torch.Generator(), 1, EVEN))) for _ in range(2)] == [512, 512]
+
+
 def test_errors_say_the_way_out():
     with pytest.raises(BudgetError, match="allow 256 or more"):
         VideoLedger(255, 4, EVEN)
     with pytest.raises(BudgetError, match="60 tokens per block"):
         StreamLedger(60, 1000, EVEN)
-    with pytest.raises(BudgetError, match="bucket of 100"):
-        StreamLedger(128, 100, EVEN)
+    for rate in (float("nan"), 0.0):
+        with pytest.raises(BudgetError, match="tokens per block cannot pay"):
+            StreamLedger(rate, 1000, torch.tensor([0, 64]))
+    for rate in (128, 100.5, float("inf")):
+        with pytest.raises(BudgetError, match="bucket of 100"):
+            StreamLedger(rate, 100, EVEN)
+    with pytest.raises(ValueError, match=r"typical gains of 8 sizes are \(G, 7\), got \(4, 6\)"):
+        OnlineController(VideoLedger(256, 1, EVEN), EVEN, typical=torch.zeros(4, 6))
     controller = OnlineController(VideoLedger(256, 1, EVEN), EVEN)
     with pytest.raises(ValueError, match="NaN"):
         controller.step(torch.full((1, 8), torch.nan))
