@@ -2,9 +2,10 @@
 
 In "length" framing the model says how likely each length of the next block is. These log-probabilities, with the
 Gumbel noise of the row, are scores: left alone, every row takes the size of the greatest score, which is a sample of
-the model's own lengths (its likeliest one at temperature 0). Under a budget the program takes the sizes of the greatest
-summed score that can be paid for, so a budget that is not short changes nothing. What a block lacks, the later ones are
-drawn without: the scores of early blocks count more (`block_weights`).
+the model's own lengths (its likeliest one at temperature 0; top-k and top-p apply to lengths as to codes). Under a
+budget the program takes the sizes of the greatest summed score that can be paid for, so a budget that is not short
+changes nothing. What a block lacks, the later ones are drawn without: the scores of early blocks count more
+(`block_weights`).
 
 Blocks still to come compete for the same tokens. Scores of rows that were sampled before without a budget stand for
 theirs: see `forecast`. Scores rise and fall along the sizes, so that the online controller of `genvid.allocation`, made
@@ -146,16 +147,17 @@ class GroupPlanner:
 def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetConfig) -> list[Request]:
     """The requests under a budget, which they cannot exceed together or apart; all of as many blocks.
 
-    BudgetError, before anything is sampled, for a budget that the shortest videos exceed. May sample
+    ValueError for requests whose lengths are planned or limited already. BudgetError for a budget that the shortest
+    videos exceed. Both before anything is sampled. May sample
     `forecast_rows` of the requests. The result depends on the whole list: processes that share a run
     must all pass all of it, and may then sample any groups of it.
     """
-    if budget.tokens_per_video is None and budget.total is None:
+    if not requests or (budget.tokens_per_video is None and budget.total is None):
         return list(requests)
-    layout, blocks = engine.model.layout, requests[0].num_blocks
+    layout, blocks = engine.model.layout, _common_blocks(requests)
     shares = _shares(layout, blocks, len(requests), budget)
     if budget.tokens_per_video is not None and layout.budget_bins:
-        requests = _told(engine.model, requests, budget.tokens_per_video)
+        requests = _told(engine.model, requests, shares[0][0])
     if budget.plan and layout.framing != "length":
         raise ValueError('only models of "length" framing plan a budget; use plan: false, or plan the lengths yourself')
     if not budget.plan:
@@ -210,6 +212,16 @@ class _Watcher:
         return self._sizes[scores.argmax(1)]
 
 
+def _common_blocks(requests: Sequence[Request]) -> int:
+    """Blocks of every request; ValueError unless they are free to be put under a budget together."""
+    if any((request.planned, request.limit, request.planner) != (None, None, None) for request in requests):
+        raise ValueError("the lengths of these requests are planned or limited already: leave out these, or the budget")
+    blocks = {request.num_blocks for request in requests}
+    if len(blocks) > 1:
+        raise ValueError(f"requests that share a budget have as many blocks, these have {sorted(blocks)}")
+    return blocks.pop()
+
+
 def _told(model: RowModel, requests: Sequence[Request], tokens: int) -> list[Request]:
     """The requests with prefixes that tell the budget: in tokens of as many blocks as in training."""
     layout = model.layout
@@ -222,19 +234,17 @@ def _told(model: RowModel, requests: Sequence[Request], tokens: int) -> list[Req
 
 
 def _shares(layout: BlockLayout, blocks: int, count: int, budget: BudgetConfig) -> list[tuple[int, int]]:
-    """(tokens, videos) of every group. Together they are the budget."""
-    least = least_tokens(layout, blocks)
-    if budget.tokens_per_video is not None:
-        shares = [(budget.tokens_per_video, 1)] * count
-    else:
-        assert budget.total is not None
-        edges = [*range(0, count, budget.group_size), count]
-        paid = [budget.total * edge // count for edge in edges]
-        shares = [(paid[i + 1] - paid[i], edges[i + 1] - edges[i]) for i in range(len(edges) - 1)]
-    for tokens, videos in shares:
-        if tokens < videos * least:
-            raise BudgetError(
-                f"{tokens} tokens cannot pay for {videos} videos of {blocks} blocks, which need at least "
-                f"{least} each; allow {videos * least} or more"
-            )
-    return shares
+    """(tokens, videos) of every group. Together they are the budget, or as much of it as can be spent."""
+    videos, tokens = (1, budget.tokens_per_video) if budget.total is None else (count, budget.total)
+    assert tokens is not None
+    least, most = videos * least_tokens(layout, blocks), videos * blocks * layout.largest
+    if tokens < least:
+        raise BudgetError(
+            f"{tokens} tokens cannot pay for {videos} videos of {blocks} blocks, which need at least "
+            f"{least // videos} each; allow {least} or more"
+        )
+    tokens = min(tokens, most)
+    if budget.total is None:
+        return [(tokens, 1)] * count
+    spans = [(start, min(start + budget.group_size, count)) for start in range(0, count, budget.group_size)]
+    return [(tokens * end // count - tokens * start // count, end - start) for start, end in spans]

@@ -66,7 +66,7 @@ class Request:
     limit: int | None = None
     """Tokens that the blocks may have together: each may have what the later ones do not need at least."""
     planner: LengthPlanner | None = None
-    """Tells lengths while the row grows."""
+    """Chooses lengths while the row grows, in place of `planned` and `limit`."""
 
 
 class RowEngine(Protocol):
@@ -243,6 +243,13 @@ def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
         raise ValueError(
             "guidance other than 1 needs a null prefix, which frame prediction does not have: sample it with guidance 1"
         )
+    if guided and request.null_prefix == request.prefix:
+        raise ValueError(
+            "guidance other than 1 changes nothing here, where condition and null condition are the same prefix: the "
+            "model has no classes, and no budget is told to it. Sample with guidance 1"
+        )
+    if request.planner is not None and (request.planned, request.limit) != (None, None):
+        raise ValueError("a request has a planner, or planned lengths with or without a limit, not both")
     if request.planner is not None and layout.framing != "length":
         raise ValueError('only models of "length" framing say how well a length suits; plan the lengths of this one')
     least, most = least_tokens(layout, blocks), blocks * layout.largest

@@ -17,6 +17,9 @@ from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.generation.grammar import BlockGrammar
 
+MOST = 1e6
+"""Largest temperature and guidance, and the inverse of the least temperature: beyond them float32 logits overflow."""
+
 
 @dataclass(frozen=True)
 class SamplingConfig:
@@ -35,6 +38,11 @@ class SamplingConfig:
         numbers = (self.temperature, self.top_k, self.guidance)
         if not all(0 <= number < math.inf for number in numbers) or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature, top_k and guidance are at least 0 and top_p is in (0, 1], got {self}")
+        if 0 < self.temperature < 1 / MOST or max(self.temperature, self.guidance) > MOST:
+            raise ValueError(
+                f"float32 logits bear temperatures of {1 / MOST:g} to {MOST:g} (or 0: the most likely token) and "
+                f"guidance up to {MOST:g}, got {self}"
+            )
 
 
 class Sampler:
@@ -117,8 +125,40 @@ def guided(logits: Tensor, scale: float) -> Tensor:
 def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
     """(B, V) logits, (B, V) bool, (B,) seeds -> (B,) ids, by one uniform number a row and the inverse distribution."""
     uniform = noise.uniform(seeds, "token", 1)[:, 0]
-    tokens: Tensor = _draw(logits, allowed, uniform, config.temperature, config.top_k, config.top_p)
+    top_k = min(config.top_k, logits.shape[-1])
+    tokens: Tensor = _draw(logits, allowed, uniform, config.temperature, top_k, config.top_p)
     return tokens
+
+
+def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
+    """(B, V) logits at their temperature -> the same, -inf where top-k and then top-p drop them; ties are kept."""
+    if 0 < top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
+    if top_p < 1:
+        ordered = logits.sort(-1, descending=True).values
+        probability = ordered.softmax(-1)
+        unneeded = probability.cumsum(-1) - probability >= top_p
+        unneeded[:, 0] = False  # also where float32 rounds top_p to 0
+        least = ordered.masked_fill(unneeded, float("inf")).amin(-1, keepdim=True)
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    return logits
+
+
+def length_scores(logits: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
+    """(N, K) logits of sizes, (N,) seeds -> (N, K) float64 scores, the greatest of which is a draw of the size.
+
+    A score is the log-probability of the size plus Gumbel noise (none at temperature 0). Sizes that top-k and top-p
+    drop follow below all that they keep, each by as much as its log-probability is below the least of those: only a
+    budget that is too short for the size drawn can lead to them.
+    """
+    if config.temperature == 0:
+        return logits.double().log_softmax(-1)
+    logits = logits / config.temperature
+    kept = truncated(logits, min(config.top_k, logits.shape[-1]), config.top_p).double()
+    scores = kept.log_softmax(-1) - (-noise.uniform(seeds, "length", logits.shape[1]).log()).log()
+    dropped = kept == -torch.inf
+    lowest, rarest = (x.masked_fill(dropped, torch.inf).amin(-1, keepdim=True) for x in (scores, kept))
+    return torch.where(dropped, lowest - (rarest - logits.double()), scores)
 
 
 @torch.library.custom_op("genvid::draw", mutates_args=())
@@ -131,15 +171,7 @@ def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, 
     logits = logits.masked_fill(~allowed, float("-inf"))
     if temperature == 0:
         return logits.argmax(-1)
-    logits = logits / temperature
-    if 0 < top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
-    if top_p < 1:
-        ordered = logits.sort(-1, descending=True).values
-        probability = ordered.softmax(-1)
-        unneeded = probability.cumsum(-1) - probability >= top_p
-        least = ordered.masked_fill(unneeded, float("inf")).amin(-1, keepdim=True)
-        logits = logits.masked_fill(logits < least, float("-inf"))
+    logits = truncated(logits / temperature, top_k, top_p)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
     # Strictly below the total, so that the token found is one of positive probability.

@@ -17,7 +17,7 @@ from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.generation.grammar import BlockGrammar
 from genvid.generation.network import Attention, SlotNetwork
-from genvid.generation.sampler import SamplingConfig, draw, guided
+from genvid.generation.sampler import SamplingConfig, draw, guided, length_scores
 
 TOKEN, NULL_TOKEN, POSITION, SEED, WAITED = range(5)
 """Rows of the state: the next input and that of the null condition, their position, the seed of the row, and whether
@@ -125,15 +125,8 @@ class Slots:
         return self._rows[slots].cpu()
 
     def length_scores(self, slots: list[int], seeds: Tensor) -> Tensor:
-        """(N, K) log-probability of each size in slots that wait, at the temperature, plus Gumbel noise of the row.
-
-        The greatest score is then a sample of the model's lengths; at temperature 0 it is the likeliest length.
-        """
-        scores = self._scores[slots].cpu().double()
-        if self._config.temperature == 0:
-            return scores
-        gumbel = -(-noise.uniform(seeds, "length", scores.shape[1]).log()).log()
-        return (scores / self._config.temperature).log_softmax(-1) + gumbel
+        """(N, K) scores of each size in slots that wait: see `length_scores`."""
+        return length_scores(self._scores[slots].cpu(), seeds, self._config)
 
     def _read_prompts(self, prompts: list[tuple[int, tuple[int, ...]]]) -> None:
         """Fill rows of the cache with their (row, prefix), packed into chunks."""
@@ -209,7 +202,7 @@ class Slots:
         waiting = grammar.waiting
         going = ~(grammar.finished | waiting)
         if self._scores.shape[1]:
-            self._scores.copy_(logits[:, self.layout.codebook_size :].log_softmax(-1))
+            self._scores.copy_(logits[:, self.layout.codebook_size :])
         position = state[POSITION] + 1
         token = draw(logits, grammar.allowed(), noise.fold(state[SEED], position), self._config)
         grammar.advance(token, going)

@@ -25,7 +25,7 @@ from genvid.generation.budget import (
     with_budget,
 )
 from genvid.generation.engine import Engine
-from genvid.generation.sampler import SamplingConfig
+from genvid.generation.sampler import SamplingConfig, length_scores
 
 FREE = SamplingConfig(temperature=1.0)
 
@@ -78,6 +78,58 @@ def test_lengths_that_are_left_alone_are_distributed_as_the_model_says():
     drawn = torch.tensor([row[1] for row in rows_of(engine, requests)])
     for size in LENGTH.length_ids(torch.tensor(LENGTH.sizes)):
         assert abs((told == size).double().mean() - (drawn == size).double().mean()) < 0.07
+
+
+CUT = [SamplingConfig(top_k=1), SamplingConfig(top_k=2), SamplingConfig(temperature=1.5, top_p=0.6)]
+
+
+def chances(logits: torch.Tensor, config: SamplingConfig) -> torch.Tensor:
+    """(K,) logits -> exact probability of each size: of the k likeliest, the fewest that have the mass p."""
+    probability = (logits.double() / config.temperature).softmax(0)
+    order = probability.argsort(descending=True).tolist()
+    order = order[: config.top_k or len(order)]
+    kept, whole = [], sum(float(probability[k]) for k in order)
+    while sum(float(probability[k]) for k in kept) < config.top_p * whole:
+        kept.append(order[len(kept)])
+    mask = torch.zeros(len(logits), dtype=torch.bool)
+    mask[kept] = True
+    return probability.where(mask, 0) / probability[kept].sum()
+
+
+@pytest.mark.parametrize("config", [*CUT, FREE, SamplingConfig(top_k=2, top_p=0.5, guidance=1.5)], ids=str)
+@pytest.mark.parametrize(
+    "budget",
+    [None, BudgetConfig(tokens_per_video=6), BudgetConfig(tokens_per_video=2**70), BudgetConfig(total=6 * 1200)],
+    ids=str,
+)
+def test_a_budget_that_is_not_short_draws_lengths_as_without_one(config, budget):
+    """Against the exact probabilities of the first length, of 1,200 seeds."""
+    model, one = rotary(), class_requests(LENGTH, 1)[0]
+    with torch.no_grad():
+        logits = model(torch.tensor([one.prefix, one.null_prefix]))[:, -1, LENGTH.codebook_size :]
+    wanted = chances(logits[1] + config.guidance * (logits[0] - logits[1]), config)
+    engine = Engine(model, config, slots=64)
+    requests = [replace(one, seed=seed, num_blocks=1) for seed in range(1200)]
+    lengths = lengths_of(engine, requests if budget is None else with_budget(engine, requests, budget))[:, 0]
+    seen = torch.tensor([float((lengths == size).sum()) for size in LENGTH.sizes]).double()
+    assert (seen[wanted == 0] == 0).all()
+    expected = 1200 * wanted[wanted > 0]
+    assert ((seen[wanted > 0] - expected) ** 2 / expected).sum() < 13.8  # chi-square, 2 degrees of freedom, 0.1 %
+
+
+@pytest.mark.parametrize("budget", [BudgetConfig(tokens_per_video=8), BudgetConfig(total=90, group_size=8)], ids=str)
+def test_the_likeliest_of_one_is_planned_as_the_likeliest(budget):
+    """top_k=1 is temperature 0 under a short budget too: noise that decides nothing moves no tokens."""
+    lengths = [budgeted(12, budget, config) for config in (SamplingConfig(top_k=1), SamplingConfig(temperature=0))]
+    assert torch.equal(*lengths)
+
+
+def test_sizes_that_are_dropped_follow_those_that_are_kept():
+    logits = torch.tensor([[0.0, 1.0, 2.0, 3.0]]).expand(500, 4)
+    scores = length_scores(logits, torch.arange(500), SamplingConfig(top_k=2))
+    assert (scores[:, 2:].amin(1) > scores[:, 1]).all()
+    torch.testing.assert_close(scores[:, 2:].amin(1) - scores[:, 1], torch.ones(500).double())
+    torch.testing.assert_close(scores[:, 1] - scores[:, 0], torch.ones(500).double())
 
 
 def test_the_last_round_is_the_most_probable_choice():
@@ -172,6 +224,32 @@ def test_budgets_that_cannot_be_kept_are_said_in_words():
     free = Engine(rotary(), FREE, slots=2)
     with pytest.raises(ValueError, match="4 rows share a budget, but the engine has 2 slots"):
         free.run(with_budget(free, requests, BudgetConfig(total=40)))
+
+
+@pytest.mark.parametrize("budget", [BudgetConfig(tokens_per_video=10), BudgetConfig(total=99)], ids=str)
+@pytest.mark.parametrize("change", [{"planned": (6, 6, 6)}, {"planned": (1, 1, 1)}, {"limit": 9}], ids=str)
+def test_lengths_that_are_fixed_already_are_put_under_no_budget(budget, change):
+    engine, requests = Engine(rotary(), FREE, slots=4), class_requests(LENGTH, 4)
+    engine.slots.step = lambda reach: pytest.fail("a step was made")
+    for plan in (True, False):
+        with pytest.raises(ValueError, match="planned or limited already"):
+            with_budget(engine, [*requests[:3], replace(requests[3], **change)], replace(budget, plan=plan))
+    both = replace(requests[0], planner=VideoPlanner(18, torch.zeros(4, 19), LENGTH), **change)
+    with pytest.raises(ValueError, match="not both"):
+        engine.run([both])
+    with pytest.raises(ValueError, match=r"as many blocks, these have \[2, 3\]"):
+        with_budget(engine, [requests[0], replace(requests[1], num_blocks=2)], budget)
+    assert with_budget(engine, [], budget) == []
+
+
+def test_guidance_that_can_change_nothing_is_refused():
+    """A row of no class, measured against one of no class; of a told budget, against any."""
+    engine = Engine(rotary(TOLD), SamplingConfig(guidance=2.0), slots=2)
+    null = tuple(TOLD.null_prefix(1)[0].tolist())
+    requests = [replace(class_requests(TOLD, 1)[0], prefix=null)]
+    with pytest.raises(ValueError, match="guidance other than 1 changes nothing"):
+        engine.run(requests)
+    assert rows_of(engine, with_budget(engine, requests, BudgetConfig(tokens_per_video=9)))
 
 
 TOLD = replace(LENGTH, budget_bins=6)

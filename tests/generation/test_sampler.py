@@ -139,6 +139,10 @@ def test_draw_follows_the_distribution_it_is_given():
         (SamplingConfig(top_k=2), softmax([1, 3])),
         (SamplingConfig(top_p=0.9), softmax([1, 3])),  # 0.83 alone is not enough
         (SamplingConfig(top_p=0.8), softmax([3])),
+        (SamplingConfig(top_p=1e-60), softmax([3])),
+        (SamplingConfig(top_k=2**70), softmax([0, 1, 3, 4])),
+        (SamplingConfig(temperature=1e-6), softmax([3])),
+        (SamplingConfig(temperature=1e6), softmax([0, 1, 3, 4], 1e6)),
         (SamplingConfig(temperature=0), softmax([3])),
     ]:
         assert (shares(config) - wanted).abs().max() < 0.01
@@ -180,3 +184,6 @@ def test_what_cannot_be_sampled_is_said_in_words():
         sampler(prefix.repeat(1, 30), seeds, config)
     with pytest.raises(ValueError, match="top_p is in"):
         SamplingConfig(top_p=0.0)
+    for number in ({"temperature": 1e-40}, {"temperature": 1e300}, {"guidance": 1e38}):
+        with pytest.raises(ValueError, match="float32 logits bear"):
+            SamplingConfig(**number)

@@ -7,6 +7,7 @@ import torch
 from drifts import METRIC, walk
 
 from genvid.allocation import BudgetError
+from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
 from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokenizer.lit.redundancy import (
     RedundancyAllocator,
@@ -135,3 +136,13 @@ def test_a_random_mask_costs_about_a_bit_a_position_and_a_decoder_could_follow()
     assert mask_bits(torch.cat([keep, ~keep]), 8)[0] == mask_bits(keep, 8)[0]
     # What is told so far never depends on what comes: the cost of a prefix is the first part of the whole cost.
     assert float(mask_bits(keep[:, :20], 8)) < float(mask_bits(keep[:, :21], 8))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_latents_that_are_no_numbers_are_refused_by_every_rule(bad: float) -> None:
+    tokens = walk()
+    assert tokens.latents is not None
+    tokens.latents[0, -1, 0, 0] = bad
+    for rule in (by_threshold(0.5), PricedRedundancy(0.5, METRIC), BudgetedRedundancy(999, METRIC)):
+        with pytest.raises(ValueError, match="NaN or infinity"):
+            rule(tokens)

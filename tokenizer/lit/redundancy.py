@@ -72,6 +72,8 @@ def measured(tokens: BlockTokens, metric: Tensor) -> Tensor:
         raise ValueError("these tokens carry no latents; the redundancy of discrete tokens is not defined")
     if tokens.latents.shape[-1] != len(metric):
         raise ValueError(f"these tokens have {tokens.latents.shape[-1]} channels, the allocator's metric {len(metric)}")
+    if not bool(tokens.latents.isfinite().all()):
+        raise ValueError("the latents hold NaN or infinity; check the video and the codec")
     return by_metric(tokens.latents, metric)
 
 
