@@ -1,6 +1,7 @@
 """Causal attention within rows that lie one after another: what transformers' Llama calls in packed training.
 
-On a GPU in half precision it is torch's variable-length flash attention, which reads every row once and no padding.
+On a GPU that has it, in half precision, it is torch's variable-length flash attention, which reads every row once and
+no padding.
 Everywhere else rows are spread out, padded, for the attention alone: exact on any device and in any precision.
 
 N tokens of R rows, H heads, D channels of a head. Row r holds the tokens `starts[r]` to `starts[r + 1] - 1`.
@@ -15,6 +16,8 @@ from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
+
+from genvid.ar.hardware import hardware
 
 NAME = "genvid_rows"
 """The name by which a LlamaConfig asks for it. Without `cu_seq_lens_q` it is transformers' "sdpa"."""
@@ -33,12 +36,17 @@ def row_positions(starts: Tensor, count: int) -> Tensor:
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
     """(N, H, D) queries, keys and values, (R + 1,) int32 starts of rows of at most `longest` -> (N, H, D)."""
-    if query.is_cuda and value.dtype in (torch.bfloat16, torch.float16):
+    if value.dtype in (torch.bfloat16, torch.float16) and _has_flash(query.device):
         # Rotary angles in float32 make float32 of queries and keys.
         query, key = query.to(value.dtype), key.to(value.dtype)
         causal = (-1, 0)
         return varlen_attn(query, key, value, starts, starts, longest, longest, window_size=causal)  # type: ignore[return-value]
     return _spread_attention(query, key, value, starts, longest)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _has_flash(device: torch.device) -> bool:
+    return hardware(device).flash
 
 
 def _spread_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:

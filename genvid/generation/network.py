@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
 
 if TYPE_CHECKING:
@@ -88,8 +89,8 @@ class PlainAttention:
 
 
 def plain_or_triton(device: torch.device) -> Attention:
-    """The attention that reads only what is filled, on a GPU."""
-    if device.type != "cuda":
+    """The attention that reads only what is filled, where its kernels run."""
+    if not hardware(device).kernels:
         return PlainAttention()
     from genvid.generation.kernels import TritonAttention
 
@@ -165,7 +166,7 @@ class SlotNetwork:
 
     def _for_one_row(self) -> SingleRow | None:
         """What is faster for a single slot, if there is such a thing here."""
-        if self.cache.device.type != "cuda":
+        if not hardware(self.cache.device).kernels:
             return None
         from genvid.generation.single import SingleRow
 

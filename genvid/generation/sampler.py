@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
+from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
 from genvid.generation.grammar import BlockGrammar
 
@@ -164,7 +165,7 @@ def length_scores(logits: Tensor, seeds: Tensor, config: SamplingConfig) -> Tens
 @torch.library.custom_op("genvid::draw", mutates_args=())
 def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Opaque to torch.compile: torch 2.11 splits the cumulative sums of few rows into kernels that fail on a GPU."""
-    if logits.is_cuda and temperature > 0 and not top_k and top_p == 1:
+    if temperature > 0 and not top_k and top_p == 1 and hardware(logits.device).kernels:
         from genvid.generation.kernels import draw_tokens
 
         return draw_tokens(logits, allowed, uniform, temperature)

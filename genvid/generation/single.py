@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from genvid.ar.hardware import hardware
 from genvid.generation.kernels import attend_chunks
 from genvid.generation.network import Layer
 
@@ -49,7 +50,7 @@ class SingleRow:
         self._rotary, self._eps = rotary, eps
         device = cache.device
         on_gpu = device.type == "cuda"
-        self._overlap = OVERLAP and on_gpu and torch.cuda.get_device_capability(device) >= (9, 0)
+        self._overlap = OVERLAP and hardware(device).overlap
         self._processors = torch.cuda.get_device_properties(device).multi_processor_count if on_gpu else 4
 
     @staticmethod

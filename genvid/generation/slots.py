@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
+from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
 from genvid.generation.grammar import BlockGrammar
 from genvid.generation.network import Attention, SlotNetwork
@@ -32,7 +33,8 @@ SMALLEST_LIMIT = 256
 class Slots:
     """Rows in flight. With guidance, slot i has a second row of the cache for its null condition.
 
-    On a GPU steps are captured as CUDA graphs, and compiled if `compiled`; elsewhere they run as written.
+    On a GPU steps are captured as CUDA graphs, and compiled if `compiled` and the GPU can (`Hardware.kernels`);
+    elsewhere they run as written.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Slots:
         self._halves = 1 if config.guidance == 1.0 else 2
         device = model.backbone.embed_tokens.weight.device
         self._on_gpu = device.type == "cuda"
-        compiled = compiled and self._on_gpu
+        compiled = compiled and hardware(device).kernels
         self._network = SlotNetwork(model, count * self._halves, dtype=dtype, attention=attention, compiled=compiled)
         self._grammar = BlockGrammar(self.layout, count, 0, device=device)
         self._state = torch.zeros(5, count, dtype=torch.long, device=device)

@@ -1,0 +1,53 @@
+"""Whether a device runs more than plain torch: by compute capability, platform and Triton, never by name.
+
+ROCm calls its devices "cuda" too. Where an answer is no, plain torch serves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """A device, by all that decides on fast paths."""
+
+    capability: tuple[int, int] | None
+    """CUDA compute capability; None: no NVIDIA GPU."""
+    dependent_launch: bool = False
+    """The installed Triton has `gdc_wait` (3.4 and later)."""
+
+    @property
+    def flash(self) -> bool:
+        """Torch's flash attention over rows of any length."""
+        return self.capability is not None and self.capability >= (8, 0)
+
+    @property
+    def kernels(self) -> bool:
+        """genvid's Triton kernels, and the compiler, which needs Triton too."""
+        return self.flash and self.dependent_launch
+
+    @property
+    def overlap(self) -> bool:
+        """Programmatic dependent launch: a kernel starts while the one before it runs."""
+        return self.kernels and self.capability is not None and self.capability >= (9, 0)
+
+
+@cache
+def hardware(device: torch.device) -> Hardware:
+    """What is there."""
+    if device.type != "cuda" or torch.version.hip is not None:
+        return Hardware(None)
+    return Hardware(torch.cuda.get_device_capability(device), has_dependent_launch())
+
+
+def has_dependent_launch() -> bool:
+    """Whether the installed Triton, if there is one, can launch dependent kernels."""
+    try:
+        return hasattr(importlib.import_module("triton.language.extra.cuda"), "gdc_wait")
+    except ImportError:
+        return False
