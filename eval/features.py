@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genvid.checkpoint import fingerprint, load_model, load_weights, read_config, read_pickled, resolve
+from genvid.checkpoint import fingerprint, load_model, load_weights, read_config, read_pickled, resolve, weights_hash
 from genvid.eval.classifier import VideoClassifier
 from genvid.eval.i3d import I3D
 
@@ -135,7 +135,7 @@ class ModuleFeatures(FeatureNetwork):
         if not isinstance(size, int):
             raise ValueError(f"{name} must say how long its vectors are: an int attribute `num_features`, got {size!r}")
         self.network, self.num_features = network, size
-        self.weights = _state_hash(network)
+        self.weights = weights_hash(network)
         self.name = f"{name} {self.weights[:8]}"
         self.requires_grad_(False).train()
 
@@ -221,14 +221,6 @@ def _exact_convolutions() -> Iterator[None]:
         yield
     finally:
         torch.backends.cudnn.allow_tf32 = before
-
-
-def _state_hash(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _is_torchscript(path: Path) -> bool:

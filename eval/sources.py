@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 from genvid.data.davis import DavisConfig
 from genvid.data.folders import FolderConfig
@@ -12,19 +11,15 @@ from genvid.data.source import SourceConfig
 from genvid.data.ucf101 import Ucf101Config
 from genvid.eval.protocols import Protocol
 
-ClassOrder = Literal["official", "ascii"]
 
-
-def protocol_source(
-    protocol: Protocol, path: str, lists: str | None = None, *, class_order: ClassOrder = "official"
-) -> SourceConfig:
+def protocol_source(protocol: Protocol, path: str, lists: str | None = None) -> SourceConfig:
     """The protocol's data set in the folder `path`.
 
     `lists`: ucfTrainTestlist of UCF-101 (looked for in and beside `path`), the annotation CSV of Kinetics-600, or a
     list of DAVIS sequences (all where there is none). ValueError in words for what is missing.
     """
     if protocol.dataset == "UCF-101":
-        return Ucf101Config(path, lists or _ucf_lists(path), split=protocol.split, class_order=class_order)  # type: ignore[arg-type]
+        return Ucf101Config(path, lists or _ucf_lists(path), split=protocol.split)  # type: ignore[arg-type]
     if protocol.dataset == "Kinetics-600":
         if lists is None:
             raise ValueError(f"{protocol.name} needs the CSV file of the {protocol.split} split (--lists)")
@@ -34,13 +29,11 @@ def protocol_source(
     return FolderConfig(path)
 
 
-def unseen_source(
-    protocol: Protocol, path: str, lists: str | None = None, *, class_order: ClassOrder = "official"
-) -> SourceConfig | None:
+def unseen_source(protocol: Protocol, path: str, lists: str | None = None) -> SourceConfig | None:
     """Videos that models trained on the protocol's split have not seen; None where the data set sets none apart."""
     if protocol.dataset != "UCF-101" or protocol.split != "train" or protocol.task != "generation":
         return None
-    return Ucf101Config(path, lists or _ucf_lists(path), split="test", class_order=class_order)
+    return Ucf101Config(path, lists or _ucf_lists(path), split="test")
 
 
 def _ucf_lists(path: str) -> str:

@@ -111,7 +111,7 @@ class Model(nn.Module):
         if missing:
             raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}")
         model = cls(config)
-        model.origin = origin
+        model.origin = origin or model.origin
         load_weights(model, read_weights(folder), source=str(folder))
         return model.eval()
 
@@ -179,9 +179,10 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise CheckpointError(str(error)) from None
 
 
-def read_origin(data: dict[str, Any], folder: Path) -> Origin:
-    """Take the origin out of what config.json holds; an empty one where there is none."""
-    return configuration.decode(Origin, data.pop("origin", {}), source=f"{folder / CONFIG}: origin")
+def read_origin(data: dict[str, Any], folder: Path) -> Origin | None:
+    """Take the origin out of what config.json holds; None in folders of older versions."""
+    origin = data.pop("origin", None)
+    return None if origin is None else configuration.decode(Origin, origin, source=f"{folder / CONFIG}: origin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -222,6 +223,15 @@ def fingerprint(folder: str | Path) -> str:
         raise CheckpointError(f"{folder} is not a model folder: it needs {CONFIG} and {WEIGHTS}")
     hashes = [sha256(file) for file in files]
     return hashlib.sha256("".join(hashes).encode()).hexdigest()[:16]
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the names and values of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _missing_keys(full: dict[str, Any], given: dict[str, Any], prefix: str = "") -> list[str]:

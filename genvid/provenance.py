@@ -1,6 +1,6 @@
 """What was made from what: records travel with models, runs, caches and files; parts of different makes are refused.
 
-A record maps a role (tokenizer, scorer, codec, data, classes) to a fingerprint, or to a description with several keys.
+A record maps a role (tokenizer, codec, data, class list) to a fingerprint, or to a description with several keys.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Origin:
 
     def record(self) -> dict[str, Any]:
         """All of it by role."""
-        return {**({"classes": self.classes} if self.classes else {}), **self.made_from}
+        return {**({"class list": self.classes} if self.classes else {}), **self.made_from}
 
 
 def check_made_from(what: object, recorded: Mapping[str, Any], given: Mapping[str, Any], way_out: str) -> None:
@@ -41,11 +41,11 @@ def check_made_from(what: object, recorded: Mapping[str, Any], given: Mapping[st
     """
     for role, value in given.items():
         if role not in recorded:
-            _warn(f"{what} has no record of its {role}: nothing was checked, a wrong {role} would give wrong results")
+            _warn(f"nothing was checked: {what} has no record of the {role} that it was made from")
             continue
         difference = configuration.difference(recorded[role], value, role)
         if difference:
-            raise ProvenanceError(f"{what} was made from another {role} ({difference}): {way_out}")
+            raise ProvenanceError(f"{what} was not made from this {role} ({difference}): {way_out}")
 
 
 def class_numbers(what: object, known: Sequence[str], wanted: Sequence[str]) -> list[int]:
@@ -55,9 +55,7 @@ def class_numbers(what: object, known: Sequence[str], wanted: Sequence[str]) -> 
     recorded, and the numbers of the data then. A single class needs no name.
     """
     if not known:
-        _warn(
-            f"{what} has no record of its classes: nothing was checked, the numbers of the data are taken for its own"
-        )
+        _warn(f"nothing was checked: {what} has no record of its classes, so those of the data give their numbers")
         return list(range(len(wanted)))
     if len(known) == len(wanted) == 1:
         return [0]

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from genvid.allocation import Allocator, AllocatorConfig, Calibration, build_allocator
-from genvid.recipes.loading import device, load_adaptok, load_scorer
+from genvid.allocation import Allocator, AllocatorConfig, build_allocator
+from genvid.checkpoint import fingerprint, resolve
+from genvid.files import sha256
+from genvid.recipes.loading import device, load_adaptok, load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -23,17 +25,24 @@ class AllocatedTokenizer:
     scorer: str | None = None
     calibration: str | None = None
 
+    def made_from(self) -> dict[str, str]:
+        """Fingerprints by role (genvid.provenance)."""
+        models = {"tokenizer": self.tokenizer, "scorer": self.scorer}
+        prints = {role: fingerprint(resolve(folder)) for role, folder in models.items() if folder is not None}
+        return prints if self.calibration is None else prints | {"calibration": sha256(self.calibration)[:16]}
+
     def build(self, frames: int) -> tuple[AdapTok, Allocator, list[int]]:
         """Tokenizer, allocator and candidate lengths of a block, for clips of this many frames, on this device."""
         tokenizer = load_adaptok(self.tokenizer).to(device())
-        predictor = calibration = None
+        scorer = predictor = calibration = None
         sizes = list(range(1, tokenizer.spec.block_capacity + 1))
-        if self.calibration is not None:
-            calibration = Calibration.load(self.calibration)
-            sizes = list(calibration.sizes)
         if self.scorer is not None:
-            predictor = ScorerPredictor(tokenizer, load_scorer(self.scorer, tokenizer).to(device()))
+            scorer = load_scorer(self.scorer, tokenizer).to(device())
+            predictor = ScorerPredictor(tokenizer, scorer)
             sizes = predictor.sizes.tolist()
+        if self.calibration is not None:
+            calibration = load_calibration(self.calibration, tokenizer, scorer)
+            sizes = list(calibration.sizes)
         blocks = tokenizer.spec.num_blocks(frames)
         return tokenizer, build_allocator(self.allocator, blocks, predictor, calibration), sizes
 

@@ -15,7 +15,6 @@ import torch
 from tqdm import tqdm
 
 from genvid import config as configuration
-from genvid.checkpoint import fingerprint, resolve
 from genvid.data.loader import one_pass
 from genvid.data.token_cache import CacheInfo, TokenCacheWriter
 from genvid.recipes.allocated import AllocatedTokenizer, encode
@@ -34,10 +33,17 @@ class CacheRun:
     passes: int = 1
     """How often each item is tokenized: more than once where its window is random."""
     group_size: int = 128
-    """Clips that share a budget."""
+    """Clips that are cut at a time: whole groups of the allocator."""
     batch_size: int = 16
     """Clips encoded at a time: memory, not results."""
     workers: int = 2
+
+    def __post_init__(self) -> None:
+        shared = self.tokens.allocator.clips_per_budget
+        if self.group_size < 1 or self.group_size % shared:
+            raise ValueError(
+                f"group_size is a multiple of tokens.allocator.group_size, {shared} clips, got {self.group_size}"
+            )
 
 
 @torch.no_grad()
@@ -47,17 +53,19 @@ def cache_tokens(run: CacheRun) -> Path:
     dataset = run.data.open()
     tokenizer, allocator, sizes = run.tokens.build(run.data.clip.frames)
     spec = tokenizer.spec
+    made_from = run.tokens.made_from()
     info = CacheInfo(
-        tokenizer=fingerprint(resolve(run.tokens.tokenizer)),
+        tokenizer=made_from.pop("tokenizer"),
         allocator=configuration.encode(run.tokens),
         data=dataset.fingerprint(),
-        group_size=run.group_size,
+        group_size=run.tokens.allocator.clips_per_budget,
         frames=run.data.clip.frames,
         num_blocks=spec.num_blocks(run.data.clip.frames),
         block_capacity=spec.block_capacity,
         sizes=sizes,
         codebook_size=spec.codebook_size or 0,
         classes=dataset.classes,
+        made_from=made_from,
     )
     groups = one_pass(
         dataset,

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
-from genvid.allocation import Allocator, Calibration, DistortionPredictor, JointAllocator, build_allocator, choices
+from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, build_allocator, choices
 from genvid.checkpoint import fingerprint, resolve
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
@@ -29,7 +29,7 @@ from genvid.eval.report import Provenance, Report
 from genvid.perceptual import PerceptualConfig
 from genvid.recipes.allocated import decode, encode
 from genvid.recipes.command import command
-from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
+from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_calibration, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.train.accelerator import make_state
@@ -87,8 +87,9 @@ class Comparison:
     def __init__(self, run: EvaluationRun) -> None:
         self.run = run
         self.tokenizer = load_adaptok(run.tokenizer).to(device())
-        self.predictor = ScorerPredictor(self.tokenizer, load_scorer(run.scorer, self.tokenizer).to(device()))
-        self.calibration = Calibration.load(run.calibration)
+        scorer = load_scorer(run.scorer, self.tokenizer).to(device())
+        self.predictor = ScorerPredictor(self.tokenizer, scorer)
+        self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
         self.distortion = run.distortion.build().to(device())
         distances: list[ClipDistance] = [] if run.perceptual is None else [run.perceptual.build()]
         distances.append(self.distortion)

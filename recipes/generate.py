@@ -32,9 +32,10 @@ from genvid.generation.engine import Engine
 from genvid.generation.folder import SampleFolder, SampleWriter, fill
 from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
+from genvid.provenance import class_numbers
 from genvid.recipes.allocated import AllocatedTokenizer, decode
 from genvid.recipes.command import command
-from genvid.recipes.loading import VideoData, device
+from genvid.recipes.loading import VideoData, class_names, device
 from genvid.tokens import BlockTokens
 from genvid.train.accelerator import make_state
 
@@ -98,6 +99,13 @@ class OpenRun:
         self.dataset = run.data.open()
         self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames)
         check_match(model, self.tokenizer)
+        classes = self.dataset.classes
+        self.judged = torch.tensor(class_numbers(classifier.folder, classifier.origin.classes, classes))
+        """Number in the classifier of each class of the data."""
+        self.sampled = self.judged
+        """Number in the autoregressive model of each class of the data."""
+        if not self.context_frames:
+            self.sampled = torch.tensor(class_numbers(model.folder, class_names(model), classes))
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
         self.folder = SampleFolder(Path(run.output_dir) / "samples", self._about(), part=self.state.process_index)
         self.writer = SampleWriter(self.fingerprint, model.layout.codebook_size, run.fps, run.format)
@@ -112,7 +120,13 @@ class OpenRun:
             "tokens": run.tokens if self.model.config.context_blocks else None,
             "data": run.data if self.model.config.context_blocks else None,
         }
-        return about | {"count": run.count} | {name: configuration.encode(part) for name, part in chosen.items()}
+        about |= {"count": run.count} | {name: configuration.encode(part) for name, part in chosen.items()}
+        return about | {"made_from": self._made_from()}
+
+    def _made_from(self) -> dict[str, Any]:
+        """Records of what the samples depend on (genvid.provenance), where the paths in `_about` may hide a change."""
+        prompts = self.run.tokens.made_from() | {"data": self.dataset.describe()}
+        return prompts if self.model.config.context_blocks else {"class list": self.dataset.classes}
 
     @property
     def context_frames(self) -> int:
@@ -135,7 +149,7 @@ class OpenRun:
             job = (
                 prediction_job(self.model, self.tokenizer, self.allocator, prompts, seeds)
                 if frames
-                else class_job(self.model, labels, seeds)
+                else class_job(self.model, self.sampled[labels], seeds)
             )
             self._fill(job, labels, set(done))
         self.state.wait_for_everyone()
@@ -231,8 +245,9 @@ def score(
         parts(real[held_out]), parts(made.videos), features=features, protocol=protocol, start=held_out.start
     )
     frechet = next(iter(distances))
-    judged = class_accuracy(classifier, zip(parts(made.videos), parts(labels[ours]), strict=True))
-    truth = class_accuracy(classifier, zip(parts(real[held_out]), parts(real_labels[held_out]), strict=True))
+    asked, seen = opened.judged[labels[ours]], opened.judged[real_labels[held_out]]
+    judged = class_accuracy(classifier, zip(parts(made.videos), parts(asked), strict=True))
+    truth = class_accuracy(classifier, zip(parts(real[held_out]), parts(seen), strict=True))
     distances |= {"real clips": len(real), "generated clips": count}  # those of all processes
     tokens = sum(sum(line["tokens"]) for line in opened.folder.samples().values()) / count
     return [

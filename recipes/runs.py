@@ -17,6 +17,7 @@ from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.data.token_cache import TokenCache
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.provenance import Origin
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
@@ -66,8 +67,11 @@ class AdapTokRun(Run):
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         dataset, distortion = self.data.open(), self.distortion.build()
         if self.discriminator is None:
-            return AdapTokTask(self.model, self.objective, distortion), dataset
-        return AdversarialAdapTokTask(self.model, self.objective, distortion, self.discriminator), dataset
+            task = AdapTokTask(self.model, self.objective, distortion)
+        else:
+            task = AdversarialAdapTokTask(self.model, self.objective, distortion, self.discriminator)
+        task.tokenizer.origin = Origin({"data": dataset.describe()})
+        return task, dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +95,9 @@ class ScorerRun(Run):
         config = ScorerConfig.for_tokenizer(
             tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name, gains=self.gains
         )
-        return ScorerTask(Scorer(config), tokenizer, self.tail_drop, distortion), self.data.open()
+        scorer, dataset = Scorer(config), self.data.open()
+        scorer.origin = Origin({"tokenizer": tokenizer.fingerprint, "data": dataset.describe()})
+        return ScorerTask(scorer, tokenizer, self.tail_drop, distortion), dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +115,10 @@ class AutoencoderRun(Run):
             raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {frames}: change data.clip")
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        return AutoencoderTask(self.model, self.distortion.build(), self.latent_penalty), self.data.open()
+        dataset = self.data.open()
+        task = AutoencoderTask(self.model, self.distortion.build(), self.latent_penalty)
+        task.autoencoder.origin = Origin({"data": dataset.describe()})
+        return task, dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +137,7 @@ class LITRun(Run):
                 f"clips at {self.data.clip.resolution} do not fit model.resolution {self.model.resolution}"
             )
         lit, dataset = LIT(self.model), self.data.open()
+        lit.origin = Origin({"codec": lit.codec.fingerprint(), "data": dataset.describe()})
         lit.spec.num_blocks(self.data.clip.frames)
         items = range(0, len(dataset), -(-len(dataset) // self.metric_clips))
         clips = torch.stack([to_float(dataset[i]["video"]) for i in items])
@@ -160,7 +170,9 @@ class ARRun(Run):
             budget_bins=self.budget_bins,
         )
         config = ARConfig(layout, self.model, context_blocks=self.context_blocks)
-        return ARTask(BlockTransformer(config)), PackedRows(cache, config, self.objective)
+        model = BlockTransformer(config)
+        model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
+        return ARTask(model), PackedRows(cache, config, self.objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +192,9 @@ class ClassifierRun(Run):
             width=self.width,
             pool=self.pool,
         )
-        return ClassifierTask(VideoClassifier(config)), dataset
+        classifier = VideoClassifier(config)
+        classifier.origin = Origin({"data": dataset.describe()}, dataset.classes)
+        return ClassifierTask(classifier), dataset
 
 
 class ClassifierTask(TrainingTask):

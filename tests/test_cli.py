@@ -145,7 +145,15 @@ def test_several_videos_decode_into_a_folder_by_their_own_tokenizer_only(models,
     assert names == ["0000-video.mp4", "0001-video.mp4"]
     assert probe(tmp_path / "videos" / names[1]).frames == 15
     refused(capsys, "is a folder, not", "decode", tokens, tmp_path / "d.mp4", *tokenizer)
-    refused(capsys, "another tokenizer", "decode", tokens, tmp_path / "e", "--tokenizer", models / "other")
+    refused(
+        capsys,
+        "was not made from this tokenizer (tokenizer is",
+        "decode",
+        tokens,
+        tmp_path / "e",
+        "--tokenizer",
+        models / "other",
+    )
     refused(capsys, "exists already", "decode", tokens, tmp_path / "videos", *tokenizer)
     refused(capsys, "not a token file", "decode", video, tmp_path / "e", *tokenizer)
 

@@ -59,6 +59,11 @@ class AllocatorConfig(Choice):  # type: ignore[misc]
         if not 0 < self.tokens_per_video < math.inf:
             raise ValueError(f"tokens_per_video must be positive and finite, got {self.tokens_per_video}")
 
+    @property
+    def clips_per_budget(self) -> int:
+        """Clips that share one budget."""
+        return 1
+
     @abstractmethod
     def build(self, parts: Parts) -> Allocator: ...
 
@@ -100,6 +105,10 @@ class GroupConfig(AllocatorConfig):
                 f"block_budgets sum to {sum(self.block_budgets):g}, not to tokens_per_video {self.tokens_per_video:g}"
             )
 
+    @property
+    def clips_per_budget(self) -> int:
+        return self.group_size
+
     def build(self, parts: Parts) -> Allocator:
         predictor, table = parts.needed_predictor("group"), self.block_budgets
         if table is None:
@@ -114,6 +123,10 @@ class JointConfig(AllocatorConfig):
 
     group_size: int = 64
     rounds: int = 3
+
+    @property
+    def clips_per_budget(self) -> int:
+        return self.group_size
 
     def build(self, parts: Parts) -> Allocator:
         weights = None if parts.calibration is None else parts.calibration.block_weights

@@ -138,7 +138,7 @@ class BlockTransformer(RowModel):
     def load(cls, folder: Path) -> Self:
         config, origin = _read_llama_json(folder)
         model = cls(config)
-        model.origin = origin
+        model.origin = origin or model.origin
         load_weights(model.llama, read_weights(folder), source=str(folder))
         return model.eval()
 
@@ -225,7 +225,7 @@ def _llama_json(config: ARConfig) -> dict[str, Any]:
     return {key: values[key] for key in ("model_type", *_SIZES.values(), *_FIXED)}
 
 
-def _read_llama_json(folder: Path) -> tuple[ARConfig, Origin]:
+def _read_llama_json(folder: Path) -> tuple[ARConfig, Origin | None]:
     """config.json -> our config; what would make it another network than ours is an error that names the key."""
     file, data = folder / "config.json", read_config(folder)
     own, rope = data.get("genvid"), data.get("rope_parameters")

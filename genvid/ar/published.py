@@ -21,10 +21,16 @@ from genvid.ar.attention import row_positions
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama, run_packed
 from genvid.checkpoint import CheckpointError, load_weights, read_config, read_weights, resolve
+from genvid.provenance import Origin
 from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
 
 _LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"
+
+
+UCF101 = Path(__file__).with_name("published_classes.txt").read_text().split()
+"""The classes of UCF-101 as the published models number them: in the byte order of their names in the video files,
+where HandstandPushups is spelled HandStandPushups."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,8 @@ class PublishedTransformer(RowModel):
         sizes, layout = config.transformer, config.layout
         if sizes.rope_theta is not None:
             raise ValueError("published models have learned positions: rope_theta must be None")
+        if layout.num_classes == len(UCF101):  # the only data set of which there are published models with classes
+            self.origin = Origin(classes=UCF101)
         # Codes, END, classes and null class: the models know neither our frame-prediction start nor PAD.
         self.llama = LlamaModel(llama_config(sizes, vocab_size=layout.null_id + 1, pad_id=None))
         self.llama.rotary_emb = _NoRotation(sizes.width // sizes.heads)

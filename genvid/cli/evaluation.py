@@ -9,7 +9,6 @@ from typing import Any
 
 from genvid import config as configuration
 from genvid.ar.model import load_row_model
-from genvid.ar.published import PublishedTransformer
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
 from genvid.cli.samples import VideoFiles, open_samples
@@ -19,9 +18,10 @@ from genvid.eval.features import WHERE_I3D_IS, FeatureNetwork, load_features, lo
 from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
 from genvid.eval.report import Provenance, Report, compare
-from genvid.eval.sources import ClassOrder, protocol_source, unseen_source
+from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
 from genvid.eval.summary_page import comparison_page, evaluation_page
+from genvid.generation.pipeline import check_match
 from genvid.generation.sampler import SamplingConfig
 from genvid.perceptual import LPIPS
 from genvid.recipes.loading import device
@@ -42,7 +42,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         record = record.adapted(count=arguments.count)
     features, budgets = _features(arguments, record), arguments.tokens or [None]
     producers = [_producer(arguments, record, budget) for budget in budgets]
-    source, unseen, record = _sources(arguments, record, _class_order(producers[0]))
+    source, unseen, record = _sources(arguments, record)
     made_from = {"features": features.weights} if features is not None and features.weights else {}
     reports = []
     for budget, producer in zip(budgets, producers, strict=True):
@@ -64,6 +64,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             rank=state.process_index,
             world_size=state.num_processes,
         )
+        if isinstance(producer, Sampling):
+            producer.number_classes(evaluation.dataset.classes)
         evaluation.measure(producer)
         state.wait_for_everyone()
         if state.is_main_process:
@@ -121,15 +123,13 @@ def _features(arguments: argparse.Namespace, record: Protocol) -> FeatureNetwork
     return load_features(arguments.features)
 
 
-def _sources(
-    arguments: argparse.Namespace, record: Protocol, order: ClassOrder
-) -> tuple[SourceConfig, SourceConfig | None, Protocol]:
+def _sources(arguments: argparse.Namespace, record: Protocol) -> tuple[SourceConfig, SourceConfig | None, Protocol]:
     """Real clips, unseen ones where there are any, and the protocol with the data set that is really used."""
     if (arguments.data is None) == (arguments.source is None):
         raise ValueError("give --data, the folder of the protocol's data set, or --source, a YAML file")
     if arguments.source is None:
-        source = protocol_source(record, arguments.data, arguments.lists, class_order=order)
-        return source, unseen_source(record, arguments.data, arguments.lists, class_order=order), record
+        source = protocol_source(record, arguments.data, arguments.lists)
+        return source, unseen_source(record, arguments.data, arguments.lists), record
     if not arguments.partial:
         raise ValueError(f"{record.name} is a protocol on {record.dataset}: --source needs --partial")
     data = configuration.read(arguments.source)
@@ -155,6 +155,7 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
         about = {**hashes(tokenizer=arguments.tokenizer, scorer=arguments.scorer), **settings}
         return Reconstruction(tokenizer, cut, about)
     model = load_row_model(arguments.model)
+    check_match(model, tokenizer)
     if bool(model.config.context_blocks) != (task == "prediction"):
         raise ValueError(f"{record.name} measures {task}, which {arguments.model} was not made for")
     if task == "prediction" and arguments.guidance != 1:
@@ -176,12 +177,6 @@ def _batch_size(arguments: argparse.Namespace, producer: Producer, budget: int |
     if arguments.batch_size is not None:
         return int(arguments.batch_size)
     return SAMPLED if isinstance(producer, Sampling) else 16
-
-
-def _class_order(producer: Producer) -> ClassOrder:
-    """Published models number the classes of UCF-101 in their own way."""
-    published = isinstance(producer, Sampling) and isinstance(producer.model, PublishedTransformer)
-    return "ascii" if published else "official"
 
 
 def _resolution(producer: Producer) -> int | None:

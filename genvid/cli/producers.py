@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +19,9 @@ from genvid.eval.evaluation import Made
 from genvid.generation.engine import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
+from genvid.provenance import class_numbers
 from genvid.recipes.allocated import decode, encode
+from genvid.recipes.loading import class_names
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 DECODED = 16
@@ -68,10 +70,19 @@ class Sampling:
     ) -> None:
         self.model, self.tokenizer, self.about = model, tokenizer, {**about, "sampling": asdict(config)}
         self.engine = Engine(model, config)
+        self.numbers: list[int] | None = None
         self.spec: TokenizerSpec | None = tokenizer.spec
 
     def describe(self) -> Mapping[str, Any]:
         return self.about
+
+    def number_classes(self, classes: Sequence[str]) -> None:
+        """Labels are numbers of these classes, those of the data, from now on: the model may number them otherwise.
+
+        ProvenanceError where the model was trained on other classes.
+        """
+        if self.model.layout.num_classes and not self.model.config.context_blocks:
+            self.numbers = class_numbers(self.model.folder, class_names(self.model), classes)
 
     def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
         """A context ends where the given frames end: those before it are shown as they are."""
@@ -91,7 +102,8 @@ class Sampling:
     def _job(self, given: Batch, seeds: Tensor) -> Job:
         model, tokenizer = self.model, self.tokenizer
         if not model.config.context_blocks:
-            return class_job(model, given["label"].cpu(), seeds)
+            labels = given["label"].cpu()
+            return class_job(model, labels if self.numbers is None else torch.tensor(self.numbers)[labels], seeds)
         video = given["video"]
         if isinstance(model, PublishedTransformer):
             return published_prediction_job(model, tokenizer, video, seeds)

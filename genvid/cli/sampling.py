@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +16,6 @@ from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
 from genvid.data.clips import ClipConfig, to_float, to_uint8
-from genvid.data.token_cache import FINGERPRINT, TokenCache
 from genvid.data.video import probe, read_clip, video_bytes
 from genvid.eval.page import Clip, Page
 from genvid.files import write_atomically
@@ -34,7 +31,7 @@ from genvid.generation.pipeline import (
     published_prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
-from genvid.recipes.loading import device
+from genvid.recipes.loading import class_names, device
 from genvid.tokens import TokenizerSpec, VideoTokenizer
 
 SHOWN = 32
@@ -201,7 +198,7 @@ def _class_number(arguments: argparse.Namespace, model: RowModel) -> int | None:
         if wanted is not None:
             raise ValueError("this model has no classes: leave out --class")
         return None
-    names = _class_names(Path(arguments.model))
+    names = class_names(model)
     known = f"a number from 0 to {count - 1}" + (f", or one of {', '.join(names)}" if names else "")
     if wanted is None:
         raise ValueError(f"give --class (or --prompt, for a model that continues videos); a class is {known}")
@@ -210,10 +207,3 @@ def _class_number(arguments: argparse.Namespace, model: RowModel) -> int | None:
     if not wanted.isdecimal() or int(wanted) >= count:
         raise ValueError(f"this model has no class '{wanted}'; a class is {known}")
     return int(wanted)
-
-
-def _class_names(model: Path) -> list[str]:
-    """Names of an exported model's classes: from the token cache that its run was trained on, while it is there."""
-    run = model.parent / "config.yaml"
-    cache = (yaml.safe_load(run.read_text()) or {}).get("cache") if run.is_file() else None
-    return TokenCache.open(cache).classes if cache and (Path(cache) / FINGERPRINT).is_file() else []

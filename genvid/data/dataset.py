@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -67,7 +68,13 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         """Short hash of the items, of what their files hold and of the clip rule: says what was made of them."""
         source = self.source
         rows = [encode(self.clip), source.classes, source.labels, source.names, source.contents]
-        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+        return _short_hash(rows)
+
+    def describe(self) -> dict[str, Any]:
+        """Record of the data (genvid.provenance): the first key that differs names the change."""
+        source = self.source
+        parts = {"classes": source.classes, "names": source.names, "labels": source.labels, "contents": source.contents}
+        return {"clips": len(self), **{name: _short_hash(part) for name, part in parts.items()}}
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:
         index, seed = item if isinstance(item, tuple) else (item, item)
@@ -92,3 +99,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
             draw = noise.uniform(torch.tensor([seed]), f"replacement {attempt}")
             index = int(draw * len(self))
         raise VideoError(f"{len(errors)} clips in a row could not be read, last: {errors[-1]}")
+
+
+def _short_hash(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -42,7 +42,7 @@ class CacheInfo:
     data: str
     """Fingerprint of the dataset (`ClipDataset.fingerprint`)."""
     group_size: int
-    """Clips that shared one token budget."""
+    """Clips that shared one token budget: the allocator's groups."""
     frames: int
     """Frames of a clip."""
     num_blocks: int
@@ -51,6 +51,8 @@ class CacheInfo:
     """Lengths that a block may have, ascending."""
     codebook_size: int
     classes: list[str]
+    made_from: dict[str, str] = field(default_factory=dict)
+    """Fingerprints of what the allocator reads, by role: scorer, calibration."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.codebook_size <= 2**31:
@@ -158,7 +160,9 @@ class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
             raise CacheError(f"no token cache {folder}")
         if not (folder / FINGERPRINT).is_file():
             raise CacheError(f"{folder} is not a finished token cache: it has no {FINGERPRINT}; run the caching again")
-        record = json.loads((folder / FINGERPRINT).read_text())
+        record = configuration.read_json(folder / FINGERPRINT)
+        if not {"clips", "shards"} <= record.keys():
+            raise CacheError(f"{folder / FINGERPRINT} lacks clips or shards: it is not of a token cache")
         clips, shards = record.pop("clips"), record.pop("shards")
         info = configuration.decode(CacheInfo, record, source=str(folder / FINGERPRINT))
         for name, value in expected.items():
@@ -179,6 +183,11 @@ class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
     @property
     def num_classes(self) -> int:
         return len(self.info.classes)
+
+    def describe(self) -> dict[str, Any]:
+        """Record of the cache (genvid.provenance), without the paths of the machine that made it."""
+        allocator = self.info.allocator.get("allocator", self.info.allocator)
+        return {"clips": len(self), "data": self.info.data, "allocator": allocator, **self.info.made_from}
 
     def source(self, i: int) -> str:
         """Name of the clip of an item."""

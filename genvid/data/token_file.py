@@ -23,6 +23,7 @@ from torch import Tensor
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.video import VideoInfo, read_clip
 from genvid.files import write_atomically
+from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
@@ -93,12 +94,10 @@ def write_tokens(path: str | Path, videos: Sequence[TokenizedVideo], *, tokenize
 
 
 def read_tokens(path: str | Path, spec: TokenizerSpec, *, tokenizer: str) -> list[TokenizedVideo]:
-    """Read a token file that the tokenizer of this spec and fingerprint made; TokenFileError for any other."""
+    """Read a token file that the tokenizer of this spec and fingerprint made; ProvenanceError for any other."""
     data = _load(path)
-    if str(data["tokenizer"]) != tokenizer:
-        raise TokenFileError(
-            f"{path} holds tokens of another tokenizer (fingerprint {data['tokenizer']}; this one is {tokenizer})"
-        )
+    way_out = "decode with the tokenizer that it was encoded with"
+    check_made_from(path, {"tokenizer": str(data["tokenizer"])}, {"tokenizer": tokenizer}, way_out)
     blocks = [
         [-(-frames // spec.frames_per_block) for frames in clip_frames(int(total), spec)] for total in data["frames"]
     ]

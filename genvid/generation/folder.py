@@ -31,6 +31,7 @@ from genvid.data.video import write_video
 from genvid.files import write_atomically
 from genvid.generation.engine import RowEngine
 from genvid.generation.pipeline import Job, stream
+from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 Writer = Callable[[Path, Tensor, float], None]
@@ -95,18 +96,22 @@ class SampleFolder:
     """The folder. `part` is the number of this process."""
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], *, part: int = 0) -> None:
-        """SampleFolderError when the folder holds samples that depend on something else than `about`."""
+        """SampleFolderError when the folder holds samples that depend on something else than `about`; ProvenanceError
+        where the records in its "made_from" differ."""
         self.path = Path(path)
         file, wanted = self.path / "about.json", json.loads(json.dumps(about))
         begun = any(self.path.glob("index*.jsonl"))
         if (self.path.exists() and not self.path.is_dir()) or (begun and not file.exists()):
             raise SampleFolderError(f"{self.path} is no folder of samples; choose another")
         if begun:
-            difference = configuration.difference(json.loads(file.read_text()), wanted)
+            held = configuration.read_json(file)
+            recorded, given = held.pop("made_from", {}), wanted.pop("made_from", {})
+            difference = configuration.difference(held, wanted)
             if difference:
                 raise SampleFolderError(
                     f"{self.path} already holds other samples ({difference}); choose another folder or delete that one"
                 )
+            check_made_from(self.path, recorded, given, "choose another folder or delete that one")
         else:
             with write_atomically(file) as temporary:
                 temporary.write_text(json.dumps(wanted, indent=2) + "\n")

@@ -189,7 +189,8 @@ def continue_video(
 
 
 def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
-    """Raise ValueError unless the rows of the model are made of the tokens of this tokenizer."""
+    """ValueError unless the rows of the model are made of the tokens of this tokenizer; ProvenanceError where it was
+    trained on those of another one of this shape."""
     layout, spec = model.layout, tokenizer.spec
     ours, theirs = (layout.codebook_size, layout.block_capacity), (spec.codebook_size, spec.block_capacity)
     if ours != theirs:
@@ -199,6 +200,7 @@ def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
         )
     if spec.max_blocks is not None and layout.num_blocks > spec.max_blocks:
         raise ValueError(f"rows have {layout.num_blocks} blocks, but the tokenizer decodes at most {spec.max_blocks}")
+    model.check_made_from(tokenizer=tokenizer)
 
 
 def _requests(

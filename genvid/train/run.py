@@ -1,6 +1,6 @@
 """A run folder: the config that re-creates it, its journal, its checkpoints, and the model it exports.
 
-config.yaml  metrics.jsonl  checkpoints/step_00001000/  export/{config.json, model.safetensors}
+config.yaml  origin.json  metrics.jsonl  checkpoints/step_00001000/  export/{config.json, model.safetensors}
 """
 
 from __future__ import annotations
@@ -12,6 +12,10 @@ from typing import Any
 import yaml
 
 from genvid import config as configuration
+from genvid.provenance import Origin, check_made_from
+
+ORIGIN = "origin.json"
+"""What the run trains on: data, token cache, tokenizer, ... by their fingerprints (genvid.provenance)."""
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
@@ -24,31 +28,41 @@ class RunError(ValueError):
     """A run folder that cannot be used, said in one sentence."""
 
 
-def check(folder: Path, config: Any) -> None:
+def check(folder: Path, config: Any, origin: Origin) -> None:
     """RunError when `folder` cannot be the run of `config`, because it holds another run or something else.
+    ProvenanceError when what it was trained on so far is not that of `origin`.
 
     A config alone is that of a run that was refused before its first step: it may be mended.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"cannot write to {folder} (Not a directory)")
     file = folder / "config.yaml"
-    if not folder.exists() or all(path.name.startswith(".") or path == file for path in folder.iterdir()):
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")} if folder.exists() else set()
+    if names <= {file.name, ORIGIN}:
         return
     if not file.exists():
         raise RunError(f"{folder} is not empty and holds no run; choose another output_dir")
-    held, wanted = yaml.safe_load(file.read_text()), configuration.encode(config)
-    difference = configuration.difference(_comparable(held), _comparable(wanted))
+    known, wanted = yaml.safe_load(file.read_text()), configuration.encode(config)
+    if not isinstance(known, dict):
+        raise RunError(f"{file} must hold keys and values, not a {type(known).__name__}: {folder} is no run")
+    difference = configuration.difference(_comparable(known), _comparable(wanted))
     if difference:
         raise RunError(
             f"{folder} already holds another run ({difference}); choose another output_dir or delete that folder"
         )
+    recorded = configuration.decode(Origin, _read_origin(folder), source=str(folder / ORIGIN))
+    way_out = (
+        f"put back what it was trained on or choose another output_dir; to go on all the same, delete {folder / ORIGIN}"
+    )
+    check_made_from(folder, recorded.record(), origin.record(), way_out)
 
 
-def claim(folder: Path, config: Any) -> None:
+def claim(folder: Path, config: Any, origin: Origin) -> None:
     """Make `folder` the run of `config`, when all processes have checked it; RunError when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         configuration.dump(config, folder / "config.yaml")
+        configuration.dump(origin, folder / ORIGIN)
     except OSError as error:
         raise RunError(f"cannot write to {folder} ({error.strerror})") from error
 
@@ -63,6 +77,12 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def _read_origin(folder: Path) -> dict[str, Any]:
+    """Empty in runs of older versions, and where the user deleted it."""
+    file = folder / ORIGIN
+    return configuration.read_json(file) if file.is_file() else {}
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:

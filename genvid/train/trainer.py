@@ -101,10 +101,11 @@ class Trainer:
             find_unused_parameters=len(task.phases) > 1,
         )
         adapt(self.accelerator, task, config)
-        check(self.folder, run_config)
+        origin = task.exportable().origin
+        check(self.folder, run_config, origin)
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if self.accelerator.is_main_process:
-            claim(self.folder, run_config)
+            claim(self.folder, run_config, origin)
         self.accelerator.wait_for_everyone()
         if config.trackers:
             self.accelerator.init_trackers("tracking")
@@ -285,6 +286,7 @@ class Trainer:
             with torch.random.fork_rng():
                 whole = type(model)(model.config)
             whole.load_state_dict(state)
+            whole.origin = model.origin
             whole.save(folder)
         self.accelerator.wait_for_everyone()
         return folder

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from genvid.checkpoint import weights_hash
 from genvid.config import Choice
 from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokens import TokenizerSpec
@@ -144,6 +145,10 @@ class Codec(nn.Module, ABC):
     def statistics(self) -> tuple[Tensor, Tensor] | None:
         """(C,) mean and standard deviation of the latents, where they were published with the weights."""
         return None
+
+    def fingerprint(self) -> str:
+        """Short hash of its weights."""
+        return weights_hash(self)[:16]
 
     def use_compiler(self) -> None:
         """Hand to torch.compile what gains by it: nothing, unless a codec is known to stand it."""

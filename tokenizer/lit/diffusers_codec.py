@@ -5,7 +5,6 @@ diffusers is an optional extra and slow to import: it is imported when a codec i
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genvid.config import read_json
 from genvid.tokenizer.lit.codec import Codec, CodecConfig, CodecStream, Geometry
 
 
@@ -214,7 +214,7 @@ class DiffusersCodecConfig(CodecConfig):
         if folder.is_dir() or (folder.parent.is_dir() and str(folder.parent) != "."):
             if not file.is_file():
                 raise ValueError(f"no codec at {file.parent}: there is no config.json")
-            config: dict[str, Any] = json.loads(file.read_text())
+            config = read_json(file)
         else:
             try:
                 config = diffusers.AutoencoderKLCosmos.load_config(self.source, subfolder=self.subfolder)

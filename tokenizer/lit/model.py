@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Self
 
 import torch
 from torch import Tensor
 
 from genvid.checkpoint import Model
+from genvid.provenance import check_made_from
 from genvid.tokenizer.lit.codec import Codec, CodecConfig, CodecSpec
 from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig, Memory
@@ -61,6 +63,14 @@ class LIT(Model):
         self.register_buffer("inverse", std.float().diag())
         self.register_buffer("pixel_error", torch.tensor(0.1))
         self.inpainter = Inpainter(channels, config.inpainter)
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """ProvenanceError where the codec is not the one that the inpainter was trained on."""
+        lit = super().load(folder)
+        way_out = "put the codec that it was trained on back in its place, or train it anew"
+        check_made_from(folder, lit.origin.made_from, {"codec": lit.codec.fingerprint()}, way_out)
+        return lit
 
     @property
     def codec(self) -> Codec:
