@@ -48,6 +48,10 @@ class TokenizerSpec:
         """The fewest frames, no fewer than these, that fill their blocks."""
         return -(-frames // self.frames_per_block) * self.frames_per_block
 
+    def longest_clip(self, blocks: int) -> int:
+        """Frames of the longest clip of at most so many blocks."""
+        return blocks * self.frames_per_block
+
     def check_video(self, video: Tensor) -> int:
         """Number of blocks of a (B, 3, T, H, W) video; raises ValueError in words when it does not fit."""
         self.check_frames(video)

@@ -1,6 +1,7 @@
 """The `genvid` command as a user runs it, on tiny models made here and on the published folders where they are."""
 
 import json
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
-from genvid.cli import main
+from genvid.cli import coding, main
 from genvid.data.video import probe, read_clip, write_video
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
@@ -156,6 +157,99 @@ def test_several_videos_decode_into_a_folder_by_their_own_tokenizer_only(models,
     )
     refused(capsys, "exists already", "decode", tokens, tmp_path / "videos", *tokenizer)
     refused(capsys, "not a token file", "decode", video, tmp_path / "e", *tokenizer)
+
+
+def calls_of(monkeypatch, method, *arguments, stop_after=None):
+    """Run a command; how often it called a method of AdapTok, where that did not interrupt it."""
+    original, calls = getattr(AdapTok, method), []
+
+    def counted(self, *arguments):
+        if len(calls) == stop_after:
+            raise KeyboardInterrupt
+        calls.append(method)
+        return original(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AdapTok, method, counted)
+        if stop_after is None:
+            run(*arguments)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                run(*arguments)
+    return len(calls)
+
+
+@pytest.mark.parametrize("budget", [(), ("--tokens", 12)])
+def test_encoding_goes_on_after_an_interruption(models, video, tmp_path, monkeypatch, capsys, budget):
+    monkeypatch.setattr(coding, "GROUP", 2)
+    scorer = ("--scorer", models / "scorer") if budget else ()
+    asked = ("encode", video, video, video, tmp_path / "a.npz", "--tokenizer", models / "tokenizer", *scorer, *budget)
+    run(*asked)
+    whole, said = np.load(tmp_path / "a.npz"), capsys.readouterr().out
+    (tmp_path / "a.npz").unlink()
+    calls_of(monkeypatch, "encode", *asked, stop_after=7)
+    assert not (tmp_path / "a.npz").exists()
+    # Of 9 clips, two pairs of three blocks and one of two are there already.
+    assert calls_of(monkeypatch, "encode", *asked) == 3
+    again = np.load(tmp_path / "a.npz")
+    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    assert capsys.readouterr().out == said
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "video.mp4"]
+
+
+def test_unfinished_work_on_something_else_is_refused(models, video, tmp_path, monkeypatch, capsys):
+    scorer = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer")
+    asked = ("encode", video, tmp_path / "a.npz", *scorer, "--tokens")
+    calls_of(monkeypatch, "encode", *asked, 12, stop_after=1)
+    refused(capsys, "tokens is 12 there, 11 here", *asked, 11)
+    video.write_bytes(video.read_bytes() + b"x")
+    refused(capsys, "videos.0 video.mp4 is", *asked, 12)
+    assert [path.name for path in (tmp_path / "a.npz.unfinished").iterdir()] == ["about.json"]
+
+
+def test_decoding_several_videos_goes_on_after_an_interruption(models, video, tmp_path, monkeypatch):
+    tokenizer = ("--tokenizer", models / "tokenizer")
+    run("encode", video, video, tmp_path / "a.npz", *tokenizer)
+    asked = ("decode", tmp_path / "a.npz", tmp_path / "videos", *tokenizer)
+    calls_of(monkeypatch, "decode", *asked, stop_after=4)
+    assert not (tmp_path / "videos").exists()
+    assert calls_of(monkeypatch, "decode", *asked) == 3
+    assert [file.name for file in sorted((tmp_path / "videos").iterdir())] == ["0000-video.mp4", "0001-video.mp4"]
+    assert not list(tmp_path.glob("*.unfinished"))
+
+
+def test_memory_does_not_grow_with_the_length_of_a_video(models, tmp_path, monkeypatch):
+    """As many results of the tokenizer are alive at a time for 20 clips as a group has."""
+    frames = torch.randint(0, 256, (3, 119, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_video(tmp_path / "long.mp4", frames, 12)
+    monkeypatch.setattr(coding, "GROUP", 3)
+    most = {}
+    for method in ("encode", "decode"):
+        watch(monkeypatch, method, most)
+    budget = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer", "--tokens", 12)
+    run("encode", tmp_path / "long.mp4", tmp_path / "a.npz", *budget)
+    assert most.pop("encode") <= 4
+    run("decode", tmp_path / "a.npz", tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
+    assert most.pop("decode") <= 2
+    run("reconstruct", tmp_path / "long.mp4", tmp_path / "both.mp4", *budget)
+    assert (most["encode"] <= 4, most["decode"] <= 2) == (True, True)
+    both = pixels(tmp_path / "both.mp4")
+    assert both.shape == (119, 16, 32, 3)
+    assert np.abs(both[:, :, 16:] - pixels(tmp_path / "a.mp4")).mean() < 6
+
+
+def watch(monkeypatch, method, most):
+    """Count how many results of a method of AdapTok are alive at most: features of clips, or their pixels."""
+    original, alive = getattr(AdapTok, method), []
+
+    def counted(self, *arguments):
+        result = original(self, *arguments)
+        big = result.features if method == "encode" else result
+        alive[:] = [reference for reference in alive if reference() is not None] + [weakref.ref(big)]
+        most[method] = max(most.get(method, 0), len(alive))
+        return result
+
+    monkeypatch.setattr(AdapTok, method, counted)
 
 
 def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):

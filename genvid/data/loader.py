@@ -162,8 +162,22 @@ def one_pass(
     Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so what is in a
     batch does not depend on the number of processes.
     """
+    numbers = range(rank, -(-len(dataset) * passes // batch_size), world_size)
+    yield from numbered_batches(dataset, numbers, batch_size=batch_size, passes=passes, workers=workers, device=device)
+
+
+def numbered_batches(
+    dataset: SizedDataset,
+    numbers: Iterable[int],
+    *,
+    batch_size: int,
+    passes: int = 1,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+) -> Iterator[Batch]:
+    """Only these batches of `one_pass`, in the order of `numbers`: what an interrupted pass lacks."""
     count, total = len(dataset), len(dataset) * passes
-    starts = range(rank * batch_size, total, world_size * batch_size)
+    starts = (number * batch_size for number in numbers)
     batches = ([(i % count, i) for i in range(start, min(start + batch_size, total))] for start in starts)
     yield from load_batches(dataset, batches, workers=workers, device=device)
 

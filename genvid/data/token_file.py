@@ -1,7 +1,8 @@
 """Token files: whole videos as the kept codes of their clips, in one .npz, for the tokenizer that made them.
 
-A video is cut into consecutive clips of as many blocks as the tokenizer holds. Where it ends within a block, its last
-frame was repeated to fill the block, and decoding leaves those frames out.
+A video is cut into consecutive clips of as many blocks as the tokenizer holds, or of `LONGEST` where it holds any
+number. Where it ends within a block, its last frame was repeated to fill the block, and decoding leaves those frames
+out. Neither reading nor writing needs memory for more than the kept codes.
 
 codes      kept codes of all blocks of all videos, one after another: uint16, or int32 for large codebooks
 lengths    kept codes of each block
@@ -14,17 +15,23 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate, islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from genvid.data.clips import ClipConfig, to_float
-from genvid.data.video import VideoInfo, read_clip
+from genvid.data.video import VideoError, VideoInfo, iterate_frames
 from genvid.files import write_atomically
 from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec
+
+LONGEST = 64
+"""Blocks of a clip where the tokenizer sets no limit."""
 
 
 class TokenFileError(ValueError):
@@ -38,7 +45,7 @@ class TokenizedVideo:
     name: str
     frames: int
     fps: float
-    clips: list[BlockTokens]
+    clips: Sequence[BlockTokens]
     """Consecutive clips, each a BlockTokens of one video."""
 
     @property
@@ -58,34 +65,61 @@ class TokenFileInfo:
     tokens: int
 
 
+class KeptCodes(Sequence[BlockTokens]):
+    """Consecutive clips by the codes that they keep: two to four bytes a token, where whole blocks take nine a slot."""
+
+    def __init__(self, codes: NDArray[Any], lengths: NDArray[Any], blocks: Sequence[int], capacity: int) -> None:
+        """Kept codes (N,) and their number in each block, one block after another; `blocks` of each clip."""
+        self._codes, self._lengths, self._capacity = codes, lengths, capacity
+        self._blocks = [0, *accumulate(blocks)]
+        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+
+    def __len__(self) -> int:
+        return len(self._blocks) - 1
+
+    def __getitem__(self, clip: int) -> BlockTokens:  # type: ignore[override]
+        first, end = self._blocks[clip], self._blocks[clip + 1]  # IndexError ends an iteration
+        lengths = torch.from_numpy(self._lengths[first:end].astype(np.int64))
+        keep = torch.arange(self._capacity) < lengths[None, :, None]
+        codes = torch.zeros(keep.shape, dtype=torch.int64)
+        codes[keep] = torch.from_numpy(self._codes[self._starts[first] : self._starts[end]].astype(np.int64))
+        return BlockTokens(keep=keep, codes=codes)
+
+
 def clip_frames(frames: int, spec: TokenizerSpec) -> list[int]:
     """Frames of each of the consecutive clips that a video is cut into."""
-    longest = frames if spec.max_blocks is None else spec.max_blocks * spec.frames_per_block
+    longest = spec.longest_clip(LONGEST if spec.max_blocks is None else spec.max_blocks)
     return [min(longest, frames - start) for start in range(0, frames, longest)]
 
 
 def read_clips(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
-    """The consecutive clips (3, T, H, W) of a video file, in [-1, 1], resized and centre-cropped for the tokenizer."""
-    start = 0
-    for frames in clip_frames(info.frames, spec):
-        whole = ClipConfig(frames=frames, resolution=spec.resolution)
-        clip = whole.fit(torch.from_numpy(read_clip(path, start, frames, info=info)), seed=0)
-        repeats = spec.filled(frames) - frames
-        yield to_float(torch.cat([clip, clip[:, -1:].expand(-1, repeats, -1, -1)], 1))
-        start += frames
+    """The consecutive clips (3, T, H, W) of a video file, in [-1, 1], resized and centre-cropped for the tokenizer.
+
+    The file is decoded once, from its beginning, and frames are resized as they come.
+    """
+    frames, rule = iterate_frames(path, info), ClipConfig(frames=1, resolution=spec.resolution)
+    for count in clip_frames(info.frames, spec):
+        clip = [rule.fit(torch.from_numpy(frame[None]), seed=0) for frame in islice(frames, count)]
+        if len(clip) < count:
+            raise VideoError(f"{path} ended early; it had {info.frames} frames when it was probed")
+        clip += [clip[-1]] * (spec.filled(count) - count)
+        yield to_float(torch.cat(clip, 1))
 
 
 def write_tokens(path: str | Path, videos: Sequence[TokenizedVideo], *, tokenizer: str, codebook_size: int) -> None:
-    """Write a token file. `tokenizer` is the fingerprint of its model folder."""
-    clips = [clip for video in videos for clip in video.clips]
-    kept = [clip.codes[clip.keep] for clip in clips if clip.codes is not None]
-    if len(kept) < len(clips):
-        raise TokenFileError("a token file holds codes; a continuous tokenizer has none")
+    """Write a token file. `tokenizer` is the fingerprint of the tokenizer's model folder."""
+    stored = np.uint16 if codebook_size <= 2**16 else np.int32
+    codes, lengths = [], []
+    for clip in (clip for video in videos for clip in video.clips):
+        if clip.codes is None:
+            raise TokenFileError("a token file holds codes; a continuous tokenizer has none")
+        codes.append(clip.codes[clip.keep].cpu().numpy().astype(stored))
+        lengths.append(clip.lengths.flatten().cpu().numpy().astype(np.int32))
     with write_atomically(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(
             stream,
-            codes=torch.cat(kept).cpu().numpy().astype(np.uint16 if codebook_size <= 2**16 else np.int32),
-            lengths=torch.cat([clip.lengths.flatten() for clip in clips]).cpu().numpy().astype(np.int32),
+            codes=np.concatenate(codes),
+            lengths=np.concatenate(lengths),
             names=np.array([video.name for video in videos]),
             frames=np.array([video.frames for video in videos]),
             fps=np.array([video.fps for video in videos]),
@@ -98,21 +132,21 @@ def read_tokens(path: str | Path, spec: TokenizerSpec, *, tokenizer: str) -> lis
     data = _load(path)
     way_out = "decode with the tokenizer that it was encoded with"
     check_made_from(path, {"tokenizer": str(data["tokenizer"])}, {"tokenizer": tokenizer}, way_out)
+    lengths, codes = data["lengths"], data["codes"]
     blocks = [
         [-(-frames // spec.frames_per_block) for frames in clip_frames(int(total), spec)] for total in data["frames"]
     ]
-    lengths = torch.from_numpy(data["lengths"].astype(np.int64))
-    codes = torch.from_numpy(data["codes"].astype(np.int64))
     if sum(map(sum, blocks)) != len(lengths) or int(lengths.sum()) != len(codes):
         raise TokenFileError(f"{path} contradicts itself on its number of blocks or codes; make it again")
-    parts = iter(torch.split(lengths, [count for clips in blocks for count in clips]))
-    rest = iter(torch.split(codes, lengths.tolist()))
-    return [
-        TokenizedVideo(
-            str(name), int(frames), float(fps), [_clip(next(parts), rest, spec.block_capacity) for _ in clips]
-        )
-        for name, frames, fps, clips in zip(data["names"], data["frames"], data["fps"], blocks, strict=True)
-    ]
+    if int(lengths.max()) > spec.block_capacity:
+        raise TokenFileError(f"a block of {int(lengths.max())} tokens exceeds the tokenizer's {spec.block_capacity}")
+    videos = []
+    for name, frames, fps, own in zip(data["names"], data["frames"], data["fps"], blocks, strict=True):
+        its_lengths, lengths = np.split(lengths, [sum(own)])
+        its_codes, codes = np.split(codes, [int(its_lengths.sum())])
+        clips = KeptCodes(its_codes, its_lengths, own, spec.block_capacity)
+        videos.append(TokenizedVideo(str(name), int(frames), float(fps), clips))
+    return videos
 
 
 def token_file_info(path: str | Path) -> TokenFileInfo:
@@ -121,16 +155,6 @@ def token_file_info(path: str | Path) -> TokenFileInfo:
     return TokenFileInfo(
         str(data["tokenizer"]), len(data["names"]), int(data["frames"].sum()), len(data["lengths"]), len(data["codes"])
     )
-
-
-def _clip(lengths: Tensor, codes: Iterator[Tensor], capacity: int) -> BlockTokens:
-    """(G,) lengths, and the codes of block after block -> tokens of one clip."""
-    if int(lengths.max()) > capacity:
-        raise TokenFileError(f"a block of {int(lengths.max())} tokens exceeds the tokenizer's {capacity}")
-    padded = torch.zeros(1, len(lengths), capacity, dtype=torch.int64)
-    for block, length in enumerate(lengths.tolist()):
-        padded[0, block, :length] = next(codes)
-    return BlockTokens(keep=torch.arange(capacity) < lengths[None, :, None], codes=padded)
 
 
 def _load(path: str | Path) -> dict[str, np.ndarray]:

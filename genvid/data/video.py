@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -100,26 +100,49 @@ def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:
 
 
 def write_video(path: str | Path, video: Tensor, fps: float, *, scale: int = 1) -> None:
-    """Write (3, T, H, W) uint8 as H.264 in mp4 that every browser plays; `scale` enlarges pixels for viewing.
+    """Write (3, T, H, W) uint8 as `video_writer` does."""
+    with video_writer(path, fps, scale=scale) as append:
+        append(video)
+
+
+@contextmanager
+def video_writer(path: str | Path, fps: float, *, scale: int = 1) -> Iterator[Callable[[Tensor], None]]:
+    """Write H.264 in mp4 that every browser plays, in memory that does not grow: yields a function that appends frames
+    (3, T, H, W) uint8. `scale` enlarges pixels for viewing.
 
     4:2:0 video has even sides: an odd one is lengthened by its last row or column.
     """
+    with write_atomically(path) as temporary:
+        options = {"movflags": "+faststart"}
+        with av.open(str(temporary), "w", format="mp4", options=options) as container:
+            rate = Fraction(fps).limit_denominator(1001)
+            stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "16", "threads": "1"})
+            stream.pix_fmt, size = "yuv420p", None
+
+            def append(video: Tensor) -> None:
+                nonlocal size
+                images = _even_images(video, scale)
+                if size is None:
+                    size = stream.height, stream.width = images.shape[1:3]
+                for image in images:
+                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                    container.mux(stream.encode(frame))
+
+            yield append
+            if size is None:
+                raise ValueError(f"no frames were written to {path}")
+            container.mux(stream.encode())
+
+
+def _even_images(video: Tensor, scale: int) -> Frames:
+    """(3, T, H, W) uint8 -> images with even sides, enlarged."""
     if video.ndim != 4 or video.shape[0] != 3 or not video.shape[1]:
         raise ValueError(f"a video to write is (3, T, H, W) uint8 with T > 0, got {tuple(video.shape)}")
     pixels = video.permute(1, 2, 3, 0).cpu().numpy()
     if pixels.dtype != np.uint8:
         raise ValueError(f"a video to write is uint8, got {video.dtype}; use genvid.data.to_uint8")
     pixels = pixels.repeat(scale, axis=1).repeat(scale, axis=2)
-    pixels = np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
-    with write_atomically(path) as temporary:
-        options = {"movflags": "+faststart"}
-        with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            rate = Fraction(fps).limit_denominator(1001)
-            stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "16", "threads": "1"})
-            stream.height, stream.width, stream.pix_fmt = pixels.shape[1], pixels.shape[2], "yuv420p"
-            for image in pixels:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
-            container.mux(stream.encode())
+    return np.pad(pixels, ((0, 0), (0, pixels.shape[1] % 2), (0, pixels.shape[2] % 2), (0, 0)), mode="edge")
 
 
 def video_bytes(video: Tensor, fps: float, *, scale: int = 1) -> bytes:

@@ -19,6 +19,7 @@ from genvid.data import (
     step_batches,
     to_float,
 )
+from genvid.data.loader import numbered_batches
 
 
 def sampler(items: int = 10, batch: int = 4, seed: int = 1, **options: int) -> StepSampler:
@@ -131,6 +132,12 @@ def test_one_pass_visits_all_in_whole_batches(dataset: ClipDataset, world_size: 
             assert torch.equal(batch["seed"], batch["index"])
             seen.append(batch["index"].tolist())
     assert sorted(seen) == [list(range(i, min(i + 4, 22))) for i in range(0, 22, 4)]
+
+
+def test_the_batches_that_an_interrupted_pass_lacks(dataset: ClipDataset) -> None:
+    whole = list(one_pass(dataset, batch_size=4, passes=2))
+    for number, batch in zip([10, 1, 5], numbered_batches(dataset, [10, 1, 5], batch_size=4, passes=2), strict=True):
+        assert all(torch.equal(value, whole[number][name]) for name, value in batch.items())
 
 
 def test_a_file_that_fails_in_a_worker_is_known_here(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 from numbered_video import cut_short, make_video, numbers, packets
 
-from genvid.data.video import VideoError, probe, read_clip, video_bytes, write_video
+from genvid.data.video import VideoError, probe, read_clip, video_bytes, video_writer, write_video
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -148,3 +148,16 @@ def test_floats_are_not_written_silently(tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", torch.zeros(3, 4, 32, 32), 25)
     with pytest.raises(ValueError, match=r"\(3, T, H, W\)"):
         write_video(tmp_path / "a.mp4", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 25)
+
+
+def test_a_video_is_written_as_its_frames_come(tmp_path: Path) -> None:
+    video = torch.randint(0, 256, (3, 11, 15, 18), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_video(tmp_path / "whole.mp4", video, 12)
+    with video_writer(tmp_path / "parts.mp4", 12) as append:
+        for part in video.split(4, 1):
+            append(part)
+        assert not (tmp_path / "parts.mp4").exists()
+    assert (tmp_path / "parts.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+    with pytest.raises(ValueError, match="no frames"), video_writer(tmp_path / "none.mp4", 12):
+        pass
+    assert not (tmp_path / "none.mp4").exists()

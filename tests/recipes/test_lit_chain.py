@@ -11,6 +11,7 @@ from tiny_recipes import launch_all, records
 
 from genvid.cli import main as genvid
 from genvid.config import ConfigError
+from genvid.data import token_file
 from genvid.data.video import probe, write_video
 from genvid.eval.report import Report
 from genvid.recipes import evaluate_lit, train
@@ -115,6 +116,28 @@ def test_a_video_is_reconstructed_at_a_budget(models: Path, tmp_path: Path, caps
     genvid([*command, "--tokenizer", f"{models}/lit/export", "--tokens", "40"])
     assert "clip 0: 40 tokens in blocks of [16, " in capsys.readouterr().out
     assert probe(tmp_path / "both.mp4").frames == 17
+
+
+def test_a_long_video_is_reconstructed_in_clips_within_one_budget(
+    models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(token_file, "LONGEST", 3)
+    write_video(tmp_path / "video.mp4", torch.randint(0, 256, (3, 21, 64, 64), dtype=torch.uint8), 8)
+    command = ["reconstruct", str(tmp_path / "video.mp4"), str(tmp_path / "both.mp4")]
+    command += ["--tokenizer", f"{models}/lit/export", "--tokens"]
+    with pytest.raises(SystemExit):
+        genvid([*command, "47"])
+    assert "3 clips, which take at least 48" in capsys.readouterr().err
+    genvid([*command, "70"])
+    said = capsys.readouterr().out
+    assert "8 blocks, coded in 3 clips of at most 3" in said
+    # Frames 0 to 8, 9 to 17, 18 to 20: 22 tokens beside the first blocks, in proportion to 3, 3 and 2 blocks.
+    assert [line.partition(" in")[0] for line in said.splitlines() if line.startswith("clip")] == [
+        "clip 0: 24 tokens",
+        "clip 1: 24 tokens",
+        "clip 2: 22 tokens",
+    ]
+    assert probe(tmp_path / "both.mp4").frames == 21
 
 
 def test_a_protocol_counts_the_coded_mask(

@@ -43,6 +43,23 @@ def test_a_codec_says_what_it_does(name: str, folder: Path) -> None:
     assert not any(parameter.requires_grad for parameter in codec.parameters())
 
 
+@pytest.mark.parametrize(
+    ("name", "window", "blocks", "frames"),
+    [
+        ("AutoencoderKLCosmos", None, 7, 25),
+        ("AutoencoderKLCogVideoX", None, 8, 25),  # in steps of two blocks
+        ("AutoencoderKLCosmos", 9, 7, 18),
+        ("AutoencoderKLCosmos", 17, 3, 17),  # at least a window
+    ],
+)
+def test_the_longest_clip_of_so_many_blocks(
+    name: str, window: int | None, blocks: int, frames: int, folder: Path
+) -> None:
+    spec = load(name, folder, window).spec((32, 32))
+    assert spec.longest_clip(blocks) == frames == spec.filled(frames)
+    assert spec.num_blocks(frames) <= max(blocks, 5)
+
+
 @pytest.mark.parametrize("name", ["AutoencoderKLCosmos", "AutoencoderKLWan", "AutoencoderKLCogVideoX"])
 def test_causal_codecs_do_not_look_ahead(name: str, folder: Path) -> None:
     codec, video = load(name, folder), drifting(1, 17, 32)

@@ -64,6 +64,12 @@ class CodecSpec(TokenizerSpec):
         windows, rest = divmod(frames, self.window) if self.window else (0, frames)
         return windows * (self.window or 0) + (1 + -(-(rest - 1) // self.step) * self.step if rest else 0)
 
+    def longest_clip(self, blocks: int) -> int:
+        """Whole windows, and at least one; without windows the first block is of a single frame."""
+        if self.window:
+            return max(1, blocks // self.window_blocks) * self.window
+        return 1 + (blocks - 1) * self.frames_per_block // self.step * self.step
+
     @property
     def window_blocks(self) -> int:
         """Blocks of a whole window."""

@@ -1,0 +1,93 @@
+"""Finished pieces of a long computation: after an interruption the same command goes on behind them.
+
+A folder of pieces is temporary. `about.json` in it holds everything that the pieces depend on.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from genvid import config as configuration
+from genvid.files import write_atomically
+
+ABOUT = "about.json"
+Piece = dict[str, Tensor]
+
+
+class PiecesError(ValueError):
+    """Pieces that cannot be used, said in one sentence."""
+
+
+def check_about(file: Path, about: Mapping[str, Any]) -> bool:
+    """Whether `file` exists; PiecesError with the first key that differs when it holds something else than `about`."""
+    if not file.is_file():
+        return False
+    difference = configuration.difference(json.loads(file.read_text()), json.loads(json.dumps(about)))
+    if difference:
+        raise PiecesError(
+            f"{file.parent} holds unfinished work on something else ({difference}); finish that, choose another "
+            f"output, or delete {file.parent} to begin anew"
+        )
+    return True
+
+
+def write_about(file: Path, about: Mapping[str, Any]) -> None:
+    with write_atomically(file) as temporary:
+        temporary.write_text(json.dumps(about, indent=2) + "\n")
+
+
+class Pieces:
+    """The folder, which is made when it is not there. Each piece is one file of tensors, whole or absent."""
+
+    def __init__(self, folder: str | Path, about: Mapping[str, Any]) -> None:
+        """PiecesError when the folder holds pieces of another computation."""
+        self.folder = Path(folder)
+        file = self.folder / ABOUT
+        if check_about(file, about):
+            return
+        if self.folder.exists():
+            raise PiecesError(f"{self.folder} is in the way, and holds no unfinished work; rename or delete it")
+        with write_atomically(self.folder) as temporary:
+            temporary.mkdir()
+            write_about(temporary / ABOUT, about)
+
+    def __contains__(self, name: str) -> bool:
+        return self._file(name).is_file()
+
+    def load(self, name: str) -> Piece:
+        try:
+            piece: Piece = safetensors.torch.load_file(self._file(name))
+        except SafetensorError as error:
+            raise PiecesError(f"{self._file(name)} is damaged ({error}); delete it") from None
+        return piece
+
+    def save(self, name: str, piece: Piece) -> None:
+        with write_atomically(self._file(name)) as temporary:
+            whole = {key: value.detach().cpu().contiguous() for key, value in piece.items()}
+            safetensors.torch.save_file(whole, temporary)
+
+    def once(self, name: str, make: Callable[[], Piece]) -> Piece:
+        """The piece: loaded, or made and saved."""
+        if name not in self:
+            self.save(name, make())
+        return self.load(name)
+
+    def become(self, output: Path) -> None:
+        """Rename the folder, which holds the result itself."""
+        self.folder.rename(output)
+        (output / ABOUT).unlink()
+
+    def remove(self) -> None:
+        """Delete the folder, when the result is written."""
+        shutil.rmtree(self.folder)
+
+    def _file(self, name: str) -> Path:
+        return self.folder / f"{name}.safetensors"
