@@ -17,7 +17,6 @@ from genvid.tokenizer.attention import full_attention
 from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
 from genvid.tokenizer.patches import PatchEmbedding
 from genvid.tokenizer.positions import patch_positions
-from genvid.tokenizer.statistics import mean_over_processes
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Discriminator(nn.Module):
 
 
 class LeCam(nn.Module):
-    """Pulls logits towards the running mean of the other side; the means are shared by all processes."""
+    """Pulls logits towards the running mean of the other side. The means change only through `update`."""
 
     real_mean: Tensor
     fake_mean: Tensor
@@ -72,12 +71,14 @@ class LeCam(nn.Module):
         self.register_buffer("fake_mean", torch.zeros(()))
 
     def forward(self, real: Tensor, fake: Tensor) -> Tensor:
-        """(B,) logits of real and fake clips -> (B,) penalties; moves the running means."""
-        with torch.no_grad():
-            means = mean_over_processes(torch.stack([real.mean(), fake.mean()]))
-            self.real_mean.lerp_(means[0], 1 - self.decay)
-            self.fake_mean.lerp_(means[1], 1 - self.decay)
+        """(B,) logits of real and fake clips -> (B,) penalties."""
         return (real - self.fake_mean).relu().square() + (self.real_mean - fake).relu().square()
+
+    @torch.no_grad()
+    def update(self, real: Tensor, fake: Tensor) -> None:
+        """Average the mean logits () of the real and fake clips of one step into the running means."""
+        self.real_mean.lerp_(real.to(self.real_mean), 1 - self.decay)
+        self.fake_mean.lerp_(fake.to(self.fake_mean), 1 - self.decay)
 
 
 def adversarial_loss(fake_logits: Tensor) -> Tensor:

@@ -46,6 +46,8 @@ class Quantized:
     """(B, G, L) int64."""
     loss: Tensor
     """(B,) each clip's mean over its kept tokens, so that it does not depend on the rest of the batch."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Sums over the batch for `Quantizer.update_statistics`."""
 
 
 class Quantizer(nn.Module, ABC):
@@ -66,7 +68,16 @@ class Quantizer(nn.Module, ABC):
         `seeds` (B,) int64 ask a stochastic quantizer in training mode to sample its codes; None is deterministic.
         """
         with torch.autocast(features.device.type, enabled=False):
-            return self._quantize(self.whiten(self.input(features.float())), keep, seeds)
+            latents = self.input(features.float())
+            quantized = self._quantize(self.whiten(latents), keep, seeds)
+            if isinstance(self.whiten, Whiten):
+                quantized.sums["latents"] = self.whiten.sums(latents)
+        return quantized
+
+    def update_statistics(self, sums: dict[str, Tensor]) -> None:
+        """Update running statistics with the `Quantized.sums` of a whole training step."""
+        if isinstance(self.whiten, Whiten):
+            self.whiten.update(sums["latents"])
 
     @torch.no_grad()
     def encode(self, features: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
-"""Running statistics that all processes share."""
+"""Running statistics, updated once a training step with sums over the whole global batch (`StepOutput.sums`)."""
 
 from __future__ import annotations
 
 import torch
-import torch.distributed
 from torch import Tensor, nn
 
 
@@ -12,8 +11,8 @@ class Whiten(nn.Module):
 
     Early in training an encoder's latents differ along one direction only (how bright the picture is), so that all
     channels of a code say the same and its codebook collapses to a few entries. Whitened, whatever else the latents
-    carry reaches the decoder at full strength. The statistics are constants to the gradient, are the same on every
-    process, and do not make a clip depend on its batch.
+    carry reaches the decoder at full strength. The statistics are constants to the gradient and do not make a clip
+    depend on its batch. They change only through `update`; before the first one, `forward` is the identity.
     """
 
     mean: Tensor
@@ -21,7 +20,7 @@ class Whiten(nn.Module):
     updates: Tensor
 
     def __init__(self, channels: int, *, slowest: float = 0.02) -> None:
-        """`slowest`: weight of the newest batch after the first 1 / slowest."""
+        """`slowest`: weight of the newest step after the first 1 / slowest."""
         super().__init__()
         self.slowest = slowest
         self.register_buffer("mean", torch.zeros(channels))
@@ -30,8 +29,6 @@ class Whiten(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., channels) float32 -> the same shape, about zero mean and unit covariance."""
-        if self.training:
-            self._update(x.detach().flatten(0, -2))
         scale = self.covariance.diagonal().mean()
         eye = torch.eye(len(self.mean), device=x.device)
         root, _ = torch.linalg.cholesky_ex(self.covariance + 1e-5 * scale * eye)
@@ -39,10 +36,17 @@ class Whiten(nn.Module):
         return (x - self.mean) @ inverse.T
 
     @torch.no_grad()
-    def _update(self, x: Tensor) -> None:
-        centred = x - self.mean
-        seen = mean_over_processes(torch.cat([centred.mean(0)[None], centred.T @ centred / len(x)]))
-        shift, square = seen[0], seen[1:]
+    def sums(self, x: Tensor) -> Tensor:
+        """(..., channels) -> (1 + channels, 1 + channels) float64: sums of all products of (1, x - mean)."""
+        centred = (x - self.mean).flatten(0, -2).double()
+        extended = torch.cat([torch.ones_like(centred[:, :1]), centred], 1)
+        return extended.T @ extended
+
+    @torch.no_grad()
+    def update(self, sums: Tensor) -> None:
+        """Average the mean and covariance of one step, from its `sums`, into those of earlier steps."""
+        means = (sums[1:] / sums[0, 0]).to(self.mean)
+        shift, square = means[:, 0], means[:, 1:]
         weight = (1 / (self.updates + 1)).clamp(min=self.slowest)
         self.mean.add_(weight * shift)
         # Deviations from the moved mean: subtract what the move itself explains.
@@ -52,9 +56,9 @@ class Whiten(nn.Module):
 
 
 class Standardize(nn.Module):
-    """Per channel: subtracts the mean of what was seen and divides by its standard deviation; at first changes nothing.
+    """Per channel: subtracts the running mean and divides by the running standard deviation.
 
-    Seen is what `update` was told, not what passes through.
+    The statistics change only through `update`; before the first one, `forward` is the identity.
     """
 
     mean: Tensor
@@ -70,7 +74,7 @@ class Standardize(nn.Module):
         return (x - self.mean) / self.std
 
     def undo(self, x: Tensor) -> Tensor:
-        """What `forward` made -> what it was."""
+        """The inverse of `forward`."""
         return x * self.std + self.mean
 
     def update(self, mean: Tensor, square: Tensor, step: int) -> None:
@@ -81,15 +85,10 @@ class Standardize(nn.Module):
         self.std.copy_((square - self.mean.square()).clamp(min=1e-12).sqrt())
 
 
-def moments(x: Tensor) -> Tensor:
-    """(rows, channels) -> (2, channels) float32: mean and mean square."""
-    return torch.stack([x.float().mean(0), x.float().square().mean(0)])
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Average of a detached tensor over the processes of a run."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        value = value.clone()
-        torch.distributed.all_reduce(value)
-        value = value / torch.distributed.get_world_size()
-    return value
+@torch.no_grad()
+def moment_sums(x: Tensor, keep: Tensor) -> Tensor:
+    """(..., channels) vectors, of which those with `keep` (...) bool count -> (3, channels) float64: their number, sum,
+    and sum of squares."""
+    x = torch.where(keep[..., None], x, 0).float().flatten(0, -2)
+    number = keep.sum(dtype=torch.double).expand(x.shape[1])
+    return torch.stack([number, x.sum(0, dtype=torch.double), x.square().sum(0, dtype=torch.double)])

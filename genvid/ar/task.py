@@ -27,14 +27,15 @@ class ARTask(TrainingTask):
         targets = batch["targets"]
         nll, correct = self._judge(self.logits(batch).flatten(0, -2), targets.flatten())
         counted, framing = targets != IGNORED, targets >= self.model.layout.codebook_size
+        lengths = framing.sum()
         mean = nll.detach() / counted.sum()
         terms = {
             "nll_per_token": mean,
             "bits_per_token": mean / math.log(2),
             "accuracy": correct.sum() / counted.sum(),
-            "length_accuracy": (correct & framing.flatten()).sum() / framing.sum(),
+            "length_accuracy": (correct & framing.flatten()).sum() / lengths.clamp(min=1),
         }
-        return StepOutput(nll, terms)
+        return StepOutput(nll, terms, counts={"length_accuracy": lengths})
 
     def logits(self, batch: Batch) -> Tensor:
         """-> (1, N, num_outputs): of the id that follows each token."""

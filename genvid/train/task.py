@@ -23,7 +23,12 @@ class StepOutput:
     loss: Tensor
     """Scalar *sum* over the items that `TrainingTask.num_items` counts; the trainer divides by the global count."""
     terms: dict[str, Tensor] = field(default_factory=dict)
-    """Named detached *means*, for the journal."""
+    """Named detached *means* over the items, for the journal."""
+    counts: dict[str, Tensor] = field(default_factory=dict)
+    """Number of values behind a mean in `terms`, for those that are not means over the items of the loss."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """Named detached sums over the batch. The trainer adds them up over all micro-batches and processes of a step for
+    `TrainingTask.update_statistics` and `TrainingTask.summary`."""
     carry: dict[str, Tensor] = field(default_factory=dict)
     """Detached tensors that the next phase of the same step receives."""
 
@@ -45,6 +50,17 @@ class TrainingTask(nn.Module, ABC):
     @abstractmethod
     def exportable(self) -> Model:
         """The part that users load; the moving average tracks its parameters."""
+
+    def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
+        """Update running statistics with the `StepOutput.sums` of a whole step; called once, after its gradients.
+
+        Every forward pass of a step uses the statistics of earlier steps: losses and weights do not depend on how a
+        global batch is split into micro-batches and processes.
+        """
+
+    def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Journal terms that are not means but functions of the `StepOutput.sums` of a whole step."""
+        return {}
 
     def phases_at(self, step: int) -> tuple[str, ...]:
         """The phases that run in this step."""

@@ -29,7 +29,7 @@ from genvid.train.preview import preview
 from genvid.train.run import check, claim
 from genvid.train.sharding import whole_state
 from genvid.train.stop import STOPPED, Stopped, StopRequest
-from genvid.train.task import Batch, TrainingTask
+from genvid.train.task import Batch, StepOutput, TrainingTask
 
 logger = logging.getLogger(__name__)
 
@@ -190,18 +190,21 @@ class Trainer:
             lr = settings.lr_at(step, self.config.steps)
             for optimizer in optimizers:
                 set_lr(optimizer, lr)
-            terms = []
+            outputs = []
             for index, batch in enumerate(micro_batches):
                 with self.accelerator.accumulate(self.model):
                     with self.accelerator.autocast():  # which accelerate's FSDP2 leaves to its own mixed precision
                         output = self.model(batch, phase, step, carries[index])
                     carries[index] = output.carry
-                    terms.append({"loss": output.loss.detach() / items[index].clamp(min=1), **output.terms})
+                    outputs.append(replace(output, loss=output.loss.detach()))
                     norm = self._backward(output.loss, scale, phase, settings.clip_norm)
                     for optimizer in optimizers:
                         optimizer.step()
                         optimizer.zero_grad()
-            self._record(journal, phase, terms, items, norm)
+            sums = self._totals([output.sums for output in outputs])
+            self.task.update_statistics(phase, step, sums)
+            terms = self.task.summary(phase, sums) | ({} if norm is None else {"grad_norm": norm})
+            self._record(journal, phase, outputs, items, terms)
             journal.set(**{self._named(phase, "lr"): lr})
         if self.average is not None:
             self.average.update(step, self.guard.bad)
@@ -224,15 +227,29 @@ class Trainer:
         self.guard.judge(norm)
         return cast(Tensor, norm)
 
+    def _totals(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Named sums of the micro-batches of this process, added up over all micro-batches and processes; float64."""
+        added = {name: torch.stack([part[name] for part in parts]).sum(0, dtype=torch.double) for name in parts[0]}
+        if not added:
+            return {}
+        flat = self.accelerator.reduce(torch.cat([value.flatten() for value in added.values()]), "sum")
+        pieces = flat.split([value.numel() for value in added.values()])
+        return {name: piece.view_as(value) for (name, value), piece in zip(added.items(), pieces, strict=True)}
+
     def _record(
-        self, journal: Journal, phase: str, terms: list[dict[str, Tensor]], items: list[Tensor], norm: Tensor | None
+        self, journal: Journal, phase: str, outputs: list[StepOutput], items: list[Tensor], terms: dict[str, Tensor]
     ) -> None:
-        """Put what was measured in a phase into the journal."""
+        """Add to the journal the means of each micro-batch of a phase, and the `terms` of the whole step."""
         skip = self.guard.bad.bool()
-        for named, count in zip(terms, items, strict=True):
+        for output, count in zip(outputs, items, strict=True):
+            named = {"loss": output.loss / count.clamp(min=1), **output.terms}
+            apart = {name: named.pop(name) for name in output.counts}
             journal.add({self._named(phase, name): value for name, value in named.items()}, count, skip)
-        if norm is not None:
-            journal.add({self._named(phase, "grad_norm"): norm}, torch.ones_like(items[0]), skip)
+            for name, value in apart.items():
+                journal.add({self._named(phase, name): value}, output.counts[name], skip)
+        if terms:
+            named = {self._named(phase, name): value for name, value in terms.items()}
+            journal.add(named, torch.ones_like(items[0]), skip)
 
     def _named(self, phase: str, name: str) -> str:
         return name if len(self.task.phases) == 1 else f"{phase}/{name}"

@@ -323,15 +323,20 @@ def test_what_the_codec_loses_of_a_clip_by_itself_is_seen_on_its_first_frames(fo
     torch.testing.assert_close(told, lost.square().mean((1, 2, 3, 4)), rtol=1e-3, atol=0)
 
 
-def test_a_decoded_share_of_the_batch_counts_for_all_of_it(folder: Path) -> None:
+def test_a_decoded_share_of_the_clips_counts_for_all_of_them(folder: Path) -> None:
     lit = make_lit(cosmos(folder / "codec", window=None))
-    batch = {"video": drifting(2, 17).repeat(2, 1, 1, 1, 1), "seed": torch.arange(2).repeat(2)}  # its halves are equal
-    whole, half, none = (
-        LITTask(lit, objective)(batch, "model", 0, {}).loss.item()
-        for objective in (LITObjective(pixel_weight=1), LITObjective(pixel_weight=1, pixel_share=0.3), LITObjective())
+    batch = {"video": drifting(6, 17), "seed": torch.arange(6)}
+    objectives = (LITObjective(pixel_weight=1), LITObjective(pixel_weight=1, pixel_share=0.4), LITObjective())
+    tasks = [LITTask(lit, objective) for objective in objectives]
+    alone = [{name: value[i : i + 1] for name, value in batch.items()} for i in range(6)]
+    every, some, none = (
+        torch.tensor([task(clip, "model", 0, {}).loss.item() for clip in alone], dtype=torch.double) for task in tasks
     )
-    assert half == pytest.approx(whole, rel=1e-5)
-    assert abs(none - whole) > 0.1
+    shares = (some - none) / (every - none)
+    assert sorted(set(shares.round(decimals=3).tolist())) == [0, 2.5]
+    output = tasks[1](batch, "model", 0, {})
+    assert output.loss.item() == pytest.approx(some.sum().item(), rel=1e-5)
+    assert int(output.counts["decoded_psnr"]) == int((shares > 0).sum())
 
 
 def test_drawn_masks_depend_on_the_clip_alone_and_cover_the_rates(folder: Path) -> None:

@@ -110,21 +110,31 @@ def test_both_shortcuts_are_taken(tokenizer, video):
 def test_whitening_undoes_scale_shift_and_correlation():
     torch.manual_seed(0)
     mix = torch.tensor([[5.0, 0, 0], [4.9, 0.1, 0], [0, 0, 0.1]])
-    whiten = Whiten(3).train()
+    whiten = Whiten(3)
     for _ in range(200):
         x = torch.randn(64, 3) @ mix.T + 7
-        whiten(x)
-    y = whiten.eval()(torch.randn(20_000, 3) @ mix.T + 7)
+        whiten.update(whiten.sums(x))
+    y = whiten(torch.randn(20_000, 3) @ mix.T + 7)
     assert y.mean(0).abs().max() < 0.1
     assert (torch.cov(y.T) - torch.eye(3)).abs().max() < 0.1
 
 
-def test_whitening_in_eval_does_not_know_the_batch():
+def test_whitening_does_not_depend_on_the_batch():
     whiten = Whiten(4).train()
-    whiten(torch.randn(100, 4) * 3 + 1)
-    whiten.eval()
-    x = torch.randn(5, 4)
+    x = torch.randn(100, 4) * 3 + 1
+    assert torch.allclose(whiten(x), x, atol=1e-4)
+    whiten.update(whiten.sums(x))
     assert torch.allclose(whiten(x)[:2], whiten(x[:2]))
+
+
+def test_whitening_statistics_are_those_of_all_parts_of_a_step():
+    one, parts = Whiten(3), Whiten(3)
+    for step in range(5):
+        x = torch.randn(60, 3) * (step + 1) + 20
+        one.update(one.sums(x))
+        parts.update(sum(parts.sums(part) for part in x.split([7, 40, 13])))
+    assert one.mean.equal(parts.mean)
+    assert one.covariance.equal(parts.covariance)
 
 
 def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction():
@@ -135,6 +145,7 @@ def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction()
     for whiten in (False, True):
         torch.manual_seed(1)
         quantizer = VQConfig(codebook_size=64, code_dim=8, whiten=whiten).build(32, 32).train()
+        quantizer.update_statistics(quantizer(features, keep).sums)
         used[whiten] = quantizer(features, keep).codes.unique().numel()
     assert used[True] > 3 * used[False]
 

@@ -26,7 +26,7 @@ from genvid.tokenizer.discriminator import (
 )
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized
-from genvid.tokenizer.statistics import mean_over_processes, moments
+from genvid.tokenizer.statistics import moment_sums
 from genvid.tokens import BlockTokens
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
@@ -68,11 +68,17 @@ class AdapTokTask(TrainingTask):
         self.compile(mode=mode)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
-        _, losses, terms = self.reconstruct(batch)
-        return StepOutput(losses.sum(), terms)
+        _, losses, terms, sums = self.reconstruct(batch)
+        return StepOutput(losses.sum(), terms, sums=sums)
 
-    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Reconstruction of the clips with randomly dropped tails, their losses (B,), and the journal's terms."""
+    def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
+        self.tokenizer.quantizer.update_statistics(sums)
+
+    def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"codebook_perplexity": perplexity(sums["codes"])}
+
+    def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Reconstruction of the clips with randomly dropped tails, their losses (B,), the journal's terms, and sums."""
         video, seeds = batch["video"], batch["seed"]
         features = self.tokenizer.features(video)
         lengths = sample_lengths(self.objective.tail_drop, seeds, features.shape[1])
@@ -88,8 +94,8 @@ class AdapTokTask(TrainingTask):
         losses = torch.stack(list(parts.values())).sum(0)
         terms = {name: value.detach().mean() for name, value in parts.items()}
         terms["tokens"] = lengths.double().sum(1).mean()
-        terms["codebook_perplexity"] = codebook_perplexity(quantized, keep, self.tokenizer.quantizer.codebook_size)
-        return reconstruction, losses, terms
+        codes = code_counts(quantized, keep, self.tokenizer.quantizer.codebook_size)
+        return reconstruction, losses, terms, {"codes": codes, **quantized.sums}
 
 
 class AdversarialAdapTokTask(AdapTokTask):
@@ -127,15 +133,25 @@ class AdversarialAdapTokTask(AdapTokTask):
         if phase == "discriminator":
             return self._discriminate(batch, carry["reconstruction"])
         with as_constants(self.discriminator):
-            reconstruction, losses, terms = self._generate(batch, step >= self.adversary.start_step)
-        return StepOutput(losses.sum(), terms, carry={"reconstruction": reconstruction.detach().clone()})
+            reconstruction, losses, terms, sums = self._generate(batch, step >= self.adversary.start_step)
+        return StepOutput(losses.sum(), terms, sums=sums, carry={"reconstruction": reconstruction.detach().clone()})
 
-    def _generate(self, batch: Batch, fools: bool) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        reconstruction, losses, terms = self.reconstruct(batch)
+    def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
+        if phase == "generator":
+            super().update_statistics(phase, step, sums)
+        else:
+            count, real, fake = sums["logits"]
+            self.lecam.update(real / count, fake / count)
+
+    def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
+        return super().summary(phase, sums) if phase == "generator" else {}
+
+    def _generate(self, batch: Batch, fools: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        reconstruction, losses, terms, sums = self.reconstruct(batch)
         if fools:
             fooling = self.adversary.weight * adversarial_loss(self.discriminator(reconstruction))
             losses, terms["adversarial"] = losses + fooling, fooling.detach().mean()
-        return reconstruction, losses, terms
+        return reconstruction, losses, terms, sums
 
     def _judge(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) logits of real and of reconstructed clips."""
@@ -151,7 +167,8 @@ class AdversarialAdapTokTask(AdapTokTask):
             "real_logit": real.detach().mean(),
             "fake_logit": fake.detach().mean(),
         }
-        return StepOutput((separation + lecam).sum(), terms)
+        logits = torch.stack([torch.ones_like(real), real.detach(), fake.detach()]).sum(1, dtype=torch.double)
+        return StepOutput((separation + lecam).sum(), terms, sums={"logits": logits})
 
 
 class ScorerTask(TrainingTask):
@@ -195,20 +212,20 @@ class ScorerTask(TrainingTask):
         curve = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
         target = self.scorer.targets(curve)
         evidence = self.scorer.evidence(tokenizer, tokens)
-        self._update_statistics(evidence, tokens.keep, target, step)
         predicted = self.scorer(evidence, tokens.keep)[:, block].float()
         errors = (predicted - self.scorer.normalize(target)).square().mean(1)
         spread = self.scorer.denormalize(predicted.detach()) - curve
         terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
-        return StepOutput(errors.sum(), terms)
+        every = torch.ones_like(seeds, dtype=torch.bool)
+        sums = {"targets": moment_sums(target, every), "evidence": moment_sums(evidence, tokens.keep)}
+        return StepOutput(errors.sum(), terms, sums=sums if step < self.STATISTICS_STEPS else {})
 
-    def _update_statistics(self, evidence: Tensor, keep: Tensor, target: Tensor, step: int) -> None:
-        if self.training and step < self.STATISTICS_STEPS:
-            mean, square = mean_over_processes(moments(target))
-            self.scorer.update_targets(mean, square, step)
-            read = torch.where(keep[..., None], evidence, 0).flatten(0, -2)
-            mean, square = mean_over_processes(moments(read)) / mean_over_processes(keep.float().mean())
-            self.scorer.evidence_scale.update(mean, square, step)
+    def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
+        if step < self.STATISTICS_STEPS:
+            count, mean, square = sums["targets"]
+            self.scorer.update_targets(mean / count, square / count, step)
+            count, mean, square = sums["evidence"]
+            self.scorer.evidence_scale.update(mean / count, square / count, step)
 
 
 @contextmanager
@@ -224,10 +241,14 @@ def as_constants(network: nn.Module) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def codebook_perplexity(quantized: Quantized, keep: Tensor, codebook_size: int) -> Tensor:
-    """Exponential of the entropy of the codes in use: between 1 and the codebook size."""
+def code_counts(quantized: Quantized, keep: Tensor, codebook_size: int) -> Tensor:
+    """(codebook_size,) float64: how often each code occurs among the kept tokens."""
     counts = torch.zeros(codebook_size, device=keep.device, dtype=torch.double)
-    counts.index_add_(0, quantized.codes.flatten(), keep.flatten().double())
+    return counts.index_add_(0, quantized.codes.flatten(), keep.flatten().double())
+
+
+def perplexity(counts: Tensor) -> Tensor:
+    """Exponential of the entropy of the codes in use: between 1 and the codebook size."""
     share = counts / counts.sum()
     entropy: Tensor = torch.special.entr(share).sum()
     return entropy.exp()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.lit.diffusers_codec import import_diffusers
 from genvid.tokenizer.losses import Distortion
-from genvid.tokenizer.statistics import mean_over_processes, moments
+from genvid.tokenizer.statistics import moment_sums
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
 
@@ -131,12 +131,13 @@ class AutoencoderTask(TrainingTask):
         parts = self._frozen[0].parts(restored, batch["video"])
         parts["penalty"] = self.latent_penalty * latents.float().square().flatten(1).mean(1)
         losses = torch.stack(list(parts.values())).sum(0)
-        if self.training:
-            self._update_moments(latents.detach().float())
         terms = {name: value.detach().mean() for name, value in parts.items()}
         error = (restored.detach().float() - batch["video"]).square().flatten(1).mean(1) / 4
-        return StepOutput(losses.sum(), {**terms, "psnr": -10 * error.clamp(min=1e-10).log10().mean()})
+        terms["psnr"] = -10 * error.clamp(min=1e-10).log10().mean()
+        every = torch.ones_like(latents[:, 0], dtype=torch.bool)
+        return StepOutput(losses.sum(), terms, sums={"latents": moment_sums(latents.movedim(1, -1), every)})
 
-    def _update_moments(self, latents: Tensor) -> None:
-        newest = mean_over_processes(moments(latents.movedim(1, -1).flatten(0, -2)))
-        self.autoencoder.moments.lerp_(newest, self.MOMENTUM)
+    def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
+        count, *moments = sums["latents"]
+        newest = torch.stack(moments) / count
+        self.autoencoder.moments.lerp_(newest.to(self.autoencoder.moments), self.MOMENTUM)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from genvid import noise
 from genvid.tokenizer.lit.budget import Paths
@@ -36,7 +34,7 @@ class LITObjective:
     pixel_weight: float = 0.0
     """Of the log of the decoded squared error, beside that of the latents. Decoding is most of a step."""
     pixel_share: float = 1.0
-    """Share of a batch that is decoded for it, counting the more."""
+    """Share of the clips that are decoded for it, drawn from their seeds; each counts 1 / `pixel_share` times."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest_rate < 1:
@@ -94,14 +92,22 @@ class LITTask(TrainingTask):
             "gain": 10 * (copied_error / error.detach()).log10().mean(),
             "keep_rate": keep.double().mean(),
         }
-        if self.objective.pixel_weight:
-            some = math.ceil(self.objective.pixel_share * len(video))
-            restored = lit.render(lit.denormalise(filled[:some]))
-            decoded = _squared_error(restored.float(), video[:some]) / 4
-            weight = self.objective.pixel_weight * len(video) / some
-            losses = losses + F.pad(weight * (decoded + self.FLOOR).log() / 2, (0, len(video) - some))
-            terms["decoded_psnr"] = -10 * decoded.detach().log10().mean()
-        return StepOutput(losses.sum(), terms)
+        if not self.objective.pixel_weight:
+            return StepOutput(losses.sum(), terms)
+        decoded = self.decoded_error(filled, batch)
+        weight = self.objective.pixel_weight / self.objective.pixel_share
+        loss = losses.sum() + weight * (decoded + self.FLOOR).log().sum() / 2
+        number = torch.tensor(len(decoded), device=video.device)
+        terms["decoded_psnr"] = -10 * decoded.detach().log10().sum() / number.clamp(min=1)
+        return StepOutput(loss, terms, counts={"decoded_psnr": number})
+
+    def decoded_error(self, filled: Tensor, batch: Batch) -> Tensor:
+        """Mean squared error of [0, 1] pixels of the decoded clips: (N,) for those that their seeds choose."""
+        chosen = noise.uniform(batch["seed"], "decoded", 1)[:, 0] < self.objective.pixel_share
+        if not chosen.any():
+            return filled.new_zeros(0)
+        restored = self.lit.render(self.lit.denormalise(filled[chosen]))
+        return _squared_error(restored.float(), batch["video"][chosen]) / 4
 
     @torch.no_grad()
     def own_error(self, latents: Tensor, video: Tensor) -> Tensor:
