@@ -14,13 +14,17 @@ from genvid.train.muon import Muon
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, or Muon and AdamW, with a linear warm-up and a cosine decay."""
+    """AdamW, or Muon and AdamW. The learning rate warms up linearly, is constant where `decay_steps` leaves room for
+    that, and decays by a cosine until the last step."""
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
     """On matrices only: biases, norms and other vectors are never decayed."""
     warmup_steps: int = 0
+    decay_steps: int | None = None
+    """Length of the decay at the end of the run. Until it begins, `train.steps` may be changed on resume. Null: the
+    decay follows the warm-up at once, and its shape fixes `train.steps`."""
     final_lr: float = 0.01
     """Learning rate at the last step, as a fraction of `lr`."""
     clip_norm: float | None = 1.0
@@ -35,6 +39,8 @@ class OptimizerConfig:
             raise ValueError(f"lr must be positive, got {self.lr}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive or null, got {self.clip_norm}")
+        if self.decay_steps is not None and self.decay_steps < 0:
+            raise ValueError(f"decay_steps must be at least 0 or null, got {self.decay_steps}")
         if self.adamw_scale <= 0 or (self.adamw_scale != 1 and not self.muon):
             raise ValueError(f"adamw_scale is a positive number, for AdamW beside Muon alone, got {self}")
 
@@ -42,9 +48,22 @@ class OptimizerConfig:
         """Learning rate of optimizer step `step` (from 0) of `steps`."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
+        decay = steps if self.decay_steps is None else self.decay_steps
+        begin = max(self.warmup_steps, steps - decay)
+        progress = max(0, step - begin) / max(1, steps - begin)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
         return self.lr * (self.final_lr + (1 - self.final_lr) * cosine)
+
+    def check_extension(self, done: int, held: int, steps: int) -> None:
+        """ValueError when the last of `done` steps had another learning rate in a run of `held` steps than in one of
+        `steps`."""
+        old, new = self.lr_at(done - 1, held), self.lr_at(done - 1, steps)
+        if old != new:
+            raise ValueError(
+                f"train.steps cannot become {steps} after {done} of {held} steps: the learning rate, {old:.3g} by now, "
+                f"would jump to {new:.3g}. Keep {held}, or train anew with decay_steps, which leaves train.steps open "
+                f"until the decay begins (docs/training.md, Resuming)"
+            )
 
 
 def make_optimizers(

@@ -14,19 +14,20 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 import torch
+import yaml
 from accelerate.utils import DistributedType, set_seed
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from genvid.train.accelerator import adapt, compile_task, make_accelerator
-from genvid.train.checkpoints import Checkpoints, TrainingState
+from genvid.train.checkpoints import Checkpoints, TrainingState, checkpoint_step, list_checkpoints
 from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.preview import preview
-from genvid.train.run import check, claim
+from genvid.train.run import RunError, check, claim
 from genvid.train.sharding import whole_state
 from genvid.train.stop import STOPPED, Stopped, StopRequest
 from genvid.train.task import Batch, StepOutput, TrainingTask
@@ -103,6 +104,7 @@ class Trainer:
         adapt(self.accelerator, task, config)
         origin = task.exportable().origin
         check(self.folder, run_config, origin)
+        self._check_steps()
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if self.accelerator.is_main_process:
             claim(self.folder, run_config, origin)
@@ -125,6 +127,17 @@ class Trainer:
         self.optimizers = {phase: [next(waiting) for _ in optimizers] for phase, optimizers in made.items()}
         # Only now do the processes hold what they will hold of the weights.
         self.average = None if config.ema_decay is None else ExponentialAverage(task.exportable(), config.ema_decay)
+
+    def _check_steps(self) -> None:
+        """RunError when another `train.steps` than that of the folder would change learning rates of finished steps."""
+        checkpoints = list_checkpoints(self.folder)
+        if checkpoints:
+            held = yaml.safe_load((self.folder / "config.yaml").read_text())["train"]["steps"]
+            for phase, settings in self.config.optimizers.items():
+                try:
+                    settings.check_extension(checkpoint_step(checkpoints[0]), held, self.config.steps)
+                except ValueError as error:
+                    raise RunError(f"{self.folder}, optimizer {phase}: {error}") from None
 
     def fit(self, batches: BatchStream) -> Path:
         """Run the remaining steps; returns the export folder. Does nothing when the run is already complete.

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from genvid.checkpoint import Model, load_weights, read_weights
 from genvid.train.muon import Muon
 from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.run import RunError
+from genvid.train.stop import Stopped
 from genvid.train.task import StepOutput, TrainingTask
 from genvid.train.trainer import Shard, TrainConfig, Trainer
 
@@ -257,6 +259,48 @@ def test_only_the_newest_checkpoints_stay(tmp_path):
     train(tmp_path / "run", steps=5, save_every=1, keep_checkpoints=2)
     kept = sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir())
     assert kept == ["step_00000004", "step_00000005"]
+
+
+def rates(records: list[dict]) -> list[float]:
+    return [record["lr"] for record in records]
+
+
+@pytest.mark.parametrize("steps", [3, 9])
+def test_another_number_of_steps_is_refused_where_the_learning_rate_would_jump(tmp_path, steps):
+    train(tmp_path / "run", steps=6)
+    with pytest.raises(
+        RunError, match=rf"model: train\.steps cannot become {steps} after 6 of 6 steps: .* would jump to"
+    ):
+        train(tmp_path / "run", steps=steps)
+    assert len(train(tmp_path / "run", steps=6)) == 6
+    assert (tmp_path / "run" / "export").is_dir()
+
+
+def test_a_run_that_still_warms_up_may_get_another_number_of_steps(tmp_path):
+    train(tmp_path / "run", steps=2)
+    assert rates(train(tmp_path / "run", steps=6)) == rates(train(tmp_path / "straight", steps=6))
+    assert_equal_runs(tmp_path / "straight", tmp_path / "run")
+
+
+def test_a_constant_learning_rate_may_go_on_until_its_decay(tmp_path):
+    settings = {"optimizers": {"model": OptimizerConfig(lr=0.05, warmup_steps=2, decay_steps=3, final_lr=0.0)}}
+    straight = rates(train(tmp_path / "straight", steps=9, **settings))
+    assert straight == pytest.approx([0.025, 0.05, 0.05, 0.05, 0.05, 0.05, 0.05, 0.0375, 0.0125])
+
+    def stopping(shard):
+        for step, batch in enumerate(stream(shard), shard.start_step):
+            if step == 3:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", batches=stopping, steps=7, **settings)
+    assert rates(train(tmp_path / "run", steps=9, **settings)) == straight
+    assert_equal_runs(tmp_path / "straight", tmp_path / "run")
+    with pytest.raises(RunError, match=r"cannot become 12 after 9 of 9 steps"):
+        train(tmp_path / "run", steps=12, **settings)
+    with pytest.raises(ValueError, match="decay_steps must be at least 0 or null, got -1"):
+        OptimizerConfig(decay_steps=-1)
 
 
 def test_phases_without_an_optimizer_are_named(tmp_path):
