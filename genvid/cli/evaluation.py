@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from genvid import config as configuration
-from genvid.ar.model import load_row_model
+from genvid.allocation import Allocator, UniformAllocator
+from genvid.ar.model import RowModel, load_row_model
+from genvid.ar.published import PublishedTransformer
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
 from genvid.cli.samples import VideoFiles, open_samples
@@ -26,6 +28,7 @@ from genvid.generation.sampler import SamplingConfig
 from genvid.perceptual import LPIPS
 from genvid.recipes.loading import device
 from genvid.tokenizer.lit.model import LIT
+from genvid.tokens import VideoTokenizer
 from genvid.train.accelerator import make_state
 
 SAMPLED = 128
@@ -42,6 +45,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         record = record.adapted(count=arguments.count)
     features, budgets = _features(arguments, record), arguments.tokens or [None]
     producers = [_producer(arguments, record, budget) for budget in budgets]
+    record = _given_frames(arguments, record, producers[0])
     source, unseen, record = _sources(arguments, record)
     made_from = {"features": features.weights} if features is not None and features.weights else {}
     reports = []
@@ -160,9 +164,53 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
         raise ValueError(f"{record.name} measures {task}, which {arguments.model} was not made for")
     if task == "prediction" and arguments.guidance != 1:
         raise ValueError(f"{record.name} is without guidance, got --guidance {arguments.guidance:g}")
+    context = _context(arguments, model, tokenizer, budget) if task == "prediction" else None
+    if task == "generation" and (arguments.scorer or arguments.published or budget is not None):
+        raise ValueError(f"{record.name} samples classes: leave out --scorer, --tokens and --published")
     config = SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p, arguments.guidance)
-    weights = hashes(model=arguments.model, tokenizer=arguments.tokenizer)
-    return Sampling(model.to(device()), tokenizer, config, weights)
+    weights = hashes(model=arguments.model, tokenizer=arguments.tokenizer, scorer=arguments.scorer)
+    settings = {} if context is None else {"tokens": budget}
+    return Sampling(model.to(device()), tokenizer, config, weights | settings, context=context)
+
+
+def _given_frames(arguments: argparse.Namespace, record: Protocol, producer: Producer) -> Protocol:
+    """The protocol with the frames that a frame predictor is given: it reads whole blocks, and no frame before them.
+    A published one pads what the protocol gives."""
+    if not isinstance(producer, Sampling) or isinstance(producer.model, PublishedTransformer):
+        return record
+    blocks, frames = producer.model.config.context_blocks, producer.tokenizer.spec.frames_per_block
+    made = producer.model.layout.num_blocks * frames
+    if made != record.frames:
+        raise ValueError(f"{record.name} compares clips of {record.frames} frames, {arguments.model} makes {made}")
+    adapted = record.adapted(condition_frames=blocks * frames)
+    if adapted != record and not arguments.partial:
+        raise ValueError(f"this would not be {record.name} but '{adapted.name}'; --partial runs it under that name")
+    return adapted
+
+
+def _context(
+    arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer, budget: int | None
+) -> Allocator | None:
+    """The rule that cuts given blocks as those of the rows that the model was trained on; None: they were whole."""
+    rule = open_budget(argparse.Namespace(**{**vars(arguments), "tokens": budget}), tokenizer)
+    if isinstance(model, PublishedTransformer):
+        if rule is not None:
+            raise ValueError("published models read given frames uncut: leave out --scorer, --tokens and --published")
+        return None
+    layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
+    tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
+    if rule is not None:
+        if trained and budget != tokens:
+            raise ValueError(f"{arguments.model} was trained on clips of {tokens:g} tokens: give --tokens {tokens:g}")
+        return rule(model.config.context_blocks)
+    if trained.get("type") == "uniform":
+        return UniformAllocator(max(size for size in layout.sizes if size <= tokens / layout.num_blocks))
+    if tokens < layout.block_capacity * layout.num_blocks:
+        raise ValueError(
+            f"{arguments.model} was trained on clips of at most {tokens:g} tokens: give --scorer and --tokens as in "
+            "training, for the given frames are cut in the same way"
+        )
+    return None
 
 
 def _fidelity(arguments: argparse.Namespace, producer: Producer, record: Protocol) -> list[ClipMean]:

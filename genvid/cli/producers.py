@@ -66,8 +66,16 @@ class Sampling:
     """Samples of an autoregressive model: of the class that is asked for, or continuing the frames that are given."""
 
     def __init__(
-        self, model: RowModel, tokenizer: VideoTokenizer, config: SamplingConfig, about: Mapping[str, Any]
+        self,
+        model: RowModel,
+        tokenizer: VideoTokenizer,
+        config: SamplingConfig,
+        about: Mapping[str, Any],
+        *,
+        context: Allocator | None = None,
     ) -> None:
+        """`context`: the rule that cuts the blocks of given frames; None: they are not cut."""
+        self.context = context
         self.model, self.tokenizer, self.about = model, tokenizer, {**about, "sampling": asdict(config)}
         self.engine = Engine(model, config)
         self.numbers: list[int] | None = None
@@ -85,19 +93,8 @@ class Sampling:
             self.numbers = class_numbers(self.model.folder, class_names(self.model), classes)
 
     def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        """A context ends where the given frames end: those before it are shown as they are."""
         made = generate(self.engine, self.tokenizer, self._job(given, seeds.cpu()), batch_size=DECODED)
-        videos, unread = made.videos, self._unread(given)
-        if unread:
-            videos = torch.cat([given["video"][:, :, :unread].to(videos), videos], 2)[:, :, : videos.shape[2]]
-        return Made(videos, made.tokens)
-
-    def _unread(self, given: Batch) -> int:
-        """Given frames before the context of the model."""
-        blocks = self.model.config.context_blocks
-        if not blocks or isinstance(self.model, PublishedTransformer):
-            return 0
-        return int(given["video"].shape[2]) - blocks * self.tokenizer.spec.frames_per_block
+        return Made(made.videos, made.tokens)
 
     def _job(self, given: Batch, seeds: Tensor) -> Job:
         model, tokenizer = self.model, self.tokenizer
@@ -107,7 +104,7 @@ class Sampling:
         video = given["video"]
         if isinstance(model, PublishedTransformer):
             return published_prediction_job(model, tokenizer, video, seeds)
-        return prediction_job(model, tokenizer, None, video, seeds)
+        return prediction_job(model, tokenizer, self.context, video, seeds)
 
 
 def hashes(**folders: str | None) -> dict[str, str]:

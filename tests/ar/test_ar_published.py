@@ -14,6 +14,7 @@ from genvid.ar.config import PRESETS
 from genvid.ar.published import PublishedConfig, PublishedTransformer, convert, recognises
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.generation.sampler import Sampler, SamplingConfig
+from genvid.provenance import Origin
 from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
 
@@ -100,6 +101,20 @@ def test_the_published_size_has_the_published_count_of_parameters(frame_predicti
     with torch.device("meta"):
         model = PublishedTransformer(published_config(frame_prediction=frame_prediction))
     assert sum(p.numel() for p in model.parameters()) == millions * 1e6
+
+
+def test_models_of_ucf101_number_its_classes_as_published(tmp_path):
+    layout = BlockLayout(codebook_size=8, num_classes=101, num_blocks=2, block_capacity=4, framing="end")
+    sizes = replace(PRESETS["S"], width=8, depth=1, heads=2, kv_heads=2, hidden=8, max_positions=16, rope_theta=None)
+    model = PublishedTransformer(PublishedConfig(layout, sizes))
+    model.save(tmp_path / "now")
+    model.origin = Origin()
+    model.save(tmp_path / "before")
+    for name in ("now", "before"):  # folders of older versions have no names
+        classes = load_model(tmp_path / name).origin.classes
+        assert len(set(classes)) == 101
+        assert classes.index("HammerThrow") < classes.index("Hammering") < classes.index("HandstandPushups")
+        assert classes.index("JumpRope") < classes.index("JumpingJack")
 
 
 def published_folder(folder: Path, *, classes: int = 5, width: int = 24, depth: int = 1, hidden: int = 20) -> Path:

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import subprocess
 import sys
 import tracemalloc
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from genvid.allocation import UniformAllocator
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
+from genvid.checkpoint import load_model
 from genvid.cli import main
+from genvid.cli.producers import Sampling
 from genvid.cli.samples import PixelFile, open_samples
 from genvid.data import to_float, write_video
+from genvid.data.synthetic import MOTIONS
 from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.features import load_features
 from genvid.eval.protocols import protocol
 from genvid.eval.report import Report
 from genvid.eval.scoring import truncate_to_bytes
+from genvid.generation.sampler import SamplingConfig
+from genvid.provenance import Origin
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -184,6 +192,103 @@ def test_npz_files_that_hold_no_samples_are_said_to(tmp_path: Path) -> None:
     refused("is not an .npz file")
     write_video(tmp_path / "made" / "1.mp4", torch.zeros(3, 16, 16, 16, dtype=torch.uint8), 25)
     refused("mixes .npz and video files")
+
+
+@pytest.fixture
+def synthetic(models: Path, tmp_path: Path) -> list[str]:
+    """Arguments of an evaluation on a few generated clips."""
+    (tmp_path / "clips.yaml").write_text("{type: synthetic, clips: 8}")
+    data = ["--source", str(tmp_path / "clips.yaml"), "--partial", "--workers", "0", "--count", "4"]
+    return [*data, "--features", str(models / "classifier"), "--tokenizer", str(models / "tokenizer")]
+
+
+def test_classes_are_asked_for_by_name(
+    models: Path, synthetic: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = []
+    model = load_model(models / "ar")
+    assert isinstance(model, BlockTransformer)
+    table, first = model.backbone.embed_tokens.weight.data, model.layout.num_outputs
+    torch.nn.init.normal_(table, std=1.0)
+    for name, classes in (("data", MOTIONS), ("reversed", MOTIONS[::-1])):
+        model.origin = Origin(classes=list(classes))
+        model.save(tmp_path / name)
+        made = ["--model", str(tmp_path / name), "--output", str(tmp_path / f"out {name}"), "--seeds", "1"]
+        main(["evaluate", "ucf101-gfvd-larp-10k", *synthetic, *made])
+        values.append(Report.load(tmp_path / f"out {name}" / "report.json").numbers[0].value)
+        table[first : first + 8] = table[first : first + 8].flip(0)
+    assert values[0] == values[1]
+    model.origin = Origin(classes=["cat", "dog", "owl", *MOTIONS[3:]])
+    model.save(tmp_path / "pets")
+    made = ["--model", str(tmp_path / "pets"), "--output", str(tmp_path / "refused")]
+    with pytest.raises(SystemExit):
+        main(["evaluate", "ucf101-gfvd-larp-10k", *synthetic, *made])
+    said = capsys.readouterr().err
+    assert "pets was trained on the classes cat, dog, owl, up" in said
+    assert "these data have still, right, left, up" in said
+    assert not (tmp_path / "refused" / "measured").exists()
+
+
+def predictor(models: Path, folder: Path, *, sizes: tuple[int, ...] = (2, 4, 8), origin: Origin | None = None) -> Path:
+    layout = BlockLayout(codebook_size=20, num_classes=8, num_blocks=4, block_capacity=8, sizes=sizes)
+    rows = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
+    model = BlockTransformer(ARConfig(layout, rows, context_blocks=1))
+    model.origin = origin or Origin()
+    model.save(folder)
+    return folder
+
+
+def test_a_frame_predictor_has_what_differs_in_the_name_of_its_number(
+    models: Path, synthetic: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = predictor(models, tmp_path / "predictor")
+    command = ["evaluate", "k600-prediction-larp-50k", *synthetic, "--model", str(model)]
+    main([*command, "--output", str(tmp_path / "out")])
+    number = Report.load(tmp_path / "out" / "report.json").numbers[0]
+    assert "condition frames 4 instead of 5" in number.protocol.name
+    with pytest.raises(SystemExit):
+        main([*[word for word in command if word != "--partial"], "--output", str(tmp_path / "whole")])
+    assert "condition frames 4 instead of 5]'; --partial runs it under that name" in capsys.readouterr().err
+
+
+def test_given_frames_are_returned_as_the_tokenizer_decodes_them(models: Path, tmp_path: Path) -> None:
+    model, tokenizer = load_model(predictor(models, tmp_path / "predictor")), load_model(models / "tokenizer")
+    assert isinstance(model, BlockTransformer)
+    assert isinstance(tokenizer, AdapTok)
+    video = torch.rand(2, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    for length, rule in ((8, None), (4, UniformAllocator(4))):
+        made = Sampling(model, tokenizer, SamplingConfig(), {}, context=rule)({"video": video}, torch.arange(2))
+        tokens = tokenizer.encode(video)
+        cut = tokens if rule is None else rule(tokens)
+        assert made.video.shape[2] == 16
+        assert torch.allclose(made.video[:, :, :4], tokenizer.decode(cut).clamp(-1, 1), atol=1e-5)
+        assert made.tokens is not None
+        assert made.tokens.lengths[:, 0].tolist() == [length, length]
+
+
+def test_given_frames_are_cut_as_in_training(
+    models: Path, synthetic: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(name: str, *options: str, **changes: Any) -> None:
+        model = predictor(models, tmp_path / name, **changes)
+        command = ["evaluate", "k600-prediction-larp-50k", *synthetic, "--model", str(model), *options]
+        main([*command, "--output", str(tmp_path / f"out {name}")])
+
+    def refused(said: str, *options: str, **changes: Any) -> None:
+        with pytest.raises(SystemExit):
+            run("refused", *options, **changes)
+        assert said in capsys.readouterr().err
+
+    joint = Origin({"cache": {"allocator": {"type": "joint", "tokens_per_video": 16}}})
+    uniform = Origin({"cache": {"allocator": {"type": "uniform", "tokens_per_video": 16}}})
+    cut = ["--scorer", str(models / "scorer"), "--tokens"]
+    refused("trained on clips of at most 16 tokens: give --scorer and --tokens", origin=joint)
+    refused("was trained on clips of 16 tokens: give --tokens 16", *cut, "12", origin=joint)
+    refused("trained on clips of at most 16 tokens: give --scorer and --tokens", sizes=(2, 4))
+    run("joint", *cut, "16", origin=joint)
+    run("uniform", origin=uniform)
+    with (tmp_path / "out uniform" / "clips.csv").open() as lines:
+        assert all(float(row["tokens per clip"]) <= 4 + 3 * 8 for row in csv.DictReader(lines))
 
 
 @pytest.mark.gpu

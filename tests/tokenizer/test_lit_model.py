@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_codecs import cosmos, drifting, make_lit, save_codec
+from tiny_codecs import CLASSES, cosmos, drifting, make_lit, save_codec
 
+from genvid.checkpoint import load_model
+from genvid.provenance import Origin, ProvenanceError
 from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
@@ -354,3 +356,21 @@ def test_drawn_masks_depend_on_the_clip_alone_and_cover_the_rates(folder: Path) 
     assert torch.equal(again[1], means[10:20])
     still = task.draw(latents[:, :1].expand_as(latents), seeds)[0].double().mean((1, 2))
     assert (still == 1 / 6).double().mean() > 0.7  # but for masks at random
+
+
+def test_the_codec_that_the_inpainter_was_trained_on_is_demanded(tmp_path, caplog):
+    lit = make_lit(cosmos(tmp_path / "codec"))
+    lit.save(tmp_path / "before")
+    lit.origin = Origin({"codec": lit.codec.fingerprint()})
+    lit.save(tmp_path / "lit")
+    assert load_model(tmp_path / "lit").origin == lit.origin
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(5)
+    diffusers.AutoencoderKLCosmos(**CLASSES["AutoencoderKLCosmos"]).save_pretrained(tmp_path / "codec")
+    with pytest.raises(ProvenanceError, match=r"lit was not made from this codec \(codec is \w+ there, \w+ here\)"):
+        load_model(tmp_path / "lit")
+    load_model(tmp_path / "before")
+    assert "before has no record of the codec that it was made from" in caplog.text
+    (tmp_path / "codec" / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match=r"config\.json must hold keys and values, not a list"):
+        load_model(tmp_path / "before")

@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genvid.checkpoint import CheckpointError, load_weights, read_config, read_weights, resolve
+from genvid.checkpoint import CheckpointError, fingerprint, load_weights, read_config, read_weights, resolve
 from genvid.files import write_atomically
+from genvid.provenance import Origin
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
@@ -108,6 +109,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
         tokenizer.save(temporary)
         if scorer is not None:
             load_weights(scorer, _scorer_weights(scorer, weights), source=str(folder))
+            scorer.origin = Origin({"tokenizer": fingerprint(temporary)})
             scorer.save(temporary / "scorer")
     return Conversion(destination, None if scorer is None else destination / "scorer", left_out)
 
