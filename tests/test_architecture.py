@@ -20,6 +20,7 @@ MAY_IMPORT = {
 ONLY_IN = {
     "pulp": {"allocation"},
     "av": {"data"},
+    "PIL": {"data"},
     "datasets": {"data"},
     "accelerate": {"train", "recipes", "cli"},
     "torchmetrics": {"eval", "perceptual"},

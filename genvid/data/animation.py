@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
 from torch import Tensor
 
+from genvid.data.video import frame_rate
 from genvid.files import write_atomically
 
 
 def write_animation(path: str | Path, video: Tensor, fps: float, *, quality: int = 75) -> None:
     """Write (3, T, H, W) uint8 as an endless animated WebP; `quality` is from 0 to 100."""
     height, width = video.shape[2:]
+    rate = frame_rate(fps)
     with write_atomically(path) as temporary, av.open(str(temporary), "w", "webp", options={"loop": "0"}) as container:
-        rate = Fraction(fps).limit_denominator(1001)
         stream: Any = container.add_stream("libwebp_anim", rate=rate, options={"quality": str(quality)})
         stream.height, stream.width, stream.pix_fmt = height, width, "yuv420p"
         for image in video.permute(1, 2, 3, 0).contiguous().cpu().numpy():

@@ -1,28 +1,39 @@
-"""A video as a folder of numbered pictures, the way DAVIS has it: frame i is the i-th in order of their names."""
+"""A video as a folder of numbered pictures, the way DAVIS has it: frame i is the i-th in natural order of their names
+(frame_2 before frame_10). Pictures are read by Pillow, which finds cut files and holds them upright."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-import av
 import numpy as np
-from av.error import FFmpegError
 from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from genvid.data.frames import over_black
 
 IMAGES = (".jpg", ".jpeg", ".png")
 
 
 def list_images(folder: Path) -> list[Path]:
-    """The pictures of a folder, in order of their names."""
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGES)
+    """The pictures of a folder, in natural order of their names. Hidden files are none."""
+    names = (path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
+    return sorted(names, key=lambda path: natural_order(path.name))
+
+
+def natural_order(name: str) -> tuple[list[str | int], str]:
+    """A key for sorting: numbers within names count as numbers."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)], name
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
-    """(H, W, 3) RGB; ValueError when the file is no picture."""
+    """(H, W, 3) RGB as a viewer shows it: upright by its EXIF orientation, over black where it is transparent.
+    ValueError when the file is no picture, or is cut short."""
     try:
-        with av.open(str(path)) as container:
-            frames = list(container.decode(video=0))  # to its end: see _frames in video.py
-            image: NDArray[np.uint8] = frames[0].to_ndarray(format="rgb24")
-            return image
-    except (FFmpegError, OSError, IndexError) as error:
+        with Image.open(path) as picture:
+            upright = ImageOps.exif_transpose(picture)
+            if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
+                return np.repeat(((np.asarray(upright, np.int64) + 128) // 257).astype(np.uint8)[..., None], 3, 2)
+            return over_black(np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB")))
+    except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be decoded ({error})") from None

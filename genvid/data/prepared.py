@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator
-from fractions import Fraction
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,12 @@ import torch
 from av.error import FFmpegError
 
 from genvid.data.clips import ClipConfig
-from genvid.data.video import Frames, VideoError, VideoInfo, iterate_frames, probe
+from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
 from genvid.files import sha256, write_atomically
 
 SUFFIX = ".mp4"
+_VERSION = 2
+"""Of what is made of the same video: from 2 on frames are as a player shows them, upright and with square pixels."""
 _CHUNK = 32
 """Frames that are in memory at a time."""
 
@@ -50,7 +51,7 @@ class Preparation:
     def described(self) -> dict[str, Any]:
         """What the files depend on."""
         rule = {"resolution": list(self.clip.resolution), "crop": self.clip.crop}
-        return {**rule, "quality": self.quality, "keyframe_every": self.keyframe_every}
+        return {"version": _VERSION, **rule, "quality": self.quality, "keyframe_every": self.keyframe_every}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -98,7 +99,9 @@ def read_index(file: Path) -> tuple[dict[str, Any], dict[str, PreparedVideo]]:
     try:
         data = json.loads(file.read_text())
         videos = {
-            path: PreparedVideo(IndexedVideo(VideoInfo(**row["video"]["info"]), row["video"]["digest"]), row["bytes"])
+            path: PreparedVideo(
+                IndexedVideo(VideoInfo.from_row(row["video"]["info"]), row["video"]["digest"]), row["bytes"]
+            )
             for path, row in data["videos"].items()
         }
         return data["how"], videos
@@ -112,6 +115,11 @@ def read_prepared(root: Path, clip: ClipConfig) -> dict[str, PreparedVideo]:
     for file in sorted(root.glob("index-*-of-*.json")):
         how, found = read_index(file)
         wanted = Preparation(clip).described()
+        if how.get("version") != wanted["version"]:
+            raise ValueError(
+                f"{root} was prepared by another version of genvid (earlier ones left turned videos on their side): "
+                "prepare the videos anew in another folder, or use the originals"
+            )
         if how["resolution"] != wanted["resolution"] or how["crop"] not in (wanted["crop"], "random"):
             raise ValueError(
                 f"{root} was prepared for {how['crop']} crops at {how['resolution']}, but these clips have "
@@ -137,7 +145,7 @@ def _encode(path: Path, frames: Iterable[Frames], fps: float, how: Preparation) 
     options |= {"bf": "0", "sc_threshold": "0", "threads": "1"}
     try:
         with av.open(str(path), "w", format="mp4") as container:
-            stream: Any = container.add_stream("libx264", Fraction(fps).limit_denominator(1001), options=options)
+            stream: Any = container.add_stream("libx264", frame_rate(fps), options=options)
             stream.pix_fmt = "yuv444p"
             for number, image in enumerate(frames):
                 if number == 0:

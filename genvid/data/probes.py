@@ -21,6 +21,9 @@ from genvid.files import sha256, write_atomically
 
 logger = logging.getLogger(__name__)
 
+_VERSION = 2
+"""Of the memory. It rises when a probe finds other values in the same file: 2 has sizes as shown, and seek points."""
+
 
 def cache_folder() -> Path:
     """Where genvid keeps what can be computed again: below XDG_CACHE_HOME or ~/.cache."""
@@ -67,13 +70,15 @@ def _key(file: Path) -> str:
 
 
 def _memory(root: Path) -> Path:
-    return cache_folder() / "probe" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:16]}.json"
+    name = hashlib.sha256(os.fsencode(root.absolute())).hexdigest()[:16]
+    return cache_folder() / "probe" / f"{name}.json"
 
 
 def _read(memory: Path) -> dict[str, IndexedVideo]:
     try:
         known = json.loads(memory.read_text())
-        return {key: IndexedVideo(VideoInfo(**row["info"]), row["digest"]) for key, row in known.items()}
+        rows = known["videos"] if known["version"] == _VERSION else {}
+        return {key: IndexedVideo(VideoInfo.from_row(row["info"]), row["digest"]) for key, row in rows.items()}
     except (OSError, ValueError, TypeError, KeyError):
         return {}
 
@@ -81,6 +86,7 @@ def _read(memory: Path) -> dict[str, IndexedVideo]:
 def _write(memory: Path, known: dict[str, IndexedVideo]) -> None:
     try:
         with write_atomically(memory) as temporary:
-            temporary.write_text(json.dumps({key: dataclasses.asdict(video) for key, video in known.items()}))
+            videos = {key: dataclasses.asdict(video) for key, video in known.items()}
+            temporary.write_text(json.dumps({"version": _VERSION, "videos": videos}))
     except OSError as error:
         logger.info("what was found in the video files is not remembered: %s", error)

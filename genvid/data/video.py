@@ -1,37 +1,36 @@
 """Video files through PyAV: probe, read frames exactly by index, write.
 
-A frame is named by its position in decoding order from the start of the file. Time stamps are used to seek only
-where a full decode has shown that they agree with that count: in AVI files with B-frames, of which UCF-101 has many,
-they do not. A folder of pictures is a video too (genvid.data.images).
+A frame is named by its position among those that a player shows. Decoding starts at a key frame only where a full
+decode has found that frame to need none before it, and its index; elsewhere frames are counted from the start. A folder
+of pictures is a video too (genvid.data.images). Frames are converted as a player shows them (genvid.data.frames).
 """
 
 from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, dropwhile
 from pathlib import Path
 from typing import Any
 
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.video.reformatter import VideoReformatter
-from numpy.typing import NDArray
+from av.stream import Disposition
 from torch import Tensor
 
+from genvid.data.frames import FrameConverter
+from genvid.data.frames import Frames as Frames
+from genvid.data.frames import VideoError as VideoError
 from genvid.data.images import list_images, read_image
 from genvid.files import write_atomically
 
-Frames = NDArray[np.uint8]
-"""(T, H, W, 3) RGB."""
-
-
-class VideoError(ValueError):
-    """A video file that cannot be used, said in one sentence."""
+_POINT_DISTANCE = 16
+"""Fewest frames between two seek points that are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,30 +40,50 @@ class VideoInfo:
     frames: int
     height: int
     width: int
+    """Pixels on the screen: upright, and square."""
     fps: float
     first_pts: int
     pts_step: float | None
-    """Frame i is shown at first_pts + i * pts_step (rounded); None where frames must be counted from the start."""
+    """Frame i has the time stamp first_pts + i * pts_step (rounded), and decoding may start at every key frame; None
+    in files where one or the other does not hold."""
+    seek_points: tuple[tuple[int, int], ...] = ()
+    """Where `pts_step` is None: index and time stamp of key frames at which decoding may start."""
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> VideoInfo:
+        """From its fields as read from JSON."""
+        points = tuple((index, stamp) for index, stamp in row.get("seek_points", ()))
+        return cls(**{**row, "seek_points": points})
 
 
 def probe(path: str | Path) -> VideoInfo:
-    """Decode the whole file once; VideoError when it is no video, is damaged or is cut short."""
+    """Decode the whole file once; VideoError when it is no video, is damaged, is cut short or changes its size."""
     if Path(path).is_dir():
         return _probe_images(Path(path))
     stamps: list[int | None] = []
+    points: list[tuple[int, int]] = []
+    size: tuple[int, int] | None = None
     with _open(path) as (container, stream):
-        for frame in _frames(container, stream):
+        convert, timeline = FrameConverter(path, stream), _Timeline(container, stream)
+        for index, frame in _counted(path, timeline.packets()):
             stamps.append(frame.pts)
-        if not stamps:
+            if frame.key_frame and frame.opaque is not None:
+                points.append((index, frame.opaque))
+            found = convert.size(frame)
+            size = size or found
+            if found != size:
+                raise VideoError(_resized(path, size, found, index))
+        if size is None:
             raise VideoError(f"{path} holds no frame that can be decoded")
-        # The last frames of a GOP may be missing in good files, a tenth of all may not.
-        if len(stamps) < 0.9 * stream.frames:
-            raise VideoError(f"{path} is cut short: {len(stamps)} of its {stream.frames} frames can be decoded")
-        context = stream.codec_context
-        guessed = container.format.name == "avi" and context.has_b_frames
-        first, step = (0, None) if guessed else _timing(stamps)
+        timeline.check(path, len(stamps))
+        guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
+        first, step = (0, None) if guessed or len(points) < timeline.key_packets else _timing(stamps)
         rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
-        return VideoInfo(len(stamps), context.height, context.width, rate, first, step)
+        if (
+            step and abs(step * float(stream.time_base) * rate - 1) > 0.01
+        ):  # the header counts frames that are not shown
+            rate = 1 / (step * float(stream.time_base))
+        return VideoInfo(len(stamps), *size, rate, first, step, () if step else _thinned(points))
 
 
 def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, info: VideoInfo | None = None) -> Frames:
@@ -78,7 +97,7 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
         raise VideoError(f"{path} has {info.frames} frames, but frames {start} to {wanted[-1]} were asked for")
     if Path(path).is_dir():
         return _read_images(Path(path), wanted, info)
-    clip = _decode(path, wanted, info, seek=True) if start and info.pts_step else None
+    clip = _decode(path, wanted, info, seek=True) if start and (info.pts_step or info.seek_points) else None
     if clip is None:
         clip = _decode(path, wanted, info, seek=False)
     if clip is None:
@@ -92,11 +111,17 @@ def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:
         for index in range(info.frames):
             yield _read_images(Path(path), range(index, index + 1), info)[0]
         return
-    reformatter = VideoReformatter()
     with _open(path) as (container, stream):
-        for frame in _frames(container, stream):
-            image: Any = reformatter.reformat(frame, info.width, info.height, "rgb24", threads=1)
-            yield image.to_ndarray()
+        convert = FrameConverter(path, stream)
+        for index, frame in _counted(path, _packets(container, stream)):
+            yield _converted(path, convert, frame, index, info)
+
+
+def frame_rate(fps: float) -> Fraction:
+    """Frames per second as a fraction that containers can hold; ValueError when it is none."""
+    if not 1e-4 <= fps <= 1e6:
+        raise ValueError(f"a frame rate is 0.0001 to 1000000 frames per second, got {fps:g}")
+    return Fraction(fps).limit_denominator(1001) if fps > 1 else 1 / Fraction(1 / fps).limit_denominator(1001)
 
 
 def write_video(path: str | Path, video: Tensor, fps: float, *, scale: int = 1) -> None:
@@ -112,10 +137,10 @@ def video_writer(path: str | Path, fps: float, *, scale: int = 1) -> Iterator[Ca
 
     4:2:0 video has even sides: an odd one is lengthened by its last row or column.
     """
+    rate = frame_rate(fps)
     with write_atomically(path) as temporary:
         options = {"movflags": "+faststart"}
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            rate = Fraction(fps).limit_denominator(1001)
             stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "16", "threads": "1"})
             stream.pix_fmt, size = "yuv420p", None
 
@@ -181,25 +206,96 @@ def _read_images(folder: Path, wanted: range, info: VideoInfo) -> Frames:
 
 @contextmanager
 def _open(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its first video stream, decoded in one thread: data workers are the parallelism."""
+    """The container and its main video stream, decoded in one thread: data workers are the parallelism."""
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
+        # The protocol stands before the path: else FFmpeg reads one from a name with a colon.
+        with av.open(f"file:{path}", metadata_errors="replace") as container:
+            stream: Any = container.streams.best("video")
+            if stream is None or stream.disposition & Disposition.attached_pic:
                 raise VideoError(f"{path} has no video stream")
-            stream = container.streams.video[0]
             stream.thread_type = "NONE"
+            stream.copy_opaque = True
+            if stream.name == "hevc":  # whose decoder leaves damaged frames out without an error otherwise
+                stream.options = {"err_detect": "explode"}
             yield container, stream
     except (FFmpegError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise VideoError(f"{path} cannot be decoded ({reason})") from None
 
 
-def _frames(container: Any, stream: Any) -> Iterator[Any]:
-    """What `container.decode(stream)` gives. That loses a packet's memory whenever it is left before the end, as the
-    generator within it is not closed then (PyAV 18): 150 bytes a clip, for weeks."""
-    with closing(container.demux(stream)) as packets:
-        for packet in packets:
-            yield from packet.decode()
+def _packets(container: Any, *streams: Any) -> Iterator[Any]:
+    """Packets of the streams, of all if none is given. `container.decode` loses a packet's memory whenever it is left
+    before the end, as the generator within it is not closed then (PyAV 18): 150 bytes a clip, for weeks."""
+    with closing(container.demux(*streams)) as packets:
+        yield from packets
+
+
+def _frames(packets: Iterator[Any]) -> Iterator[Any]:
+    """The decoded frames. `opaque` of one that comes from a key packet is the time stamp of that."""
+    for packet in packets:
+        if packet.is_keyframe:
+            packet.opaque = _stamp(packet)
+        yield from packet.decode()
+
+
+def _stamp(packet: Any) -> int | None:
+    """When a packet is shown or, as AVI has it, decoded."""
+    stamp: int | None = packet.dts if packet.pts is None else packet.pts
+    return stamp
+
+
+def _counted(path: str | Path, packets: Iterator[Any]) -> Iterator[tuple[int, Any]]:
+    """Frames with their index. VideoError at the first one that the decoder could only guess."""
+    for index, frame in enumerate(_frames(packets)):
+        if frame.is_corrupt:
+            raise VideoError(f"{path} is damaged at frame {index}")
+        yield index, frame
+
+
+class _Timeline:
+    """What the packets of a file hold, beside what its header promises."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        self._ends: dict[int, int] = {}
+        self._packets = 0
+        self.key_packets = 0
+        """Those with a frame to show."""
+
+    def packets(self) -> Iterator[Any]:
+        """Packets of the video stream. Those of the others are counted too: one may be the longest."""
+        for packet in _packets(self._container):
+            stream, stamp = packet.stream_index, _stamp(packet)
+            if stamp is not None:
+                end = stamp + (packet.duration or 0)
+                self._ends[stream] = max(end, self._ends.get(stream, end))
+            if stream == self._stream.index:
+                if packet.size and not packet.is_discard:
+                    self._packets += 1
+                    self.key_packets += packet.is_keyframe
+                yield packet
+
+    def check(self, path: str | Path, frames: int) -> None:
+        """VideoError when packets or frames are missing. Headers are not exact: a twentieth of the duration and a
+        tenth of the frames may be missing in good files."""
+        reached, promised = self._seconds()
+        if reached * (1 + 1 / frames) < 0.95 * promised:
+            total = self._stream.frames or round(frames * promised / reached)
+            raise VideoError(f"{path} is cut short: {frames} of its {total} frames can be decoded")
+        if frames < 0.9 * min(self._packets, self._stream.frames):
+            raise VideoError(f"{path} is damaged: {frames} of its {self._packets} frames can be decoded")
+
+    def _seconds(self) -> tuple[float, float]:
+        """How far the packets reach, and how far they should."""
+        if self._container.format.name == "avi":  # the duration of a cut file is guessed from its size
+            unit = self._stream.time_base
+            return float(self._ends[self._stream.index] * unit), float(self._stream.frames * unit)
+        ends = [float(end * self._container.streams[stream].time_base) for stream, end in self._ends.items()]
+        begin, duration = (
+            (self._container.start_time or 0) / av.time_base,
+            (self._container.duration or 0) / av.time_base,
+        )
+        return max(ends) - begin, duration
 
 
 def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
@@ -213,30 +309,73 @@ def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
     return int(pts[0]), float(step)
 
 
+def _thinned(points: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    """Seek points at a distance from each other; none where their time stamps do not rise."""
+    kept: list[tuple[int, int]] = []
+    for number, (index, stamp) in enumerate(points):
+        if number and stamp <= points[number - 1][1]:
+            return ()
+        if not kept or index >= kept[-1][0] + _POINT_DISTANCE:
+            kept.append((index, stamp))
+    return tuple(kept)
+
+
 def _decode(path: str | Path, wanted: range, info: VideoInfo, *, seek: bool) -> Frames | None:
     """The wanted frames; None if the file does not hold them where `info` says."""
     clip = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
-    reformatter = VideoReformatter()  # one for all frames: making a scaler costs more than using it
-    filled, expected = 0, None
+    filled = 0
     with _open(path) as (container, stream):
-        if seek and info.pts_step is not None:
-            container.seek(math.floor(info.first_pts + wanted[0] * info.pts_step), stream=stream)
-        for count, frame in enumerate(_frames(container, stream)):
-            index = _index(frame, info) if seek else count
-            if index > wanted[0] if expected is None else index != expected:
-                return None
-            expected = index + 1
+        convert = FrameConverter(path, stream)
+        if seek:
+            numbered = _counted_from_key(container, stream, info, wanted[0])
+        else:
+            numbered = _counted(path, _packets(container, stream))
+        for index, frame in numbered:
             if index in wanted:
-                image = reformatter.reformat(frame, info.width, info.height, "rgb24", threads=1)
-                clip[filled] = image.to_ndarray()
+                clip[filled] = _converted(path, convert, frame, index, info)
                 filled += 1
                 if filled == len(wanted):
                     return clip
     return None
 
 
-def _index(frame: Any, info: VideoInfo) -> int:
-    """Index of a frame by its time stamp; beyond every clip where it has none."""
-    if frame.pts is None or info.pts_step is None:
-        return info.frames
-    return round(float(frame.pts - info.first_pts) / info.pts_step)
+def _counted_from_key(container: Any, stream: Any, info: VideoInfo, first: int) -> Iterator[tuple[int, Any]]:
+    """Frames with their index from a key frame at or before `first`. It ends at a frame that is not the one that the
+    probe found there."""
+    stamps = {index: stamp for index, stamp in info.seek_points if index <= first}
+    if info.pts_step is not None:
+        stamps = {first: math.floor(info.first_pts + first * info.pts_step)}
+    try:
+        container.seek(max(stamps.values()), stream=stream)
+    except (FFmpegError, ValueError):  # no index in the file, or no point before `first`
+        return
+    frames = dropwhile(lambda frame: not frame.key_frame, _frames(_packets(container, stream)))
+    key = next(frames, None)
+    begin = None if key is None else _index(key, info)
+    if begin is None or begin > first:
+        return
+    for index, frame in enumerate(chain([key], frames), begin):
+        if frame.is_corrupt or (info.pts_step is not None and _index(frame, info) != index):
+            return
+        yield index, frame
+
+
+def _index(frame: Any, info: VideoInfo) -> int | None:
+    """Index of a frame by its time stamp, of a key frame by the table of seek points; None where it has none."""
+    if info.pts_step is None:
+        return next((index for index, stamp in info.seek_points if stamp == frame.opaque), None)
+    return None if frame.pts is None else round(float(frame.pts - info.first_pts) / info.pts_step)
+
+
+def _converted(path: str | Path, convert: FrameConverter, frame: Any, index: int, info: VideoInfo) -> Frames:
+    pixels = convert(frame)
+    if pixels.shape[:2] != (info.height, info.width):
+        raise VideoError(_resized(path, (info.height, info.width), pixels.shape[:2], index))
+    return pixels
+
+
+def _resized(path: str | Path, before: tuple[int, ...], after: tuple[int, ...], index: int) -> str:
+    return (
+        f"{path} changes its size from {before[1]} x {before[0]} to {after[1]} x {after[0]} at frame {index}: split it "
+        "there"
+    )

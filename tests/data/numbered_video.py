@@ -1,6 +1,6 @@
 """Clips that tests make themselves: every frame shows its own number as eight black or white bars."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,25 @@ def make_video(
     gop: int = 12,
     size: tuple[int, int] = (32, 64),
     stamps: Sequence[int] | None = None,
+    options: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+    setup: Callable[[Any], None] | None = None,
+    draw: Callable[[int, tuple[int, int]], np.ndarray] | None = None,
 ) -> Path:
-    """A video whose frame i reads i; `stamps` are its display times in hundredths of a second."""
+    """A video whose frame i reads i, or shows `draw(i, size)`; `stamps` are its display times in hundredths of a
+    second, `options` the encoder's, `metadata` the file's, and `setup` changes the stream before the first frame."""
+    draw = draw or picture
     path.parent.mkdir(parents=True, exist_ok=True)
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(codec, rate=100 if stamps else 25)
+    with av.open(f"file:{path}", "w") as container:
+        container.metadata.update(metadata or {})
+        stream: Any = container.add_stream(codec, rate=100 if stamps else 25, options=dict(options or {}))
         stream.height, stream.width, stream.pix_fmt = *size, "rgb8" if codec == "gif" else "yuv420p"
         if codec != "gif":
             stream.codec_context.gop_size, stream.codec_context.max_b_frames = gop, b_frames
+        if setup:
+            setup(stream)
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(picture(i, size), format="rgb24").reformat(format=stream.pix_fmt)
+            frame = av.VideoFrame.from_ndarray(draw(i, size), format="rgb24").reformat(format=stream.pix_fmt)
             frame.pts = stamps[i] if stamps else i
             container.mux(stream.encode(frame))
         container.mux(stream.encode())

@@ -1,5 +1,6 @@
 """Folders, manifests and UCF-101 lists: the right files with the right labels, and bad input named."""
 
+import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,6 +126,17 @@ def test_an_unwritable_or_damaged_memory_is_no_obstacle(folder: Path, probe_memo
     ClipDataset(FolderConfig(str(folder)), CLIP)
     (memory,) = (probe_memory / "genvid" / "probe").iterdir()
     memory.write_text("{")
+    assert len(ClipDataset(FolderConfig(str(folder)), CLIP)) == 3
+
+
+def test_the_memory_of_an_earlier_version_is_not_believed(folder: Path, probe_memory: Path) -> None:
+    ClipDataset(FolderConfig(str(folder)), CLIP)
+    (memory,) = (probe_memory / "genvid" / "probe").iterdir()
+    videos = json.loads(memory.read_text())["videos"]
+    for video in videos.values():
+        video["info"].pop("seek_points")
+        video["info"].update(height=64, width=32, frames=1)
+    memory.write_text(json.dumps(videos))  # as it was before sizes were those on the screen
     assert len(ClipDataset(FolderConfig(str(folder)), CLIP)) == 3
 
 

@@ -135,3 +135,14 @@ def test_a_damaged_index_is_an_error_in_words(tmp_path: Path) -> None:
     (tmp_path / "index-00000-of-00001.json").write_text(json.dumps({"how": {}}))
     with pytest.raises(ValueError, match=r"index-00000-of-00001\.json is damaged"):
         ClipDataset(FolderConfig(str(tmp_path)), CLIP)
+
+
+def test_an_index_of_an_earlier_version_is_refused(tmp_path: Path) -> None:
+    make_video(tmp_path / "in" / "a.mp4", 30)
+    prepared(tmp_path / "in", tmp_path / "out", ["a.mp4"])
+    index = index_file(tmp_path / "out", 0, 1)
+    held = json.loads(index.read_text())
+    del held["how"]["version"]
+    index.write_text(json.dumps(held))
+    with pytest.raises(ValueError, match=r"prepared by another version of genvid .* prepare the videos anew"):
+        ClipDataset(FolderConfig(str(tmp_path / "out")), CLIP)

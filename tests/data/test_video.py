@@ -2,16 +2,29 @@
 
 import ctypes
 import gc
+import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
 import pytest
 import torch
-from numbered_video import cut_short, make_video, numbers, packets
+from av.stream import Disposition
+from numbered_video import cut_short, make_video, numbers, packets, picture
 
-from genvid.data.video import VideoError, probe, read_clip, video_bytes, video_writer, write_video
+from genvid.data.animation import write_animation
+from genvid.data.video import (
+    VideoError,
+    frame_rate,
+    iterate_frames,
+    probe,
+    read_clip,
+    video_bytes,
+    video_writer,
+    write_video,
+)
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -75,17 +88,185 @@ def test_variable_frame_rate_is_counted(tmp_path: Path) -> None:
     assert numbers(read_clip(file, 20, 8)) == list(range(20, 28))
 
 
+def destroy(file: Path, places: list[tuple[int, int]]) -> None:
+    data = bytearray(file.read_bytes())
+    for position, size in places:
+        data[position : position + size] = bytes(size)
+    file.write_bytes(data)
+
+
 def test_seeking_is_used_and_needs_no_frames_before_the_keyframe(tmp_path: Path) -> None:
     file = make_video(tmp_path / "a.mp4", 240, gop=12)
     info = probe(file)
     assert info.pts_step is not None
-    data = bytearray(file.read_bytes())
-    for position, size in packets(file)[:12]:  # nothing of the first group of pictures can be decoded any more
-        data[position : position + size] = bytes(size)
-    file.write_bytes(data)
+    destroy(file, packets(file)[:12])  # nothing of the first group of pictures can be decoded any more
     assert numbers(read_clip(file, 130, 8, info=info)) == list(range(130, 138))
     with pytest.raises(VideoError):
         read_clip(file, 130, 8, info=replace(info, pts_step=None))
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "b.avi", "c.avi"])
+def test_seek_points_stand_in_for_regular_time_stamps(tmp_path: Path, name: str) -> None:
+    """Variable frame rate, and AVI with B-frames, whose time stamps are guesses."""
+    if name == "a.mkv":
+        stamps = [i * 4 + (30 if i > 50 else 0) for i in range(240)]
+        file = make_video(tmp_path / name, 240, stamps=stamps, b_frames=2)
+    else:
+        codec = "mpeg4" if name == "b.avi" else "libx264"
+        file = make_video(tmp_path / name, 240, codec=codec, b_frames=2)
+    info = probe(file)
+    assert info.pts_step is None
+    whole = read_clip(file, 0, 240, info=info)
+    for start in range(1, 230, 7):
+        assert np.array_equal(read_clip(file, start, 8, info=info), whole[start : start + 8])
+    destroy(file, packets(file)[1:12])
+    assert numbers(read_clip(file, 130, 8, info=info)) == list(range(130, 138))
+
+
+def moving(number: int, size: tuple[int, int]) -> np.ndarray:
+    """Noise that moves, so that frames are coded from those before them."""
+    noise = np.random.default_rng(0).integers(256, size=(size[0] // 4, size[1] // 4, 3), dtype=np.uint8)
+    return np.roll(noise.repeat(4, 0).repeat(4, 1), (number, 2 * number), (0, 1))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv"])
+@pytest.mark.parametrize(
+    ("codec", "options"),
+    [
+        ("libx264", {"x264-params": "intra-refresh=1:keyint=20:bframes=0"}),
+        ("libx264", {"x264-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:b-adapt=0:scenecut=0"}),
+        ("libx265", {"x265-params": "open-gop=1:keyint=12:min-keyint=12:bframes=3:scenecut=0:log-level=none"}),
+        ("mpeg2video", {"flags": "-cgop"}),
+    ],
+)
+def test_key_frames_that_need_earlier_frames(tmp_path: Path, codec: str, options: dict[str, str], suffix: str) -> None:
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    frames = 3 if codec == "mpeg2video" else 0
+    file = make_video(tmp_path / f"a{suffix}", 80, codec=codec, b_frames=frames, options=options, draw=moving)
+    info = probe(file)
+    whole = np.stack(list(iterate_frames(file, info)))
+    for start in range(1, 72):
+        assert np.array_equal(read_clip(file, start, 8, info=info), whole[start : start + 8]), start
+
+
+def test_an_edit_list_hides_frames(tmp_path: Path) -> None:
+    """What a trim without coding anew leaves: the frames before the cut are in the file, and no player shows them."""
+    with (
+        av.open(str(make_video(tmp_path / "a.mp4", 60, gop=20, b_frames=2))) as source,
+        av.open(str(tmp_path / "b.mp4"), "w") as target,
+    ):
+        stream: Any = target.add_stream_from_template(source.streams.video[0])
+        for packet in source.demux(video=0):
+            if packet.size:
+                shift = round(30 / 25 / packet.time_base)
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, stream
+                target.mux(packet)
+    info = probe(tmp_path / "b.mp4")
+    assert info.frames == 30
+    for start in range(27):
+        assert numbers(read_clip(tmp_path / "b.mp4", start, 3, info=info)) == [30 + start, 31 + start, 32 + start]
+
+
+def test_frames_that_avi_drops_are_not_missing(tmp_path: Path) -> None:
+    file = make_video(tmp_path / "a.avi", 40, codec="mpeg4", stamps=[2 * i for i in range(40)])
+    with av.open(str(file)) as container:
+        assert container.streams.video[0].frames == 79, "the header counts what is dropped"
+    info = probe(file)
+    assert (info.frames, info.fps) == (40, 50)
+    assert numbers(read_clip(file, 20, 8, info=info)) == list(range(20, 28))
+
+
+def with_cover(path: Path, codec: str) -> Path:
+    """A picture as the first stream, then sound (aac) or video."""
+    with av.open(str(path), "w") as container:
+        cover: Any = container.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt, cover.disposition = 32, 32, "yuvj420p", Disposition.attached_pic
+        stream: Any = container.add_stream(codec, rate=44100 if codec == "aac" else 25)
+        if codec != "aac":
+            stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        container.mux(cover.encode(av.VideoFrame(32, 32, "yuvj420p")) + cover.encode())
+        for number in range(20):
+            frame: Any = av.VideoFrame.from_ndarray(picture(number, (32, 64)), format="rgb24")
+            if codec == "aac":
+                frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
+                frame.sample_rate = 44100
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
+    return path
+
+
+def test_cover_art_is_no_video(tmp_path: Path) -> None:
+    info = probe(with_cover(tmp_path / "a.mp4", "libx264"))
+    assert (info.frames, info.height, info.width) == (20, 32, 64)
+    assert numbers(read_clip(tmp_path / "a.mp4", 3, 8)) == list(range(3, 11))
+    with pytest.raises(VideoError, match=r"b\.mp4 has no video stream"):
+        probe(with_cover(tmp_path / "b.mp4", "aac"))
+
+
+def test_names_are_no_protocols_and_tags_of_any_encoding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = make_video(Path("12:30:05.mp4"), metadata={"title": "Stra/e"})
+    file.write_bytes(file.read_bytes().replace(b"Stra/e", b"Stra\xdfe"))
+    assert probe("12:30:05.mp4").frames == 40
+    assert numbers(read_clip("12:30:05.mp4", 20, 3)) == [20, 21, 22]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4"), ("a.mkv", "mpeg2video")])
+def test_frames_that_a_decoder_conceals_are_named(tmp_path: Path, name: str, codec: str) -> None:
+    file = make_video(tmp_path / name, codec=codec, draw=moving, gop=40)
+    info = probe(file)
+    position, size = packets(file)[21]
+    destroy(file, [(position + size // 3, 8)])
+    with pytest.raises(VideoError, match=rf"{name} is damaged at frame 2\d"):
+        probe(file)
+    with pytest.raises(VideoError, match=rf"{name} is damaged at frame 2\d"):
+        read_clip(file, 16, 16, info=info)
+    with pytest.raises(VideoError, match=rf"{name} is damaged at frame 2\d"):
+        list(iterate_frames(file, info))
+    assert read_clip(file, 4, 8, info=info).shape[0] == 8, "what comes before it is whole"
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("b.webm", "libvpx")])
+def test_files_without_a_count_that_are_cut_short(tmp_path: Path, name: str, codec: str) -> None:
+    file = make_video(tmp_path / name, codec=codec)
+    assert probe(file).frames == 40
+    with pytest.raises(VideoError, match=rf"{name} is cut short: 1\d of its 40 frames"):
+        probe(cut_short(file, frames=16))
+
+
+def test_sound_that_goes_on_does_not_make_a_video_short(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        video: Any = container.add_stream("libx264", rate=25)
+        video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
+        sound: Any = container.add_stream("pcm_s16le", rate=8000, layout="mono")
+        for number in range(20):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number, (32, 64)), format="rgb24")))
+        container.mux(video.encode())
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.int16), format="s16", layout="mono")
+        silence.sample_rate = 8000
+        container.mux(sound.encode(silence) + sound.encode())
+    assert probe(tmp_path / "a.mkv").frames == 20
+
+
+def test_a_size_that_changes_is_refused(tmp_path: Path) -> None:
+    parts = [make_video(tmp_path / f"{n}.webm", 12, codec="libvpx", size=(32, 64 // n)) for n in (1, 2)]
+    info = probe(parts[0])
+    with av.open(str(tmp_path / "a.webm"), "w") as target:
+        for number, part in enumerate(parts):
+            with av.open(str(part)) as source:
+                stream: Any = target.streams.video[0] if number else None
+                stream = stream or target.add_stream_from_template(source.streams.video[0])
+                for packet in source.demux(video=0):
+                    if packet.size:
+                        shift = number * round(12 / 25 / packet.time_base)
+                        packet.pts, packet.dts, packet.stream = packet.pts + shift, packet.dts + shift, stream
+                        target.mux(packet)
+    changes = r"a\.webm changes its size from 64 x 32 to 32 x 32 at frame 12"
+    with pytest.raises(VideoError, match=changes):
+        probe(tmp_path / "a.webm")
+    with pytest.raises(VideoError, match=changes):
+        list(iterate_frames(tmp_path / "a.webm", replace(info, frames=24)))
 
 
 @pytest.mark.skipif(not (SHARED / "video" / "ucf101").is_dir(), reason="real UCF-101 files are not here")
@@ -161,3 +342,19 @@ def test_a_video_is_written_as_its_frames_come(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no frames"), video_writer(tmp_path / "none.mp4", 12):
         pass
     assert not (tmp_path / "none.mp4").exists()
+
+
+@pytest.mark.parametrize("fps", [1e-4, 1 / 3600, 0.3, 23.976, 30000 / 1001, 1000])
+def test_slow_and_fast_frame_rates(tmp_path: Path, fps: float) -> None:
+    video = torch.zeros(3, 4, 32, 32, dtype=torch.uint8)
+    write_video(tmp_path / "a.mp4", video, fps)
+    assert math.isclose(probe(tmp_path / "a.mp4").fps, fps, rel_tol=1e-5)
+    assert math.isclose(frame_rate(fps), fps, rel_tol=1e-5)
+
+
+@pytest.mark.parametrize("fps", [0, -1, 1e-9, 1e9, math.nan, math.inf])
+def test_what_is_no_frame_rate(tmp_path: Path, fps: float) -> None:
+    for write in (write_video, write_animation):
+        with pytest.raises(ValueError, match="a frame rate is"):
+            write(tmp_path / "a", torch.zeros(3, 4, 32, 32, dtype=torch.uint8), fps)
+    assert not list(tmp_path.iterdir())
