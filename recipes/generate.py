@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.page import Clip, Page, Section
 from genvid.eval.report import Number, Provenance, Report
 from genvid.generation.budget import BudgetConfig, groups, with_budget
-from genvid.generation.engine import Engine
+from genvid.generation.engine import PRECISIONS, Engine, Precision
 from genvid.generation.folder import SampleFolder, SampleWriter, fill
 from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
@@ -38,8 +38,6 @@ from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, class_names, device
 from genvid.tokens import BlockTokens
 from genvid.train.accelerator import make_state
-
-Precision = Literal["auto", "bf16", "fp32"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,8 @@ class GenerationRun:
     count: int = 128
     slots: int = 64
     """Rows in flight: memory and speed, not results."""
-    precision: Precision = "auto"
-    """Of the autoregressive model; auto: bf16 on a GPU, else fp32."""
+    precision: Precision = "fp32"
+    """Of the autoregressive model, on any device, as in `genvid sample` and `genvid evaluate`."""
     batch_size: int = 64
     """Clips decoded and judged at a time: memory, not results."""
     seed: int = 0
@@ -114,6 +112,7 @@ class OpenRun:
         """What the samples depend on."""
         run = self.run
         about = {"model": fingerprint(resolve(run.model)), "tokenizer": self.fingerprint, "seed": run.seed}
+        about["precision"] = run.precision
         chosen = {
             "sampling": run.sampling,
             "budget": run.budget,
@@ -160,7 +159,7 @@ class OpenRun:
 
     def _fill(self, job: Job, labels: Tensor, done: set[int]) -> None:
         run, state = self.run, self.state
-        dtype = torch.bfloat16 if (run.precision, device().type) in AS_BF16 else torch.float32
+        dtype = PRECISIONS[run.precision]
         engine = Engine(self.model, run.sampling, slots=min(run.slots, len(job.requests)), dtype=dtype)
         requests = with_budget(engine, job.requests, run.budget)
         missing = [group for group in groups(requests) if not done.issuperset(group)]
@@ -201,10 +200,6 @@ class OpenRun:
         ]
         tokens = BlockTokens.concatenate(parts)
         return Generated(decode(self.tokenizer, tokens.to(device()), self.run.batch_size).float().cpu(), tokens)
-
-
-AS_BF16 = {("auto", "cuda"), ("bf16", "cuda"), ("bf16", "cpu")}
-"""Precision and device at which weights and cache are bfloat16."""
 
 
 def generate(run: GenerationRun) -> Samples:

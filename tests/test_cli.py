@@ -12,8 +12,10 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
-from genvid.cli import coding, main
+from genvid.cli import coding, main, sampling
 from genvid.data.video import probe, read_clip, write_video
+from genvid.generation.engine import Engine
+from genvid.generation.folder import SampleWriter
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -290,6 +292,141 @@ def test_sampled_videos_keep_their_budget(models, tmp_path, capsys):
     output = ("--output", tmp_path / "none")
     refused(capsys, f"{few - 1} tokens cannot pay for", *asked, *output, "--budget", few - 1)
     refused(capsys, "none of the sizes", *asked, *output, "--lengths", *lengths[:2], 999)
+
+
+def codes_of(folder, count):
+    return [np.load(folder / "tokens" / f"{i:05d}.npz")["codes"].tolist() for i in range(count)]
+
+
+@pytest.mark.parametrize("budget", [("--total", 40), ("--budget", 12), ()], ids=str)
+def test_the_batch_size_is_memory_not_results(models, tmp_path, budget):
+    asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
+    for size in (1, 3, 6):
+        output = ("--output", tmp_path / str(size), "--batch-size", size, "--format", "npz")
+        run(*asked, "--count", 6, "--top-p", 0.9, *budget, *output)
+    lines = index(tmp_path / "1")
+    assert lines == index(tmp_path / "3") == index(tmp_path / "6")
+    assert codes_of(tmp_path / "1", 6) == codes_of(tmp_path / "3", 6) == codes_of(tmp_path / "6", 6)
+    if budget:
+        assert sum(sum(line["tokens"]) for line in lines) <= budget[1] * (6 if budget[0] == "--budget" else 1)
+
+
+def test_how_a_prompt_is_cut_does_not_depend_on_the_count(models, video, tmp_path):
+    """5 tokens to a context of the sizes 2, 4 and 8: three of them together could pay for 8 + 4 + 2."""
+    asked = ("sample", "--model", models / "continues", "--tokenizer", models / "tokenizer", "--prompt", video)
+    cut = ("--scorer", models / "scorer", "--tokens", 15)
+    run(*asked, *cut, "--output", tmp_path / "one")
+    run(*asked, *cut, "--count", 3, "--output", tmp_path / "three")
+    assert index(tmp_path / "three")[0] == index(tmp_path / "one")[0]
+    assert len({line["tokens"][0] for line in index(tmp_path / "three")}) == 1
+
+
+@pytest.mark.parametrize("options", [(), ("--total", 60), ("--frames", 3)], ids=str)
+def test_an_interrupted_sample_goes_on_where_it_stopped(models, video, tmp_path, monkeypatch, capsys, options):
+    condition = ("--prompt", video) if "--frames" in options else ("--class", 1)
+    model = models / ("continues" if "--frames" in options else "run/export")
+    asked = ("sample", "--model", model, "--tokenizer", models / "tokenizer", *condition, *options)
+    asked += ("--count", 5, "--batch-size", 2, "--format", "png")
+    run(*asked, "--output", tmp_path / "straight")
+    original, written = SampleWriter.write_video, []
+
+    def write(self, folder, number, video):
+        if len(written) == 3:  # in the middle of the second batch
+            raise KeyboardInterrupt
+        written.append(number)
+        return original(self, folder, number, video)
+
+    monkeypatch.setattr(SampleWriter, "write_video", write)
+    with pytest.raises(KeyboardInterrupt):
+        run(*asked, "--output", tmp_path / "killed")
+    again = []
+    monkeypatch.setattr(SampleWriter, "write_video", lambda *a: (again.append(a[2]), original(*a))[1])
+    run(*asked, "--output", tmp_path / "killed")
+    done = set() if "--total" in options else set(written[:2])  # what shares a budget is sampled together
+    assert sorted(again) == sorted(set(range(5)) - done)
+    assert index(tmp_path / "killed") == index(tmp_path / "straight")
+    names = sorted(path.name for path in (tmp_path / "straight").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "killed").iterdir())
+    shown = (tmp_path / "straight" / "contact_sheet.png").read_bytes()
+    assert (tmp_path / "killed" / "contact_sheet.png").read_bytes() == shown
+    again.clear()
+    run(*asked, "--output", tmp_path / "killed")
+    assert not again
+    output = ("--output", tmp_path / "killed")
+    refused(capsys, "(count is 5 there, 6 here)", *asked, *output, "--count", 6)
+    refused(capsys, "(precision is fp32 there, bf16 here)", *asked, *output, "--precision", "bf16")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("")
+    refused(capsys, "exists already", *asked, "--output", tmp_path / "mine")
+
+
+def test_the_precision_is_one_by_default_and_is_said(models, tmp_path, monkeypatch, capsys):
+    """Engines are made in float32 on any device, and in bfloat16 where it is asked for."""
+    made = []
+
+    def engine(model, config, **settings):
+        made.append(settings["dtype"])
+        return Engine(model, config, **settings)
+
+    monkeypatch.setattr(sampling, "Engine", engine)
+    asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
+    run(*asked, "--output", tmp_path / "a")
+    assert "sampled in fp32 on cpu" in capsys.readouterr().out
+    run(*asked, "--output", tmp_path / "b", "--precision", "bf16")
+    assert "sampled in bf16 on cpu" in capsys.readouterr().out
+    assert made == [torch.float32, torch.bfloat16]
+    assert json.loads((tmp_path / "a" / "about.json").read_text())["precision"] == "fp32"
+    assert "fp32 on cpu" in (tmp_path / "a" / "page.html").read_text()
+
+
+def test_a_frame_rate_that_is_asked_for_is_that_of_the_file(models, video, tmp_path):
+    asked = ("sample", "--model", models / "continues", "--tokenizer", models / "tokenizer", "--prompt", video)
+    run(*asked, "--fps", 5, "--output", tmp_path / "out")
+    assert probe(tmp_path / "out" / "00000.mp4").fps == 5
+
+
+def test_nothing_that_is_asked_for_is_ignored(models, video, tmp_path, capsys):
+    common = ("sample", "--tokenizer", models / "tokenizer", "--output", tmp_path / "out", "--model")
+    classes = (*common, models / "run" / "export", "--class", 1)
+    prompts = (*common, models / "continues", "--prompt", video)
+    for budget in ("--budget", "--total"):
+        for number in (0, 10, 24):
+            exact = ("--lengths", 8, 8, 8, budget, number)
+            refused(capsys, "--lengths are exact: leave out --budget and --total", *classes, *exact)
+        refused(capsys, "leave out --budget", *prompts, "--frames", 3, budget, 0)
+        refused(capsys, "0 tokens cannot pay for", *classes, budget, 0)
+    refused(capsys, "cut a --prompt", *classes, "--tokens", 0)
+    refused(capsys, "guidance other than 1", *prompts, "--guidance", 2)
+    refused(capsys, "leave out --guidance", *prompts, "--guidance", 2, "--frames", 3)
+    refused(capsys, "both --scorer and --tokens", *prompts, "--published")
+    refused(capsys, "3 blocks need as many planned lengths, got 2", *classes, "--lengths", 8, 8)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("huge", [2**70, -(2**63) - 1])
+def test_numbers_out_of_range_end_in_one_sentence(models, video, tmp_path, capsys, huge):
+    common = ("sample", "--tokenizer", models / "tokenizer", "--output", tmp_path / "out", "--model")
+    classes = (*common, models / "run" / "export", "--class", 1)
+    prompts = (*common, models / "continues", "--prompt", video)
+    refused(capsys, f"a seed is a whole number from -2**63 to 2**63 - 1, got {huge}", *classes, "--seed", huge)
+    refused(capsys, "from -2**63 to 2**63 - 1", *prompts, "--frames", 3, "--seed", huge)
+    refused(capsys, f"{huge} tokens is none of the sizes", *classes, "--lengths", 8, 8, huge)
+    refused(capsys, "--count and --batch-size", *classes, "--count", huge)
+    refused(capsys, "--count and --batch-size", *classes, "--batch-size", huge)
+    refused(capsys, "--frames at least 1", *prompts, "--frames", huge)
+    refused(capsys, "no class", *common, models / "run" / "export", f"--class={huge}")
+    for fps in ("nan", "inf", -1):
+        refused(capsys, "--fps is above 0", *classes, "--fps", fps)
+    for temperature in ("1e-50", "1e300", "inf"):
+        refused(capsys, "temperature", *classes, "--temperature", temperature)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option", ["--budget", "--total", "--top-k"])
+def test_limits_beyond_all_sizes_are_no_limits(models, tmp_path, option):
+    asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
+    run(*asked, option, 2**70, "--count", 2, "--output", tmp_path / "out")
+    assert len(index(tmp_path / "out")) == 2
 
 
 def test_bad_requests_to_sample_leave_nothing(models, video, tmp_path, capsys):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 from genvid import noise
@@ -32,3 +33,10 @@ def test_mixing_matches_unsigned_arithmetic():
     values = [1, 2**40 + 17, 2**63 - 1, -5]
     expected = np.array([mix(v % 2**64) for v in values], dtype=np.uint64).view(np.int64)
     assert noise._mix(torch.tensor(values)).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("seed", [2**63, 2**70, -(2**63) - 1])
+def test_a_seed_is_an_int64(seed):
+    with pytest.raises(ValueError, match=f"from -2\\*\\*63 to 2\\*\\*63 - 1, got {seed}"):
+        noise.sample_seeds(seed, "x", torch.arange(2))
+    assert len(noise.sample_seeds(-(2**63), "x", torch.arange(2)).unique()) == 2

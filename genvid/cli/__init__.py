@@ -14,8 +14,7 @@ from genvid.cli.coding import decode, encode, reconstruct
 from genvid.cli.conversion import convert
 from genvid.cli.evaluation import add_evaluation, evaluate, report
 from genvid.cli.inspection import info
-from genvid.cli.sampling import sample
-from genvid.generation.folder import FORMATS
+from genvid.cli.sampling import add_sample, sample
 from genvid.recipes.command import command
 
 
@@ -71,23 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     add_sampling(sampling)
     sampling.add_argument("--model", required=True, metavar="AR", help="autoregressive model: model folder or Hub id")
     add_tokenizer(sampling, budget=True)
-    sampling.add_argument("--output", required=True, metavar="DIR", help="new folder for videos and index.jsonl")
-    condition = sampling.add_mutually_exclusive_group()
-    condition.add_argument("--class", dest="label", metavar="NAME_OR_NUMBER")
-    condition.add_argument("--prompt", metavar="VIDEO", help="continue the first frames of this video")
-    sampling.add_argument("--frames", type=int, metavar="N", help="continue the whole --prompt by N frames")
-    sampling.add_argument("--count", type=int, default=1, metavar="N", help="videos to make (1)")
-    sampling.add_argument("--seed", type=int, default=0, help="video i of a seed is always the same (0)")
-    spending = sampling.add_mutually_exclusive_group()
-    spending.add_argument("--budget", type=int, metavar="N", help="most tokens of each video's generated blocks")
-    spending.add_argument("--total", type=int, metavar="N", help="most tokens of all videos together")
-    sampling.add_argument(
-        "--engine", choices=["genvid", "transformers"], default="genvid", help="what samples (genvid)"
-    )
-    sampling.add_argument("--lengths", type=int, nargs="+", metavar="N", help="tokens of each block, exactly")
-    sampling.add_argument("--format", choices=FORMATS, default="mp4", help="files of the videos (mp4)")
-    sampling.add_argument("--batch-size", type=int, default=16, help="videos at a time: memory, not results (16)")
-    sampling.add_argument("--fps", type=float, default=25.0, help="frame rate of videos of a class (25)")
+    add_sample(sampling)
 
     evaluation = add(evaluate, "run a published evaluation protocol by its name", "protocol")
     add_evaluation(evaluation)

@@ -18,7 +18,7 @@ A model whose rows begin with their budget is also told it: it aims at what it i
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -183,6 +183,11 @@ def groups(requests: Sequence[Request]) -> list[range]:
         alone = request.planner is None or not number or requests[number - 1].planner is not request.planner
         found.append(range(number, number + 1) if alone else range(found.pop().start, number + 1))
     return found
+
+
+def missing(requests: Sequence[Request], done: Collection[int]) -> list[int]:
+    """Numbers of the requests that are not done, and of all that share their planners."""
+    return [number for group in groups(requests) if not all(n in done for n in group) for number in group]
 
 
 def forecast(engine: RowEngine, requests: Sequence[Request]) -> Tensor:

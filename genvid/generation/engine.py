@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -34,6 +34,9 @@ from genvid.generation.sampler import SamplingConfig
 from genvid.generation.slots import POSITION, SEED, WAITED, Slots
 from genvid.sequence import BlockLayout
 
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of weights and cache. Commands and recipes sample in fp32 on every device unless told otherwise."""
 LOOKS = (4, 64)
 """Fewest and most steps between two looks at the slots."""
 

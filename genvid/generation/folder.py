@@ -5,13 +5,14 @@ about.json            what the samples depend on
 tokens/00012.npz      a token file, which `genvid decode` reads
 index.jsonl           a line for each sample, in order: number, file, seed, condition, budget, tokens of each block
 
-Every file is written under another name and renamed. A sample counts once it stands in the index of its process
-(index.0.jsonl, ...); `finish` joins those.
+Every file is written under another name and renamed. A sample counts once its line is in the index of its process
+(index.0.jsonl, ...), to which lines are appended; a last line that is cut short does not count. `finish` joins them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -21,13 +22,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid.data.clips import to_uint8
+from genvid.data.images import list_images, read_image
 from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
-from genvid.data.video import write_video
+from genvid.data.video import probe, read_clip, write_video
 from genvid.files import write_atomically
 from genvid.generation.engine import RowEngine
 from genvid.generation.pipeline import Job, stream
@@ -36,6 +39,8 @@ from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 Writer = Callable[[Path, Tensor, float], None]
 """Path, (3, T, H, W) uint8, frames per second."""
+Reader = Callable[[Path], NDArray[np.uint8]]
+"""Path -> (T, H, W, 3)."""
 
 
 def _write_npz(path: Path, video: Tensor, fps: float) -> None:
@@ -50,12 +55,26 @@ def _write_png(path: Path, video: Tensor, fps: float) -> None:
             (folder / f"{number:04d}.png").write_bytes(png(frame))
 
 
-FORMATS: dict[str, tuple[str, Writer]] = {
-    "mp4": (".mp4", write_video),
-    "npz": (".npz", _write_npz),
-    "png": ("", _write_png),
+def _read_video(path: Path) -> NDArray[np.uint8]:
+    return read_clip(path, 0, probe(path).frames)
+
+
+def _read_npz(path: Path) -> NDArray[np.uint8]:
+    with np.load(path) as file:
+        frames: NDArray[np.uint8] = file["frames"]
+        return frames
+
+
+def _read_png(path: Path) -> NDArray[np.uint8]:
+    return np.stack([read_image(frame) for frame in list_images(path)])
+
+
+FORMATS: dict[str, tuple[str, Writer, Reader]] = {
+    "mp4": (".mp4", write_video, _read_video),
+    "npz": (".npz", _write_npz, _read_npz),
+    "png": ("", _write_png, _read_png),
 }
-"""Format -> suffix of a video's file, and what writes it."""
+"""Format -> suffix of a video's file, what writes and what reads it."""
 
 
 class SampleFolderError(ValueError):
@@ -78,10 +97,14 @@ class SampleWriter:
 
     def write_video(self, folder: Path, number: int, video: Tensor) -> str:
         """(3, T, H, W) in [-1, 1] -> a file below `folder`; its name."""
-        suffix, write = FORMATS[self.format]
+        suffix, write, _ = FORMATS[self.format]
         name = f"{number:05d}{suffix}"
         write(folder / name, to_uint8(video), self.fps)
         return name
+
+    def read_video(self, folder: Path, name: str) -> Tensor:
+        """A file that `write_video` wrote -> (3, T, H, W) uint8."""
+        return torch.from_numpy(FORMATS[self.format][2](folder / name)).permute(3, 0, 1, 2)
 
     def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
         """The same, with a file of the tokens that it is decoded from."""
@@ -96,15 +119,15 @@ class SampleFolder:
     """The folder. `part` is the number of this process."""
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], *, part: int = 0) -> None:
-        """SampleFolderError when the folder holds samples that depend on something else than `about`; ProvenanceError
-        where the records in its "made_from" differ."""
-        self.path = Path(path)
-        file, wanted = self.path / "about.json", json.loads(json.dumps(about))
-        begun = any(self.path.glob("index*.jsonl"))
-        if (self.path.exists() and not self.path.is_dir()) or (begun and not file.exists()):
+        """Nothing is written yet. SampleFolderError when the folder holds something else than samples, or samples that
+        depend on something else than `about`; ProvenanceError where the records in its "made_from" differ."""
+        self.path, self._about = Path(path), json.loads(json.dumps(about))
+        self._part, self._begun = self.path / f"index.{part}.jsonl", False
+        file = self.path / "about.json"
+        if self.path.exists() and (not self.path.is_dir() or (not file.exists() and _has_files(self.path))):
             raise SampleFolderError(f"{self.path} is no folder of samples; choose another")
-        if begun:
-            held = configuration.read_json(file)
+        if self._has_samples():
+            held, wanted = configuration.read_json(file), dict(self._about)
             recorded, given = held.pop("made_from", {}), wanted.pop("made_from", {})
             difference = configuration.difference(held, wanted)
             if difference:
@@ -112,11 +135,17 @@ class SampleFolder:
                     f"{self.path} already holds other samples ({difference}); choose another folder or delete that one"
                 )
             check_made_from(self.path, recorded, given, "choose another folder or delete that one")
-        else:
-            with write_atomically(file) as temporary:
-                temporary.write_text(json.dumps(wanted, indent=2) + "\n")
-        self._part = self.path / f"index.{part}.jsonl"
-        self._own = _read_index(self._part)
+
+    def begin(self) -> None:
+        """Write what the samples depend on, before the first of them."""
+        if self._begun:
+            return
+        if not self._has_samples():
+            with write_atomically(self.path / "about.json") as temporary:
+                temporary.write_text(json.dumps(self._about, indent=2) + "\n")
+        if self._part.exists():  # without a line that was cut short
+            _write_index(self._part, _read_index(self._part))
+        self._begun = True
 
     def samples(self) -> dict[int, dict[str, Any]]:
         """Lines of the index, of all processes, by number."""
@@ -124,15 +153,21 @@ class SampleFolder:
         return dict(sorted((line["number"], line) for lines in parts for line in lines))
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Put samples, whose files are written, into the index."""
-        self._own += lines
-        _write_index(self._part, self._own)
+        """Append samples, whose files are written, to the index."""
+        self.begin()
+        with self._part.open("a") as stream:
+            stream.write("".join(f"{json.dumps(line)}\n" for line in lines))
+            stream.flush()
+            os.fsync(stream.fileno())
 
     def finish(self) -> None:
         """Join the indices of all processes, when all are done."""
         _write_index(self.path / "index.jsonl", list(self.samples().values()))
         for path in self.path.glob("index.*.jsonl"):
             path.unlink()
+
+    def _has_samples(self) -> bool:
+        return any(self.path.glob("index*.jsonl"))
 
     def tokens(self, number: int, spec: TokenizerSpec, *, tokenizer: str) -> BlockTokens:
         """Tokens of a sample."""
@@ -153,6 +188,7 @@ def fill(
 ) -> None:
     """Sample a job into a folder: request i becomes sample numbers[i], of which the index says conditions[i]."""
     videos = stream(engine, tokenizer, job, batch_size=batch_size)
+    folder.begin()
     with tqdm(total=len(numbers), desc="sampling", unit="video", disable=quiet) as bar:
         for chosen, made in videos:
             lines = []
@@ -191,8 +227,18 @@ def png(image: Tensor) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
+def _has_files(folder: Path) -> bool:
+    """Whether there is anything but hidden files, such as temporary ones of a process that was killed."""
+    return any(not path.name.startswith(".") for path in folder.iterdir())
+
+
 def _read_index(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    """Its lines, but for one at the end that was cut short; SampleFolderError when another is damaged."""
+    *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise SampleFolderError(f"{path} is damaged ({error}); delete it, and its samples are made anew") from None
 
 
 def _write_index(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

@@ -6,7 +6,7 @@ A `Job` is what is asked for: requests, and how their rows become tokens. `strea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,10 @@ class Job:
     """May be replaced by the same ones under a budget."""
     unpack: Callable[[int, Tensor], BlockTokens]
     """Number of a request and its row (S,) -> the tokens of its whole video."""
+
+    def only(self, numbers: Sequence[int]) -> Job:
+        """The job of these requests alone."""
+        return Job([self.requests[number] for number in numbers], lambda i, row: self.unpack(numbers[i], row))
 
 
 def class_job(model: RowModel, labels: Tensor, seeds: Tensor, *, planned: Tensor | None = None) -> Job:

@@ -127,3 +127,41 @@ def test_a_folder_in_which_nothing_was_sampled_is_free(tmp_path):
     samples.add([{"number": 0}])
     with pytest.raises(SampleFolderError, match=r"already holds other samples \(seed is 3 there, 4 here\)"):
         SampleFolder(tmp_path / "samples", {"seed": 4})
+
+
+def test_a_line_that_was_cut_short_is_sampled_again(tmp_path):
+    about, path = {"seed": 0}, tmp_path / "samples"
+    SampleFolder(path, about).add([{"number": 0}, {"number": 1}])
+    whole = (path / "index.0.jsonl").read_bytes()
+    for length in range(len(whole) // 2, len(whole)):
+        (path / "index.0.jsonl").write_bytes(whole[:length])
+        samples = SampleFolder(path, about)
+        assert list(samples.samples()) == [0]
+        samples.add([{"number": 1}])
+        assert (path / "index.0.jsonl").read_bytes() == whole
+    other = SampleFolder(path, about, part=1)
+    other.add([{"number": 2}])
+    (path / "index.0.jsonl").write_bytes(whole[:-3])  # of a process that did not come back
+    other.finish()
+    assert [json.loads(line)["number"] for line in (path / "index.jsonl").read_text().splitlines()] == [0, 2]
+    (path / "index.jsonl").write_bytes(b"{\n" + whole)
+    with pytest.raises(SampleFolderError, match=r"index.jsonl is damaged"):
+        SampleFolder(path, about).samples()
+
+
+def test_the_index_grows_by_its_new_lines_alone(tmp_path, monkeypatch):
+    samples = SampleFolder(tmp_path / "samples", {"seed": 0})
+    samples.begin()
+    monkeypatch.setattr(folder, "write_atomically", lambda path: pytest.fail(f"{path} is written anew"))
+    for number in range(40):
+        samples.add([{"number": number}])
+    assert list(samples.samples()) == list(range(40))
+
+
+def test_a_folder_of_other_files_is_left_alone(tmp_path):
+    (tmp_path / "holiday.mp4").write_bytes(b"")
+    with pytest.raises(SampleFolderError, match="is no folder of samples; choose another"):
+        SampleFolder(tmp_path, {"seed": 0})
+    assert [path.name for path in tmp_path.iterdir()] == ["holiday.mp4"]
+    SampleFolder(tmp_path / "new", {"seed": 0})
+    assert not (tmp_path / "new").exists()
