@@ -1,7 +1,7 @@
 """Tokenize a dataset once, at a budget: accelerate launch recipes/cache_tokens.py CONFIG.yaml [--key value ...]
 
 Clips go through in whole groups, in the order of the dataset, whatever the number of processes: what a clip is given
-does not depend on the hardware.
+does not depend on the hardware. After an interruption the same command goes on, on any number of processes.
 """
 
 from __future__ import annotations
@@ -9,18 +9,24 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 from genvid import config as configuration
-from genvid.data.loader import one_pass
+from genvid.data.dataset import ClipDataset
+from genvid.data.loader import numbered_batches
 from genvid.data.token_cache import CacheInfo, TokenCacheWriter
 from genvid.recipes.allocated import AllocatedTokenizer, encode
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.train.accelerator import make_state
+
+SHARDS = 256
+"""Most files of a cache: all are open while it is read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,9 +58,43 @@ def cache_tokens(run: CacheRun) -> Path:
     state = make_state()
     dataset = run.data.open()
     tokenizer, allocator, sizes = run.tokens.build(run.data.clip.frames)
-    spec = tokenizer.spec
-    made_from = run.tokens.made_from()
-    info = CacheInfo(
+    clips = len(dataset) * run.passes
+    shards = _shards(-(-clips // run.group_size))
+    about = {"clips": clips, "clips cut at a time": run.group_size}
+    writer = TokenCacheWriter(run.output_dir, _info(run, tokenizer, sizes, dataset), shards=len(shards), about=about)
+    state.wait_for_everyone()
+    if state.is_main_process:
+        writer.begin()
+    state.wait_for_everyone()
+    missing = set(writer.missing())
+    own = [number for number in range(state.process_index, len(shards), state.num_processes) if number in missing]
+    groups = numbered_batches(
+        dataset,
+        [group for number in own for group in shards[number]],
+        batch_size=run.group_size,
+        passes=run.passes,
+        workers=run.workers,
+        device=device(),
+    )
+    bar = tqdm(total=sum(len(shards[n]) for n in own), desc="caching", unit="group", disable=not state.is_main_process)
+    with bar:
+        for number in own:
+            with writer.shard(number) as shard:
+                for group in islice(groups, len(shards[number])):
+                    tokens = allocator(encode(tokenizer, group["video"], run.batch_size))
+                    names = [dataset.name(i) for i in group["index"].tolist()]
+                    shard.add(tokens, group["label"], group["seed"], names)
+                    bar.update()
+    state.wait_for_everyone()
+    if state.is_main_process:
+        writer.finish()
+    state.wait_for_everyone()
+    return Path(run.output_dir)
+
+
+def _info(run: CacheRun, tokenizer: AdapTok, sizes: list[int], dataset: ClipDataset) -> CacheInfo:
+    spec, made_from = tokenizer.spec, run.tokens.made_from()
+    return CacheInfo(
         tokenizer=made_from.pop("tokenizer"),
         allocator=configuration.encode(run.tokens),
         data=dataset.fingerprint(),
@@ -67,28 +107,12 @@ def cache_tokens(run: CacheRun) -> Path:
         classes=dataset.classes,
         made_from=made_from,
     )
-    groups = one_pass(
-        dataset,
-        batch_size=run.group_size,
-        passes=run.passes,
-        rank=state.process_index,
-        world_size=state.num_processes,
-        workers=run.workers,
-        device=device(),
-    )
-    writer = TokenCacheWriter(run.output_dir, info, rank=state.process_index, world_size=state.num_processes)
-    total = -(-len(dataset) * run.passes // (run.group_size * state.num_processes))
-    with writer, tqdm(total=total, desc="caching", unit="group", disable=not state.is_main_process) as bar:
-        for group in groups:
-            tokens = allocator(encode(tokenizer, group["video"], run.batch_size))
-            names = [dataset.name(i) for i in group["index"].tolist()]
-            writer.add(tokens, group["label"], group["seed"], names)
-            bar.update()
-    state.wait_for_everyone()
-    if state.is_main_process:
-        writer.finish()
-    state.wait_for_everyone()
-    return Path(run.output_dir)
+
+
+def _shards(groups: int) -> list[range]:
+    """The consecutive groups of every shard, as many as can be: an interruption loses one of each process."""
+    count = min(SHARDS, groups)
+    return [range(number * groups // count, (number + 1) * groups // count) for number in range(count)]
 
 
 @command

@@ -1,16 +1,17 @@
 """Token caches: the kept codes of every clip, ragged, in memory-mapped Arrow files beside a fingerprint.
 
 Padded rows are never stored, and codes are uint16, or int32 where the codebook has more. The fingerprint says
-what made the tokens; it is written last, so a folder without one is not a cache.
+what made the tokens; it is written last, so a folder without one is not a cache. Until then unfinished.json says what
+the shards depend on.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid.files import write_atomically
+from genvid.pieces import check_about, write_about
 from genvid.tokens import BlockTokens
 
-FINGERPRINT = "fingerprint.json"
+FINGERPRINT, UNFINISHED = "fingerprint.json", "unfinished.json"
 
 
 class CacheError(ValueError):
@@ -60,33 +62,76 @@ class CacheInfo:
 
 
 class TokenCacheWriter:
-    """Writes one process's part of a cache: a context manager, then `finish` on the main process.
+    """Writes the shards of a cache, on any number of processes; an interrupted cache goes on with those that it lacks.
 
-    with TokenCacheWriter(folder, info, rank=rank, world_size=world_size) as writer:
-        writer.add(tokens, labels, indices, sources)
-    (barrier)
-    if rank == 0: writer.finish()
+    writer = TokenCacheWriter(folder, info, shards=8)
+    (barrier); on one process: writer.begin(); (barrier)
+    for number in writer.missing(): (each on one process)
+        with writer.shard(number) as shard:
+            shard.add(tokens, labels, indices, sources)
+    (barrier); on one process: writer.finish()
     """
 
-    def __init__(self, folder: str | Path, info: CacheInfo, *, rank: int = 0, world_size: int = 1) -> None:
-        self.folder, self.info, self.rank, self.world_size = Path(folder), info, rank, world_size
+    def __init__(
+        self, folder: str | Path, info: CacheInfo, *, shards: int = 1, about: Mapping[str, Any] | None = None
+    ) -> None:
+        """`about`: what the shards depend on beside `info`. CacheError or PiecesError when the folder holds something
+        else than what an interruption left of this cache."""
+        self.folder, self.info, self.shards = Path(folder), info, shards
         if (self.folder / FINGERPRINT).exists():
             raise CacheError(f"{folder} already holds a token cache; choose another folder or remove it")
-        strangers = [p.name for p in self.folder.glob("*") if not p.name.lstrip(".").startswith("tokens-")]
+        names = (path.name for path in self.folder.glob("*"))
+        strangers = [name for name in names if not name.lstrip(".").startswith(("tokens-", UNFINISHED))]
         if strangers:
             raise CacheError(f"{folder} holds other files ({sorted(strangers)[0]}); a token cache needs its own folder")
-        self._stack = ExitStack()
+        self._about = {**(about or {}), **configuration.encode(info), "shards": shards}
+        check_about(self.folder / UNFINISHED, self._about)
 
-    def __enter__(self) -> Self:
-        temporary = self._stack.enter_context(write_atomically(self._shard(self.rank)))
-        self._writer = ArrowWriter(path=str(temporary), features=_features(self.info))
-        return self
+    def begin(self) -> None:
+        """Record what the shards depend on; shards without a record are removed. On one process, once all have made
+        their writer."""
+        if not check_about(self.folder / UNFINISHED, self._about):
+            for unknown in self.folder.glob("*tokens-*"):
+                unknown.unlink()
+            write_about(self.folder / UNFINISHED, self._about)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._writer.finalize()
-        self._stack.__exit__(kind, error, trace)
+    def missing(self) -> list[int]:
+        """Shards that are not written yet."""
+        return [number for number in range(self.shards) if not self._file(number).is_file()]
+
+    @contextmanager
+    def shard(self, number: int) -> Iterator[ShardWriter]:
+        """Write a shard, which is there as a whole or not at all."""
+        with write_atomically(self._file(number)) as temporary:
+            writer = ArrowWriter(path=str(temporary), features=_features(self.info))
+            yield ShardWriter(self.info, writer)
+            writer.finalize()
+
+    def finish(self) -> None:
+        """Make the cache whole. On one process, once all shards are written."""
+        files = [self._file(number) for number in range(self.shards)]
+        missing = [file.name for file in files if not file.is_file()]
+        if missing:
+            raise CacheError(f"{self.folder} lacks {', '.join(missing)}: a process has not finished writing its part")
+        for stale in set(self.folder.glob("*tokens-*")) - set(files):
+            stale.unlink()
+        clips = sum(len(_read_shard(file)) for file in files)
+        if not clips:
+            raise CacheError(f"no clip was written to {self.folder}")
+        record = {**configuration.encode(self.info), "clips": clips, "shards": [file.name for file in files]}
+        with write_atomically(self.folder / FINGERPRINT) as temporary:
+            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        (self.folder / UNFINISHED).unlink(missing_ok=True)
+
+    def _file(self, number: int) -> Path:
+        return self.folder / f"tokens-{number:05d}-of-{self.shards:05d}.arrow"
+
+
+class ShardWriter:
+    """Adds clips to a shard."""
+
+    def __init__(self, info: CacheInfo, writer: ArrowWriter) -> None:
+        self.info, self._writer = info, writer
 
     def add(self, tokens: BlockTokens, labels: Tensor, indices: Tensor, sources: list[str]) -> None:
         """Store the kept codes of B clips: `labels` and item `indices` (B,) int64, and a name for each."""
@@ -117,24 +162,6 @@ class TokenCacheWriter:
                 "source": sources,
             }
         )
-
-    def finish(self) -> None:
-        """Make the cache whole. On one process, after every process has left its `with` block."""
-        shards = [self._shard(rank) for rank in range(self.world_size)]
-        missing = [shard.name for shard in shards if not shard.is_file()]
-        if missing:
-            raise CacheError(f"{self.folder} lacks {', '.join(missing)}: a process has not finished writing its part")
-        for stale in set(self.folder.glob("*tokens-*")) - set(shards):
-            stale.unlink()
-        clips = sum(len(_read_shard(shard)) for shard in shards)
-        if not clips:
-            raise CacheError(f"no clip was written to {self.folder}")
-        record = {**configuration.encode(self.info), "clips": clips, "shards": [shard.name for shard in shards]}
-        with write_atomically(self.folder / FINGERPRINT) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
-
-    def _shard(self, rank: int) -> Path:
-        return self.folder / f"tokens-{rank:05d}-of-{self.world_size:05d}.arrow"
 
 
 class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):

@@ -9,6 +9,7 @@ import torch
 
 from genvid.data import step_batches
 from genvid.data.token_cache import CacheError, CacheInfo, TokenCache, TokenCacheWriter
+from genvid.pieces import PiecesError
 from genvid.tokens import BlockTokens
 
 INFO = CacheInfo(
@@ -34,22 +35,24 @@ def some_tokens(clips: int = 22, codebook_size: int = 100) -> BlockTokens:
     return BlockTokens(keep=torch.ones(clips, 2, 6, dtype=torch.bool), codes=codes).tail_drop(lengths)
 
 
-def write(folder: Path, tokens: BlockTokens, info: CacheInfo = INFO, world_size: int = 1) -> None:
-    """Groups of four go to the processes in turn, as `one_pass` deals them out."""
-    writers = [TokenCacheWriter(folder, info, rank=rank, world_size=world_size) for rank in range(world_size)]
-    for rank, writer in enumerate(writers):
-        with writer:
-            for first in range(4 * rank, len(tokens.keep), 4 * world_size):
+def write(folder: Path, tokens: BlockTokens, info: CacheInfo = INFO, shards: int = 1) -> TokenCacheWriter:
+    """Groups of four go to the shards in turn."""
+    writer = TokenCacheWriter(folder, info, shards=shards)
+    writer.begin()
+    for number in writer.missing():
+        with writer.shard(number) as shard:
+            for first in range(4 * number, len(tokens.keep), 4 * shards):
                 rows = torch.arange(first, min(first + 4, len(tokens.keep)))
-                writer.add(tokens[rows], rows % 2, rows, [f"clip {i}" for i in rows.tolist()])
-    writers[0].finish()
+                shard.add(tokens[rows], rows % 2, rows, [f"clip {i}" for i in rows.tolist()])
+    writer.finish()
+    return writer
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 9])
+@pytest.mark.parametrize("shards", [1, 2, 9])
 @pytest.mark.parametrize("codebook_size", [100, 2**16, 2**16 + 1, 2**18])
-def test_round_trip(tmp_path: Path, codebook_size: int, world_size: int) -> None:
+def test_round_trip(tmp_path: Path, codebook_size: int, shards: int) -> None:
     tokens, info = some_tokens(codebook_size=codebook_size), replace(INFO, codebook_size=codebook_size)
-    write(tmp_path / "cache", tokens, info, world_size)
+    write(tmp_path / "cache", tokens, info, shards)
     cache = TokenCache.open(tmp_path / "cache")
     assert (len(cache), cache.info, cache.classes, cache.num_classes) == (22, info, ["run", "walk"], 2)
     assert torch.equal(cache.lengths, tokens.lengths.int())
@@ -64,10 +67,10 @@ def test_round_trip(tmp_path: Path, codebook_size: int, world_size: int) -> None
 
 def test_codes_cost_two_bytes(tmp_path: Path) -> None:
     tokens = BlockTokens(keep=torch.ones(500, 2, 6, dtype=torch.bool), codes=torch.zeros(500, 2, 6, dtype=torch.int64))
-    with TokenCacheWriter(tmp_path, INFO) as writer:
-        writer.add(tokens, torch.zeros(500), torch.arange(500), [""] * 500)
-    (shard,) = tmp_path.iterdir()
-    assert shard.stat().st_size < 500 * (2 * 12 + 4 * 2 + 8 + 8 + 3 * 4) + 2000
+    with TokenCacheWriter(tmp_path, INFO).shard(0) as shard:
+        shard.add(tokens, torch.zeros(500), torch.arange(500), [""] * 500)
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_size < 500 * (2 * 12 + 4 * 2 + 8 + 8 + 3 * 4) + 2000
 
 
 def test_batches_through_workers(tmp_path: Path) -> None:
@@ -92,26 +95,53 @@ def test_unfinished_and_absent_caches_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="no token cache"):
         TokenCache.open(tmp_path / "absent")
     tokens, rows = some_tokens(4), torch.arange(4)
-    writer = TokenCacheWriter(tmp_path / "cache", INFO, rank=0, world_size=2)
-    with writer:
-        writer.add(tokens, rows, rows, ["a"] * 4)
+    writer = TokenCacheWriter(tmp_path / "cache", INFO, shards=2)
+    with writer.shard(0) as shard:
+        shard.add(tokens, rows, rows, ["a"] * 4)
     with pytest.raises(CacheError, match=r"not a finished token cache: it has no fingerprint\.json"):
         TokenCache.open(tmp_path / "cache")
     with pytest.raises(CacheError, match=r"lacks tokens-00001-of-00002\.arrow"):
         writer.finish()
-    # Starting again over the remains, on another number of processes, gives a whole cache without them.
-    write(tmp_path / "cache", some_tokens(22), world_size=1)
+    # Starting again over the remains, of which no record says where they are from, gives a whole cache without them.
+    write(tmp_path / "cache", some_tokens(22), shards=2)
     assert len(TokenCache.open(tmp_path / "cache")) == 22
     assert sorted(p.name for p in (tmp_path / "cache").iterdir()) == [
         "fingerprint.json",
-        "tokens-00000-of-00001.arrow",
+        "tokens-00000-of-00002.arrow",
+        "tokens-00001-of-00002.arrow",
     ]
 
 
-def test_an_interrupted_writer_leaves_no_shard(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), TokenCacheWriter(tmp_path / "cache", INFO):
+def test_an_interrupted_shard_is_absent(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), TokenCacheWriter(tmp_path / "cache", INFO).shard(0):
         raise KeyboardInterrupt
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+def test_an_interrupted_cache_goes_on_with_the_shards_that_it_lacks(tmp_path: Path) -> None:
+    write(tmp_path / "straight", some_tokens(), shards=3)
+    begun = TokenCacheWriter(tmp_path / "cache", INFO, shards=3)
+    begun.begin()
+    with begun.shard(1) as shard:
+        rows = torch.tensor([4, 5, 6, 7, 16, 17, 18, 19])
+        for part in rows.split(4):
+            shard.add(some_tokens()[part], part % 2, part, [f"clip {i}" for i in part.tolist()])
+    again = TokenCacheWriter(tmp_path / "cache", INFO, shards=3)
+    again.begin()
+    assert again.missing() == [0, 2]
+    write(tmp_path / "cache", some_tokens(), shards=3)
+    names = sorted(file.name for file in (tmp_path / "straight").iterdir())
+    assert names == sorted(file.name for file in (tmp_path / "cache").iterdir())
+    for name in names:
+        assert (tmp_path / "straight" / name).read_bytes() == (tmp_path / "cache" / name).read_bytes()
+
+
+def test_shards_of_another_cache_are_refused(tmp_path: Path) -> None:
+    TokenCacheWriter(tmp_path, INFO, shards=3).begin()
+    with pytest.raises(PiecesError, match="tokenizer is abc there, xyz here"):
+        TokenCacheWriter(tmp_path, replace(INFO, tokenizer="xyz"), shards=3)
+    with pytest.raises(PiecesError, match="clips is None there, 7 here"):
+        TokenCacheWriter(tmp_path, INFO, shards=3, about={"clips": 7})
 
 
 def test_occupied_folders_are_refused(tmp_path: Path) -> None:
@@ -140,14 +170,15 @@ def test_tokens_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     tokens, rows = some_tokens(4), torch.arange(4)
     holes = tokens.keep.clone()
     holes[0, 0, 1] = False
-    with TokenCacheWriter(tmp_path, INFO) as writer:
+    writer = TokenCacheWriter(tmp_path, INFO)
+    with writer.shard(0) as shard:
         with pytest.raises(CacheError, match="tokens inside a block were dropped"):
-            writer.add(replace(tokens, keep=holes), rows, rows, [""] * 4)
+            shard.add(replace(tokens, keep=holes), rows, rows, [""] * 4)
         with pytest.raises(CacheError, match="codes run from 100 to 100, outside the codebook of 100"):
-            writer.add(replace(tokens, codes=torch.full_like(tokens.codes, 100)), rows, rows, [""] * 4)
+            shard.add(replace(tokens, codes=torch.full_like(tokens.codes, 100)), rows, rows, [""] * 4)
         with pytest.raises(CacheError, match="2 blocks of 6 tokens, got 1 of 6"):
-            writer.add(BlockTokens(tokens.keep[:, :1], codes=tokens.codes[:, :1]), rows, rows, [""] * 4)
+            shard.add(BlockTokens(tokens.keep[:, :1], codes=tokens.codes[:, :1]), rows, rows, [""] * 4)
         with pytest.raises(CacheError, match="a continuous tokenizer has none"):
-            writer.add(BlockTokens(tokens.keep), rows, rows, [""] * 4)
+            shard.add(BlockTokens(tokens.keep), rows, rows, [""] * 4)
     with pytest.raises(CacheError, match="no clip was written"):
         writer.finish()
