@@ -1,7 +1,8 @@
 """Measure what budgets buy: python recipes/calibrate.py CONFIG.yaml [--key value ...]
 
 Writes calibration.json (tables, multipliers and typical gains per budget, which allocators read) and a page with the
-expected distortion of every allocator against tokens. One process.
+expected distortion of every allocator against tokens. One process. After an interruption the same command goes on
+behind the batches and budgets that are done.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
@@ -28,15 +31,23 @@ from genvid.allocation import (
 )
 from genvid.allocation.allocators import largest_size
 from genvid.checkpoint import fingerprint, resolve
-from genvid.data.loader import one_pass
+from genvid.data.dataset import ClipDataset
+from genvid.data.loader import numbered_batches
 from genvid.eval.charts import LineChart, Series
 from genvid.eval.page import Page
+from genvid.pieces import Piece, Pieces
 from genvid.recipes.command import command
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.losses import Distortion
+from genvid.tokens import BlockTokens
 
 logger = logging.getLogger(__name__)
+
+CURVES = ("predicted", "measured")
+"""Parts of a piece that hold curves."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,17 +71,15 @@ class CalibrationRun:
 
 @torch.no_grad()
 def run_calibration(run: CalibrationRun) -> Path:
-    """Returns the path of calibration.json."""
+    """Returns the path of calibration.json. Batches and budgets that are done lie beside it until all are."""
     tokenizer = load_adaptok(run.tokenizer).to(device())
     scorer = load_scorer(run.scorer, tokenizer).to(device())
     distortion = run.distortion.build().to(device())
     if distortion.name != scorer.config.metric:
         raise ValueError(f"the scorer predicts {scorer.config.metric}, but distortion is {distortion.name}")
     predictor = ScorerPredictor(tokenizer, scorer)
-    sizes = predictor.sizes
-    dataset = run.data.open()
-    spec = tokenizer.spec
-    blocks = spec.num_blocks(run.data.clip.frames)
+    dataset, sizes = run.data.open(), predictor.sizes
+    blocks = tokenizer.spec.num_blocks(run.data.clip.frames)
     if min(run.budgets) < blocks * int(sizes[0]):
         raise ValueError(
             f"a budget of {min(run.budgets)} tokens is too small for videos of {blocks} blocks, which take at least "
@@ -79,34 +88,102 @@ def run_calibration(run: CalibrationRun) -> Path:
     if len(dataset) < run.clips:
         logger.warning("calibrating on %d clips, which is all there are of the %d asked for", len(dataset), run.clips)
     middle = largest_size(sizes, run.budgets[len(run.budgets) // 2] / blocks)
-    batches, predicted, measured, weights = [], [], [], None
-    total = -(-min(run.clips, len(dataset)) // run.batch_size)
-    clips = one_pass(dataset, batch_size=run.batch_size, workers=run.workers, device=device())
-    for _, batch in zip(tqdm(range(total), desc="measuring", unit="batch"), clips, strict=False):
-        tokens = tokenizer.encode(batch["video"])
-        lengths = middle.to(tokens.keep.device).expand_as(tokens.lengths)
-        truth = MeasuredCurves(tokenizer, batch["video"], sizes, distortion, batch_size=run.batch_size)
-        predicted.append(predict_all_curves(predictor, tokens, lengths).cpu())
-        measured.append(predict_all_curves(truth, tokens, lengths).cpu())
-        if weights is None and run.cost_to_go:
-            weights = fit_block_weights(truth, [tokens], [int(middle)] * blocks)
-        batches.append(tokens)
     provenance = Provenance(
         tokenizer=fingerprint(resolve(run.tokenizer)),
         scorer=fingerprint(resolve(run.scorer)),
         data=dataset.fingerprint(),
-        clips=sum(len(tokens.keep) for tokens in batches),
+        clips=min(run.clips, len(dataset)),
         earlier_blocks=f"cut to {int(middle)} tokens; tables and multipliers as the threshold rule realises them",
         date=date.today().isoformat(),
     )
-    curves = torch.cat(predicted)
-    result = calibrate(curves, sizes.cpu(), run.budgets, provenance, block_weights=weights)
-    result = close_loop(result, predictor, batches)
-    result = with_expected(result, curves, measured=torch.cat(measured))
     folder = Path(run.output_dir)
+    pieces = Pieces(folder / "unfinished", _about(run, provenance))
+    batches = _measure(run, dataset, tokenizer, predictor, distortion, middle, pieces)
+    curves, measured = (torch.cat([pieces.load(name)[part] for name in batches.names]) for part in CURVES)
+    weights = pieces.load(batches.names[0])["weights"].tolist() if run.cost_to_go else None
+    result = calibrate(curves, sizes.cpu(), run.budgets, provenance, block_weights=weights)
+    result = with_expected(_close_loop(result, predictor, batches, pieces), curves, measured=measured)
     result.save(folder / "calibration.json")
     write_page(result, distortion.name, folder / "calibration.html")
+    pieces.remove()
     return folder / "calibration.json"
+
+
+def _about(run: CalibrationRun, provenance: Provenance) -> dict[str, Any]:
+    """Everything that the pieces depend on. Where models and data lie, and how fast they are read, is none of it."""
+    free = {"output_dir", "tokenizer", "scorer", "data", "workers"}
+    config = {key: value for key, value in configuration.encode(run).items() if key not in free}
+    made_from = {key: value for key, value in asdict(provenance).items() if key != "date"}
+    return {**config, **made_from, "clips": run.clips}
+
+
+def _measure(
+    run: CalibrationRun,
+    dataset: ClipDataset,
+    tokenizer: AdapTok,
+    predictor: ScorerPredictor,
+    distortion: Distortion,
+    middle: Tensor,
+    pieces: Pieces,
+) -> StoredTokens:
+    """The tokens of all clips, with their predicted and measured curves (N, G, K), batch by batch; the block weights
+    are measured on the first."""
+    count = min(run.clips, len(dataset))
+    names = [f"batch-{number:05d}" for number in range(-(-count // run.batch_size))]
+    missing = [number for number, name in enumerate(names) if name not in pieces]
+    clips = numbered_batches(dataset, missing, batch_size=run.batch_size, workers=run.workers, device=device())
+    bar = tqdm(missing, initial=len(names) - len(missing), total=len(names), desc="measuring", unit="batch")
+    for number, batch in zip(bar, clips, strict=True):
+        video = batch["video"][: count - number * run.batch_size]
+        tokens = tokenizer.encode(video)
+        lengths = middle.to(tokens.keep.device).expand_as(tokens.lengths)
+        truth = MeasuredCurves(tokenizer, video, predictor.sizes, distortion, batch_size=run.batch_size)
+        piece = {
+            "predicted": predict_all_curves(predictor, tokens, lengths),
+            "measured": predict_all_curves(truth, tokens, lengths),
+        }
+        if number == 0 and run.cost_to_go:
+            weights = fit_block_weights(truth, [tokens], [int(middle)] * lengths.shape[1])
+            piece["weights"] = torch.tensor(weights, dtype=torch.float64)
+        assert tokens.codes is not None
+        assert tokens.features is not None
+        pieces.save(names[number], {**piece, "codes": tokens.codes, "features": tokens.features})
+    return StoredTokens(pieces, names)
+
+
+class StoredTokens(Sequence[BlockTokens]):
+    """Batches of tokens, all kept, that are read from their pieces one at a time."""
+
+    def __init__(self, pieces: Pieces, names: list[str]) -> None:
+        self.pieces, self.names = pieces, names
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> BlockTokens:  # type: ignore[override]
+        piece = self.pieces.load(self.names[number])
+        keep = torch.ones_like(piece["codes"], dtype=torch.bool)
+        return BlockTokens(keep, codes=piece["codes"], features=piece["features"]).to(device())
+
+
+def _close_loop(
+    result: Calibration, predictor: ScorerPredictor, batches: Sequence[BlockTokens], pieces: Pieces
+) -> Calibration:
+    """`close_loop`, budget by budget."""
+    tables, multipliers = [], []
+    found = zip(result.budgets, result.tables, result.multipliers, strict=True)
+    for number, (budget, table, multiplier) in enumerate(tqdm(found, total=len(result.budgets), desc="closing")):
+        alone = replace(result, budgets=(budget,), tables=(table,), multipliers=(multiplier,))
+
+        def close(alone: Calibration = alone) -> Piece:
+            closed = close_loop(alone, predictor, batches)
+            numbers = {"table": closed.tables[0], "multiplier": closed.multipliers}
+            return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+        piece = pieces.once(f"budget-{number}", close)
+        tables.append(tuple(piece["table"].tolist()))
+        multipliers.append(float(piece["multiplier"]))
+    return replace(result, tables=tuple(tables), multipliers=tuple(multipliers))
 
 
 def write_page(calibration: Calibration, metric: str, path: Path) -> None:

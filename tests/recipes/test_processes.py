@@ -14,7 +14,7 @@ from genvid import config
 from genvid.checkpoint import read_weights
 from genvid.data.token_cache import TokenCache
 from genvid.eval.report import Report
-from genvid.recipes import cache_tokens
+from genvid.recipes import cache_tokens, calibrate
 from genvid.recipes.runs import RUNS
 from genvid.train.accelerator import LaunchError, adapt
 
@@ -221,6 +221,33 @@ def test_an_interrupted_cache_goes_on_to_the_same_bytes(stages, monkeypatch, cap
     assert "clips is 64 there, 128 here" in capsys.readouterr().err
     whole = stages.launch("cache", "cache_halves")
     assert contents(stages.folder / "cache") == contents(whole)
+
+
+def test_an_interrupted_calibration_goes_on_to_the_same_bytes(stages, monkeypatch, capsys):
+    """Once in the second batch of two, once in the second budget of two."""
+    for name in ("MeasuredCurves", "close_loop"):
+        once = iter([getattr(calibrate, name)])
+
+        def interrupted(*arguments, once=once, **options):
+            try:
+                return next(once)(*arguments, **options)
+            except StopIteration:
+                raise KeyboardInterrupt from None
+
+        with monkeypatch.context() as patch:
+            patch.setattr(calibrate, name, interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                stages.run("calibration", "calibration_halves")
+        assert next(once, None) is None
+    with pytest.raises(SystemExit):
+        stages.run("calibration", "calibration_halves", clips=31)
+    assert "clips is 32 there, 31 here" in capsys.readouterr().err
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "MeasuredCurves", None)
+        halves = stages.run("calibration", "calibration_halves")
+    straight = stages.folder / "calibration"
+    assert (halves / "calibration.json").read_bytes() == (straight / "calibration.json").read_bytes()
+    assert sorted(path.name for path in halves.iterdir()) == sorted(path.name for path in straight.iterdir())
 
 
 def test_two_processes_score_as_one_does(stages):
