@@ -1,7 +1,8 @@
 """Configuration: frozen dataclasses <- YAML <- dotted command line, parsed by draccus, errors in one sentence.
 
 A config is a dataclass beside the class it configures. A choice between several (`quantizer: {type: fsq, ...}`) is a
-`Choice` with registered subclasses.
+`Choice` with registered subclasses. The type of a field decides what an unquoted word means: where it is text, `007`,
+`on` and `2024-05-01` are text (genvid.values).
 """
 
 from __future__ import annotations
@@ -21,21 +22,25 @@ from draccus import ChoiceRegistry as Choice
 from draccus.utils import DecodingError, ParsingError
 
 from genvid.files import write_atomically
+from genvid.values import ConfigError, Loader, Word, parse_word, typed
 
 __all__ = ["Choice", "ConfigError", "decode", "difference", "dump", "encode", "load", "parse", "read", "read_json"]
 
 T = TypeVar("T")
 
 
-class ConfigError(ValueError):
-    """A configuration that cannot be used, said in one sentence."""
-
-
 def decode(cls: type[T], data: dict[str, Any], *, source: str = "the configuration") -> T:
     """A dict as read from YAML or JSON -> an instance of the dataclass `cls`; ConfigError in words otherwise."""
     try:
+        data = typed(cls, data)
         return typing.cast(T, draccus.decode(cls, data))
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from None
     except DecodingError as error:
+        if isinstance(error.__cause__, ArithmeticError):
+            raise ConfigError(
+                f"{source}: {'.'.join(error.key_path)} has impossible values ({error.__cause__})"
+            ) from None
         lines = str(error).replace("`", "'").splitlines()
         message = " ".join(line.strip() for line in lines if line.strip(" -"))
         raise ConfigError(f"{source}: {message}{_advice(cls, data)}") from None
@@ -57,13 +62,13 @@ def load(cls: type[T], path: str | Path, overrides: Sequence[str] = ()) -> T:
 
 
 def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """What `load` decodes: the keys and values of a YAML file, overridden."""
+    """The input of `load`: keys and values of a YAML file, overridden. Unquoted values are `Word`s."""
     file = Path(path)
     if not file.is_file():
         raise ConfigError(f"no configuration file {file}")
     try:
-        data = yaml.safe_load(file.read_text()) or {}
-    except yaml.YAMLError as error:
+        data = yaml.load(file.read_bytes(), Loader) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
@@ -107,7 +112,7 @@ def difference(held: Any, wanted: Any, name: str = "") -> str | None:
     return None if held == wanted else f"{name} is {held} there, {wanted} here"
 
 
-def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+def _pairs(overrides: Sequence[str]) -> list[tuple[str, Word]]:
     pairs, words = [], list(overrides)
     while words:
         word = words.pop(0)
@@ -118,19 +123,17 @@ def _pairs(overrides: Sequence[str]) -> list[tuple[str, Any]]:
             if not words:
                 raise ConfigError(f"--{key} needs a value")
             value = words.pop(0)
-        try:
-            pairs.append((key, yaml.safe_load(value)))
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--{key} {value} is not valid YAML: {' '.join(str(error).split())}") from None
+        pairs.append((key, Word(value)))
     return pairs
 
 
-def _set(data: dict[str, Any], dotted: str, value: Any) -> None:
+def _set(data: dict[str, Any], dotted: str, value: Word) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         child = data.get(parent)
-        if not isinstance(child, dict):
-            child = data[parent] = {}
+        if isinstance(child, Word):  # an earlier override gave the whole section
+            child = parse_word(child, parent)
+        data[parent] = child = child if isinstance(child, dict) else {}
         data = child
     data[last] = value
 

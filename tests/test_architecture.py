@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"tokens", "sequence", "config", "noise", "files", "provenance", "pieces", "checkpoint"}
+CORE = {"tokens", "sequence", "config", "values", "noise", "files", "provenance", "pieces", "checkpoint"}
 SUPPORT = {"data", "allocation", "train", "perceptual"}
 MAY_IMPORT = {
     **dict.fromkeys(CORE, CORE),

@@ -61,6 +61,13 @@ def edit_config(folder, change):
     (folder / "config.json").write_text(json.dumps(data))
 
 
+@pytest.mark.parametrize("text", [b"{", b"\xff\xfe{"])
+def test_a_config_that_is_no_json_is_refused(folder, text):
+    (folder / "config.json").write_bytes(text)
+    with pytest.raises(CheckpointError, match=r"config\.json is not valid JSON"):
+        load_model(folder)
+
+
 def edit_weights(folder, change):
     weights = read_weights(folder)
     change(weights)
