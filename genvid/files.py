@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import re
 import shutil
 import time
@@ -72,8 +73,13 @@ def sha256(path: str | Path) -> str:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     for file in files:
         if file != path:
-            digest.update(str(file.relative_to(path)).encode())
+            digest.update(os.fsencode(file.relative_to(path)))
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
+
+
+def readable(name: str | os.PathLike[str]) -> str:
+    """A file name as text that can be written anywhere: bytes that are not UTF-8 are spelled out (`caf\\xe9.mp4`)."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid.data.folders import FileSource
+from genvid.data.listing import prepared_path
 from genvid.data.prepared import (
-    SUFFIX,
     Preparation,
     PreparedVideo,
     index_file,
@@ -30,7 +30,7 @@ from genvid.data.prepared import (
     write_index,
 )
 from genvid.data.video import VideoError, VideoInfo
-from genvid.files import write_atomically
+from genvid.files import readable, write_atomically
 from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData
 
@@ -83,7 +83,7 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
             if len(done) % WRITE_EVERY == 0:
                 write_index(index, how.described(), done)
         else:
-            problems[missing[target][0]] = str(result)
+            problems[missing[target][0]] = readable(str(result))
             logger.warning("%s. It is left out (%d so far)", result, len(problems))
     write_index(index, how.described(), done)
     with write_atomically(index.with_suffix(".problems.txt")) as temporary:
@@ -95,9 +95,9 @@ def _targets(listing: dict[str, VideoInfo], part: int, parts: int) -> dict[str, 
     """What this part makes: path of the prepared video -> path of its source, and what is in it."""
     targets: dict[str, tuple[str, VideoInfo]] = {}
     for path, info in sorted(listing.items()):
-        target = Path(path).with_suffix(SUFFIX).as_posix()
+        target = prepared_path(path)
         if target in targets:
-            raise ValueError(f"{path} and {targets[target][0]} would both become {target}: rename one")
+            raise ValueError(readable(f"{path} and {targets[target][0]} would both become {target}: rename one"))
         targets[target] = path, info
     return dict(list(targets.items())[part::parts])
 

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
-from genvid.data.folders import EXTENSIONS, FolderConfig
+from genvid.data.folders import FolderConfig
+from genvid.data.listing import EXTENSIONS
 from genvid.data.loader import Batch
 from genvid.eval.evaluation import Made
 from genvid.eval.protocols import Protocol

@@ -7,8 +7,10 @@ from pathlib import Path
 
 from genvid.data.clips import ClipConfig
 from genvid.data.folders import FileSource, VideoFile, existing_folder
-from genvid.data.images import list_images
-from genvid.data.source import SourceConfig
+from genvid.data.listing import find_video, find_videos
+from genvid.data.source import ALL, SourceConfig
+from genvid.data.tables import read_lines
+from genvid.files import readable
 
 
 @SourceConfig.register_subclass("davis")
@@ -22,16 +24,21 @@ class DavisConfig(SourceConfig):
     path: str
     names: str | None = None
 
+    def split_name(self) -> str:
+        return ALL if self.names is None else Path(self.names).stem
+
     def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
         root = existing_folder(self.path)
         if self.names is None:
-            wanted = sorted(folder.name for folder in root.iterdir() if folder.is_dir() and list_images(folder))
+            wanted = [path for path in find_videos(root)[0] if "/" not in path]
         elif Path(self.names).is_file():
-            wanted = sorted(line.strip() for line in Path(self.names).read_text().splitlines() if line.strip())
+            wanted = sorted(line for _, line in read_lines(Path(self.names)))
         else:
             raise ValueError(f"no list {self.names}; names is a file like ImageSets/2017/val.txt, one sequence a line")
         if not wanted:
             raise ValueError(f"no folders of pictures in {root}; path is like DAVIS/JPEGImages/480p")
-        missing = [f"{root / name} is listed but is not there" for name in wanted if not (root / name).is_dir()]
-        files = [VideoFile(name, 0) for name in wanted if (root / name).is_dir()]
-        return FileSource(root, files, [root.name], clip=clip, strict=strict, missing=missing)
+        there = {name: path for name in wanted if (path := find_video(root, name)) is not None}
+        missing = [f"{root / name} is listed but is not there" for name in wanted if name not in there]
+        files = [VideoFile(path, 0) for path in there.values()]
+        name = readable(root.absolute().name)
+        return FileSource(root, files, [name], clip=clip, strict=strict, missing=missing, split=self.split_name())

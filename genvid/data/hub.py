@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from genvid.data.clips import ClipConfig
 from genvid.data.folders import FileSource, VideoFile
-from genvid.data.probes import cache_folder
+from genvid.data.probes import cache_folder, one_at_a_time
 from genvid.data.source import SourceConfig
 from genvid.files import sha256, write_atomically
 
@@ -41,6 +41,9 @@ class HuggingFaceConfig(SourceConfig):
     limit: int | None = None
     """Only so many rows."""
 
+    def split_name(self) -> str:
+        return self.split
+
     def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
         import datasets
 
@@ -61,25 +64,49 @@ class HuggingFaceConfig(SourceConfig):
         # Video(decode=False) gives the file as it is: PyAV reads it, and torchcodec is not needed.
         data = data.cast_column(self.column, datasets.Video(decode=False))
         root = cache_folder() / "videos"
-        index = self._index(root, data, fixed="" if self.streaming else str(data._fingerprint))
+        index = self._open_index(root, data, names, fixed="" if self.streaming else str(data._fingerprint))
         classes = names or sorted({str(label) for _, label in index})
         numbers = {name: number for number, name in enumerate(classes)}
         files = [VideoFile(path, label if names else numbers[str(label)]) for path, label in index]
-        return FileSource(root, files, list(classes), clip=clip, strict=strict)
+        return FileSource(root, files, list(classes), clip=clip, strict=strict, split=self.split_name())
 
-    def _index(self, root: Path, data: Iterable[dict[str, Any]], fixed: str) -> list[tuple[str, Any]]:
+    def _open_index(
+        self, root: Path, data: Iterable[dict[str, Any]], classes: list[str] | None, fixed: str
+    ) -> list[tuple[str, Any]]:
         """Kept file and label of each row, remembered: the second time nothing is read."""
         key = hashlib.sha256(json.dumps([asdict(self), fixed]).encode()).hexdigest()[:16]
         memory = root / f"{key}.json"
-        if memory.is_file():
-            known = [(path, label) for path, label in json.loads(memory.read_text())]
-            if all((root / path).exists() for path, _ in known):
-                return known
-        rows = itertools.islice(data, self.limit)
-        index = [(_keep(root, row[self.column]), row[self.label] if self.label else self.path) for row in rows]
-        with write_atomically(memory) as temporary:
-            temporary.write_text(json.dumps(index))
+        with one_at_a_time(memory, f"the rows of {self.path}"):
+            index = [(path, label) for path, label in json.loads(memory.read_text())] if memory.is_file() else []
+            for number, (_, label) in enumerate(index):
+                self._check_label(number, label, classes)
+            if not index or not all((root / path).exists() for path, _ in index):
+                index = list(self._keep_rows(root, data, classes))
+                with write_atomically(memory) as temporary:
+                    temporary.write_text(json.dumps(index))
         return index
+
+    def _keep_rows(
+        self, root: Path, data: Iterable[dict[str, Any]], classes: list[str] | None
+    ) -> Iterator[tuple[str, Any]]:
+        for number, row in enumerate(itertools.islice(data, self.limit)):
+            label = row[self.label] if self.label else self.path
+            self._check_label(number, label, classes)
+            if row[self.column] is None:
+                raise ValueError(f"row {number} of {self.path} ({self.split}) has no video in column {self.column}")
+            yield _keep(root, row[self.column]), label
+
+    def _check_label(self, number: int, label: Any, classes: list[str] | None) -> None:
+        """ValueError unless `label` is a class: an index of `classes` where they are named, else text or a number."""
+        if classes:
+            known, wanted = isinstance(label, int) and 0 <= label < len(classes), f"0 to {len(classes) - 1}"
+        else:
+            known, wanted = label not in (None, "", -1) and label == label, "present, and not -1"
+        if not known:
+            raise ValueError(
+                f"row {number} of {self.path} ({self.split}) has the label {label!r}, but labels must be {wanted}; "
+                "choose a split with labels, or label: null for one class"
+            )
 
 
 def _keep(root: Path, value: Any) -> str:

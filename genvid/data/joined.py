@@ -33,6 +33,9 @@ class JoinedConfig(SourceConfig):
         if not all(0 < weight < inf for weight in self.weights or ()):
             raise ValueError(f"weights of joined sources are above 0, got {self.weights}; leave out a source at 0")
 
+    def split_name(self) -> str:
+        return " + ".join(dict.fromkeys(source.split_name() for source in self.sources))
+
     def open(self, clip: ClipConfig, *, strict: bool = False) -> Source:
         return JoinedSource([source.open(clip, strict=strict) for source in self.sources], self.weights)
 
@@ -46,6 +49,7 @@ class JoinedSource(Source):
         numbers = {name: number for number, name in enumerate(self.classes)}
         self.labels = [numbers[source.classes[label]] for source in sources for label in source.labels]
         self.names = [f"{which}/{name}" for which, source in enumerate(sources) for name in source.names]
+        self.split = " + ".join(dict.fromkeys(source.split for source in sources))
         self.videos = sum(source.videos for source in sources)
         self.prepared = any(source.prepared for source in sources)
         self.left_out = [problem for source in sources for problem in source.left_out]

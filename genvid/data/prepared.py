@@ -23,7 +23,6 @@ from genvid.data.clips import ClipConfig
 from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
 from genvid.files import sha256, write_atomically
 
-SUFFIX = ".mp4"
 _VERSION = 2
 """Of what is made of the same video: from 2 on frames are as a player shows them, upright and with square pixels."""
 _CHUNK = 32

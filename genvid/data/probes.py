@@ -11,18 +11,25 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
+from tqdm import tqdm
 
 from genvid.data.prepared import IndexedVideo, PreparedVideo
 from genvid.data.video import VideoError, VideoInfo, probe
-from genvid.files import sha256, write_atomically
+from genvid.files import readable, sha256, write_atomically
 
 logger = logging.getLogger(__name__)
 
 _VERSION = 2
 """Of the memory. It rises when a probe finds other values in the same file: 2 has sizes as shown, and seek points."""
+_SAVE_SECONDS = 60.0
+"""What was found is kept at least so often while files are probed."""
 
 
 def cache_folder() -> Path:
@@ -34,24 +41,86 @@ def probe_files(
     root: Path, files: Sequence[Path], prepared: Mapping[str, PreparedVideo]
 ) -> list[IndexedVideo | VideoError]:
     """What each file holds, or why it cannot be used. The first call decodes every file that is not among the
-    `prepared` ones below `root`, in threads.
+    `prepared` ones below `root`, in the threads of one process; others that open the same folder wait for it.
 
     Only what is good is remembered: a file that failed, perhaps for a moment, is tried again.
     """
-    memory = _memory(root)
+    memory, keys = _memory(root), [_key(file) for file in files]
     found: dict[str, IndexedVideo | VideoError] = dict(_read(memory))
-    keys = [_key(file) for file in files]
     for key, file in zip(keys, files, strict=True):
         entry = prepared.get(file.relative_to(root).as_posix())
         if entry is not None and file.is_file() and file.stat().st_size == entry.bytes:
             found[key] = entry.video
-    missing = {key: file for key, file in zip(keys, files, strict=True) if key not in found}
-    if missing:
-        logger.info("probing %d video files under %s", len(missing), root)
-        with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-            found.update(zip(missing, pool.map(_probe, missing.values()), strict=True))
-        _write(memory, {key: video for key, video in found.items() if isinstance(video, IndexedVideo)})
+    if all(key in found for key in keys):
+        return [found[key] for key in keys]
+    with one_at_a_time(memory, f"the videos under {readable(root)}") as waited:
+        found |= _read(memory)
+        if waited:
+            found |= _read_failures(memory)
+        missing = {key: file for key, file in zip(keys, files, strict=True) if key not in found}
+        if missing:
+            _probe_all(missing, found, memory)
     return [found[key] for key in keys]
+
+
+@contextmanager
+def one_at_a_time(memory: Path, what: str) -> Iterator[bool]:
+    """Let one process at a time, of this host and of others with the same cache folder, fill a file of that folder.
+    Yields whether this process has waited for another. Where nothing can be locked, nobody waits."""
+    file = cache_folder() / "locks" / f"{memory.stem}.lock"
+    lock, waited = FileLock(file), False
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            waited = True
+            logger.info("another process reads %s; waiting for it", what)
+            lock.acquire(poll_interval=0.5)
+    except (OSError, NotImplementedError) as error:
+        logger.info("every process reads %s by itself: %s cannot be locked (%s)", what, file, error)
+    try:
+        yield waited
+    finally:
+        lock.release()
+
+
+def _probe_all(missing: Mapping[str, Path], found: dict[str, IndexedVideo | VideoError], memory: Path) -> None:
+    """Add what each missing file holds to `found`, and keep it, also when this is interrupted."""
+    failures = _failures(memory)
+    pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
+    try:
+        with suppress(OSError):
+            failures.unlink(missing_ok=True)
+        saved = time.monotonic()
+        probed = pool.map(_probe, missing.values())
+        for key, video in zip(missing, tqdm(probed, "probing", len(missing), unit="video", delay=2.0), strict=True):
+            found[key] = video
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                _write(memory, _good(found))
+                saved = time.monotonic()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        _write(memory, _good(found))
+    failed = {key: str(found[key]) for key in missing if isinstance(found[key], VideoError)}
+    with suppress(OSError), write_atomically(failures) as temporary:
+        temporary.write_text(json.dumps(failed))
+
+
+def _good(found: Mapping[str, IndexedVideo | VideoError]) -> dict[str, IndexedVideo]:
+    return {key: video for key, video in found.items() if isinstance(video, IndexedVideo)}
+
+
+def _failures(memory: Path) -> Path:
+    """What the last process to probe could not use: for those that waited for it."""
+    return cache_folder() / "locks" / f"{memory.stem}.failed.json"
+
+
+def _read_failures(memory: Path) -> dict[str, VideoError]:
+    try:
+        return {key: VideoError(message) for key, message in json.loads(_failures(memory).read_text()).items()}
+    except (OSError, ValueError):
+        return {}
 
 
 def _probe(file: Path) -> IndexedVideo | VideoError:

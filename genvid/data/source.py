@@ -11,6 +11,9 @@ from torch import Tensor
 from genvid.config import Choice
 from genvid.data.clips import ClipConfig
 
+ALL, TRAINING, HELD_OUT = "all", "training", "held out"
+"""Splits of data sets that have none of their own."""
+
 
 class Source(ABC):
     """Items with a name and a label, each of which gives a clip for a seed."""
@@ -21,6 +24,8 @@ class Source(ABC):
     """Class of each item."""
     names: list[str]
     """Name of each item, the same on every machine."""
+    split: str
+    """The split of its data set that the items are of."""
     videos: int = 0
     """Videos that the items are of; 0 where there are none but the items."""
     left_out: Sequence[str] = ()
@@ -47,6 +52,10 @@ class Source(ABC):
 @dataclass(frozen=True)
 class SourceConfig(Choice):  # type: ignore[misc]
     """Where clips come from; `type:` in YAML chooses the subclass."""
+
+    def split_name(self) -> str:
+        """The split of its data set that the clips are of: one of `ALL`, `TRAINING`, `HELD_OUT`, or its own name."""
+        raise NotImplementedError
 
     def open(self, clip: ClipConfig, *, strict: bool) -> Source:
         """List the items. ValueError in one sentence when there are none, or with `strict` when any is unusable."""

@@ -39,7 +39,7 @@ class SyntheticSource(Source):
     """Item i has motion i % 8 and complexity (i // 8) % 4, so every stretch of 32 items is balanced."""
 
     def __init__(self, clips: int, seed: int, clip: ClipConfig) -> None:
-        self.config, self.classes = clip, list(MOTIONS)
+        self.config, self.classes, self.split = clip, list(MOTIONS), f"seed {seed}"
         self.labels = [i % len(MOTIONS) for i in range(clips)]
         self.names = [f"synthetic/{seed}/{i}" for i in range(clips)]
         self._seeds = noise.sample_seeds(seed, "synthetic", torch.arange(clips))
@@ -70,6 +70,9 @@ class SyntheticConfig(SourceConfig):
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise ValueError(f"synthetic clips must be at least 1, got {self.clips}")
+
+    def split_name(self) -> str:
+        return f"seed {self.seed}"
 
     def open(self, clip: ClipConfig, *, strict: bool = False) -> SyntheticSource:
         return SyntheticSource(self.clips, self.seed, clip)

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from genvid.data.clips import ClipConfig
-from genvid.data.folders import FileSource, VideoFile, existing_folder, find_video
+from genvid.data.folders import FileSource, VideoFile, existing_folder
+from genvid.data.listing import find_video
 from genvid.data.source import SourceConfig
+from genvid.data.tables import read_lines
 
 
 @SourceConfig.register_subclass("ucf101")
@@ -30,6 +32,9 @@ class Ucf101Config(SourceConfig):
         if self.fold not in (1, 2, 3):
             raise ValueError(f"UCF-101 has folds 1, 2 and 3, got {self.fold}")
 
+    def split_name(self) -> str:
+        return f"{self.split}, fold {self.fold}"
+
     def open(self, clip: ClipConfig, *, strict: bool = False) -> FileSource:
         root, lists = existing_folder(self.path), existing_folder(self.split_lists)
         numbers = {}
@@ -46,7 +51,7 @@ class Ucf101Config(SourceConfig):
             spelled = {name: Path(path).stem.split("_")[1] for path, name in names.items() if "_" in path}
             order = sorted(numbers, key=lambda name: spelled.get(name, name))
         files = [VideoFile(file, order.index(names[path])) for path, file in there.items()]
-        return FileSource(root, files, order, clip=clip, strict=strict, missing=missing)
+        return FileSource(root, files, order, clip=clip, strict=strict, missing=missing, split=self.split_name())
 
     def _files(self, lists: Path, numbers: dict[str, int]) -> dict[str, str]:
         """Path of every file of the split -> its class."""
@@ -66,5 +71,4 @@ def _lines(file: Path) -> list[tuple[str, list[str]]]:
     """Words of each line that has any, with the line's place for error messages."""
     if not file.is_file():
         raise ValueError(f"no list {file}; split_lists is the folder ucfTrainTestlist of UCF-101")
-    lines = file.read_text().splitlines()
-    return [(f"{file} line {number}", line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    return [(place, line.split()) for place, line in read_lines(file)]

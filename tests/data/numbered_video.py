@@ -44,6 +44,17 @@ def make_video(
     return path
 
 
+def write_pictures(folder: Path, count: int, size: tuple[int, int] = (32, 64)) -> None:
+    """The frames of such a video as PNG files."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        with av.open(str(folder / f"{number:05d}.png"), "w", format="image2") as container:
+            stream: Any = container.add_stream("png", rate=1)
+            stream.width, stream.height, stream.pix_fmt = size[1], size[0], "rgb24"
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")))
+            container.mux(stream.encode())
+
+
 def picture(number: int, size: tuple[int, int]) -> np.ndarray:
     bars = np.array([number >> bit & 1 for bit in range(BITS)], np.uint8) * 255
     return np.broadcast_to(bars.repeat(size[1] // BITS)[None, :, None], (*size, 3)).copy()

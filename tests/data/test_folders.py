@@ -9,7 +9,15 @@ import pytest
 from numbered_video import cut_short, make_video, numbers
 
 from genvid.config import ConfigError, decode
-from genvid.data import ClipConfig, ClipDataset, FolderConfig, SourceConfig, Ucf101Config
+from genvid.data import (
+    ClipConfig,
+    ClipDataset,
+    FolderConfig,
+    JoinedConfig,
+    SourceConfig,
+    SyntheticConfig,
+    Ucf101Config,
+)
 from genvid.data.video import VideoError
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
@@ -252,3 +260,19 @@ def test_the_last_eighth_of_each_class_is_held_out(tmp_path):
     assert [apart.name(i) for i in range(len(apart))] == ["run/15.mp4", "run/16.mp4", "walk/02.mp4"]
     assert len(rest) == 17
     assert apart.classes == rest.classes == ["run", "walk"]
+
+
+def test_a_source_carries_its_split(folder: Path, ucf: Path) -> None:
+    def split(source: SourceConfig) -> str:
+        opened = ClipDataset(source, CLIP).source
+        assert opened.split == source.split_name()
+        return opened.split
+
+    (folder / "list.csv").write_text("file,split,label\nwalk/a.avi,val,walk\n")
+    assert split(FolderConfig(str(folder / "walk"))) == "all"
+    assert split(FolderConfig(str(folder / "walk"), held_out=False)) == "training"
+    assert split(FolderConfig(str(folder / "walk"), held_out=True)) == "held out"
+    assert split(FolderConfig(str(folder), str(folder / "list.csv"), "val")) == "val"
+    assert split(ucf_config(ucf, "test")) == "test, fold 1"
+    assert split(SyntheticConfig(clips=8, seed=3)) == "seed 3"
+    assert split(JoinedConfig([ucf_config(ucf), ucf_config(ucf, "test")])) == "train, fold 1 + test, fold 1"

@@ -2,11 +2,11 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
-import av
 import numpy as np
 import pytest
-from numbered_video import make_video, numbers, picture
+from numbered_video import make_video, numbers, write_pictures
 
 from genvid.data import (
     ClipConfig,
@@ -24,16 +24,6 @@ SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
 def read(dataset: ClipDataset, index: int) -> list[int]:
     return numbers(dataset[index]["video"].permute(1, 2, 3, 0).numpy())
-
-
-def write_images(folder: Path, count: int, size: tuple[int, int] = (32, 64)) -> None:
-    folder.mkdir(parents=True)
-    for number in range(count):
-        with av.open(str(folder / f"{number:05d}.png"), "w", format="image2") as container:
-            stream = container.add_stream("png", rate=1)
-            stream.width, stream.height, stream.pix_fmt = size[1], size[0], "rgb24"
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture(number, size), format="rgb24")))
-            container.mux(stream.encode())
 
 
 @pytest.mark.parametrize("flat", [True, False])
@@ -56,6 +46,86 @@ def test_kinetics_counts_what_is_missing(tmp_path: Path, flat: bool, caplog: pyt
         ClipDataset(Kinetics600Config(str(tmp_path / "videos"), str(table)), CLIP, strict=True)
 
 
+HEAD = "label,youtube_id,time_start,time_end,split"
+
+
+def kinetics(folder: Path, table: str, *files: str) -> Kinetics600Config:
+    (folder / "val.csv").write_text(table)
+    for file in files:
+        make_video(folder / "videos" / file, 16)
+    return Kinetics600Config(str(folder / "videos"), str(folder / "val.csv"))
+
+
+def test_kinetics_files_may_be_named_by_their_id(tmp_path: Path) -> None:
+    rows = "eating,AAAAAAAAAAA,1,11,val\nrunning,-BBBBBBBBBB,,,val\nrunning,two,1,11,val\nrunning,two,5,15,val\n"
+    config = kinetics(tmp_path, f"{HEAD}\n{rows}", "AAAAAAAAAAA.mp4", "-BBBBBBBBBB.mkv", "two.mp4")
+    source = ClipDataset(config, CLIP).source
+    assert source.names == ["-BBBBBBBBBB.mkv#0", "-BBBBBBBBBB.mkv#8", "AAAAAAAAAAA.mp4#0", "AAAAAAAAAAA.mp4#8"]
+    assert [source.classes[label] for label in source.labels] == ["running", "running", "eating", "eating"]
+    assert [text.split()[0] for text in source.left_out] == ["two_000001_000011", "two_000005_000015"]
+    assert source.split == "val"
+
+
+@pytest.mark.parametrize(
+    ("rows", "left_out"),
+    [
+        ("running,-BBBBBB", "val.csv line 3 is cut short: it has no time_start, time_end"),
+        ("swim", "val.csv line 3 is cut short: it has no youtube_id, time_start, time_end"),
+        ("eating,CCC,,,val\n", "val.csv line 3 has no times of CCC in seconds"),
+        ("eating,CCC,inf,nan,val\n", "val.csv line 3 has no times of CCC in seconds"),
+    ],
+)
+def test_damaged_rows_of_kinetics_are_named_and_left_out(tmp_path: Path, rows: str, left_out: str) -> None:
+    table = f"\ufeff{HEAD}\neating,AAAAAAAAAAA,1,11,val\n{rows}"
+    source = ClipDataset(kinetics(tmp_path, table, "AAAAAAAAAAA_000001_000011.mp4"), CLIP).source
+    assert (source.classes, len(source.names)) == (["eating"], 2)
+    assert source.left_out == [f"{tmp_path}/{left_out}"]
+
+
+def test_a_kinetics_folder_without_any_listed_video(tmp_path: Path) -> None:
+    source = kinetics(tmp_path, f"{HEAD}\neating,AAAAAAAAAAA,1,11,val\n", "x/BBBBBBBBBBB_000001_000011.mp4")
+    words = r"AAAAAAAAAAA_000001_000011 is annotated .* the first that is there is x/BBBBBBBBBBB_000001_000011\.mp4"
+    with pytest.raises(ValueError, match=words):
+        ClipDataset(source, CLIP)
+
+
+def test_davis_names_find_prepared_videos(tmp_path: Path) -> None:
+    make_video(tmp_path / "480p" / "bear.mp4", 16)
+    (tmp_path / "val.txt").write_text("\ufeffbear\n", encoding="utf-8")
+    for names in (None, str(tmp_path / "val.txt")):
+        assert ClipDataset(DavisConfig(str(tmp_path / "480p"), names), CLIP).source.names == [
+            "bear.mp4#0",
+            "bear.mp4#8",
+        ]
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "wanted"),
+    [
+        ([0, -1], ["r", "w"], "row 1 of parquet .* has the label -1, but labels must be 0 to 1"),
+        ([0, None], ["r", "w"], "row 1 of parquet .* has the label None, but labels must be 0 to 1"),
+        (["r", None], None, "row 1 of parquet .* has the label None"),
+        ([3, -1], None, "row 1 of parquet .* has the label -1"),
+        ([1.0, float("nan")], None, "row 1 of parquet .* has the label nan"),
+        (["r", ""], None, "row 1 of parquet .* has the label ''"),
+    ],
+)
+def test_hugging_face_labels_that_are_no_class_are_refused(
+    labelled: Path, tmp_path: Path, labels: list[Any], names: list[str] | None, wanted: str
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    rows = {"video": [{"path": None, "bytes": file.read_bytes()} for file in sorted(labelled.rglob("*.mp4"))]}
+    data = datasets.Dataset.from_dict({**rows, "label": labels})
+    data = data.cast_column("video", datasets.Video(decode=False))
+    if names:
+        data = data.cast_column("label", datasets.ClassLabel(names=names))
+    data.to_parquet(str(tmp_path / "rows.parquet"))
+    with pytest.raises(ValueError, match=wanted):
+        ClipDataset(HuggingFaceConfig("parquet", data_files=str(tmp_path / "rows.parquet")), CLIP)
+    one_class = HuggingFaceConfig("parquet", data_files=str(tmp_path / "rows.parquet"), label=None)
+    assert ClipDataset(one_class, CLIP).num_classes == 1
+
+
 def test_kinetics_tables_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no annotations"):
         ClipDataset(Kinetics600Config(str(tmp_path), str(tmp_path / "val.csv")), CLIP)
@@ -66,7 +136,7 @@ def test_kinetics_tables_are_checked(tmp_path: Path) -> None:
 
 def test_davis_reads_pictures_in_order_and_whole(tmp_path: Path) -> None:
     for name, count in (("bear", 9), ("swan", 17), ("short", 3)):
-        write_images(tmp_path / "480p" / name, count)
+        write_pictures(tmp_path / "480p" / name, count)
     whole = ClipConfig(frames=8, resolution=(32, 64), window="whole")
     dataset = ClipDataset(DavisConfig(str(tmp_path / "480p")), whole)
     assert [dataset.name(i) for i in range(len(dataset))] == ["bear#0", "swan#0"]
@@ -80,11 +150,11 @@ def test_davis_reads_pictures_in_order_and_whole(tmp_path: Path) -> None:
 
 
 def test_damaged_and_uneven_picture_folders_are_left_out(tmp_path: Path) -> None:
-    write_images(tmp_path / "good", 8)
-    write_images(tmp_path / "bad", 8)
+    write_pictures(tmp_path / "good", 8)
+    write_pictures(tmp_path / "bad", 8)
     (tmp_path / "bad" / "00003.png").write_bytes(b"no picture")
-    write_images(tmp_path / "mixed", 8)
-    write_images(tmp_path / "other", 1, (16, 64))
+    write_pictures(tmp_path / "mixed", 8)
+    write_pictures(tmp_path / "other", 1, (16, 64))
     shutil.move(tmp_path / "other" / "00000.png", tmp_path / "mixed" / "00009.png")
     (tmp_path / "other").rmdir()
     dataset = ClipDataset(DavisConfig(str(tmp_path)), CLIP)

@@ -31,6 +31,9 @@ class ProceduralConfig(SourceConfig):
         if self.clips < 1:
             raise ValueError(f"procedural clips must be at least 1, got {self.clips}")
 
+    def split_name(self) -> str:
+        return f"seed {self.seed}"
+
     def open(self, clip: ClipConfig, *, strict: bool = False) -> ProceduralSource:
         return ProceduralSource(self.clips, self.seed, clip)
 
@@ -39,7 +42,7 @@ class ProceduralSource(Source):
     """Clips of one class. Each is a video of its own, just as long as a clip, to which the clip rule applies."""
 
     def __init__(self, clips: int, seed: int, clip: ClipConfig) -> None:
-        self.config, self.classes, self.labels = clip, ["procedural"], [0] * clips
+        self.config, self.classes, self.labels, self.split = clip, ["procedural"], [0] * clips, f"seed {seed}"
         self.names = [f"procedural/{seed}/{i}" for i in range(clips)]
         self._seeds = noise.sample_seeds(seed, "procedural", torch.arange(clips))
 
