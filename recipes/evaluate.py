@@ -55,7 +55,7 @@ class EvaluationRun:
     """What the scorer predicts: measured, and what the oracle minimises."""
     perceptual: PerceptualConfig | None = None
     """Another distance that is measured beside `distortion`."""
-    protocol: str = "held-out clips"
+    protocol: str = "clips of the source"
     group_size: int = 64
     batch_size: int = 16
     """Clips decoded at a time: memory, not results."""
@@ -64,6 +64,7 @@ class EvaluationRun:
     """Clips of the page, as the joint program cuts them; 0 where they may not be shown."""
 
     def __post_init__(self) -> None:
+        self.data.check_name(self.protocol)
         unknown = [name for name in self.allocators if name not in ALLOCATORS]
         if unknown or not self.allocators or not self.budgets:
             raise ValueError(

@@ -75,7 +75,7 @@ class LITEvaluationRun:
     perceptual: PerceptualConfig = field(default_factory=StructureConfig)
     features: str | None = None
     """Feature network of a Frechet distance: a file or a model folder."""
-    protocol: str = "held-out clips"
+    protocol: str = "clips of the source"
     batch_size: int = 8
     workers: int = 2
     shown: int = 4
@@ -84,6 +84,7 @@ class LITEvaluationRun:
     """The rate that is nearest to it is shown."""
 
     def __post_init__(self) -> None:
+        self.data.check_name(self.protocol)
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods or not self.rates or not all(0 < rate <= 1 for rate in self.rates):
             raise ValueError(

@@ -67,7 +67,10 @@ class GenerationRun:
     """Files of the samples: mp4, npz or png."""
     fps: float = 8.0
     workers: int = 2
-    protocol: str = "samples against held-out clips"
+    protocol: str = "samples against clips of the source"
+
+    def __post_init__(self) -> None:
+        self.data.check_name(self.protocol)
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,10 @@ from genvid.ar.model import RowModel
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
-from genvid.data.source import SourceConfig
+from genvid.data.source import ALL, SourceConfig
 from genvid.data.token_cache import FINGERPRINT, TokenCache
 from genvid.eval.protocols import WINDOWS, Protocol
+from genvid.files import readable
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.provenance import check_made_from
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -39,14 +40,26 @@ class VideoData:
     def open(self) -> ClipDataset:
         return ClipDataset(self.source, self.clip, strict=self.strict)
 
+    def check_name(self, protocol: str) -> None:
+        """ValueError when a protocol's name calls clips held out that are of a training split or of no split."""
+        if "held out" not in protocol.replace("-", " ").lower():
+            return
+        split = self.source.split_name()
+        if split == ALL or "train" in split:
+            raise ValueError(
+                f"the protocol '{protocol}' says held out, but the split of its clips is '{split}': hold clips out "
+                "(data.source.held_out true, or a split of a manifest), or choose another protocol name"
+            )
+
     def protocol(self, name: str, task: Literal["generation", "prediction", "reconstruction"], count: int) -> Protocol:
-        """How numbers on `count` of these clips, held out, come about; without a feature network."""
+        """The record of numbers on `count` of these clips, with the split of the source; without a feature network."""
+        self.check_name(name)
         window = self.clip.window
         return Protocol(
             name=name,
             task=task,
-            dataset=str(configuration.encode(self.source)),
-            split="held out",
+            dataset=readable(str(configuration.encode(self.source))),
+            split=self.source.split_name(),
             frames=None if window == "whole" else self.clip.frames,
             clips=next(clips for clips, its_window in WINDOWS.items() if its_window == window),
             count=count,

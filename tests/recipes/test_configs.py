@@ -97,6 +97,40 @@ def test_recipes_of_the_publication_have_its_sizes(folder):
         assert millions == pytest.approx(PUBLISHED[part], abs=3.0), part
 
 
+FOLDERS = [path for path in RECIPES if "type: folder" in path.read_text()]
+
+
+@pytest.mark.parametrize("path", FOLDERS, ids=name)
+def test_recipes_for_folders_train_and_evaluate_on_other_videos(path):
+    recipe = yaml.safe_load(path.read_text())
+    evaluates = path.stem in ("evaluation", "generation", "keep_rates")
+    if "davis" not in path.parts and "tokenbench" not in path.parts:
+        assert recipe["data"]["source"]["held_out"] is evaluates
+
+
+def test_the_split_of_a_number_is_that_of_its_clips():
+    path = CONFIGS / "folder64" / "evaluation.yaml"
+    run = config.load(EvaluationRun, path)
+    assert run.data.protocol(run.protocol, "reconstruction", 4).split == "held out"
+    training = config.load(EvaluationRun, path, ["--data.source.held_out", "false", "--protocol", "clips"])
+    assert training.data.protocol(training.protocol, "reconstruction", 4).split == "training"
+
+
+@pytest.mark.parametrize("held_out", ["false", "null"])
+@pytest.mark.parametrize(
+    "recipe", ["folder64/evaluation", "folder128/evaluation", "folder64/generation", "lit/keep_rates"]
+)
+def test_training_clips_are_never_called_held_out(recipe, held_out):
+    path = CONFIGS / f"{recipe}.yaml"
+    cls = BY_NAME[path.stem]
+    with pytest.raises(config.ConfigError, match="says held out, but the split of its clips is"):
+        config.load(cls, path, ["--data.source.held_out", held_out])
+    splits = ["--data.source.manifest", "m.tsv", "--data.source.held_out", "null", "--data.source.split"]
+    config.load(cls, path, [*splits, "val"])
+    with pytest.raises(config.ConfigError, match="says held out, but the split of its clips is 'train'"):
+        config.load(cls, path, [*splits, "train"])
+
+
 def test_there_are_recipes():
     assert len(RECIPES) >= 10
     assert len(LAUNCH) >= 2
