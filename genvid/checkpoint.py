@@ -181,8 +181,11 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def read_origin(data: dict[str, Any], folder: Path) -> Origin | None:
     """Take the origin out of what config.json holds; None in folders of older versions."""
-    origin = data.pop("origin", None)
-    return None if origin is None else configuration.decode(Origin, origin, source=f"{folder / CONFIG}: origin")
+    if (origin := data.pop("origin", None)) is None:
+        return None
+    if not isinstance(origin, dict):
+        raise CheckpointError(f"origin in {folder / CONFIG} must hold keys and values, not a {type(origin).__name__}")
+    return configuration.decode(Origin, origin, source=f"{folder / CONFIG}: origin")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

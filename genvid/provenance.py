@@ -61,10 +61,18 @@ def class_numbers(what: object, known: Sequence[str], wanted: Sequence[str]) -> 
         return [0]
     if sorted(known) != sorted(wanted):
         raise ProvenanceError(
-            f"{what} was trained on the classes {', '.join(known)}, but these data have {', '.join(wanted)}: use data "
-            "of the same classes"
+            f"{what} was trained on the classes {_listed(known, wanted)}, but these data have "
+            f"{_listed(wanted, known)}: use data of the same classes"
         )
     return [known.index(name) for name in wanted]
+
+
+def _listed(names: Sequence[str], others: Sequence[str]) -> str:
+    """Names in words; of many, those first that the others lack."""
+    if len(names) <= 20:
+        return ", ".join(names)
+    first = sorted(names, key=lambda name: name in others)[:10]
+    return f"{', '.join(first)} and {len(names) - len(first)} more"
 
 
 @functools.cache

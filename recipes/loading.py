@@ -111,7 +111,8 @@ def class_names(model: RowModel) -> list[str]:
     run = None if model.folder is None else model.folder.parent / "config.yaml"
     if model.origin.classes or run is None or not run.is_file():
         return model.origin.classes
-    cache = (yaml.safe_load(run.read_text()) or {}).get("cache")
+    held = yaml.safe_load(run.read_text())
+    cache = held.get("cache") if isinstance(held, dict) else None
     return TokenCache.open(cache).classes if cache and (Path(cache) / FINGERPRINT).is_file() else []
 
 

@@ -16,6 +16,7 @@ from genvid.cli import coding, main, sampling
 from genvid.data.video import probe, read_clip, write_video
 from genvid.generation.engine import Engine
 from genvid.generation.folder import SampleWriter
+from genvid.provenance import Origin
 from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -427,6 +428,16 @@ def test_limits_beyond_all_sizes_are_no_limits(models, tmp_path, option):
     asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
     run(*asked, option, 2**70, "--count", 2, "--output", tmp_path / "out")
     assert len(index(tmp_path / "out")) == 2
+
+
+def test_a_model_carries_the_names_of_its_classes(models, tmp_path, capsys):
+    model = load_model(models / "run" / "export")
+    model.origin = Origin(classes=["run", "sit", "walk"])
+    model.save(tmp_path / "named")
+    asked = ("sample", "--model", tmp_path / "named", "--tokenizer", models / "tokenizer")
+    run(*asked, "--class", "walk", "--output", tmp_path / "out")
+    assert json.loads((tmp_path / "out" / "index.jsonl").read_text())["class"] == 2
+    refused(capsys, "or one of run, sit, walk", *asked, "--class", "fly", "--output", tmp_path / "none")
 
 
 def test_bad_requests_to_sample_leave_nothing(models, video, tmp_path, capsys):

@@ -33,6 +33,12 @@ def test_classes_are_their_names_in_any_order(caplog):
     assert "nothing was checked: an older model has no record of its classes" in caplog.text
 
 
+def test_of_many_classes_those_that_differ_come_first():
+    many = [f"class {number}" for number in range(101)]
+    with pytest.raises(ProvenanceError, match=r"classes class 7, .* and 91 more, but these data have cat, .* and 91"):
+        class_numbers("the model", many, [*many[:7], "cat", *many[8:]])
+
+
 @pytest.mark.parametrize("wanted", [["cat", "dog"], ["run"], ["run", "walk", "sit"]])
 def test_other_classes_are_refused_with_both_lists(wanted):
     with pytest.raises(ProvenanceError) as caught:

@@ -8,7 +8,6 @@ assumption from the tables and multipliers by running the allocator itself.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -106,11 +105,7 @@ class Calibration:
         file = Path(path)
         if not file.is_file():
             raise config.ConfigError(f"no calibration {file}; make one with recipes/calibrate.py")
-        try:
-            data = json.loads(file.read_text())
-        except json.JSONDecodeError as error:
-            raise config.ConfigError(f"{file} is not valid JSON ({error})") from None
-        return config.decode(Calibration, data, source=str(file))
+        return config.decode(Calibration, config.read_json(file), source=str(file))
 
     def _between(self, tokens_per_video: float) -> tuple[int, int, float]:
         """Indices of the calibrated budgets around one, and how far it lies from the first to the second."""

@@ -57,9 +57,9 @@ def _cache(path: Path) -> dict[str, Any]:
 
 
 def _training_run(path: Path) -> dict[str, Any]:
-    config = yaml.safe_load((path / "config.yaml").read_text()) or {}
-    if not isinstance(config.get("train"), dict):
-        return {"run": path, "task": config.get("task", "not a training run")}
+    config = yaml.safe_load((path / "config.yaml").read_text())
+    if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
+        return {"run": path, "task": config.get("task", "not a training run") if isinstance(config, dict) else "none"}
     records, export = read_journal(path), path / "export"
     last = records[-1] if records else {}
     steps, done = config["train"]["steps"], last.get("step", 0)
