@@ -83,14 +83,15 @@ def luminance() -> np.ndarray:
 
 
 def test_the_power_spectrum_falls_as_in_natural_pictures(luminance: np.ndarray) -> None:
-    """The power of natural pictures falls about as frequency ** -2 to -3.5."""
+    """The power of natural pictures falls about as frequency ** -2.5 to -3.5."""
     window = np.hanning(64)[:, None] * np.hanning(64)
     frames = luminance[:, 4] - luminance[:, 4].mean((1, 2), keepdims=True)
     power = np.median(np.abs(np.fft.fft2(frames * window)) ** 2, 0)
     frequency = np.hypot(np.fft.fftfreq(64)[:, None], np.fft.fftfreq(64))
-    chosen = (frequency > 0.04) & (frequency < 0.4)
-    slope = np.polyfit(np.log(frequency[chosen]), np.log(power[chosen]), 1)[0]
-    assert -3.6 < slope < -2.2
+    edges = np.geomspace(2 / 64, 0.5, 6)
+    bands = [power[(frequency >= low) & (frequency < high)].mean() for low, high in itertools.pairwise(edges)]
+    slope = np.polyfit(np.log(edges[:-1]), np.log(bands), 1)[0]
+    assert -3.7 < slope < -2.3
 
 
 def test_clips_are_from_still_to_busy(luminance: np.ndarray) -> None:

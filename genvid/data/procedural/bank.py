@@ -30,21 +30,20 @@ class Bank:
     """(N, 4, SIDE, SIDE): red, green and blue of mean 0 and a luminance of deviation 1, and an alpha of 1."""
     outlines: dict[int, Array]
     """Side -> (M, side, side) coverage in 0..1."""
+    ramps: dict[int, Array]
+    """Side -> (side,) from -1 to 1."""
     grain: Array
     """(K,) normal numbers of mean 0 and deviation 1."""
-
-    def grain_like(self, start: int, count: int) -> Array:
-        """(count,) numbers of the grain from `start` on."""
-        return np.take(self.grain, np.arange(start, start + count), mode="wrap")
 
 
 @functools.cache
 def bank() -> Bank:
     rng = np.random.default_rng(_SEED)
     outlines = {side: draw_outlines(np.random.default_rng(_SEED + 1), _OUTLINES, side) for side in OUTLINE_SIZES}
+    ramps: dict[int, Array] = {side: np.linspace(-1, 1, side, dtype=np.float32) for side in OUTLINE_SIZES}
     textures = np.stack([_coloured(rng, _MAKERS[i % len(_MAKERS)](rng)) for i in range(_TEXTURES)])
     grain = rng.standard_normal(_GRAIN, dtype=np.float32)
-    return Bank(textures, outlines, grain)
+    return Bank(textures, outlines, ramps, grain)
 
 
 def spectral_noise(rng: Rng, slope: float, stretch: float = 1.0, angle: float = 0.0) -> Array:

@@ -10,6 +10,11 @@ from numpy.typing import NDArray
 from genvid.data.procedural.bank import OUTLINE_SIZES, SIDE, bank
 from genvid.data.procedural.outlines import Array, Rng
 
+MARGIN = 8
+"""Clear pixels about a thing: what is smeared or sampled beyond its edge."""
+_SLANT = 0.06
+"""Deviation of the light that one side of a leaf has more than its middle."""
+
 
 @dataclass(frozen=True)
 class Palette:
@@ -26,15 +31,15 @@ class Palette:
 
     @classmethod
     def draw(cls, rng: Rng) -> Palette:
-        mean = np.clip(rng.normal(0.46, 0.09), 0.15, 0.85) + _chroma(rng, 1, 0.045)[0]
-        return cls(mean, rng.uniform(0.16, 0.36), rng.lognormal(-1.5, 0.6), rng.lognormal(-3.0, 0.6))
+        mean = np.clip(rng.normal(0.46, 0.07), 0.15, 0.85) + _chroma(rng, 1, 0.045)[0]
+        return cls(mean, rng.uniform(0.15, 0.34), rng.lognormal(-1.5, 0.6), rng.lognormal(-2.9, 0.6))
 
     def colours(self, rng: Rng, count: int) -> Array:
         """(count, 4) with an alpha of 1."""
         light = rng.uniform(-1.75, 1.75, (count, 1)) * self.contrast
         vivid = np.where(rng.random((count, 1)) < 0.08, 3, 1) * self.vividness * self.contrast
         colour = self.mean + light + vivid * _chroma(rng, count, 1.0)
-        return np.concatenate([colour.clip(0.01, 1), np.ones((count, 1))], 1).astype(np.float32)
+        return np.concatenate([colour.clip(0.02, 0.94), np.ones((count, 1))], 1).astype(np.float32)
 
     def gains(self, rng: Rng, count: int) -> Array:
         """(count, 4) deviations of textures; that of alpha is 0. A few parts are far rougher than the rest."""
@@ -58,6 +63,19 @@ def fill(rng: Rng, palette: Palette, height: int, width: int) -> Array:
     return canvas
 
 
+def draw_thing(rng: Rng, palette: Palette, size: int, parts: int) -> Array:
+    """(4, H, W) of a body of `size` pixels and its parts, most of them within its outline, on a clear margin."""
+    canvas = np.zeros((4, size + 2 * MARGIN, size + 2 * MARGIN), np.float32)
+    stamp(rng, canvas, pick_outline(rng, size), MARGIN, MARGIN, palette.colours(rng, 1)[0], palette.gains(rng, 1)[0])
+    if not parts:
+        return canvas
+    body = canvas[3].copy()
+    scatter(rng, canvas[:, MARGIN:-MARGIN, MARGIN:-MARGIN], palette, parts, largest=size // 2, steepness=0.5)
+    if rng.random() < 0.7:
+        canvas *= body / np.maximum(canvas[3], 1e-3)
+    return canvas
+
+
 def scatter(rng: Rng, canvas: Array, palette: Palette, count: int, *, largest: int, steepness: float) -> None:
     """Paint `count` leaves over a (4, H, W) canvas with premultiplied alpha: their density falls as size **
     -steepness, and the larger tend to lie below the smaller."""
@@ -72,8 +90,7 @@ def scatter(rng: Rng, canvas: Array, palette: Palette, count: int, *, largest: i
     for i, side in enumerate(drawn.tolist()):
         top, left, outline = int(tops[i]), int(lefts[i]), pick_outline(rng, side)
         if shadowed[i] and side >= 24:
-            off = max(1, side // 16)
-            shade(canvas, outline, top + off, left + off, 0.35)
+            _cast_shadow(canvas, outline, top + side // 16, left + side // 16)
         stamp(rng, canvas, outline, top, left, colours[i], gains[i])
 
 
@@ -87,9 +104,9 @@ def _places(rng: Rng, count: int, length: int) -> NDArray[np.int64]:
 
 def pick_outline(rng: Rng, side: int) -> Array:
     """(side, side) coverage, mirrored and turned at random."""
-    number, mirror_y, mirror_x, turn = rng.integers(0, (len(bank().outlines[side]), 2, 2, 2))
-    outline = bank().outlines[side][number, :: 1 - 2 * mirror_y, :: 1 - 2 * mirror_x]
-    return outline.T if turn else outline
+    number, way = divmod(int(rng.integers(8 * len(bank().outlines[side]))), 8)
+    outline = bank().outlines[side][number, :: -1 if way & 1 else 1, :: -1 if way & 2 else 1]
+    return outline.T if way & 4 else outline
 
 
 def stamp(rng: Rng, canvas: Array, outline: Array, top: int, left: int, colour: Array, gain: Array) -> None:
@@ -98,24 +115,31 @@ def stamp(rng: Rng, canvas: Array, outline: Array, top: int, left: int, colour: 
     number, dy, dx = rng.integers(0, (len(bank().textures), SIDE - outline.shape[0] + 1, SIDE - outline.shape[1] + 1))
     leaf = bank().textures[number, :, dy : dy + cover.shape[0], dx : dx + cover.shape[1]] * gain[:, None, None]
     leaf += colour[:, None, None]
+    if len(outline) >= 24:  # light falls on it from one side
+        slant = rng.normal(0, _SLANT, 2).astype(np.float32)
+        ramp = bank().ramps[len(outline)]
+        leaf[:3] += slant[0] * ramp[: leaf.shape[1], None] + slant[1] * ramp[: leaf.shape[2]]
     leaf -= under
     leaf *= cover
     under += leaf
 
 
-def shade(canvas: Array, outline: Array, top: int, left: int, depth: float) -> None:
+def _cast_shadow(canvas: Array, outline: Array, top: int, left: int) -> None:
     """Darken the colours below an outline, and leave alpha."""
     cover, under = _overlap(canvas, outline, top, left)
-    under[:3] *= 1 - np.float32(depth) * cover
+    under[:3] *= 1 - np.float32(0.35) * cover
 
 
 def _overlap(canvas: Array, outline: Array, top: int, left: int) -> tuple[Array, Array]:
     """The part of an outline at (top, left) that is on the canvas, and the canvas under it."""
-    (y, bottom), (x, right) = (
-        np.clip([start, start + side], 0, limit).tolist()
-        for start, side, limit in zip((top, left), outline.shape, canvas.shape[1:], strict=True)
-    )
+    (y, bottom), (x, right) = _span(top, len(outline), canvas.shape[1]), _span(left, len(outline), canvas.shape[2])
     return outline[y - top : bottom - top, x - left : right - left], canvas[:, y:bottom, x:right]
+
+
+def _span(start: int, side: int, limit: int) -> tuple[int, int]:
+    """First and last + 1 of the pixels below `limit` that `side` pixels from `start` cover."""
+    first = min(max(start, 0), limit)
+    return first, min(max(start + side, first), limit)
 
 
 def _cut(texture: Array, rng: Rng, height: int, width: int) -> Array:
@@ -145,18 +169,20 @@ def _box_mean(canvas: Array, radius: int, axis: int) -> Array:
 
 
 def smear(canvas: Array, dx: float, dy: float) -> Array:
-    """Motion blur of a (4, H, W) canvas along (dx, dy) pixels."""
-    taps = int(min(12, max(abs(dx), abs(dy)))) + 1
+    """Motion blur of a (4, H, W) canvas along (dx, dy) pixels, at most 2 * MARGIN - 4 of them."""
+    length = max(abs(dx), abs(dy))
+    kept = min(1.0, (2 * MARGIN - 4) / max(length, 1e-6))
+    taps = int(kept * length) + 1
     if taps < 2:
         return canvas
     total = np.zeros_like(canvas)
-    for share in np.linspace(-0.5, 0.5, taps):
-        total += shift(canvas, round(dy * share), round(dx * share))
+    for share in np.linspace(-kept / 2, kept / 2, taps):
+        total += _shifted(canvas, round(dy * share), round(dx * share))
     total /= taps
     return total
 
 
-def shift(canvas: Array, down: int, across: int) -> Array:
+def _shifted(canvas: Array, down: int, across: int) -> Array:
     """The canvas moved by whole pixels, its edge repeated."""
     rows = np.clip(np.arange(canvas.shape[1]) - down, 0, canvas.shape[1] - 1)
     columns = np.clip(np.arange(canvas.shape[2]) - across, 0, canvas.shape[2] - 1)

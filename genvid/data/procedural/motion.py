@@ -30,6 +30,10 @@ class Warp:
         matrix = np.linalg.inv(self.matrix)
         return Warp(matrix, -np.einsum("tij,tj->ti", matrix, self.offset))
 
+    def stopped(self) -> Warp:
+        """The first frame of the warp, all the time."""
+        return Warp(np.repeat(self.matrix[:1], len(self.matrix), 0), np.repeat(self.offset[:1], len(self.offset), 0))
+
     def moved(self, scale: float) -> Warp:
         """The same with `scale` times the offset: of layers that are nearer or farther than the rest."""
         return Warp(self.matrix, self.offset * scale)
@@ -62,7 +66,7 @@ def travel(rng: Rng, times: Array, speed: float) -> Array:
     elif kind == 2:
         pace = 1.5 * np.cos(2 * np.pi * (times / rng.uniform(8, 48) + phase))
     else:
-        pace = 2 * ((times > phase * times[-1]) == (rng.random() < 0.5))
+        pace = 2 * ((times - times[0] > phase * (times[-1] - times[0])) == (rng.random() < 0.5))
     steps = np.diff(times, prepend=times[0])
     way: Array = speed * np.cumsum(pace * steps)
     return way
@@ -81,10 +85,10 @@ def camera(rng: Rng, times: Array, side: int) -> Warp:
     scale = rng.uniform(0.75, 1.25)
     kind = rng.random()
     angle0 = rng.normal(0, 0.15)
-    if kind < 0.4:  # on a stand
+    if kind < 0.5:  # on a stand
         return Warp(turning(angle0 * ones, scale * ones), np.zeros((len(times), 2)))
     way = rng.uniform(0, 2 * np.pi)
-    if kind < 0.65:  # in a hand
+    if kind < 0.7:  # in a hand
         size, speed, turn, zoom = rng.lognormal(-0.3, 0.6), rng.lognormal(-1.8, 0.8), 0.0, 0.0
     else:
         size = rng.lognormal(-1, 0.7) if rng.random() < 0.4 else 0.0
@@ -155,8 +159,8 @@ def sample(
             down = down + wobble.shift(0, y, times)
         if wobble is not None and axis == 1:
             across = across + wobble.shift(1, x, times)
-        scale = 2 / (size - 1)
-        np.add((across * scale)[:, None], (down * scale)[:, :, None], out=grid[..., axis], casting="unsafe")
+        across, down = ((2 / (size - 1) * part).astype(np.float32) for part in (across, down))
+        np.add(across[:, None], down[:, :, None], out=grid[..., axis])
     flat = torch.from_numpy(grid).view(1, -1, len(x), 2)
     sampled = F.grid_sample(torch.from_numpy(canvas)[None], flat, padding_mode="border", align_corners=True)
     return sampled.view(len(canvas), len(times), len(y), len(x))

@@ -24,9 +24,9 @@ def draw_outlines(rng: Rng, count: int, side: int) -> Array:
 
 def _draw(rng: Rng, number: int, axis: Array) -> Array:
     """One outline on the square [-1, 1] x [-1, 1]."""
-    if number % 8 == 7:
+    if number % 14 == 13:
         return _writing(rng, len(axis))
-    angle, tilt = rng.uniform(0, 2 * np.pi), number % 3 != 0
+    angle, tilt = rng.uniform(0, 2 * np.pi), number % 2 == 0
     softness = rng.uniform(0.1, 0.5) if rng.random() < 0.12 else 0.0
     y, x = axis[:, None], axis[None]
     if tilt:

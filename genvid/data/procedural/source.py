@@ -63,8 +63,8 @@ def draw_video(rng: np.random.Generator, frames: int, stride: int, resolution: t
 
 
 def _cuts(rng: np.random.Generator, frames: int, stride: int) -> list[int]:
-    """First frames of the scenes, and the end. One clip of eight belongs to a video of quick cuts."""
-    mean, start, starts = (12 if rng.random() < 0.125 else 400), 0, [0]
+    """First frames of the scenes, and the end. One clip of twelve belongs to a video of quick cuts."""
+    mean, start, starts = (12 if rng.random() < 1 / 12 else 400), 0, [0]
     while True:
         length = 3 + min(rng.exponential(mean), _LONGEST_SCENE - 3)
         start += max(1, round(length / stride))
