@@ -83,7 +83,8 @@ def over_black(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
     """(a, b, c, d): the pixel at (x, y) is shown at (a x + c y, b x + d y), but for a shift."""
-    small = frame.reformat(8, 8, "gray", threads=1)  # side data refer to their frame, and it to them, until collected
+    # Side data and their frame hold each other until garbage is collected: let that be a small frame.
+    small = frame.reformat(8, 8, "gray", interpolation="POINT", threads=1)
     try:
         for data in small.side_data:
             if data.type is SideData.DISPLAYMATRIX:

@@ -8,6 +8,7 @@ of pictures is a video too (genvid.data.images). Frames are converted as a playe
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -78,12 +79,7 @@ def probe(path: str | Path) -> VideoInfo:
         timeline.check(path, len(stamps))
         guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
         first, step = (0, None) if guessed or len(points) < timeline.key_packets else _timing(stamps)
-        rate = float(stream.average_rate or stream.guessed_rate or 0) or 25.0
-        if (
-            step and abs(step * float(stream.time_base) * rate - 1) > 0.01
-        ):  # the header counts frames that are not shown
-            rate = 1 / (step * float(stream.time_base))
-        return VideoInfo(len(stamps), *size, rate, first, step, () if step else _thinned(points))
+        return VideoInfo(len(stamps), *size, _rate(stream, step), first, step, () if step else _thinned(points))
 
 
 def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, info: VideoInfo | None = None) -> Frames:
@@ -257,14 +253,17 @@ class _Timeline:
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
+        # In AVI the header has a count of frames; the duration of a cut file is guessed from its size.
+        self._counted = container.format.name == "avi"
         self._ends: dict[int, int] = {}
         self._packets = 0
         self.key_packets = 0
         """Those with a frame to show."""
 
     def packets(self) -> Iterator[Any]:
-        """Packets of the video stream. Those of the others are counted too: one may be the longest."""
-        for packet in _packets(self._container):
+        """Packets of the video stream. Those of the others are looked at too where a duration is promised, which is
+        that of the longest."""
+        for packet in _packets(self._container, *([self._stream] if self._counted else [])):
             stream, stamp = packet.stream_index, _stamp(packet)
             if stamp is not None:
                 end = stamp + (packet.duration or 0)
@@ -280,22 +279,27 @@ class _Timeline:
         tenth of the frames may be missing in good files."""
         reached, promised = self._seconds()
         if reached * (1 + 1 / frames) < 0.95 * promised:
-            total = self._stream.frames or round(frames * promised / reached)
+            total = self._stream.frames or round(promised * _rate(self._stream, None))
             raise VideoError(f"{path} is cut short: {frames} of its {total} frames can be decoded")
+        if self._container.format.name == "gif" and _last_byte(path) not in b";\0":  # the ends of a file and of a frame
+            raise VideoError(f"{path} is cut short: it ends within frame {frames - 1}")
         if frames < 0.9 * min(self._packets, self._stream.frames):
             raise VideoError(f"{path} is damaged: {frames} of its {self._packets} frames can be decoded")
 
     def _seconds(self) -> tuple[float, float]:
         """How far the packets reach, and how far they should."""
-        if self._container.format.name == "avi":  # the duration of a cut file is guessed from its size
+        if self._counted:
             unit = self._stream.time_base
             return float(self._ends[self._stream.index] * unit), float(self._stream.frames * unit)
         ends = [float(end * self._container.streams[stream].time_base) for stream, end in self._ends.items()]
-        begin, duration = (
-            (self._container.start_time or 0) / av.time_base,
-            (self._container.duration or 0) / av.time_base,
-        )
-        return max(ends) - begin, duration
+        begin, duration = self._container.start_time or 0, self._container.duration or 0
+        return max(ends, default=0) - begin / av.time_base, duration / av.time_base
+
+
+def _last_byte(path: str | Path) -> bytes:
+    with open(path, "rb") as stream:
+        stream.seek(-1, os.SEEK_END)
+        return stream.read()
 
 
 def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
@@ -307,6 +311,13 @@ def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
     if step <= 0 or (np.rint((pts - pts[0]) / step) != np.arange(len(pts))).any():
         return 0, None
     return int(pts[0]), float(step)
+
+
+def _rate(stream: Any, step: float | None) -> float:
+    """Frames a second: as the header has it, but for files that drop frames in a regular way."""
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    shown = 1 / (step * float(stream.time_base)) if step else rate
+    return rate if abs(shown / rate - 1) < 0.01 else shown
 
 
 def _thinned(points: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

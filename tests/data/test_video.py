@@ -227,12 +227,33 @@ def test_frames_that_a_decoder_conceals_are_named(tmp_path: Path, name: str, cod
     assert read_clip(file, 4, 8, info=info).shape[0] == 8, "what comes before it is whole"
 
 
+def test_frames_that_a_decoder_leaves_out_are_missed(tmp_path: Path) -> None:
+    if "libx265" not in av.codecs_available:
+        pytest.skip("this FFmpeg has no libx265")
+    options = {"x265-params": "keyint=40:bframes=0:log-level=none"}
+    file = make_video(tmp_path / "a.mkv", codec="libx265", options=options, draw=moving)
+    destroy(file, [(packets(file)[21][0] + 12, 3)])
+    with pytest.raises(VideoError, match=r"a\.mkv cannot be decoded"):
+        probe(file)
+
+
 @pytest.mark.parametrize(("name", "codec"), [("a.mkv", "libx264"), ("a.webm", "libvpx-vp9"), ("b.webm", "libvpx")])
 def test_files_without_a_count_that_are_cut_short(tmp_path: Path, name: str, codec: str) -> None:
     file = make_video(tmp_path / name, codec=codec)
     assert probe(file).frames == 40
     with pytest.raises(VideoError, match=rf"{name} is cut short: 1\d of its 40 frames"):
         probe(cut_short(file, frames=16))
+
+
+def test_a_gif_that_is_cut_short(tmp_path: Path) -> None:
+    file = make_video(tmp_path / "a.gif", codec="gif")
+    data = file.read_bytes()
+    file.write_bytes(data[:-1])  # no frame is missing
+    assert probe(file).frames == 40
+    cut = len(data) // 2
+    file.write_bytes(data[: cut + next(i for i, byte in enumerate(data[cut:], 1) if byte not in b";\0")])
+    with pytest.raises(VideoError, match=r"a\.gif is cut short"):
+        probe(file)
 
 
 def test_sound_that_goes_on_does_not_make_a_video_short(tmp_path: Path) -> None:
