@@ -17,6 +17,10 @@ from genvid.data.clips import to_float
 Batch = dict[str, Tensor]
 
 
+class DataError(ValueError, RuntimeError):
+    """Data that can no longer be loaded, said in one sentence."""
+
+
 class SizedDataset(Protocol):
     """What a loader needs: items by (index, seed)."""
 
@@ -210,13 +214,28 @@ def load_batches(
             batch = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise RuntimeError(
-                f"a data worker died ({error}); if it was killed for memory, use fewer workers or smaller batches"
-            ) from error
+        except Exception as error:
+            raise _in_one_sentence(error) from error
         moved = {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
         if "video" in moved and not moved["video"].is_floating_point():
             moved["video"] = to_float(moved["video"])
         yield moved
+
+
+def _in_one_sentence(error: Exception) -> Exception:
+    """A DataError for bad data, dead workers and full shared memory; programming errors keep their traceback."""
+    message = str(error).strip()
+    raised_in_worker = "Original Traceback" in message
+    reason = message.splitlines()[-1].partition(": ")[2] if raised_in_worker else message
+    if "shared memory" in message:
+        return DataError(
+            f"the shared memory of the data workers is full ({reason}); free some of /dev/shm, or use fewer workers or "
+            f"smaller batches"
+        )
+    if raised_in_worker:
+        return DataError(reason) if isinstance(error, (ValueError, OSError)) else error
+    if "DataLoader worker" in message:
+        return DataError(
+            f"a data worker died ({reason}); if it was killed for memory, use fewer workers or smaller batches"
+        )
+    return error

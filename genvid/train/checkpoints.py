@@ -229,7 +229,8 @@ class Checkpoints:
     def _write(self, step: int, tensors: dict[str, Tensor]) -> None:
         temporary = self._temporary(step)
         try:
-            temporary.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(exist_ok=True)
+            temporary.mkdir(exist_ok=True)
             safetensors.torch.save_file(tensors, temporary / STATE)
             self._publish(temporary, step)
         except (OSError, safetensors.SafetensorError) as error:

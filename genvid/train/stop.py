@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 (preemption, the end of a Slurm job's time) become the wish to stop after a step."""
+"""SIGTERM, SIGUSR1 (preemption, the end of a Slurm job's time) and failures become the wish to stop after a step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,28 @@ class Stopped(SystemExit):
         super().__init__(STOPPED)
 
 
+T = TypeVar("T")
+
+
+class LookAhead(Generic[T]):
+    """Items of a stream, of which the next `steps` are held: when the stream fails, a process among several can still
+    take part in so many steps, until all have agreed to stop."""
+
+    def __init__(self, stream: Iterator[T], steps: int) -> None:
+        self.stream, self.steps = stream, steps
+        self.held: deque[T] = deque()
+        self.failure: Exception | None = None
+
+    def take(self) -> T | None:
+        """The next item; None when the stream has failed and nothing is held any more."""
+        while self.failure is None and len(self.held) <= self.steps:
+            try:
+                self.held.append(next(self.stream))
+            except (ValueError, OSError, RuntimeError) as error:
+                self.failure = error
+        return self.held.popleft() if self.held else None
+
+
 class StopRequest:
     """A context in which the signals end nothing, but make `agreed` true on all processes after the same step.
 
@@ -38,6 +60,8 @@ class StopRequest:
     def __init__(self, processes: int, device: torch.device) -> None:
         self.alone, self.device = processes == 1, device
         self.received: signal.Signals | None = None
+        self.failure: Exception | None = None
+        """The first error of this process that leaves its state whole: of the data, or of the journal."""
         self._answers = torch.tensor([0, 1], device=device)
         self._told: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._previous: dict[signal.Signals, Any] = {}
@@ -63,9 +87,18 @@ class StopRequest:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+    def fail(self, error: Exception) -> None:
+        """Wish to stop because of an error; later ones are consequences of the first."""
+        self.failure = self.failure or error
+
+    @property
+    def wished(self) -> bool:
+        """Whether this process wishes to stop."""
+        return self.received is not None or self.failure is not None
+
     def wish(self) -> Tensor:
-        """1 where this process was told to stop, else 0: to be summed over the processes."""
-        return self._answers[int(self.received is not None)]
+        """1 where this process wishes to stop, else 0: to be summed over the processes."""
+        return self._answers[int(self.wished)]
 
     def tell(self, wishes: Tensor) -> None:
         """The sum of a step's wishes."""
@@ -79,7 +112,7 @@ class StopRequest:
     def agreed(self) -> bool:
         """Whether to stop after this step; the same on all processes."""
         if self.alone:
-            return self.received is not None
+            return self.wished
         if len(self._told) <= self.LAG:
             return False
         copy, event = self._told.popleft()

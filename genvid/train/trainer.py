@@ -29,7 +29,7 @@ from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.preview import preview
 from genvid.train.run import RunError, check, claim
 from genvid.train.sharding import whole_state
-from genvid.train.stop import STOPPED, Stopped, StopRequest
+from genvid.train.stop import STOPPED, LookAhead, Stopped, StopRequest
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
 logger = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ class Trainer:
                 f"{type(task).__name__} needs train.optimizers for {', '.join(task.phases)}; "
                 f"got {', '.join(config.optimizers)}"
             )
-        self.config, self.folder, self.seed = config, Path(folder), seed
+        self.config, self.folder, self.seed, self.run_config = config, Path(folder), seed, run_config
         self.accelerator = make_accelerator(
             self.folder,
             precision=config.precision,
@@ -153,7 +153,10 @@ class Trainer:
                 checkpoints.check_space(state)
                 self._loop(start, batches, checkpoints, state)
                 checkpoints.wait()
-            return self._export()
+            folder = self._export()
+            if isinstance(self.stop.failure, RunError):  # of the last records; data beyond the last step is not needed
+                raise self.stop.failure
+            return folder
 
     def _loop(self, start: int, batches: BatchStream, checkpoints: Checkpoints, state: TrainingState) -> None:
         config, accelerator = self.config, self.accelerator
@@ -162,29 +165,34 @@ class Trainer:
         )
         with self.stop.shield():
             stream = batches(shard)
-            stream = chain([next(stream)], stream)
+            upcoming = LookAhead(chain([next(stream)], stream), 0 if self.stop.alone else self.stop.LAG + 1)
         self.model.train()
         journal = Journal(accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)
         with closing(journal):
             for step in range(start, config.steps):
                 asked = time.perf_counter()
-                micro_batches = next(stream)
+                micro_batches = upcoming.take()
                 journal.waited += time.perf_counter() - asked
+                if upcoming.failure is not None:
+                    self.stop.fail(upcoming.failure)
+                if micro_batches is None:
+                    self._save(step, checkpoints, state)
+                    self._leave(step, checkpoints)
                 self._step(step, micro_batches, journal)
                 done, stopped = step + 1, self.stop.agreed()
                 saves = stopped or done == config.steps or done % config.save_every == 0
                 verdict = self.guard.verdict() if saves or journal.due(step) else None
                 if verdict is not None:
                     journal.set(skipped=verdict.skipped)
-                journal.step(step, config.batch_size)
+                self._check_writing(partial(journal.step, step, config.batch_size))
                 if verdict is not None and verdict.in_a_row >= config.max_skipped:
                     self._give_up(step - verdict.in_a_row + config.max_skipped, batches, shard)
                 if saves:
-                    checkpoints.save(done, state)
+                    self._save(done, checkpoints, state)
                     self._show(micro_batches[0], done)
                 if stopped and done < config.steps:
                     self._leave(done, checkpoints)
-                checkpoints.poll()
+                self._check_writing(checkpoints.poll)
         if config.trackers:
             accelerator.end_training()
 
@@ -285,14 +293,40 @@ class Trainer:
                 if pictures is not None and hasattr(tracker, "log_images"):
                     tracker.log_images({"reconstruction": pictures}, step=done)
 
+    def _save(self, done: int, checkpoints: Checkpoints, state: TrainingState) -> None:
+        """Save a checkpoint; end the run soon where the one before failed, or the run folder was moved or deleted."""
+        if self.accelerator.is_main_process:
+            self._check_writing(checkpoints.wait)
+            if not (self.folder / "config.yaml").exists():
+                claim(self.folder, self.run_config, self.task.exportable().origin)
+                self.stop.fail(RunError(f"{self.folder} was moved or deleted while the run went on"))
+        checkpoints.save(done, state)
+
+    def _check_writing(self, write: Callable[[], None]) -> None:
+        """Call what may fail to write; when it does, stop after a last attempt to save."""
+        try:
+            write()
+        except RunError as error:
+            self.stop.fail(error)
+
     def _leave(self, done: int, checkpoints: Checkpoints) -> NoReturn:
-        """End after a signal, when all is saved: launchers end all processes when the first one is gone."""
-        checkpoints.wait()
+        """End after a signal or a failure, when all is saved: launchers end all processes when the first is gone."""
+        try:
+            checkpoints.wait()
+        except RunError as error:
+            reasons = f"{self.stop.failure}; {error}" if self.stop.failure else f"{error}"
+            raise RunError(f"{reasons}; the same command goes on from the newest checkpoint") from error
         if self.config.trackers:
             self.accelerator.end_training()
         self.accelerator.wait_for_everyone()
+        if isinstance(self.stop.failure, (ValueError, OSError)):
+            raise RunError(
+                f"{self.stop.failure}; step {done} is saved in {self.folder}, and the same command goes on from it"
+            ) from self.stop.failure
+        if self.stop.failure is not None:
+            raise self.stop.failure
         if self.accelerator.is_main_process:
-            name = self.stop.received.name if self.stop.received else "a signal to another process"
+            name = self.stop.received.name if self.stop.received else "a signal to or a failure of another process"
             logger.warning("%s: saved step %d; the same command goes on (exit status %d)", name, done, STOPPED)
         raise Stopped
 

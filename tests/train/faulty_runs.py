@@ -23,6 +23,8 @@ from typing import Any
 
 from test_trainer import ToyTask, stream, train
 
+from genvid.train.run import RunError
+
 WATCHED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.rmtree")
 """What a run does to its folder, as sys.addaudithook names it."""
 SETTINGS = {"steps": 24, "save_every": 4, "log_every": 2}
@@ -100,13 +102,22 @@ def _fork(rank: int, processes: int, port: int, request: dict[str, Any]) -> int:
         code = 0
     except SystemExit as error:
         code = int(error.code or 0)
+    except RunError:
+        code = 2
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(code)
 
 
-def _attempt(rank: int, folder: str, kill_at: int | None = None, signal_at: int | None = None, **settings: Any) -> None:
+def _attempt(
+    rank: int,
+    folder: str,
+    kill_at: int | None = None,
+    signal_at: int | None = None,
+    fail_at: int | None = None,
+    **settings: Any,
+) -> None:
     if kill_at is not None:
         _kill_at_file_operation(Path(folder), kill_at)
 
@@ -114,6 +125,8 @@ def _attempt(rank: int, folder: str, kill_at: int | None = None, signal_at: int 
         for step, batch in enumerate(stream(shard), shard.start_step):
             if step == signal_at and rank == shard.world_size - 1:
                 signal.raise_signal(signal.SIGUSR1)
+            if step == fail_at and rank == shard.world_size - 1:
+                raise OSError("clips are gone")
             yield batch
 
     train(Path(folder), ToyTask, batches, **SETTINGS | settings)

@@ -3,11 +3,13 @@
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +19,7 @@ import torch
 from faulty_runs import SETTINGS, Runs, moments
 from test_trainer import ToyTask, TwoPlayerTask, exported, stream, train
 
+from genvid.data.loader import step_batches
 from genvid.train import checkpoints
 from genvid.train.checkpoints import damage, newest_whole
 from genvid.train.optim import OptimizerConfig
@@ -96,10 +99,127 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
 
 def test_a_signal_to_one_of_two_processes_stops_both_and_one_goes_on(tmp_path, runs, straight):
     assert runs.attempt(tmp_path / "run", processes=2, signal_at=6) == [STOPPED, STOPPED]
-    assert newest_whole(tmp_path / "run").name == f"step_{7 + StopRequest.LAG:08d}"
+    # Batch 6, with which the signal comes, is loaded LAG + 1 steps ahead; all agree LAG steps later.
+    assert newest_whole(tmp_path / "run").name == "step_00000006"
     assert runs.attempt(tmp_path / "run") == [0]
     for name, value in exported(tmp_path / "run").items():
         assert torch.allclose(value, exported(straight)[name], atol=1e-6), name
+
+
+def failing(step: int, error: Exception):
+    """Clips that can no longer be loaded from a step on."""
+
+    def batches(shard):
+        for index, batch in enumerate(stream(shard), shard.start_step):
+            if index == step:
+                raise error
+            yield batch
+
+    return batches
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(2, "No such file or directory", "clips"), ValueError("9 clips are unreadable")]
+)
+def test_data_that_fails_ends_the_run_in_one_sentence_when_all_is_saved(tmp_path, straight, error):
+    with pytest.raises(RunError) as ended:
+        train(tmp_path / "run", ToyTask, failing(7, error), **SETTINGS)
+    assert str(ended.value) == (f"{error}; step 7 is saved in {tmp_path / 'run'}, and the same command goes on from it")
+    assert newest_whole(tmp_path / "run").name == "step_00000007"
+    train(tmp_path / "run", **SETTINGS)
+    assert_same_states(state(tmp_path / "run"), state(straight))
+
+
+def test_an_error_of_the_program_keeps_its_traceback_and_the_steps(tmp_path):
+    with pytest.raises(RuntimeError, match=r"^sizes do not match$"):
+        train(tmp_path / "run", ToyTask, failing(7, RuntimeError("sizes do not match")), **SETTINGS)
+    assert newest_whole(tmp_path / "run").name == "step_00000007"
+
+
+def test_data_that_fails_in_one_of_two_processes_stops_both_with_all_steps_saved(tmp_path, runs, straight):
+    assert runs.attempt(tmp_path / "run", processes=2, fail_at=6) == [STOPPED, 2]
+    assert newest_whole(tmp_path / "run").name == "step_00000006"
+    assert runs.attempt(tmp_path / "run") == [0]
+    for name, value in exported(tmp_path / "run").items():
+        assert torch.allclose(value, exported(straight)[name], atol=1e-6), name
+
+
+class Files:
+    """Clips in files of a folder; their seeds are the positions that `stream` gives them."""
+
+    def __init__(self, folder: Path, count: int) -> None:
+        self.folder, self.count = folder, count
+        folder.mkdir()
+        for index in range(count):
+            (folder / f"{index}.txt").write_text(str(1 + index))
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
+        label = int((self.folder / f"{item[0]}.txt").read_text())
+        return {"seed": torch.tensor(item[1]), "label": torch.tensor(label)}
+
+
+def test_a_folder_that_is_renamed_under_data_workers_costs_no_step(tmp_path):
+    files = Files(tmp_path / "clips", 16)
+
+    def loaded(shard, rename_at: int | None = None):
+        loader = step_batches(files, batch_size=8, seed=1, start_step=shard.start_step, workers=2)
+        for step, batch in enumerate(loader, shard.start_step):
+            if step == rename_at:
+                (tmp_path / "clips").rename(tmp_path / "moved")
+            yield batch
+
+    train(tmp_path / "straight", ToyTask, loaded, steps=24)
+    with pytest.raises(RunError) as ended:
+        train(tmp_path / "run", ToyTask, partial(loaded, rename_at=3), steps=24)
+    assert "\n" not in str(ended.value)
+    assert re.fullmatch(
+        r".*No such file or directory: .*\.txt'; step \d+ is saved in .*goes on from it", str(ended.value)
+    )
+    (tmp_path / "moved").rename(tmp_path / "clips")
+    assert newest_whole(tmp_path / "run").name > "step_00000003"
+    train(tmp_path / "run", ToyTask, loaded, steps=24)
+    assert_same_states(state(tmp_path / "run"), state(tmp_path / "straight"))
+
+
+@pytest.mark.parametrize(
+    ("gone", "words"),
+    [("journal", r"cannot write to .*metrics\.jsonl \(.*\)"), ("folder", "was moved or deleted while the run went on")],
+)
+def test_a_journal_that_cannot_be_written_ends_the_run_when_all_is_saved(tmp_path, straight, gone, words):
+    run = tmp_path / "run"
+
+    def batches(shard):
+        for step, batch in enumerate(stream(shard), shard.start_step):
+            if step == 7 and gone == "journal":
+                (run / "metrics.jsonl").unlink(missing_ok=True)
+                (run / "metrics.jsonl").mkdir()
+            elif step == 7:
+                run.rename(tmp_path / "moved")
+            yield batch
+
+    with pytest.raises(RunError, match=rf"{words}; step (8|9) is saved in .*run, and the same command goes on"):
+        train(run, ToyTask, batches, **{**SETTINGS, "log_every": 8 if gone == "journal" else 24, "save_every": 8})
+    if gone == "journal":
+        (run / "metrics.jsonl").rmdir()
+    train(run, **SETTINGS)
+    assert_same_states(state(run), state(straight))
+
+
+def test_a_signal_during_a_save_waits_for_it(tmp_path, monkeypatch):
+    write = safetensors.torch.save_file
+
+    def interrupted(*arguments):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(0.1)
+        write(*arguments)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", interrupted)
+    with pytest.raises(Stopped):
+        train(tmp_path / "run", **SETTINGS)
+    assert newest_whole(tmp_path / "run") == max((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_processes_started_in_the_shield_survive_the_signals():
@@ -169,9 +289,26 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_in_words(tmp_path, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(RunError, match=r"cannot write checkpoint 2 into .* \(No space left on device\)"):
+    with pytest.raises(
+        RunError, match=r"cannot write checkpoint 2 into .* \(No space left on device\); cannot write checkpoint \d+ "
+    ):
         train(tmp_path / "run", steps=50, save_every=2)
     assert not list((tmp_path / "run" / "checkpoints").iterdir())
+
+
+def test_a_checkpoint_that_cannot_be_written_is_saved_again_before_the_run_ends(tmp_path, monkeypatch, straight):
+    write, failures = safetensors.torch.save_file, iter([OSError(28, "No space left on device")])
+
+    def full_once(*arguments, **metadata):
+        for failure in failures:
+            raise failure
+        write(*arguments, **metadata)
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full_once)
+    with pytest.raises(RunError, match=r"cannot write checkpoint 4 into .*; step \d+ is saved in .* goes on from it"):
+        train(tmp_path / "run", **SETTINGS)
+    train(tmp_path / "run", **SETTINGS)
+    assert_same_states(state(tmp_path / "run"), state(straight))
 
 
 class FragileTask(ToyTask):
