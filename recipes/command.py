@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -17,6 +18,8 @@ def command(main: Main) -> Main:
 
     @functools.wraps(main)
     def run(argv: Sequence[str]) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8, as stderr has them
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         for noisy in ("httpx", "accelerate", "datasets", "torch"):
             logging.getLogger(noisy).setLevel(logging.WARNING)

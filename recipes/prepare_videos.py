@@ -68,6 +68,8 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
     source = run.data.source.open(run.data.clip, strict=run.data.strict)
     if not isinstance(source, FileSource):
         raise ValueError(f"only videos in files can be prepared, and {type(run.data.source).__name__} has none")
+    if root.resolve().is_relative_to(source.root.resolve()):
+        raise ValueError(f"output_dir {root} is within {source.root}, whose videos are prepared: choose another folder")
     videos = _targets(source.listing(), run.part, run.parts)
     done: dict[str, PreparedVideo] = {}
     if index.is_file():

@@ -1,5 +1,6 @@
 """Preparing videos: all that can be read, once; what cannot is named; an interruption costs nothing."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 import yaml
 
 from genvid.data import ClipConfig, ClipDataset, FolderConfig, write_video
+from genvid.generation.folder import png
 from genvid.recipes import prepare_videos
 
 CLIP = {"frames": 4, "resolution": [16, 16]}
@@ -64,3 +66,34 @@ def test_machines_share_the_work(recipe, tmp_path):
     assert len(list((tmp_path / "out").glob("index-*-of-00002.json"))) == 2
     dataset = ClipDataset(FolderConfig(str(tmp_path / "out")), ClipConfig(frames=4, resolution=(16, 16)), strict=True)
     assert len(dataset) == 3
+
+
+@pytest.mark.parametrize("place", ["in", "in/a/prepared"])
+def test_the_originals_are_never_written_over(recipe, tmp_path, capsys, place):
+    before = times(tmp_path / "in")
+    with pytest.raises(SystemExit):
+        prepare_videos.main([str(recipe), "--output_dir", str(tmp_path / place)])
+    assert "whose videos are prepared: choose another folder" in capsys.readouterr().err
+    assert times(tmp_path / "in") == before
+
+
+def test_links_pictures_and_odd_names_are_prepared_and_hidden_ones_are_not(recipe, tmp_path, capsys):
+    source = tmp_path / "in"
+    source.joinpath("linked").symlink_to(source / "a", target_is_directory=True)
+    for name in ("seen.1", "seen.2"):
+        (source / "b" / name).mkdir()
+        for number in range(5):
+            (source / "b" / name / f"{number}.png").write_bytes(png(torch.zeros(3, 32, 48, dtype=torch.uint8)))
+    source.joinpath("b", os.fsdecode(b"caf\xe9.mp4")).write_bytes((source / "a" / "one.mp4").read_bytes())
+    source.joinpath("b", os.fsdecode(b"bad\xe9.mp4")).write_bytes(b"no video")
+    source.joinpath("b", "._three.mp4").write_bytes(b"no video")
+    output = tmp_path / os.fsdecode(b"out\xff")
+    for _ in range(2):
+        prepare_videos.main([str(recipe), "--output_dir", str(output)])
+        assert r"prepared 8 videos, 58 frames" in capsys.readouterr().out
+    dataset = ClipDataset(FolderConfig(str(output)), ClipConfig(frames=4, resolution=(16, 16)), strict=True)
+    assert dataset.source.names == [
+        *("a/one.mp4", "a/two.mp4", "b/caf\\xe9.mp4", "b/seen.1.mp4", "b/seen.2.mp4", "b/three.mp4"),
+        *("linked/one.mp4", "linked/two.mp4"),
+    ]
+    assert "bad\\xe9.mp4" in (output / "index-00000-of-00001.problems.txt").read_text()
