@@ -7,6 +7,7 @@ of them, on one machine of eight.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import multiprocessing
 import sys
@@ -76,12 +77,13 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
         held, done = read_index(index)
         if held != how.described():
             raise ValueError(f"{root} was prepared as {held}, not as {how.described()}: choose another output_dir")
-        done = {path: video for path, video in done.items() if _is_whole(root / path, video)}
+        digests = {target: source.digests[path] for target, (path, _) in videos.items()}
+        done = {path: video for path, video in done.items() if _is_good(root / path, video, digests.get(path, ""))}
     missing = {target: video for target, video in videos.items() if target not in done}
     problems = {}
     for target, result in _prepare(source.root, root, missing, how, run.workers):
         if isinstance(result, PreparedVideo):
-            done[target] = result
+            done[target] = dataclasses.replace(result, source=source.digests[missing[target][0]])
             if len(done) % WRITE_EVERY == 0:
                 write_index(index, how.described(), done)
         else:
@@ -104,8 +106,10 @@ def _targets(listing: dict[str, VideoInfo], part: int, parts: int) -> dict[str, 
     return dict(list(targets.items())[part::parts])
 
 
-def _is_whole(file: Path, video: PreparedVideo) -> bool:
-    return file.is_file() and file.stat().st_size == video.bytes
+def _is_good(file: Path, video: PreparedVideo, source: str) -> bool:
+    """Whether a prepared file is whole, and of the video with the digest `source`, where both are known."""
+    is_whole = file.is_file() and file.stat().st_size == video.bytes
+    return is_whole and ("" in (video.source, source) or video.source == source)
 
 
 def _prepare(

@@ -58,6 +58,8 @@ class FileSource(Source):
             raise ValueError(f"no video files under {root} (looked for {', '.join(EXTENSIONS)})")
         self.root, self.classes, self.config, self.split = root, classes, clip, split
         self._items: list[tuple[str, VideoInfo, int | None]] = []
+        self.digests: dict[str, str] = {}
+        """Path of each usable video below the root -> hash of its content."""
         self.labels, self.names, problems, digests = [], [], [readable(problem) for problem in missing], []
         prepared = read_prepared(root, clip)
         found = probe_files(root, [root / file.path for file in files], prepared)
@@ -68,6 +70,7 @@ class FileSource(Source):
                 problems.append(readable(str(video)))
                 continue
             digests.append(video.digest)
+            self.digests[file.path] = video.digest
             for start in _window_starts(video.info, clip):
                 self._items.append((file.path, video.info, start))
                 self.labels.append(file.label)

@@ -67,6 +67,8 @@ class PreparedVideo:
 
     video: IndexedVideo
     bytes: int
+    source: str = ""
+    """Digest of the video that it was made from; empty where that was not recorded."""
 
 
 def prepare_video(source: Path, info: VideoInfo, target: Path, how: Preparation) -> PreparedVideo:
@@ -99,7 +101,9 @@ def read_index(file: Path) -> tuple[dict[str, Any], dict[str, PreparedVideo]]:
         data = json.loads(file.read_text())
         videos = {
             path: PreparedVideo(
-                IndexedVideo(VideoInfo.from_row(row["video"]["info"]), row["video"]["digest"]), row["bytes"]
+                IndexedVideo(VideoInfo.from_row(row["video"]["info"]), row["video"]["digest"]),
+                row["bytes"],
+                row.get("source", ""),
             )
             for path, row in data["videos"].items()
         }

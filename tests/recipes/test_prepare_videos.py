@@ -49,6 +49,17 @@ def test_videos_are_prepared_once(recipe, tmp_path, capsys):
     assert (len(dataset), dataset.classes) == (3, ["a", "b"])
 
 
+def test_a_video_that_changed_is_prepared_again(recipe, tmp_path):
+    root = tmp_path / "out"
+    prepare_videos.main([str(recipe)])
+    first = times(root)
+    changed = torch.randint(256, (3, 8, 32, 48), generator=torch.Generator().manual_seed(9), dtype=torch.uint8)
+    write_video(tmp_path / "in" / "a" / "two.mp4", changed, fps=8)
+    prepare_videos.main([str(recipe)])
+    second = times(root)
+    assert [name for name in first if first[name] != second[name]] == ["a/two.mp4"]
+
+
 def test_another_way_is_another_folder(recipe, capsys):
     prepare_videos.main([str(recipe)])
     with pytest.raises(SystemExit):
