@@ -70,7 +70,7 @@ class AdapTokRun(Run):
             task = AdapTokTask(self.model, self.objective, distortion)
         else:
             task = AdversarialAdapTokTask(self.model, self.objective, distortion, self.discriminator)
-        task.tokenizer.origin = Origin({"data": dataset.describe()})
+        task.tokenizer.origin = Origin({"data": dataset.describe(), "distortion": distortion.name})
         return task, dataset
 
 
@@ -96,7 +96,8 @@ class ScorerRun(Run):
             tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name, gains=self.gains
         )
         scorer, dataset = Scorer(config), self.data.open()
-        scorer.origin = Origin({"tokenizer": tokenizer.fingerprint, "data": dataset.describe()})
+        made_from = {"tokenizer": tokenizer.fingerprint, "data": dataset.describe(), "distortion": distortion.name}
+        scorer.origin = Origin(made_from)
         return ScorerTask(scorer, tokenizer, self.tail_drop, distortion), dataset
 
 
