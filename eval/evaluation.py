@@ -30,8 +30,9 @@ from genvid.data.probes import cache_folder
 from genvid.data.source import SourceConfig
 from genvid.data.video import write_video
 from genvid.eval.features import FeatureNetwork
+from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipMean
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import PREPARED, Protocol
 from genvid.eval.scoring import as_scored
 from genvid.eval.table import ClipTable
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -97,13 +98,15 @@ class Evaluation:
         resolution: int | None = None,
         partial: bool = False,
         batch_size: int = 16,
+        drawn_groups: bool = False,
         workers: int = 0,
         device: torch.device | str = "cpu",
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
         """`test_source`: real clips that no model was trained on; samples are compared with them too.
-        `resolution`: side of the model's frames.
+        `resolution`: side of the model's frames. `drawn_groups`: batches are drawn over the data set, not neighbours in
+        its order, which are of one class or of one file; for models that spend a budget over a batch.
 
         ValueError when the data, the features, the seeds or the resolution are not what the protocol says, unless
         `partial`: then the numbers bear a name that says what differs.
@@ -114,11 +117,13 @@ class Evaluation:
         self._aside = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self.fidelity = list(fidelity) if protocol.task == "reconstruction" else []
         self.batch_size = batch_size if protocol.frames is not None else 1
+        self.drawn_groups = drawn_groups
         self.workers, self.rank, self.world_size = workers, rank, world_size
         sized = protocol.adapted(resolution=resolution or protocol.resolution)
         dataset = _open(source, sized)
         self.pixel_protocol = sized.adapted(
             videos=dataset.source.videos if protocol.videos is not None else None,
+            names=listed(protocol.names, dataset.source.names),
             sampler_seeds=sampler_seeds or protocol.sampler_seeds,
             resize=PREPARED if dataset.source.prepared else protocol.resize,
         )
@@ -131,6 +136,8 @@ class Evaluation:
             )
         self.protocol, self.dataset = followed, dataset
         self.real = _select(followed, dataset, followed.draw(len(dataset)))
+        if features is not None:
+            _check_features(features, followed, len(self.real))
         others = followed.draw_others(len(dataset), [index for index, _ in self.real.items])
         self.others = _select(followed, dataset, others)
         self.test: Selection | None = None
@@ -158,6 +165,8 @@ class Evaluation:
             "producer": dict(producer.describe()),
             "batch size": self.batch_size,
         }
+        if self.drawn_groups:
+            what["batches"] = "drawn"
         return ClipTable(self.folder / "measured" / f"seed{seed}", what)
 
     def real_table(self, selection: Selection) -> ClipTable:
@@ -177,10 +186,10 @@ class Evaluation:
             seeds = noise.sample_seeds(protocol.seed, f"sampler {seed}", positions).to(self.device)
             made = producer(_given(batch, protocol), seeds)
             video = made.video.to(self.device)
-            columns = self._columns(batch, as_scored(video, protocol), made.tokens, producer.spec)
-            table.add(positions, columns)
-            if real is not None and not known.issuperset(positions.tolist()):
-                real.add(positions, {"features": self._extract(as_scored(batch["video"], protocol))})
+            truth = as_scored(batch["video"], protocol) if sees_video else None
+            table.add(positions, self._columns(as_scored(video, protocol), truth, made.tokens, producer.spec))
+            if real is not None and truth is not None and not known.issuperset(positions.tolist()):
+                real.add(positions, {"features": self._extract(truth)})
             if seed == 0:
                 self._keep_samples(positions, video)
 
@@ -191,13 +200,14 @@ class Evaluation:
             table.add(positions, {"features": self._extract(as_scored(batch["video"], self.protocol))})
 
     def _columns(
-        self, batch: Batch, video: Tensor, tokens: BlockTokens | None, spec: TokenizerSpec | None
+        self, video: Tensor, truth: Tensor | None, tokens: BlockTokens | None, spec: TokenizerSpec | None
     ) -> dict[str, Tensor]:
+        """Measurements of videos that were made, beside the real ones where the task shows these; both as scored."""
         columns = {}
         if self.features is not None:
             columns["features"] = self._extract(video)
-        for metric in self.fidelity:
-            columns[metric.name] = metric.to(self.device).score(video, batch["video"]).double()
+        if truth is not None:
+            columns |= {m.name: m.to(self.device).score(video, truth).double() for m in self.fidelity}
         if tokens is not None and spec is not None:
             columns["tokens per clip"] = tokens.keep.sum((1, 2))
             columns["bits per clip"] = spec.clip_bits(tokens)
@@ -227,7 +237,9 @@ class Evaluation:
         wanted, fed = tables[0], [table for table in tables if table is not None]
         assert wanted is not None
         done = wanted.done()
-        share = torch.split(torch.arange(len(selection)), self.batch_size)[self.rank :: self.world_size]
+        count = len(selection)
+        order = noise.permutation(self.protocol.seed, "groups", count) if self.drawn_groups else torch.arange(count)
+        share = torch.split(order, self.batch_size)[self.rank :: self.world_size]
         mine = [part for part in share if not done.issuperset(part.tolist())]
         batches = self._load(selection, mine) if with_video else self._labels(selection, mine)
         try:
@@ -263,8 +275,6 @@ class Evaluation:
 
 SHOWN = 16
 """First clips whose videos are kept for the page."""
-PREPARED = "in advance, into compressed files"
-"""`resize` of data that recipes/prepare_videos.py made: good for training, another set of pixels for an evaluation."""
 
 
 def _open(source: SourceConfig, protocol: Protocol) -> ClipDataset:
@@ -277,6 +287,15 @@ def _open(source: SourceConfig, protocol: Protocol) -> ClipDataset:
 
 def _select(protocol: Protocol, dataset: ClipDataset, indices: Sequence[int]) -> Selection:
     return Selection(dataset, list(zip(indices, protocol.clip_seeds(indices), strict=True)))
+
+
+def _check_features(features: FeatureNetwork, protocol: Protocol, clips: int) -> None:
+    """ValueError, before anything is made, where a Frechet distance could not be computed afterwards."""
+    if clips < 2:
+        raise ValueError(f"a Frechet distance needs at least 2 clips, got {clips}: compare more, or features none")
+    side = protocol.scored_resolution or protocol.resolution
+    if protocol.frames is not None:
+        features.check(torch.empty(1, 3, protocol.frames, side, side, device="meta"))
 
 
 def _given(batch: Batch, protocol: Protocol) -> Batch:

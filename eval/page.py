@@ -66,6 +66,10 @@ class Section:
         """Paragraphs, separated by empty lines; `code` in backticks."""
         return self._add(_paragraphs(text))
 
+    def heading(self, text: str) -> Self:
+        """A title within the section."""
+        return self._add(f"<h3>{_inline(text)}</h3>")
+
     def note(self, text: str) -> Self:
         """Small print below a table or a grid."""
         return self._add(f'<p class="note">{_inline(text)}</p>')
@@ -187,8 +191,10 @@ class Page:
 
 
 def _inline(text: str) -> str:
-    """Escaped text with `code` marked up."""
-    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
+    """Escaped text with `code` and **strong** words marked up; stars within code are stars."""
+    parts = re.split(r"`([^`]+)`", escape(text))
+    parts[::2] = [re.sub(r"\*\*(\S(?:.*?\S)?)\*\*", r"<strong>\1</strong>", part) for part in parts[::2]]
+    return "".join(f"<code>{part}</code>" if number % 2 else part for number, part in enumerate(parts))
 
 
 def _paragraphs(text: str) -> str:

@@ -17,6 +17,7 @@ import torch
 from genvid import noise
 from genvid.data.clips import ClipConfig
 from genvid.eval.features import I3D_NAME
+from genvid.eval.resizing import TatsClip, TorchvisionClip
 
 Clips = Literal["first", "random", "windows", "whole"]
 """Which frames of a video: the first ones; one seeded random window; a seeded draw from all non-overlapping windows;
@@ -29,6 +30,20 @@ WINDOWS: dict[Clips, Literal["first", "random", "all", "whole"]] = {
     "whole": "whole",
 }
 """`clips` of a protocol -> `window` of the clip rule."""
+
+OURS = "short side, antialiased bilinear, centre crop"
+TORCHVISION = "torchvision: short side, long side truncated, antialiased bilinear, centre crop"
+TATS = "TATS: short side, long side rounded up, bilinear without antialiasing, centre crop"
+PREPARED = "in advance, into compressed files"
+"""`resize` of data that recipes/prepare_videos.py made: good for training, another set of pixels for an evaluation."""
+
+CLIP_RULES: dict[str, type[ClipConfig]] = {
+    OURS: ClipConfig,
+    TORCHVISION: TorchvisionClip,
+    TATS: TatsClip,
+    PREPARED: ClipConfig,
+}
+"""`resize` of a protocol -> the clip rule that follows it."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +64,9 @@ class Protocol:
     videos: int | None = None
     """Videos of the split; None where nobody has fixed how many there are."""
     seed: int = 42
-    resize: str = "short side, antialiased bilinear, centre crop"
+    names: str = ""
+    """Names of the videos (see genvid.eval.listings); empty where nobody has fixed them."""
+    resize: str = OURS
     scored_resolution: int | None = None
     """Both sides are resized to this before the feature network; None: as they are."""
     condition_frames: int = 0
@@ -75,7 +92,7 @@ class Protocol:
 
     def clip_rule(self) -> ClipConfig:
         """How clips are cut from videos. Frames are resized in floating point: rounding is the protocol's affair."""
-        return ClipConfig(
+        return CLIP_RULES[self.resize](
             frames=self.frames or SHORTEST_WHOLE,
             resolution=(self.resolution, self.resolution),
             window=WINDOWS[self.clips],
@@ -123,8 +140,11 @@ def _said(field: str, value: object) -> object:
 
 UCF101_VIDEOS = {"train": 9537, "test": 3783, "train+test": 13_320}
 """Of the first of the three official splits."""
+UCF101_NAMES = {"train": "UCF-101, groups 8 to 25", "test": "UCF-101, groups 1 to 7", "train+test": "UCF-101"}
 K600_VAL_VIDEOS = 29_739
 """Rows of the validation list that LARP and AdapTok use."""
+TOKENBENCH_VIDEOS = 520
+"""Entries of video/list.txt of NVlabs/TokenBench."""
 
 
 def _ucf_generation(name: str, note: str, *, count: int = 2048, split: str = "train") -> Protocol:
@@ -138,6 +158,8 @@ def _ucf_generation(name: str, note: str, *, count: int = 2048, split: str = "tr
         count=count,
         resolution=128,
         videos=UCF101_VIDEOS[split],
+        names=UCF101_NAMES[split],
+        resize=TORCHVISION,
         note=note,
     )
 
@@ -153,6 +175,8 @@ def _ucf_reconstruction(name: str, split: str, clips: Clips, note: str) -> Proto
         count=UCF101_VIDEOS[split],
         resolution=128,
         videos=UCF101_VIDEOS[split],
+        names=UCF101_NAMES[split],
+        resize=TORCHVISION,
         note=note,
     )
 
@@ -169,13 +193,15 @@ _ALL = (
     ),
     replace(
         _ucf_generation("ucf101-gfvd-tats-2048", "TATS: about equally many clips of each class"),
+        resize=TATS,
         quantize="truncate",
         ddof=1,
     ),
     replace(
         _ucf_generation(
             "ucf101-gfvd-stylegan-v-2048",
-            "StyleGAN-V, whose code takes the first 2,048 videos: a few classes only; here they are drawn",
+            "StyleGAN-V, whose code takes the first 2,048 videos, a few classes only, where here they are drawn, and "
+            "whose frames are resized by Lanczos' filter and stored as JPEG",
             split="train+test",
         ),
         resolution=256,
@@ -195,6 +221,8 @@ _ALL = (
         count=50_000,
         resolution=128,
         videos=K600_VAL_VIDEOS,
+        names="Kinetics-600",
+        resize=TORCHVISION,
         scored_resolution=64,
         condition_frames=5,
         note="all 16 decoded frames are scored, the 5 given ones as the tokenizer decodes them; no guidance",
@@ -209,6 +237,8 @@ _ALL = (
         count=None,
         resolution=128,
         videos=K600_VAL_VIDEOS,
+        names="Kinetics-600",
+        resize=TORCHVISION,
         note="the first 16 frames of each video",
     ),
     Protocol(
@@ -221,6 +251,7 @@ _ALL = (
         count=None,
         resolution=256,
         videos=90,
+        names="DAVIS 2017, train and val",
         quantize="round",
         features="",
         note="train and val of DAVIS 2017; too few videos for a Frechet distance",
@@ -234,6 +265,8 @@ _ALL = (
         clips="whole",
         count=None,
         resolution=256,
+        videos=TOKENBENCH_VIDEOS,
+        names="TokenBench",
         quantize="round",
         note="at 256x256; the leaderboard's numbers are at up to 1080p and do not compare",
     ),

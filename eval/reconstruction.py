@@ -31,7 +31,7 @@ class ReconstructionScores:
         frechet: FrechetVideoDistance | None = None,
         quantize: bool = False,
     ) -> None:
-        """`quantize` rounds reconstructions to 8 bits before they are scored."""
+        """`quantize` rounds originals and reconstructions to 8 bits before they are scored."""
         self.fidelity, self.frechet, self.quantize = list(fidelity), frechet, quantize
         self.rate = TokenRate(spec)
         self.usage = CodebookUsage(spec.codebook_size) if spec.codebook_size else None
@@ -40,7 +40,7 @@ class ReconstructionScores:
         """Count a batch: originals and reconstructions (B, 3, T, H, W) in [-1, 1], and the kept tokens."""
         restored = restored.clamp(-1, 1)
         if self.quantize:
-            restored = round_to_bytes(restored)
+            video, restored = round_to_bytes(video), round_to_bytes(restored)
         self.rate.to(video.device).update(tokens)
         if self.usage:
             self.usage.to(video.device).update(tokens)

@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genvid import noise
 from genvid.eval.evaluation import Evaluation, Producer, Selection
-from genvid.eval.metrics.frechet import frechet_distance, frechet_interval, frechet_name
+from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_distance, frechet_interval, frechet_name, real_halves
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Better, Number, Provenance, Report
 from genvid.files import write_atomically
@@ -123,9 +122,9 @@ class Summary:
             again = self._real(evaluation.others)
             floor = frechet_distance(real, again, ddof=protocol.ddof)
             numbers.append(Number(f"{name}, real against real", floor, protocol, len(real)))
-        elif len(real) >= 4:
+        elif len(real) >= FEWEST_REAL:
             halves = protocol.adapted(count=len(real) // 2)
-            floor = frechet_distance(*_halves(real), ddof=protocol.ddof)
+            floor = frechet_distance(*real_halves(real), ddof=protocol.ddof)
             numbers.append(Number(f"{name}, real against real", floor, halves, len(real) // 2))
         if evaluation.test is not None:
             unseen = self._real(evaluation.test)
@@ -155,13 +154,6 @@ class Summary:
     def _real(self, selection: Selection) -> Tensor:
         features = self.evaluation.real_table(selection).load(len(selection))["features"]
         return features.to(self.evaluation.device).double()
-
-
-def _halves(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Two halves of (N, F) rows, drawn: every other row would be every other class where classes take turns."""
-    order = noise.sample_seeds(0, "halves", torch.arange(len(rows))).argsort(stable=True).to(rows.device)
-    first, second, *_ = torch.split(rows[order], len(rows) // 2)
-    return first, second
 
 
 def _spread(values: Sequence[float]) -> float | None:

@@ -72,3 +72,8 @@ def sample_seeds(seed: int, stream: str, indices: Tensor) -> Tensor:
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"a seed is a whole number from -2**63 to 2**63 - 1, got {seed}")
     return fold(fold(torch.tensor(seed, device=indices.device), stream), indices)
+
+
+def permutation(seed: int, stream: str, count: int) -> Tensor:
+    """(N,) int64: the numbers 0 to N - 1 in a drawn order."""
+    return sample_seeds(seed, stream, torch.arange(count)).argsort(stable=True)

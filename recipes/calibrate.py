@@ -20,6 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
+from genvid import noise
 from genvid.allocation import (
     Calibration,
     Provenance,
@@ -65,6 +66,9 @@ class CalibrationRun:
     cost_to_go: bool = True
     """Weigh each block's gain by what it saves in later blocks, measured on one batch."""
     clips: int = 256
+    """Drawn among all clips of the data."""
+    seed: int = 0
+    """Of that draw."""
     batch_size: int = 32
     workers: int = 2
 
@@ -93,6 +97,7 @@ def run_calibration(run: CalibrationRun) -> Path:
         scorer=fingerprint(resolve(run.scorer)),
         data=dataset.fingerprint(),
         clips=min(run.clips, len(dataset)),
+        seed=run.seed,
         earlier_blocks=f"cut to {int(middle)} tokens; tables and multipliers as the threshold rule realises them",
         date=date.today().isoformat(),
     )
@@ -128,13 +133,14 @@ def _measure(
 ) -> StoredTokens:
     """The tokens of all clips, with their predicted and measured curves (N, G, K), batch by batch; the block weights
     are measured on the first."""
-    count = min(run.clips, len(dataset))
-    names = [f"batch-{number:05d}" for number in range(-(-count // run.batch_size))]
+    drawn = noise.permutation(run.seed, "calibration", len(dataset))[: run.clips].tolist()
+    names = [f"batch-{number:05d}" for number in range(-(-len(drawn) // run.batch_size))]
     missing = [number for number, name in enumerate(names) if name not in pieces]
-    clips = numbered_batches(dataset, missing, batch_size=run.batch_size, workers=run.workers, device=device())
+    size, workers = run.batch_size, run.workers
+    clips = numbered_batches(dataset, missing, batch_size=size, items=drawn, workers=workers, device=device())
     bar = tqdm(missing, initial=len(names) - len(missing), total=len(names), desc="measuring", unit="batch")
     for number, batch in zip(bar, clips, strict=True):
-        video = batch["video"][: count - number * run.batch_size]
+        video = batch["video"]
         tokens = tokenizer.encode(video)
         lengths = middle.to(tokens.keep.device).expand_as(tokens.lengths)
         truth = MeasuredCurves(tokenizer, video, predictor.sizes, distortion, batch_size=run.batch_size)

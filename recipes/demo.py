@@ -108,8 +108,8 @@ class Demo:
         for report in (*reports, samples.report, predictions.report):
             report.save(self.output / "reports" / f"{report.title.replace(' @ ', '_').replace(' ', '_')}.json")
         print("\n" + compare([r for r in reports if not r.title.startswith("oracle")]))
-        print(samples.report.markdown_row())
-        print(predictions.report.markdown_row())
+        print("\n" + compare([samples.report]))
+        print("\n" + compare([predictions.report]))
         return self.output / "report.html"
 
     def _summary(self, page: Page, reports: Sequence[Report], samples: Report, predictions: Report) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
+from genvid import noise
 from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, build_allocator, choices
 from genvid.checkpoint import fingerprint, resolve
 from genvid.data.clips import to_uint8
@@ -57,6 +58,9 @@ class EvaluationRun:
     """Another distance that is measured beside `distortion`."""
     protocol: str = "clips of the source"
     group_size: int = 64
+    """Clips that share a budget: drawn over the data set, because neighbours in its order are of one class or file."""
+    seed: int = 0
+    """Of the draw of the groups."""
     batch_size: int = 16
     """Clips decoded at a time: memory, not results."""
     workers: int = 2
@@ -132,7 +136,8 @@ class Comparison:
             count = int(values.pop("clips"))
             protocol = replace(
                 run.data.protocol(run.protocol, "reconstruction", count),
-                note=f"groups of {run.group_size} clips in the order of the data set share a budget",
+                seed=run.seed,
+                note=f"groups of {run.group_size} clips, drawn over the data set, share a budget",
             )
             reports.append(Report(f"{name} @ {budget:g}", scores.numbers(values, protocol, count), provenance))
         return reports
@@ -151,6 +156,7 @@ def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
     groups = one_pass(
         dataset,
         batch_size=run.group_size,
+        items=noise.permutation(run.seed, "groups", len(dataset)).tolist(),
         rank=state.process_index,
         world_size=state.num_processes,
         workers=run.workers,
@@ -170,21 +176,31 @@ def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
     return comparison.reports(), shown
 
 
-def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[list[str | float]]]:
-    """`metric` of every allocator at every budget and, with an oracle, how much of the way there is closed, in %."""
-    table: dict[str, dict[str, float]] = {}
-    for report in reports:
-        name, budget = split_title(report.title)
-        table.setdefault(name, {})[budget] = report.value(metric)
-    budgets = list(next(iter(table.values())))
-    header = ["allocator", *(f"{metric} @ {budget}" for budget in budgets)]
-    rows: list[list[str | float]] = [[name, *values.values()] for name, values in table.items()]
-    if {"uniform", "oracle"} <= table.keys():
-        header += [f"gap closed @ {budget}, %" for budget in budgets]
-        worst, best = table["uniform"], table["oracle"]
-        for row, values in zip(rows, table.values(), strict=True):
-            row += [round(100 * (worst[b] - values[b]) / max(worst[b] - best[b], 1e-12), 1) for b in budgets]
-    return header, rows
+OVERSPENT = 0.01
+"""Part of its budget by which a rule may spend more and still be compared at that budget."""
+TIE = 1e-3
+"""Part of its value by which uniform lengths may lie above the oracle without a gap that could be closed."""
+
+
+def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[list[str | float | None]]]:
+    """A row for each budget and allocator: tokens spent, `metric` and, with an oracle, the part of the way from uniform
+    lengths to it that is closed, in %.
+
+    That part is None, a dash, where there is no way (`TIE`), and where the rule keeps its budget in the mean of the
+    calibration only and spends more here (`OVERSPENT`): then it is not compared at equal cost.
+    """
+    found = {split_title(report.title): report for report in reports}
+    header, rows = ["mean budget", "allocator", "tokens spent", metric], list[list[str | float | None]]()
+    ends = all((name, budget) in found for _, budget in found for name in ("uniform", "oracle"))
+    for (name, budget), report in found.items():
+        spent, value = report.value("tokens per clip"), report.value(metric)
+        row: list[str | float | None] = [budget, name, round(spent, 1), value]
+        if ends:
+            worst, best = (found[end, budget].value(metric) for end in ("uniform", "oracle"))
+            comparable = worst - best > TIE * abs(worst) and spent <= (1 + OVERSPENT) * float(budget)
+            row.append(round(100 * (worst - value) / (worst - best), 1) if comparable else None)
+        rows.append(row)
+    return [*header, "gap closed, %"] if ends else header, rows
 
 
 def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Shown], capacity: int, fps: float) -> None:
@@ -193,6 +209,7 @@ def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Sho
     rate = "tokens per clip"
     section.charts(*(quality_chart(curves(reports, rate, name), rate, name) for name in ("PSNR", *distances)))
     section.table(*gap_table(reports, distances[-1]))
+    section.note("A dash: uniform lengths are as good as the oracle, or the rule spent more than its budget.")
     section.numbers(reports)
     if not shown:
         return

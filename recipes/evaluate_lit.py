@@ -1,8 +1,8 @@
 """Score LIT, the simple fillers and the rules it is compared with: python recipes/evaluate_lit.py CONFIG.yaml [...]
 
 At every keep rate each clip keeps the same number of positions under every rule, except ElasticTok's, whose target
-error is calibrated to that rate on the first batch, and where all clips have one price, which is calibrated on the
-first clips; "budget met, %" counts the clips that keep that number exactly.
+error is calibrated to that rate on a drawn batch, and where all clips have one price, which is calibrated on drawn
+clips; "budget met, %" counts the clips that keep that number exactly.
 Writes a report for each method and rate, table.md, page.html, and side_by_side as mp4 and as a picture (WebP) for
 Markdown. One process.
 """
@@ -14,7 +14,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -22,6 +21,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import config as configuration
+from genvid import noise
 from genvid.allocation import Allocator
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.animation import write_animation
@@ -46,6 +46,7 @@ from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_b
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 ONE_PRICE = ", one price"
+ELASTIC = "ElasticTok's rule"
 METHODS = (
     "LIT",
     "means copied",
@@ -54,7 +55,7 @@ METHODS = (
     f"LIT{ONE_PRICE}",
     f"copy-forward{ONE_PRICE}",
     "InfoTok's rule",
-    "ElasticTok's rule",
+    ELASTIC,
 )
 
 
@@ -69,7 +70,7 @@ class LITEvaluationRun:
     methods: tuple[str, ...] = METHODS
     """ElasticTok's rule takes longer than all the others together."""
     priced_clips: int = 64
-    """Clips, from the first on, that the one price of all is calibrated on; in whole batches."""
+    """Clips that the one price of all is calibrated on, drawn among all; ElasticTok's rule on their first batch."""
     targets: int = 8
     """Target errors that calibrate ElasticTok's rule."""
     perceptual: PerceptualConfig = field(default_factory=StructureConfig)
@@ -155,9 +156,14 @@ class Comparison:
         self.rates = {key: Rates(self.spec) for key in self.scores}
 
     @torch.no_grad()
-    def find_prices(self, batches: Iterable[Batch]) -> None:
-        """Calibrate the one price of all clips to every keep rate."""
-        latents = [self.lit.encode(batch["video"]).latents for batch in batches]
+    def calibrate(self, batches: Iterable[Batch]) -> None:
+        """Calibrate what cannot be set to a keep rate: the one price of all clips, and ElasticTok's target errors."""
+        videos, latents = (batch["video"] for batch in batches), []
+        for number, video in enumerate(videos):
+            tokens = self.lit.encode(video)
+            if number == 0 and ELASTIC in self.run.methods:
+                self._find_targets(video, tokens)
+            latents.append(tokens.latents)
         for means in (False, True):
             prices = calibrate_prices(latents, self.run.rates, self.lit.metric, means=means)  # type: ignore[arg-type]
             self.prices |= {(means, rate): price for rate, price in zip(self.run.rates, prices, strict=True)}
@@ -167,8 +173,6 @@ class Comparison:
         """Count a batch. By method, what it made of the batch at the rate to be shown: frames and kept positions."""
         tokens, shown = self.lit.encode(video), {}
         shown_rate = min(self.run.rates, key=lambda rate: abs(rate - self.run.shown_rate))
-        if "ElasticTok's rule" in self.run.methods and not self.targets:
-            self._calibrate(video, tokens)
         for (name, rate), scores in self.scores.items():
             kept = self._allocator(name, rate, video)(tokens)
             restored = self._tokenizer(name).decode(kept).float()
@@ -205,7 +209,7 @@ class Comparison:
             return _keep_all
         if name == "InfoTok's rule":
             return InfoTokRule(self.lit, video, budget)
-        if name == "ElasticTok's rule":
+        if name == ELASTIC:
             return ElasticTokRule(self.lit, video, self._target(rate))
         means = not name.startswith(("copy-forward", "interpolation"))
         if name.endswith(ONE_PRICE):
@@ -218,7 +222,7 @@ class Comparison:
         filler = fillers.get(name.removesuffix(ONE_PRICE))
         return self.lit if filler is None else FilledCodec(self.lit, filler)
 
-    def _calibrate(self, video: Tensor, tokens: BlockTokens) -> None:
+    def _find_targets(self, video: Tensor, tokens: BlockTokens) -> None:
         """Keep rates that target errors lead to, from the codec's own error to that of dropping all."""
         spec = self.spec
         full, least = (
@@ -255,8 +259,9 @@ def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Shown]]:
     """A report for each method and rate, and the clips to show."""
     comparison, dataset = Comparison(run), run.data.open()
     batches = partial(one_pass, dataset, batch_size=run.batch_size, workers=run.workers, device=device())
-    if any(name.endswith(ONE_PRICE) for name in run.methods):
-        comparison.find_prices(islice(batches(), -(-run.priced_clips // run.batch_size)))
+    if any(name == ELASTIC or name.endswith(ONE_PRICE) for name in run.methods):
+        drawn = noise.permutation(0, "calibration", len(dataset))[: run.priced_clips].tolist()
+        comparison.calibrate(batches(items=drawn))
     shown: list[Shown] = []
     for batch in tqdm(batches(), total=-(-len(dataset) // run.batch_size), desc="evaluating", unit="batch"):
         video = batch["video"]

@@ -6,8 +6,10 @@ processes samples; one of them scores. A run that was killed goes on where it st
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,12 @@ from genvid import noise
 from genvid.ar.model import load_row_model
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import to_uint8
-from genvid.data.loader import one_pass
+from genvid.data.loader import Batch, one_pass
 from genvid.data.video import video_bytes
 from genvid.eval.classifier import VideoClassifier
 from genvid.eval.features import ClassifierFeatures
-from genvid.eval.generation import class_accuracy, evaluate_generation
+from genvid.eval.generation import ClassAccuracy, evaluate_generation
+from genvid.eval.metrics.frechet import FEWEST_REAL
 from genvid.eval.page import Clip, Page, Section
 from genvid.eval.report import Number, Provenance, Report
 from genvid.generation.budget import BudgetConfig, groups, with_budget
@@ -73,14 +76,20 @@ class GenerationRun:
         self.data.check_name(self.protocol)
 
 
+SHOWN = 128
+"""First samples of a process that are kept as videos, for the page."""
+PROMPTS = 16
+"""Prompts that are read and encoded at a time: fixed, because they share what their allocator may spend."""
+
+
 @dataclass(frozen=True)
 class Samples:
-    """Generated clips beside the real ones that they are compared with."""
+    """The first generated clips, with the real ones that they continue, and the report of all."""
 
     generated: Generated
     labels: Tensor
     real: Tensor
-    real_labels: Tensor
+    """Empty where the model generates classes."""
     classes: list[str]
     context_frames: int
     report: Report
@@ -98,6 +107,8 @@ class OpenRun:
             )
         self.model, self.classifier = model.to(device()), classifier.to(device())
         self.dataset = run.data.open()
+        self.dataset.strict = True  # another clip in the place of one that fails would be another set
+        self.real_labels = torch.tensor(self.dataset.source.labels)
         self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames)
         check_match(model, self.tokenizer)
         classes = self.dataset.classes
@@ -107,6 +118,15 @@ class OpenRun:
         """Number in the autoregressive model of each class of the data."""
         if not self.context_frames:
             self.sampled = torch.tensor(class_numbers(model.folder, class_names(model), classes))
+        drawn = noise.permutation(run.seed, "prompts", len(self.dataset))[: run.count]
+        self.prompts = drawn.sort().values.tolist() if self.context_frames else []
+        """Items of the held-out clips that are continued, drawn among all of them."""
+        self.labels = (
+            self.real_labels[self.prompts]
+            if self.context_frames
+            else torch.arange(run.count) % self.dataset.num_classes
+        )
+        self._check_counts()
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
         self.folder = SampleFolder(Path(run.output_dir) / "samples", self._about(), part=self.state.process_index)
         self.writer = SampleWriter(self.fingerprint, model.layout.codebook_size, run.fps, run.format)
@@ -123,6 +143,8 @@ class OpenRun:
             "data": run.data if self.model.config.context_blocks else None,
         }
         about |= {"count": run.count} | {name: configuration.encode(part) for name, part in chosen.items()}
+        if self.prompts:
+            about["prompts"] = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
         return about | {"made_from": self._made_from()}
 
     def _made_from(self) -> dict[str, Any]:
@@ -134,34 +156,46 @@ class OpenRun:
     def context_frames(self) -> int:
         return self.model.config.context_blocks * self.tokenizer.spec.frames_per_block
 
-    def real(self) -> tuple[Tensor, Tensor]:
-        """Held-out clips and their labels."""
-        loaded = list(one_pass(self.dataset, batch_size=self.run.batch_size, workers=self.run.workers))
-        return torch.cat([b["video"] for b in loaded]), torch.cat([b["label"] for b in loaded])
+    def _check_counts(self) -> None:
+        """ValueError, before anything is sampled, where there are too few clips for a distance and its floor."""
+        real, made, processes = len(self.real_labels), len(self.labels), self.state.num_processes
+        if real < FEWEST_REAL or made < 2:
+            raise ValueError(
+                f"a Frechet distance and its floor need at least {FEWEST_REAL} real clips and 2 samples, "
+                f"got {real} and {made}"
+            )
+        for count in (real, made):
+            if count <= (processes - 1) * -(-count // processes):
+                raise ValueError(f"{count} clips are too few to be scored by {processes} processes")
 
-    def sample(self, real: Tensor, real_labels: Tensor) -> Tensor:
-        """Fill the folder, each process its part of what is missing; the labels of the samples."""
-        run, frames = self.run, self.context_frames
-        labels = real_labels[: run.count] if frames else torch.arange(run.count) % self.dataset.num_classes
-        seeds = noise.sample_seeds(run.seed, "samples", torch.arange(len(labels)))
+    def real(self, items: Sequence[int], batch_size: int) -> Iterator[Batch]:
+        """Held-out clips in batches, read as they are needed."""
+        return one_pass(self.dataset, batch_size=batch_size, items=items, workers=self.run.workers, device=device())
+
+    def sample(self) -> None:
+        """Fill the folder, each process its part of what is missing."""
         done = self.folder.samples()
         self.state.wait_for_everyone()  # all have seen what is missing before any of them adds to it
-        if not all(number in done for number in range(len(labels))):
-            prompts = real[: run.count, :, :frames]
-            job = (
-                prediction_job(self.model, self.tokenizer, self.allocator, prompts, seeds)
-                if frames
-                else class_job(self.model, self.sampled[labels], seeds)
-            )
-            self._fill(job, labels, set(done))
+        if not all(number in done for number in range(len(self.labels))):
+            self._fill(self._job(), set(done))
         self.state.wait_for_everyone()
         if self.state.is_main_process:
             self.folder.finish()
         self.state.wait_for_everyone()
-        return labels
 
-    def _fill(self, job: Job, labels: Tensor, done: set[int]) -> None:
-        run, state = self.run, self.state
+    def _job(self) -> Job:
+        count = len(self.labels)
+        seeds = noise.sample_seeds(self.run.seed, "samples", torch.arange(count))
+        if not self.context_frames:
+            return class_job(self.model, self.sampled[self.labels], seeds)
+        parts = [
+            prediction_job(self.model, self.tokenizer, self.allocator, batch["video"][:, :, : self.context_frames], own)
+            for batch, own in zip(self.real(self.prompts, PROMPTS), torch.split(seeds, PROMPTS), strict=True)
+        ]
+        return Job([request for part in parts for request in part.requests], parts[0].unpack)
+
+    def _fill(self, job: Job, done: set[int]) -> None:
+        run, state, labels = self.run, self.state, self.labels
         dtype = PRECISIONS[run.precision]
         engine = Engine(self.model, run.sampling, slots=min(run.slots, len(job.requests)), dtype=dtype)
         requests = with_budget(engine, job.requests, run.budget)
@@ -190,78 +224,85 @@ class OpenRun:
         """The part of `count` clips that this process scores: metrics join the parts."""
         share = -(-count // self.state.num_processes)
         start = self.state.process_index * share
-        if count <= (self.state.num_processes - 1) * share:
-            raise ValueError(f"{count} clips are too few to be scored by {self.state.num_processes} processes")
         return slice(start, min(start + share, count))
 
-    @torch.no_grad()
-    def made(self, chosen: slice) -> Generated:
-        """Samples of the folder, decoded from their tokens."""
-        spec = self.tokenizer.spec
-        parts = [
-            self.folder.tokens(number, spec, tokenizer=self.fingerprint) for number in range(chosen.start, chosen.stop)
-        ]
-        tokens = BlockTokens.concatenate(parts)
-        return Generated(decode(self.tokenizer, tokens.to(device()), self.run.batch_size).float().cpu(), tokens)
+    def made(self, chosen: slice) -> Iterator[Generated]:
+        """Samples of the folder in batches, decoded from their tokens as they are needed."""
+        spec, size = self.tokenizer.spec, self.run.batch_size
+        for start in range(chosen.start, chosen.stop, size):
+            numbers = range(start, min(start + size, chosen.stop))
+            parts = [self.folder.tokens(number, spec, tokenizer=self.fingerprint) for number in numbers]
+            tokens = BlockTokens.concatenate(parts)
+            yield Generated(decode(self.tokenizer, tokens.to(device()), size).float(), tokens)
+
+    def shown(self, chosen: slice) -> tuple[Generated, Tensor]:
+        """The first samples of a part, and the real clips that they continue (none where they continue none)."""
+        first = slice(chosen.start, min(chosen.stop, chosen.start + SHOWN))
+        made = list(self.made(first))
+        videos = torch.cat([part.videos.cpu() for part in made])
+        real = [batch["video"].cpu() for batch in self.real(self.prompts[first], self.run.batch_size)]
+        tokens = BlockTokens.concatenate([part.tokens for part in made])
+        return Generated(videos, tokens), torch.cat(real) if real else videos[:0]
 
 
 def generate(run: GenerationRun) -> Samples:
     """Sample and score. Each of several processes has its own part of the samples, and the report of all."""
     opened = OpenRun(run)
-    real, real_labels = opened.real()
-    labels = opened.sample(real, real_labels)
-    ours, held_out, frames = opened.part(len(labels)), opened.part(len(real)), opened.context_frames
-    made = opened.made(ours)
-    numbers = score(opened, made, labels, ours, real, real_labels, held_out)
+    opened.sample()
+    ours, frames = opened.part(len(opened.labels)), opened.context_frames
+    numbers = score(opened, ours, opened.part(len(opened.real_labels)))
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
     provenance = Provenance.now({role: fingerprint(resolve(folder)) for role, folder in weights.items()})
     report = Report("frame prediction" if frames else "class-conditional", numbers, provenance)
-    return Samples(made, labels[ours], real[ours], real_labels[ours], opened.dataset.classes, frames, report)
+    generated, real = opened.shown(ours)
+    return Samples(generated, opened.labels[ours][:SHOWN], real, opened.dataset.classes, frames, report)
 
 
 @torch.no_grad()
-def score(
-    opened: OpenRun, made: Generated, labels: Tensor, ours: slice, real: Tensor, real_labels: Tensor, held_out: slice
-) -> list[Number]:
+def score(opened: OpenRun, ours: slice, held_out: slice) -> list[Number]:
     """Frechet distance and its floor, agreement with the class, and tokens spent, over all processes.
 
-    `made` are the samples `ours` of all that `labels` ask for; this process scores the real clips `held_out`.
+    This process scores the samples `ours` and the real clips `held_out`, a batch at a time.
     """
-    run, classifier = opened.run, opened.classifier
-    features, count = ClassifierFeatures(classifier, "video classifier of the same data"), len(labels)
+    run, classifier, frames = opened.run, opened.classifier, opened.context_frames
+    features, count, real = ClassifierFeatures(classifier, FEATURES), len(opened.labels), len(opened.real_labels)
     protocol = replace(
-        run.data.protocol(run.protocol, "prediction" if opened.context_frames else "generation", count),
+        run.data.protocol(run.protocol, "prediction" if frames else "generation", count),
         seed=run.seed,
-        condition_frames=opened.context_frames,
+        condition_frames=frames,
         features=features.name,
     )
-
-    def parts(tensor: Tensor) -> list[Tensor]:
-        return [part.to(device()) for part in torch.split(tensor, run.batch_size)]
-
-    distances = evaluate_generation(
-        parts(real[held_out]), parts(made.videos), features=features, protocol=protocol, start=held_out.start
+    agreement, truth = ClassAccuracy(classifier), ClassAccuracy(classifier)
+    labels = torch.split(opened.judged[opened.labels[ours]].to(device()), run.batch_size)
+    made = zip((part.videos for part in opened.made(ours)), labels, strict=True)
+    clips = (
+        (batch["video"], opened.judged.to(device())[batch["label"]])
+        for batch in opened.real(range(held_out.start, held_out.stop), run.batch_size)
     )
-    frechet = next(iter(distances))
-    asked, seen = opened.judged[labels[ours]], opened.judged[real_labels[held_out]]
-    judged = class_accuracy(classifier, zip(parts(made.videos), parts(asked), strict=True))
-    truth = class_accuracy(classifier, zip(parts(real[held_out]), parts(seen), strict=True))
-    distances |= {"real clips": len(real), "generated clips": count}  # those of all processes
+    distances = evaluate_generation(
+        truth.counted(clips), agreement.counted(made), features=features, protocol=protocol, start=held_out.start
+    )
+    frechet, floor, *_ = distances
     tokens = sum(sum(line["tokens"]) for line in opened.folder.samples().values()) / count
+    halves = protocol.adapted(count=real // 2)
     return [
-        *(
-            Number(name, value, protocol, count, better="lower" if name == frechet else "neither")
-            for name, value in distances.items()
-        ),
-        Number("class as asked", judged["class as asked"], protocol, count, better="higher"),
-        Number("classifier on real clips", truth["class as asked"], protocol, len(real)),
+        Number(frechet, distances[frechet], protocol, count, better="lower"),
+        Number(floor, distances[floor], halves, real // 2),
+        Number("real clips", real, protocol, real),
+        Number("generated clips", count, protocol, count),
+        Number("class as asked", agreement.compute()["class as asked"], protocol, count, better="higher"),
+        Number("classifier on real clips", truth.compute()["class as asked"], protocol, real),
         Number("tokens per clip", tokens, protocol, count),
     ]
 
 
+FEATURES = "video classifier of the same data"
+"""Name of the feature network of the distance."""
+
+
 def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: float, capacity: int) -> None:
     """Samples per class, or predictions beside the truth."""
-    scale = max(1, 128 // samples.real.shape[-1])
+    scale = max(1, 128 // samples.generated.videos.shape[-1])
     section.numbers([samples.report])
 
     def clip(row: int) -> Clip:
@@ -277,7 +318,8 @@ def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: floa
         return
     for label, name in enumerate(samples.classes):
         chosen = (samples.labels == label).nonzero().flatten()[:per_class].tolist()
-        section.text(f"**{name}**").clips([clip(row) for row in chosen])
+        if chosen:
+            section.heading(name).clips([clip(row) for row in chosen])
 
 
 @command

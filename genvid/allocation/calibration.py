@@ -34,11 +34,14 @@ class Provenance:
     scorer: str
     """Fingerprint of the scorer folder, or "measured"."""
     data: str
-    """Hash of the list of clips."""
+    """Hash of the data set."""
     clips: int
+    """Clips drawn from it."""
     earlier_blocks: str
     """How the blocks before each curve's block were cut, in words."""
     date: str
+    seed: int | None = None
+    """Of the draw of the clips; None: its first clips, as calibrations were made before clips were drawn."""
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
             raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {getattr(arguments, name)}")
     state, record = make_state(), protocol(arguments.protocol)
+    _check_used(arguments, record)
     if arguments.count is not None:
         record = record.adapted(count=arguments.count)
     features, budgets = _features(arguments, record), arguments.tokens or [None]
@@ -63,6 +64,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
             resolution=_resolution(producer),
             partial=arguments.partial,
             batch_size=_batch_size(arguments, producer, budget),
+            drawn_groups=budget is not None and not arguments.published,
             workers=arguments.workers,
             device=device(),
             rank=state.process_index,
@@ -76,7 +78,8 @@ def evaluate(arguments: argparse.Namespace) -> None:
             title = arguments.title or Path(arguments.model or arguments.tokenizer or arguments.videos).name
             provenance = Provenance.now({**_weights(producer), **made_from})
             summary = Summary(evaluation, producer)
-            report = summary.report(title if budget is None else f"{title} @ {budget}", provenance, _remarks(producer))
+            remarks = [*_remarks(producer), *_groups(arguments, budget)]
+            report = summary.report(title if budget is None else f"{title} @ {budget}", provenance, remarks)
             _write(folder, report, summary, html=arguments.html)
             reports.append(report)
     if len(reports) > 1 and arguments.html:
@@ -115,6 +118,25 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", action="store_true", help="write page.html too")
 
 
+def _check_used(arguments: argparse.Namespace, record: Protocol) -> None:
+    """ValueError for an option that would change nothing."""
+    budget = arguments.tokens is not None or arguments.scorer is not None or arguments.published
+    sampling = (arguments.guidance, arguments.temperature, arguments.top_k, arguments.top_p) != (1, 1, 0, 1)
+    unused = {
+        "--tokens, --scorer and --published cut clips that a model is given": budget and record.task == "generation",
+        "--guidance, --temperature, --top-k and --top-p are of samples of a --model": sampling and not arguments.model,
+        "--lpips compares reconstructions with their originals": arguments.lpips and record.task != "reconstruction",
+        "--lpips-weights is the trunk of --lpips": arguments.lpips_weights and not arguments.lpips,
+        "--seeds is of samples of a --model": arguments.seeds and not arguments.model,
+        "--lists belongs to --data": arguments.lists and arguments.source,
+        f"clips share --tokens in groups of {GROUP}, whatever the --batch-size": arguments.tokens
+        and arguments.batch_size,
+    }
+    for reason, given in unused.items():
+        if given:
+            raise ValueError(f"{reason}: it would change nothing in {record.name} as it is run here; leave it out")
+
+
 def _features(arguments: argparse.Namespace, record: Protocol) -> FeatureNetwork | None:
     if arguments.i3d is not None:
         if arguments.features is not None:
@@ -138,7 +160,7 @@ def _sources(arguments: argparse.Namespace, record: Protocol) -> tuple[SourceCon
         raise ValueError(f"{record.name} is a protocol on {record.dataset}: --source needs --partial")
     data = configuration.read(arguments.source)
     source = configuration.decode(SourceConfig, data, source=arguments.source)
-    return source, None, record.adapted(dataset=Path(arguments.source).stem, split="", videos=None)
+    return source, None, record.adapted(dataset=Path(arguments.source).stem, split="", videos=None, names="")
 
 
 def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | None) -> Producer:
@@ -165,8 +187,6 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
     if task == "prediction" and arguments.guidance != 1:
         raise ValueError(f"{record.name} is without guidance, got --guidance {arguments.guidance:g}")
     context = _context(arguments, model, tokenizer, budget) if task == "prediction" else None
-    if task == "generation" and (arguments.scorer or arguments.published or budget is not None):
-        raise ValueError(f"{record.name} samples classes: leave out --scorer, --tokens and --published")
     config = SamplingConfig(arguments.temperature, arguments.top_k, arguments.top_p, arguments.guidance)
     weights = hashes(model=arguments.model, tokenizer=arguments.tokenizer, scorer=arguments.scorer)
     settings = {} if context is None else {"tokens": budget}
@@ -247,6 +267,14 @@ def _remarks(producer: Producer) -> list[str]:
     if isinstance(producer, VideoFiles):
         remarks.append("samples were read from video files: where these are lossy, their compression is measured too")
     return remarks
+
+
+def _groups(arguments: argparse.Namespace, budget: int | None) -> list[str]:
+    """Which clips share a budget: part of what a reader must know of it."""
+    if budget is None or arguments.scorer is None:
+        return []
+    order = "in the order of the data set, as published," if arguments.published else "drawn over the data set"
+    return [f"groups of {GROUP} clips {order} share the budget"]
 
 
 def _write(folder: Path, report: Report, summary: Summary, *, html: bool) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -33,25 +33,34 @@ _THREADS = min(16, os.cpu_count() or 1)
 
 
 def open_samples(path: str, protocol: Protocol) -> VideoFiles | PixelFiles:
-    """A folder of videos or of .npz files, or one .npz file; ValueError when it holds fewer than are compared."""
+    """A folder of videos or of .npz files, or one .npz file; ValueError when it holds fewer than are compared.
+
+    Of more, as many as are compared are drawn, as real clips are: the first ones would be of a few classes.
+    """
     given, rule = Path(path), replace(protocol.clip_rule(), window="first")
     arrays = [given] if given.suffix == ".npz" else sorted(given.glob("*.npz"))
     if given.is_dir() and arrays and any(file.suffix.lower() in EXTENSIONS for file in given.iterdir()):
         raise ValueError(f"{path} mixes .npz and video files; give a folder of one kind")
     samples: VideoFiles | PixelFiles = PixelFiles(arrays, rule) if arrays else VideoFiles(path, rule)
-    if protocol.count is not None and len(samples) < protocol.count:
-        raise ValueError(f"{path} holds {len(samples)} videos, {protocol.name} compares {protocol.count:,}")
+    held = len(samples)
+    if protocol.count is not None and held < protocol.count:
+        raise ValueError(f"{path} holds {held} videos, {protocol.name} compares {protocol.count:,}")
+    samples.drawn = sorted(protocol.draw(held))  # in rising order: see PixelFile
+    if len(samples.drawn) < held:
+        samples.about["videos there"] = held
     return samples
 
 
 class VideoFiles:
-    """The first frames of video files, in the order of their names."""
+    """The first frames of video files."""
 
     spec: TokenizerSpec | None = None
 
     def __init__(self, path: str, rule: ClipConfig) -> None:
         self.dataset = ClipDataset(FolderConfig(path), rule, strict=True)
-        self.about = {"videos": self.dataset.fingerprint()}
+        self.about: dict[str, Any] = {"videos": self.dataset.fingerprint()}
+        self.drawn: Sequence[int] = range(len(self))
+        """Number of the file that is the sample at each position."""
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -64,11 +73,11 @@ class VideoFiles:
             return Made(torch.stack(list(pool.map(self._clip, given["position"].tolist()))))
 
     def _clip(self, position: int) -> Tensor:
-        return self.dataset[position]["video"]
+        return self.dataset[self.drawn[position]]["video"]
 
 
 class PixelFiles:
-    """The first frames of the clips in .npz files, file after file."""
+    """The first frames of the clips in .npz files."""
 
     spec: TokenizerSpec | None = None
 
@@ -78,7 +87,9 @@ class PixelFiles:
             if file.frames < rule.frames:
                 raise ValueError(f"{file.path} has clips of {file.frames} frames, but {rule.frames} are compared")
         self.ends = list(itertools.accumulate(map(len, self.files)))
-        self.about = {"videos": hashlib.sha256(" ".join(map(sha256, paths)).encode()).hexdigest()[:16]}
+        self.about: dict[str, Any] = {"videos": hashlib.sha256(" ".join(map(sha256, paths)).encode()).hexdigest()[:16]}
+        self.drawn: Sequence[int] = range(len(self))
+        """Number of the clip that is the sample at each position."""
 
     def __len__(self) -> int:
         return self.ends[-1]
@@ -88,16 +99,17 @@ class PixelFiles:
 
     def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
         """Files are read side by side, clips of one file one after the other."""
-        groups = itertools.groupby(given["position"].tolist(), lambda position: bisect.bisect(self.ends, position))
-        asked = [(file, list(positions)) for file, positions in groups]
+        numbers = [self.drawn[position] for position in given["position"].tolist()]
+        groups = itertools.groupby(numbers, lambda number: bisect.bisect(self.ends, number))
+        asked = [(file, list(clips)) for file, clips in groups]
         with ThreadPoolExecutor(_THREADS) as pool:
             read = pool.map(lambda group: self._clips(*group), asked)
             return Made(torch.stack(list(itertools.chain.from_iterable(read))))
 
-    def _clips(self, number: int, positions: list[int]) -> list[Tensor]:
+    def _clips(self, number: int, clips: list[int]) -> list[Tensor]:
         file = self.files[number]
         start = self.ends[number] - len(file)
-        return [self.rule.fit(file.read(position - start)[: self.rule.frames], 0) for position in positions]
+        return [self.rule.fit(file.read(clip - start)[: self.rule.frames], 0) for clip in clips]
 
 
 class PixelFile:

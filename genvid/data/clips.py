@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from itertools import permutations
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,9 @@ class ClipConfig:
     rounded: bool = True
     """Whether the resized frame is rounded to 8 bits. LARP's evaluation does not: pixels are then float."""
 
+    antialias: ClassVar[bool] = True
+    """Of all clips but those of a publication that does without (genvid.eval.resizing)."""
+
     def __post_init__(self) -> None:
         if self.frames < 1 or self.stride < 1:
             raise ValueError(f"a clip needs frames >= 1 and stride >= 1, got {self.frames} and {self.stride}")
@@ -70,12 +73,19 @@ class ClipConfig:
 
     def cover(self, images: Tensor, zoom: float = 1.0) -> Tensor:
         """(T, 3, H, W) -> the same, antialiased, at `zoom` times the smallest size that covers `resolution`."""
-        height, width = self.resolution
-        scale = max(height / images.shape[2], width / images.shape[3]) * zoom
-        size = (round(images.shape[2] * scale), round(images.shape[3] * scale))
-        return (
-            images if size == tuple(images.shape[2:]) else F.interpolate(images, size, mode="bilinear", antialias=True)
-        )
+        size = self.covering(images.shape[2], images.shape[3], zoom)
+        if size == tuple(images.shape[2:]):
+            return images
+        return F.interpolate(images, size, mode="bilinear", antialias=self.antialias)
+
+    def covering(self, height: int, width: int, zoom: float = 1.0) -> tuple[int, int]:
+        """Height and width that a frame of height x width pixels is resized to."""
+        scale = max(self.resolution[0] / height, self.resolution[1] / width) * zoom
+        return round(height * scale), round(width * scale)
+
+    def margin(self, spare: int) -> int:
+        """Pixels before a centred crop that leaves out `spare` of them."""
+        return spare // 2
 
     def fit(self, video: Tensor, seed: int) -> Tensor:
         """(T, H, W, 3) uint8 frames -> (3, T, *resolution): resized (antialiased bilinear), cropped, varied.
@@ -96,7 +106,7 @@ class ClipConfig:
         (height, width), size = self.resolution, images.shape[2:]
         down, across, mirror = _draw(seed, "fit", 3) if self.crop == "random" or self.flip else (0.5, 0.5, 1.0)
         if self.crop == "center":
-            top, left = (size[0] - height) // 2, (size[1] - width) // 2
+            top, left = self.margin(size[0] - height), self.margin(size[1] - width)
         else:
             top, left = math.floor(down * (size[0] - height + 1)), math.floor(across * (size[1] - width + 1))
         images = images[:, :, top : top + height, left : left + width]

@@ -113,8 +113,7 @@ class StepSampler:
     def _item(self, position: int) -> int:
         epoch, place = divmod(position, self.num_items)
         if epoch != self._epoch:
-            keys = noise.sample_seeds(self.seed, f"epoch {epoch}", torch.arange(self.num_items))
-            self._epoch, self._order = epoch, keys.argsort(stable=True)
+            self._epoch, self._order = epoch, noise.permutation(self.seed, f"epoch {epoch}", self.num_items)
         return int(self._order[place])
 
 
@@ -156,18 +155,30 @@ def one_pass(
     *,
     batch_size: int,
     passes: int = 1,
+    items: Sequence[int] | None = None,
     rank: int = 0,
     world_size: int = 1,
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Every item once (or `passes` times), in order, its position in this order as seed: for evaluation and caching.
+    """Every item once (or `passes` times), in order, for evaluation and caching. The seed of a clip is its index, and
+    in later passes the index plus the number of all clips seen in the passes before.
+
+    `items`: only these, in this order; their seeds are those that they have among all.
 
     Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so what is in a
     batch does not depend on the number of processes.
     """
-    numbers = range(rank, -(-len(dataset) * passes // batch_size), world_size)
-    yield from numbered_batches(dataset, numbers, batch_size=batch_size, passes=passes, workers=workers, device=device)
+    total = (len(dataset) if items is None else len(items)) * passes
+    yield from numbered_batches(
+        dataset,
+        range(rank, -(-total // batch_size), world_size),
+        batch_size=batch_size,
+        passes=passes,
+        items=items,
+        workers=workers,
+        device=device,
+    )
 
 
 def numbered_batches(
@@ -176,13 +187,20 @@ def numbered_batches(
     *,
     batch_size: int,
     passes: int = 1,
+    items: Sequence[int] | None = None,
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Only these batches of `one_pass`, in the order of `numbers`: what an interrupted pass lacks."""
-    count, total = len(dataset), len(dataset) * passes
+    count, chosen = len(dataset), range(len(dataset)) if items is None else items
+    total = len(chosen) * passes
+
+    def clip(position: int) -> tuple[int, int]:
+        turn, place = divmod(position, len(chosen))
+        return chosen[place], chosen[place] + turn * count
+
     starts = (number * batch_size for number in numbers)
-    batches = ([(i % count, i) for i in range(start, min(start + batch_size, total))] for start in starts)
+    batches = ([clip(i) for i in range(start, min(start + batch_size, total))] for start in starts)
     yield from load_batches(dataset, batches, workers=workers, device=device)
 
 

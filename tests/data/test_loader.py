@@ -124,6 +124,14 @@ def test_a_resumed_run_goes_on_with_the_next_batch_on_another_number_of_processe
         assert torch.equal(torch.cat([batch[name] for half in halves for batch in half]), expected)
 
 
+def test_one_pass_over_some_items_gives_them_the_seeds_they_have_among_all(dataset: ClipDataset) -> None:
+    chosen = [5, 0, 3]
+    seen = [(b["index"].tolist(), b["seed"].tolist()) for b in one_pass(dataset, batch_size=2, items=chosen, passes=2)]
+    count = len(dataset)
+    assert [index for indices, _ in seen for index in indices] == chosen * 2
+    assert [seed for _, seeds in seen for seed in seeds] == [*chosen, *(index + count for index in chosen)]
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_one_pass_visits_all_in_whole_batches(dataset: ClipDataset, world_size: int) -> None:
     seen = []

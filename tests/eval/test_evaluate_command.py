@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import subprocess
 import sys
 import tracemalloc
@@ -127,6 +128,19 @@ def test_samples_made_elsewhere_are_scored_as_they_are(
     assert "holds 3 videos, ucf101-gfvd-tats-2048 [count 4 instead of 2048] compares 4" in capsys.readouterr().err
 
 
+def test_of_more_samples_than_are_compared_not_the_first_classes_are_taken(tmp_path: Path) -> None:
+    for label in range(4):
+        for number in range(6):
+            video = torch.full((3, 16, 16, 16), 60 * label, dtype=torch.uint8)
+            write_video(tmp_path / "made" / f"class{label}" / f"{number}.mp4", video, 25)
+    record = protocol("ucf101-gfvd-tats-2048").adapted(count=12)
+    samples = open_samples(str(tmp_path / "made"), record)
+    shades = samples({"position": torch.arange(12)}, torch.zeros(12)).video.mean((1, 2, 3, 4))
+    drawn = sorted(random.Random(42).sample(range(24), 12))
+    assert [round((float(shade) + 1) * 127.5 / 60) for shade in shades] == [number // 6 for number in drawn]
+    assert samples.describe()["videos there"] == 24
+
+
 @pytest.mark.parametrize("layout", ["one compressed file", "one plain file", "a file for each"])
 def test_samples_in_npz_files_are_scored_bit_for_bit(
     layout: str, ucf: Path, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -149,7 +163,8 @@ def test_samples_in_npz_files_are_scored_bit_for_bit(
     assert not any("compression" in remark for remark in report.remarks)
     rows = [load_file(file) for file in (tmp_path / "out" / "measured" / "seed0").glob("rows-*")]
     found = torch.cat([part["features"] for part in rows])[torch.cat([part["position"] for part in rows]).argsort()]
-    videos = to_float(pixels[:3, :16].permute(0, 4, 1, 2, 3))
+    drawn = sorted(random.Random(42).sample(range(4), 3))  # of more clips than are compared
+    videos = to_float(pixels[drawn, :16].permute(0, 4, 1, 2, 3))
     expected = load_features(models / "classifier")(truncate_to_bytes(videos))
     assert torch.allclose(found, expected, atol=1e-5)
 
@@ -327,6 +342,13 @@ def test_two_processes_give_the_very_numbers_of_one(
         ("k600-rfvd-first", ["--features", "none"], "needs the CSV file of the val split (--lists)"),
         ("ucf101-rfvd-first", ["--i3d", __file__], "test_evaluate_command.py is no PyTorch checkpoint"),
         ("ucf101-rfvd-first", ["--features", "none", "--partial", "--count", "0"], "--count is at least 1, got 0"),
+        ("ucf101-gfvd-larp-10k", ["--model", "m", "--scorer", "s", "--tokens", "8", "32"], "it would change nothing"),
+        ("ucf101-gfvd-tats-2048", ["--videos", "v", "--tokens", "8"], "cut clips that a model is given: it would"),
+        ("ucf101-gfvd-larp-10k", ["--model", "m", "--lpips", "vgg"], "--lpips compares reconstructions"),
+        ("ucf101-rfvd-first", ["--temperature", "0"], "are of samples of a --model: it would change nothing"),
+        ("ucf101-gfvd-larp-10k", ["--videos", "v", "--seeds", "2"], "--seeds is of samples of a --model"),
+        ("ucf101-rfvd-first", ["--lpips-weights", "f"], "is the trunk of --lpips"),
+        ("ucf101-rfvd-first", ["--tokens", "8", "--batch-size", "4"], "clips share --tokens in groups of 64"),
     ],
 )
 def test_what_is_missing_is_said(

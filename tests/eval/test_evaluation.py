@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import csv
+import math
 import random
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +20,7 @@ from genvid.data import FolderConfig, to_float, write_video
 from genvid.data.prepared import Preparation, index_file, prepare_video, write_index
 from genvid.data.video import probe, read_clip
 from genvid.eval.evaluation import Evaluation
+from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import frechet_distance
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
@@ -275,6 +278,117 @@ def test_prepared_videos_are_not_the_data_set(tmp_path: Path) -> None:
     Evaluation(record, FolderConfig(str(original.parent)), tmp_path / "out", features=None, partial=True)
     with pytest.raises(ValueError, match="resize in advance, into compressed files instead of short side"):
         Evaluation(record, FolderConfig(str(root)), tmp_path / "out", features=None)
+
+
+def test_8_bit_protocols_find_nothing_lost_where_nothing_is(tmp_path: Path) -> None:
+    """Frames that were resized lie between the 256 values: rounding one side only gave 58.9 dB."""
+    draw = torch.Generator().manual_seed(0)
+    for number in range(2):
+        video = torch.randint(256, (3, 16, 48, 60), generator=draw, dtype=torch.uint8)
+        write_video(tmp_path / "clips" / f"{number}.mp4", video, 25)
+    for quantize in ("round", "truncate", "no"):
+        record = replace(TOY, quantize=quantize, features="")  # type: ignore[arg-type]
+        source, folder = FolderConfig(str(tmp_path / "clips")), tmp_path / quantize
+        evaluation = Evaluation(record, source, folder, features=None, fidelity=[ClipPSNR()])
+        assert values(finish(evaluation, Noisy(0.0)))["PSNR"] == 100
+
+
+def _torchvision(video: torch.Tensor, side: int) -> torch.Tensor:
+    """Resize(side, antialias=True) and CenterCrop(side) as torchvision's functional.py has them."""
+    height, width = video.shape[2:]
+    short, long = sorted((height, width))
+    cut = int(side * long / short)
+    size = (side, cut) if height <= width else (cut, side)
+    video = torch.nn.functional.interpolate(video, size, mode="bilinear", antialias=True, align_corners=False)
+    top, left = (round((extent - side) / 2.0) for extent in size)
+    return video[:, :, top : top + side, left : left + side]
+
+
+def _tats(video: torch.Tensor, side: int) -> torch.Tensor:
+    """`preprocess` of tats/data.py."""
+    height, width = video.shape[2:]
+    scale = side / min(height, width)
+    size = (side, math.ceil(width * scale)) if height < width else (math.ceil(height * scale), side)
+    video = torch.nn.functional.interpolate(video, size, mode="bilinear", align_corners=False)
+    top, left = ((extent - side) // 2 for extent in size)
+    return video[:, :, top : top + side, left : left + side]
+
+
+@pytest.mark.parametrize("size", [(240, 320), (480, 854), (854, 480), (226, 341), (100, 75), (128, 128)])
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("ucf101-gfvd-larp-10k", _torchvision),
+        ("ucf101-rfvd-first", _torchvision),
+        ("ucf101-rfvd-random", _torchvision),
+        ("k600-prediction-larp-50k", _torchvision),
+        ("k600-rfvd-first", _torchvision),
+        ("ucf101-gfvd-tats-2048", _tats),
+    ],
+)
+def test_frames_are_resized_as_each_publication_does(
+    name: str, rule: Callable[[torch.Tensor, int], torch.Tensor], size: tuple[int, int]
+) -> None:
+    record = protocol(name)
+    video = torch.randint(256, (2, *size, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = rule(video.permute(0, 3, 1, 2).float() / 255, record.resolution) * 2 - 1
+    found = record.clip_rule().fit(video, 0).transpose(0, 1)
+    assert (found - expected).abs().max() < 1e-5
+
+
+def test_other_videos_do_not_bear_the_name_of_a_published_set(tmp_path: Path) -> None:
+    for number in range(3):
+        video = torch.full((3, 9, 16, 16), 40 * number, dtype=torch.uint8)
+        write_video(tmp_path / "any" / f"{number}.mp4", video, 25)
+    source = FolderConfig(str(tmp_path / "any"))
+    for name, known in (("tokenbench-reconstruction", 520), ("davis-reconstruction", 90)):
+        record = protocol(name).adapted(features="")
+        with pytest.raises(ValueError, match=f"videos 3 instead of {known}, names others instead of"):
+            Evaluation(record, source, tmp_path / "out", features=None)
+        evaluation = Evaluation(record, source, tmp_path / "out", features=None, partial=True)
+        assert evaluation.pixel_protocol.name.startswith(f"{name} [")
+
+
+@pytest.mark.parametrize(
+    ("published", "theirs", "others"),
+    [
+        ("UCF-101, groups 8 to 25", "Archery/v_Archery_g08_c01.avi#16", "Archery/v_Archery_g07_c01.avi"),
+        ("UCF-101, groups 1 to 7", "Archery/v_Archery_g07_c01.avi", "Archery/v_Archery_g25_c01.avi"),
+        ("UCF-101", "Archery/v_Archery_g25_c01.avi", "Archery/0001.avi"),
+        ("Kinetics-600", "golf/-AAAAAAAAAA_000012_000022.mp4#48", "golf/golf_000012.mp4"),
+        ("DAVIS 2017, train and val", "varanus-cage", "bear-2"),
+        ("TokenBench", "bdd_100_0114bdd0-f317da84.mp4", "video_00001.mp4"),
+        ("TokenBench", "cmu_bike01_2/frame_aligned_videos/cam01.mp4", "cmu_bike01_2/cam02.mp4"),
+        ("TokenBench", "panda/-TfD4eKDfbI_1.mp4", "panda/-TfD4eKDfbJ.mp4"),
+    ],
+)
+def test_names_of_published_sets(published: str, theirs: str, others: str) -> None:
+    assert listed(published, [theirs]) == published
+    assert listed(published, [theirs, others]) == "others"
+
+
+def test_a_distance_that_cannot_be_computed_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="needs at least 2 clips, got 1"):
+        toy(tmp_path, replace(TOY, count=1))
+
+    class Long(Colours):
+        min_frames = 17
+
+    with pytest.raises(ValueError, match="at least 17 frames, got 16"):
+        Evaluation(TOY, CLIPS, tmp_path, features=Long())
+
+
+def test_clips_that_share_a_budget_are_drawn(tmp_path: Path) -> None:
+    """Neighbours in the order of a data set are of one class; measurements are the same, in their own rows."""
+    evaluation = toy(tmp_path / "drawn", drawn_groups=True)
+    groups = [
+        part.tolist()
+        for part, _ in evaluation._batches(evaluation.real, "", [ClipTable(tmp_path / "table", {})], with_video=False)
+    ]
+    assert sorted(position for group in groups for position in group) == list(range(40))
+    assert all(group != list(range(group[0], group[0] + len(group))) for group in groups)
+    expected = values(finish(toy(tmp_path / "order"), Noisy()))
+    assert values(finish(toy(tmp_path / "drawn", drawn_groups=True), Noisy())) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in PROTOCOLS if name.startswith("ucf101")])

@@ -14,7 +14,7 @@ from genvid.eval.features import FeatureNetwork
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.metrics.codebook import CodebookUsage
 from genvid.eval.metrics.fidelity import ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
-from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, frechet_interval
+from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, frechet_interval, real_halves
 from genvid.eval.metrics.rate import TokenRate
 from genvid.perceptual import StructureDistance
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -111,6 +111,33 @@ def test_frechet_of_a_set_with_itself_is_zero_and_halves_merge() -> None:
         part.update(fake[rows], real=False)
     parts[0].merge_state(parts[1])
     assert float(parts[0].compute()) == pytest.approx(frechet(real, fake, 0), rel=1e-9)
+
+
+@pytest.mark.parametrize("clips", [2, 5, 12, 40])
+def test_a_set_against_itself_is_at_distance_0_however_few_its_clips(clips: int) -> None:
+    """With fewer clips than features covariances are singular: rounding under the square root made this negative."""
+    draw = torch.Generator().manual_seed(clips)
+    features = 50 + 20 * torch.randn(clips, 64, generator=draw, dtype=torch.float64)
+    assert 0 <= frechet_distance(features, features) < 1e-7
+    order = torch.randperm(clips, generator=torch.Generator().manual_seed(0))
+    assert 0 <= frechet_distance(features, features[order]) < 1e-7
+    assert frechet_distance(features, features + 1) == pytest.approx(64, rel=1e-9)
+
+
+def test_singular_covariances_have_the_distance_that_is_known() -> None:
+    """Of Gaussians that vary in one direction each, at right angles: the variances add up."""
+    steps = torch.tensor([-1.0, 1.0] * 4, dtype=torch.float64)[:, None]
+    along, across = torch.eye(64, dtype=torch.float64)[:2]
+    assert frechet_distance(3 * steps * along, 4 * steps * across) == pytest.approx(9 + 16, rel=1e-12)
+    assert frechet_distance(3 * steps * along, 4 * steps * along) == pytest.approx(1, rel=1e-12)
+
+
+def test_halves_are_exact_and_drawn() -> None:
+    for clips in (4, 5, 9, 32, 33):
+        first, second = real_halves(torch.arange(clips)[:, None])
+        assert len(first) == len(second) == clips // 2
+        assert len({*first.flatten().tolist(), *second.flatten().tolist()}) == clips // 2 * 2
+    assert real_halves(torch.arange(32)[:, None])[0].flatten().tolist() != list(range(16))
 
 
 def test_frechet_keeps_real_statistics_when_told() -> None:

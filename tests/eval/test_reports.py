@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.features import ClassifierFeatures
 from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
-from genvid.eval.metrics.frechet import FrechetVideoDistance
+from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, real_halves
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
 from genvid.eval.reconstruction import evaluate_reconstruction
 from genvid.eval.report import Number, Provenance, Report, compare
@@ -92,6 +93,34 @@ def test_generation_end_to_end_with_floor() -> None:
     name = "Frechet distance (test classifier)"
     assert results[name] > results[f"{name}, real against real"] > 0
     assert (results["real clips"], results["generated clips"]) == (40, 40)
+
+
+@pytest.mark.parametrize("clips", [4, 5, 9, 10, 32])
+def test_a_floor_of_few_clips_is_that_of_exact_halves(clips: int) -> None:
+    real, features = grey_clips(clips), ClassifierFeatures(classifier(), "test classifier")
+    results = evaluate_generation(real.split(3), [-real], features=features, protocol=DEMO)
+    expected = frechet_distance(*real_halves(features(real)))
+    assert results["Frechet distance (test classifier), real against real"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_too_few_real_clips_are_said_before_samples_are_asked_for() -> None:
+    def samples() -> Iterator[torch.Tensor]:
+        raise AssertionError("a sample was asked for")
+        yield
+
+    features = ClassifierFeatures(classifier(), "test classifier")
+    with pytest.raises(ValueError, match="at least 4 real clips, got 3"):
+        evaluate_generation([grey_clips(3)], samples(), features=features, protocol=DEMO)
+
+
+def test_8_bit_scores_round_originals_too() -> None:
+    video = grey_clips(2)
+    between = video * 0.99 + 0.001  # what Coarse restores is `video`: as near to it as a file can be to `between`
+    near = (round_to_bytes(between) - video).square().mean()
+    values = evaluate_reconstruction(Coarse(), everything, [between], fidelity=[ClipPSNR()], quantize=True)
+    errors = (round_to_bytes(between) - round_to_bytes(video)).square().mean((1, 2, 3, 4)) / 4
+    assert near > 0
+    assert values["PSNR"] == pytest.approx(float((-10 * errors.log10()).mean()), abs=1e-3)
 
 
 def test_the_floor_does_not_split_classes_that_take_turns() -> None:

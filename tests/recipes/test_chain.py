@@ -11,10 +11,13 @@ from tiny_recipes import BUDGETS, GROUP, SIZES, clips
 from genvid import config
 from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
+from genvid.data.loader import numbered_batches, one_pass
 from genvid.data.token_cache import CacheError, TokenCache
-from genvid.eval.report import Report
+from genvid.eval.protocols import Protocol
+from genvid.eval.report import Number, Provenance, Report
+from genvid.recipes import calibrate, evaluate
 from genvid.recipes.allocated import AllocatedTokenizer
-from genvid.recipes.evaluate import ALLOCATORS
+from genvid.recipes.evaluate import ALLOCATORS, gap_table
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
 pytestmark = pytest.mark.gpu
@@ -155,3 +158,75 @@ def test_the_run_folder_says_what_was_run(stages):
     kept = yaml.safe_load((stages.folder / "tokenizer/config.yaml").read_text())
     assert kept["task"] == "adaptok"
     assert kept["data"]["source"] == clips()["source"]
+
+
+def _report(title: str, value: float, tokens: float) -> Report:
+    record = Protocol("toy", "reconstruction", "clips", "val", 8, "first", 4, 16, features="")
+    numbers = [Number("distance", value, record, 4), Number("tokens per clip", tokens, record, 4)]
+    return Report(title, numbers, Provenance("0", "evaluate", "2026-01-01"))
+
+
+def test_a_gap_is_closed_where_there_is_one_and_at_equal_cost():
+    reports = [
+        _report("uniform @ 10", 4.0, 10),
+        _report("group @ 10", 3.5, 9.9),
+        _report("threshold @ 10", 3.0, 10.3),
+        _report("oracle @ 10", 2.0, 10),
+        _report("uniform @ 20", 1.0, 20),
+        _report("group @ 20", 1.0 - 1e-13, 20),
+        _report("threshold @ 20", 1.1, 20.1),
+        _report("oracle @ 20", 1.0 - 2e-13, 20),
+    ]
+    header, rows = gap_table(reports, "distance")
+    assert header == ["mean budget", "allocator", "tokens spent", "distance", "gap closed, %"]
+    assert {(row[1], row[0]): row[-1] for row in rows} == {
+        ("uniform", "10"): 0.0,
+        ("group", "10"): 25.0,
+        ("threshold", "10"): None,
+        ("oracle", "10"): 100.0,
+        **{(name, "20"): None for name in ("uniform", "group", "threshold", "oracle")},
+    }
+    assert [row[2] for row in rows[:4]] == [10, 9.9, 10.3, 10]
+
+
+def _items_read(monkeypatch, module, reader) -> list[int]:
+    """Items that a recipe reads, in their order."""
+    read: list[int] = []
+
+    def recorded(*args, **options):
+        for batch in reader(*args, **options):
+            read.extend(batch["index"].tolist())
+            yield batch
+
+    monkeypatch.setattr(module, reader.__name__, recorded)
+    return read
+
+
+def test_calibration_clips_are_drawn_over_all_sources(stages, monkeypatch):
+    read = _items_read(monkeypatch, calibrate, numbered_batches)
+    both = {"type": "joined", "sources": [{"type": "synthetic", "clips": 32, "seed": seed} for seed in (0, 1)]}
+    data = {"source": both, "clip": stages.configs["calibration"]["data"]["clip"]}
+    path = stages.run("calibration", "calibration_of_both", data=data, clips=16)
+    assert len(set(read)) == 16
+    assert 4 <= sum(index < 32 for index in read) <= 12
+    assert Calibration.load(path / "calibration.json").provenance.seed == 0
+    first = set(read)
+    read.clear()
+    stages.run("calibration", "calibration_of_others", data=data, clips=16, seed=1)
+    assert set(read) != first
+
+
+def test_groups_of_an_evaluation_are_drawn_and_the_protocol_says_so(stages, monkeypatch):
+    read = _items_read(monkeypatch, evaluate, one_pass)
+    path = stages.run("evaluation", "drawn_groups", allocators=["joint"], budgets=BUDGETS[:1], shown=0)
+    assert sorted(read) == list(range(32))
+    assert read[:GROUP] != list(range(GROUP))
+    report = Report.load(path / f"joint_{BUDGETS[0]}.json")
+    assert "drawn over the data set" in report.numbers[0].protocol.note
+
+
+def test_a_calibration_made_before_clips_were_drawn_loads(stages, tmp_path):
+    data = json.loads((stages.folder / "calibration" / "calibration.json").read_text())
+    del data["provenance"]["seed"]
+    (tmp_path / "old.json").write_text(json.dumps(data))
+    assert Calibration.load(tmp_path / "old.json").provenance.seed is None

@@ -1,16 +1,19 @@
 """Folders of samples: budgets, processes, kills."""
 
 import json
+import weakref
 from dataclasses import replace
 
 import pytest
 import torch
 
 from genvid import config
+from genvid.data import one_pass
 from genvid.eval.report import Report
 from genvid.generation import folder
 from genvid.generation.folder import SampleFolder, SampleFolderError
 from genvid.recipes import budgets
+from genvid.recipes import generate as recipe
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
 pytestmark = pytest.mark.gpu
@@ -165,3 +168,48 @@ def test_a_folder_of_other_files_is_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.mp4"]
     SampleFolder(tmp_path / "new", {"seed": 0})
     assert not (tmp_path / "new").exists()
+
+
+def _data(stages, clips):
+    return {**stages.configs["generation"]["data"], "source": {"type": "synthetic", "clips": clips, "seed": 1}}
+
+
+@pytest.mark.parametrize("clips", [4, 9])
+def test_few_real_clips_are_halved_exactly(stages, clips):
+    folder = stages.run("generation", f"samples_of_{clips}", data=_data(stages, clips), count=4)
+    numbers = Report.load(folder / "report.json").numbers
+    floor = next(number for number in numbers if "real against real" in number.name)
+    assert floor.count == floor.protocol.count == clips // 2
+    assert floor.value > 0
+
+
+def test_too_few_clips_are_refused_before_sampling(stages, capsys):
+    for clips, count, said in ((3, 4, "got 3 and 4"), (8, 1, "got 8 and 1")):
+        name = f"samples_refused_{clips}"
+        with pytest.raises(SystemExit):
+            stages.run("generation", name, data=_data(stages, clips), count=count)
+        assert said in capsys.readouterr().err
+        assert not (stages.folder / name).exists()
+
+
+def test_real_clips_are_never_all_in_memory(stages, run, monkeypatch):
+    alive: list[weakref.ref] = []
+
+    def watched(*args, **options):
+        for batch in one_pass(*args, **options):
+            alive.append(weakref.ref(batch["video"]))
+            assert sum(video() is not None for video in alive) <= 2
+            yield batch
+
+    monkeypatch.setattr(recipe, "one_pass", watched)
+    generate(replace(run, output_dir=stages.path("samples_streamed"), batch_size=2))
+    assert len(alive) == 16
+
+
+def test_frames_that_are_continued_are_drawn_among_all_clips(stages, run, monkeypatch):
+    stages.run("ar", "ar_of_prompts", context_blocks=1)
+    read = []
+    monkeypatch.setattr(recipe, "one_pass", lambda *a, **o: (read.append(list(o["items"])), one_pass(*a, **o))[1])
+    made = generate(replace(run, model=stages.path("ar_of_prompts/export"), output_dir=stages.path("drawn"), count=8))
+    assert len(read[0]) == len(made.real) == 8
+    assert read[0] != list(range(8))

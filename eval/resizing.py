@@ -1,0 +1,39 @@
+"""Resize rules of publications, where they differ from ours: the size before the crop, where it lies, the filter.
+
+At 128, frames of 480x854 get 228 columns by our rule and by TATS's, 227 by torchvision's. One column more or less moves
+what is seen: 28 to 31 dB between the two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from genvid.data.clips import ClipConfig
+
+
+@dataclass(frozen=True)
+class TorchvisionClip(ClipConfig):
+    """`Resize(side, antialias=True)` and `CenterCrop(side)` of torchvision, which LARP and AdapTok use: the long side
+    is cut down to whole pixels, and the crop begins at the nearest one, of two the even one."""
+
+    def covering(self, height: int, width: int, zoom: float = 1.0) -> tuple[int, int]:
+        short, side = min(height, width), min(self.resolution) * zoom
+        return int(side * height / short), int(side * width / short)
+
+    def margin(self, spare: int) -> int:
+        return round(spare / 2)
+
+
+@dataclass(frozen=True)
+class TatsClip(ClipConfig):
+    """`preprocess` of TATS (and VideoGPT): the long side is rounded up to whole pixels, bilinear, not antialiased."""
+
+    antialias: ClassVar[bool] = False
+
+    def covering(self, height: int, width: int, zoom: float = 1.0) -> tuple[int, int]:
+        scale = min(self.resolution) * zoom / min(height, width)
+        if height < width:
+            return min(self.resolution), math.ceil(width * scale)
+        return math.ceil(height * scale), min(self.resolution)
