@@ -21,6 +21,9 @@ class BalancedConfig(SourceConfig):
     by: Literal["folder", "class"] = "folder"
     """The first folder in the names of the items, or their class."""
 
+    def split_name(self) -> str:
+        return self.source.split_name()
+
     def open(self, clip: ClipConfig, *, strict: bool = False) -> Source:
         source = self.source.open(clip, strict=strict)
         groups = source.labels if self.by == "class" else [_folder(name) for name in source.names]

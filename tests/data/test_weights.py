@@ -15,6 +15,7 @@ from genvid.data import (
     ClipDataset,
     FolderConfig,
     JoinedConfig,
+    ProceduralConfig,
     SourceConfig,
     StepSampler,
     SyntheticConfig,
@@ -102,6 +103,14 @@ def test_folders_are_drawn_as_often_as_each_other_whatever_they_hold(tmp_path: P
     assert beside.weights is not None
     assert beside.weights[:10].sum() == pytest.approx(10)
     assert torch.equal(beside.weights[10:], torch.ones(100, dtype=torch.float64))
+
+
+def test_the_split_is_that_of_the_sources(tmp_path: Path) -> None:
+    make_video(tmp_path / "some" / "0.mp4", 8)
+    balanced = BalancedConfig(FolderConfig(str(tmp_path)))
+    assert balanced.split_name() == balanced.open(CLIP).split == "all"
+    mixed = JoinedConfig([ProceduralConfig(4, seed=2), balanced], [1, 1])
+    assert mixed.split_name() == mixed.open(CLIP).split == "seed 2 + all"
 
 
 def test_classes_are_drawn_as_often_as_each_other() -> None:
