@@ -209,6 +209,8 @@ def _open(path: str | Path) -> Iterator[tuple[Any, Any]]:
             stream: Any = container.streams.best("video")
             if stream is None or stream.disposition & Disposition.attached_pic:
                 raise VideoError(f"{path} has no video stream")
+            if stream.codec_context is None:
+                raise VideoError(f"{path} cannot be decoded (its codec is not known)")
             stream.thread_type = "NONE"
             stream.copy_opaque = True
             if stream.name == "hevc":  # whose decoder leaves damaged frames out without an error otherwise

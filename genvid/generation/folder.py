@@ -94,6 +94,7 @@ class SampleWriter:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(f"videos are written as {', '.join(FORMATS)}, not '{self.format}'")
+        frame_rate(self.fps)  # refused now, not when the first video is written
 
     def write_video(self, folder: Path, number: int, video: Tensor) -> str:
         """(3, T, H, W) in [-1, 1] -> a file below `folder`; its name."""

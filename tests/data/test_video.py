@@ -25,6 +25,7 @@ from genvid.data.video import (
     video_writer,
     write_video,
 )
+from genvid.generation.folder import SampleWriter
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -313,6 +314,10 @@ def test_bad_files_are_errors_in_words(tmp_path: Path) -> None:
     short = cut_short(make_video(tmp_path / "short.avi", codec="mpeg4"), frames=20)
     with pytest.raises(VideoError, match=r"short\.avi is cut short: \d+ of its 40 frames"):
         probe(short)
+    foreign = make_video(tmp_path / "foreign.mkv")
+    foreign.write_bytes(foreign.read_bytes().replace(b"V_MPEG4/ISO/AVC", b"V_NOBODY/ISO/XX"))
+    with pytest.raises(VideoError, match=r"foreign\.mkv cannot be decoded"):
+        probe(foreign)
     with pytest.raises(VideoError, match=r"absent\.mp4 cannot be decoded \(No such file"):
         probe(tmp_path / "absent.mp4")
     whole = make_video(tmp_path / "whole.mp4")
@@ -378,4 +383,6 @@ def test_what_is_no_frame_rate(tmp_path: Path, fps: float) -> None:
     for write in (write_video, write_animation):
         with pytest.raises(ValueError, match="a frame rate is"):
             write(tmp_path / "a", torch.zeros(3, 4, 32, 32, dtype=torch.uint8), fps)
+    with pytest.raises(ValueError, match="a frame rate is"):
+        SampleWriter("tokenizer", 8, fps)
     assert not list(tmp_path.iterdir())
