@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -76,10 +76,12 @@ def probe(path: str | Path) -> VideoInfo:
                 raise VideoError(_resized(path, size, found, index))
         if size is None:
             raise VideoError(f"{path} holds no frame that can be decoded")
-        timeline.check(path, len(stamps))
-        guessed = container.format.name == "avi" and stream.codec_context.has_b_frames
-        first, step = (0, None) if guessed or len(points) < timeline.key_packets else _timing(stamps)
-        return VideoInfo(len(stamps), *size, _rate(stream, step), first, step, () if step else _thinned(points))
+        frames = len(stamps)
+        timeline.check(path, frames)
+        if container.format.name == "avi" and stream.codec_context.has_b_frames:
+            stamps = []  # they are guesses
+        first, step = _timing(stamps) if len(points) == timeline.key_packets else (0, None)
+        return VideoInfo(frames, *size, _rate(stream, stamps), first, step, () if step else _thinned(points))
 
 
 def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, info: VideoInfo | None = None) -> Frames:
@@ -281,7 +283,7 @@ class _Timeline:
         tenth of the frames may be missing in good files."""
         reached, promised = self._seconds()
         if reached * (1 + 1 / frames) < 0.95 * promised:
-            total = self._stream.frames or round(promised * _rate(self._stream, None))
+            total = self._stream.frames or round(promised * _rate(self._stream, []))
             raise VideoError(f"{path} is cut short: {frames} of its {total} frames can be decoded")
         if self._container.format.name == "gif" and _last_byte(path) not in b";\0":  # the ends of a file and of a frame
             raise VideoError(f"{path} is cut short: it ends within frame {frames - 1}")
@@ -315,11 +317,14 @@ def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
     return int(pts[0]), float(step)
 
 
-def _rate(stream: Any, step: float | None) -> float:
-    """Frames a second: as the header has it, but for files that drop frames in a regular way."""
+def _rate(stream: Any, stamps: Sequence[int | None]) -> float:
+    """Frames a second: as the header has it, unless the time stamps of the frames have another."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
-    shown = 1 / (step * float(stream.time_base)) if step else rate
-    return rate if abs(shown / rate - 1) < 0.01 else shown
+    if len(stamps) < 2 or stamps[0] is None or stamps[-1] is None or stamps[-1] <= stamps[0]:
+        return rate
+    span = stamps[-1] - stamps[0]
+    shown = (len(stamps) - 1) / (span * float(stream.time_base))
+    return rate if abs(shown / rate - 1) < 0.01 + 1 / span else shown
 
 
 def _thinned(points: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -30,7 +30,7 @@ from genvid import config as configuration
 from genvid.data.clips import to_uint8
 from genvid.data.images import list_images, read_image
 from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
-from genvid.data.video import probe, read_clip, write_video
+from genvid.data.video import frame_rate, probe, read_clip, write_video
 from genvid.files import write_atomically
 from genvid.generation.engine import RowEngine
 from genvid.generation.pipeline import Job, stream
