@@ -36,19 +36,19 @@ def decode(cls: type[T], data: dict[str, Any], *, source: str = "the configurati
         return typing.cast(T, draccus.decode(cls, data))
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from None
-    except DecodingError as error:
-        if isinstance(error.__cause__, ArithmeticError):
-            raise ConfigError(
-                f"{source}: {'.'.join(error.key_path)} has impossible values ({error.__cause__})"
-            ) from None
-        lines = str(error).replace("`", "'").splitlines()
-        message = " ".join(line.strip() for line in lines if line.strip(" -"))
-        raise ConfigError(f"{source}: {message}{_advice(cls, data)}") from None
     except ParsingError as error:
         cause: BaseException = error
         while cause.__cause__ is not None:
             cause = cause.__cause__
-        raise ConfigError(f"{source}: {cause}") from None
+        if isinstance(cause, ArithmeticError):
+            raise ConfigError(f"{source}: its values cannot be combined ({cause})") from None
+        if not isinstance(cause, DecodingError):  # what a config's own check says
+            raise ConfigError(f"{source}: {cause}") from None
+        lines = str(cause).replace("`", "'").splitlines()
+        message = " ".join(line.strip() for line in lines if line.strip(" -"))
+        raise ConfigError(f"{source}: {message}{_advice(cls, data)}") from None
+    except ArithmeticError as error:
+        raise ConfigError(f"{source}: its values cannot be combined ({error})") from None
 
 
 def encode(config: Any) -> dict[str, Any]:

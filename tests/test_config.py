@@ -45,6 +45,7 @@ class Group(Shape):
     note: str | None = None
     tags: tuple[str, ...] = ()
     kind: Literal["no", "yes"] = "yes"
+    core: Inner | None = None
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,10 @@ def test_dump_and_load_are_inverse(file, tmp_path):
         (["--shape.sides", "[1, 2.5]"], ["shape.sides.1 must be an integer, got '2.5'"]),
         (["--shape", "7"], ["shape must hold keys and values, got '7'"]),
         (["--shape", "{sides: [1, 2]}"], ["shape.type must be one of ball, box, group, got null"]),
-        (["--train.steps", "0"], ["train has impossible values (integer modulo by zero)"]),
+        (["--train.steps", "0"], ["its values cannot be combined (integer modulo by zero)"]),
+        (["--other.lr", "-1"], ["run.yaml: lr must be positive, got -1"]),
+        (["--shape", "{type: group, name: a, core: {lr: -1}}"], ["run.yaml: lr must be positive, got -1"]),
+        (["--shape", "{type: group, name: a, core: {steps: 0}}"], ["cannot be combined"]),
         (["--train.steps", "null"], ["train.steps must be an integer, got 'null'"]),
         (["--train.steps", "true"], ["train.steps must be an integer, got 'true'"]),
         (["--train.steps", str(2**70)], ["train.steps must be an integer of 64 bits"]),

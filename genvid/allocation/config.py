@@ -58,6 +58,8 @@ class AllocatorConfig(Choice):  # type: ignore[misc]
     def __post_init__(self) -> None:
         if not 0 < self.tokens_per_video < math.inf:
             raise ValueError(f"tokens_per_video must be positive and finite, got {self.tokens_per_video}")
+        if self.clips_per_budget < 1:
+            raise ValueError(f"group_size must be at least 1, got {self.clips_per_budget}")
 
     @property
     def clips_per_budget(self) -> int:

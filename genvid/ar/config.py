@@ -27,6 +27,10 @@ class TransformerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
+        if min(self.width, self.heads, self.kv_heads) < 1:
+            raise ValueError(
+                f"width, heads and kv_heads are at least 1, got {self.width}, {self.heads} and {self.kv_heads}"
+            )
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even number")
         if self.heads % self.kv_heads:

@@ -30,6 +30,7 @@ from genvid.eval.features import load_features
 from genvid.eval.protocols import protocol
 from genvid.eval.report import Report
 from genvid.eval.scoring import truncate_to_bytes
+from genvid.generation.folder import SampleWriter
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import Origin
 from genvid.sequence import BlockLayout
@@ -139,6 +140,19 @@ def test_of_more_samples_than_are_compared_not_the_first_classes_are_taken(tmp_p
     drawn = sorted(random.Random(42).sample(range(24), 12))
     assert [round((float(shade) + 1) * 127.5 / 60) for shade in shades] == [number // 6 for number in drawn]
     assert samples.describe()["videos there"] == 24
+
+
+def test_samples_in_png_folders_are_read_bit_for_bit(tmp_path: Path) -> None:
+    made = torch.randint(256, (3, 3, 16, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    writer = SampleWriter("tokenizer", 512, fps=8, format="png")
+    for number, video in enumerate(made):
+        writer.write_video(tmp_path / "made", number, to_float(video))
+    (tmp_path / "made" / "tokens").mkdir()
+    (tmp_path / "made" / "tokens" / "00000.npz").write_bytes(b"")
+    (tmp_path / "made" / "index.jsonl").write_text("{}\n")
+    samples = open_samples(str(tmp_path / "made"), protocol("ucf101-gfvd-tats-2048").adapted(count=3))
+    videos = samples({"position": torch.arange(3)}, torch.arange(3)).video
+    assert torch.equal(videos, to_float(made))
 
 
 @pytest.mark.parametrize("layout", ["one compressed file", "one plain file", "a file for each"])

@@ -97,6 +97,23 @@ def test_recipes_of_the_publication_have_its_sizes(folder):
         assert millions == pytest.approx(PUBLISHED[part], abs=3.0), part
 
 
+@pytest.mark.parametrize(
+    ("recipe", "override", "words"),
+    [
+        ("tokenizer", "--model.encoder.heads=0", "width and heads are at least 1, got 384 and 0"),
+        ("tokenizer", "--data.clip.resolution=32", r"data\.clip\.resolution must be a list \[a, b\], got '32'"),
+        ("tokenizer", f"--seed={2**70}", "seed must be an integer of 64 bits"),
+        ("ar", "--model.kv_heads=0", "width, heads and kv_heads are at least 1"),
+        ("cache", "--tokens.allocator.group_size=0", "group_size must be at least 1, got 0"),
+    ],
+)
+def test_impossible_values_of_recipes_are_one_sentence(recipe, override, words):
+    path = CONFIGS / "folder64" / f"{recipe}.yaml"
+    task = yaml.safe_load(path.read_text()).get("task")
+    with pytest.raises(config.ConfigError, match=words):
+        config.load(RUNS[task] if task else BY_NAME[recipe], path, [override])
+
+
 FOLDERS = [path for path in RECIPES if "type: folder" in path.read_text()]
 
 
