@@ -67,7 +67,7 @@ class Model(nn.Module):
         what = self.folder or f"this {type(self).__name__}"
         for role, part in given.items():
             if isinstance(part, Model) and part.fingerprint is not None:
-                way_out = f"use the {role} that it was made from in place of {part.folder}, or make it anew"
+                way_out = f"use the {role} that it was made from in place of {part.folder}, or make {what} anew"
                 check_made_from(what, self.origin.made_from, {role: part.fingerprint}, way_out)
 
     def save(self, folder: str | Path) -> None:

@@ -194,15 +194,12 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
 
 
 def _given_frames(arguments: argparse.Namespace, record: Protocol, producer: Producer) -> Protocol:
-    """The protocol with the frames that a frame predictor is given: it reads whole blocks, and no frame before them.
-    A published one pads what the protocol gives."""
+    """The protocol with the frames that a model of ours makes and is given: a frame predictor reads whole blocks, and
+    no frame before them. A published one pads the given frames."""
     if not isinstance(producer, Sampling) or isinstance(producer.model, PublishedTransformer):
         return record
-    blocks, frames = producer.model.config.context_blocks, producer.tokenizer.spec.frames_per_block
-    made = producer.model.layout.num_blocks * frames
-    if made != record.frames:
-        raise ValueError(f"{record.name} compares clips of {record.frames} frames, {arguments.model} makes {made}")
-    adapted = record.adapted(condition_frames=blocks * frames)
+    config, frames = producer.model.config, producer.tokenizer.spec.frames_per_block
+    adapted = record.adapted(frames=config.layout.num_blocks * frames, condition_frames=config.context_blocks * frames)
     if adapted != record and not arguments.partial:
         raise ValueError(f"this would not be {record.name} but '{adapted.name}'; --partial runs it under that name")
     return adapted
@@ -220,7 +217,7 @@ def _context(
     layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
     tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
     if rule is not None:
-        if trained and budget != tokens:
+        if budget is not None and abs(budget - tokens) >= 1 and trained:
             raise ValueError(f"{arguments.model} was trained on clips of {tokens:g} tokens: give --tokens {tokens:g}")
         return rule(model.config.context_blocks)
     if trained.get("type") == "uniform":

@@ -275,6 +275,7 @@ def test_a_frame_predictor_has_what_differs_in_the_name_of_its_number(
     main([*command, "--output", str(tmp_path / "out")])
     number = Report.load(tmp_path / "out" / "report.json").numbers[0]
     assert "condition frames 4 instead of 5" in number.protocol.name
+    assert number.protocol.frames == 16
     with pytest.raises(SystemExit):
         main([*[word for word in command if word != "--partial"], "--output", str(tmp_path / "whole")])
     assert "condition frames 4 instead of 5]'; --partial runs it under that name" in capsys.readouterr().err
