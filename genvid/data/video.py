@@ -8,10 +8,9 @@ of pictures is a video too (genvid.data.images). Frames are converted as a playe
 from __future__ import annotations
 
 import math
-import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile
@@ -21,9 +20,9 @@ from typing import Any
 import av
 import numpy as np
 from av.error import FFmpegError
-from av.stream import Disposition
 from torch import Tensor
 
+from genvid.data.decoding import Timeline, counted, decode, demux, frames_per_second, open_stream
 from genvid.data.frames import FrameConverter
 from genvid.data.frames import Frames as Frames
 from genvid.data.frames import VideoError as VideoError
@@ -64,9 +63,9 @@ def probe(path: str | Path) -> VideoInfo:
     stamps: list[int | None] = []
     points: list[tuple[int, int]] = []
     size: tuple[int, int] | None = None
-    with _open(path) as (container, stream):
-        convert, timeline = FrameConverter(path, stream), _Timeline(container, stream)
-        for index, frame in _counted(path, timeline.packets()):
+    with open_stream(path) as (container, stream):
+        convert, timeline = FrameConverter(path, stream), Timeline(container, stream)
+        for index, frame in counted(path, timeline.packets()):
             stamps.append(frame.pts)
             if frame.key_frame and frame.opaque is not None:
                 points.append((index, frame.opaque))
@@ -81,7 +80,9 @@ def probe(path: str | Path) -> VideoInfo:
         if container.format.name == "avi" and stream.codec_context.has_b_frames:
             stamps = []  # they are guesses
         first, step = _timing(stamps) if len(points) == timeline.key_packets else (0, None)
-        return VideoInfo(frames, *size, _rate(stream, stamps), first, step, () if step else _thinned(points))
+        return VideoInfo(
+            frames, *size, frames_per_second(stream, stamps), first, step, () if step else _thinned(points)
+        )
 
 
 def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, info: VideoInfo | None = None) -> Frames:
@@ -109,9 +110,9 @@ def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:
         for index in range(info.frames):
             yield _read_images(Path(path), range(index, index + 1), info)[0]
         return
-    with _open(path) as (container, stream):
+    with open_stream(path) as (container, stream):
         convert = FrameConverter(path, stream)
-        for index, frame in _counted(path, _packets(container, stream)):
+        for index, frame in counted(path, demux(container, stream)):
             yield _converted(path, convert, frame, index, info)
 
 
@@ -202,110 +203,6 @@ def _read_images(folder: Path, wanted: range, info: VideoInfo) -> Frames:
     return clip
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[tuple[Any, Any]]:
-    """The container and its main video stream, decoded in one thread: data workers are the parallelism."""
-    try:
-        # The protocol stands before the path: else FFmpeg reads one from a name with a colon.
-        with av.open(f"file:{path}", metadata_errors="replace") as container:
-            stream: Any = container.streams.best("video")
-            if stream is None or stream.disposition & Disposition.attached_pic:
-                raise VideoError(f"{path} has no video stream")
-            if stream.codec_context is None:
-                raise VideoError(f"{path} cannot be decoded (its codec is not known)")
-            stream.thread_type = "NONE"
-            stream.copy_opaque = True
-            if stream.name == "hevc":  # whose decoder leaves damaged frames out without an error otherwise
-                stream.options = {"err_detect": "explode"}
-            yield container, stream
-    except (FFmpegError, OSError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise VideoError(f"{path} cannot be decoded ({reason})") from None
-
-
-def _packets(container: Any, *streams: Any) -> Iterator[Any]:
-    """Packets of the streams, of all if none is given. `container.decode` loses a packet's memory whenever it is left
-    before the end, as the generator within it is not closed then (PyAV 18): 150 bytes a clip, for weeks."""
-    with closing(container.demux(*streams)) as packets:
-        yield from packets
-
-
-def _frames(packets: Iterator[Any]) -> Iterator[Any]:
-    """The decoded frames. `opaque` of one that comes from a key packet is the time stamp of that."""
-    for packet in packets:
-        if packet.is_keyframe:
-            packet.opaque = _stamp(packet)
-        yield from packet.decode()
-
-
-def _stamp(packet: Any) -> int | None:
-    """When a packet is shown or, as AVI has it, decoded."""
-    stamp: int | None = packet.dts if packet.pts is None else packet.pts
-    return stamp
-
-
-def _counted(path: str | Path, packets: Iterator[Any]) -> Iterator[tuple[int, Any]]:
-    """Frames with their index. VideoError at the first one that the decoder could only guess."""
-    for index, frame in enumerate(_frames(packets)):
-        if frame.is_corrupt:
-            raise VideoError(f"{path} is damaged at frame {index}")
-        yield index, frame
-
-
-class _Timeline:
-    """What the packets of a file hold, beside what its header promises."""
-
-    def __init__(self, container: Any, stream: Any) -> None:
-        self._container, self._stream = container, stream
-        # In AVI the header has a count of frames; the duration of a cut file is guessed from its size.
-        self._counted = container.format.name == "avi"
-        self._ends: dict[int, int] = {}
-        self._packets = 0
-        self.key_packets = 0
-        """Those with a frame to show."""
-
-    def packets(self) -> Iterator[Any]:
-        """Packets of the video stream. Those of the others are looked at too where a duration is promised, which is
-        that of the longest."""
-        for packet in _packets(self._container, *([self._stream] if self._counted else [])):
-            stream, stamp = packet.stream_index, _stamp(packet)
-            if stamp is not None:
-                end = stamp + (packet.duration or 0)
-                self._ends[stream] = max(end, self._ends.get(stream, end))
-            if stream == self._stream.index:
-                if packet.size and not packet.is_discard:
-                    self._packets += 1
-                    self.key_packets += packet.is_keyframe
-                yield packet
-
-    def check(self, path: str | Path, frames: int) -> None:
-        """VideoError when packets or frames are missing. Headers are not exact: a twentieth of the duration and a
-        tenth of the frames may be missing in good files."""
-        reached, promised = self._seconds()
-        if reached * (1 + 1 / frames) < 0.95 * promised:
-            total = self._stream.frames or round(promised * _rate(self._stream, []))
-            raise VideoError(f"{path} is cut short: {frames} of its {total} frames can be decoded")
-        if self._container.format.name == "gif" and _last_byte(path) not in b";\0":  # the ends of a file and of a frame
-            raise VideoError(f"{path} is cut short: it ends within frame {frames - 1}")
-        if frames < 0.9 * min(self._packets, self._stream.frames):
-            raise VideoError(f"{path} is damaged: {frames} of its {self._packets} frames can be decoded")
-
-    def _seconds(self) -> tuple[float, float]:
-        """How far the packets reach, and how far they should."""
-        if self._counted:
-            unit = self._stream.time_base
-            return float(self._ends[self._stream.index] * unit), float(self._stream.frames * unit)
-        ends = [float(end * self._container.streams[stream].time_base) for stream, end in self._ends.items()]
-        begin, duration = self._container.start_time or 0, self._container.duration or 0
-        return max(ends, default=0) - begin / av.time_base, duration / av.time_base
-
-
-def _last_byte(path: str | Path) -> bytes:
-    with open(path, "rb") as stream:
-        stream.seek(-1, os.SEEK_END)
-        return stream.read()
-
-
 def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
     """First time stamp and step, if every frame's own stamp rounds back to its index."""
     if any(stamp is None for stamp in stamps) or len(stamps) < 2:
@@ -315,16 +212,6 @@ def _timing(stamps: list[int | None]) -> tuple[int, float | None]:
     if step <= 0 or (np.rint((pts - pts[0]) / step) != np.arange(len(pts))).any():
         return 0, None
     return int(pts[0]), float(step)
-
-
-def _rate(stream: Any, stamps: Sequence[int | None]) -> float:
-    """Frames a second: as the header has it, unless the time stamps of the frames have another."""
-    rate = float(stream.average_rate or stream.guessed_rate or 25)
-    if len(stamps) < 2 or stamps[0] is None or stamps[-1] is None or stamps[-1] <= stamps[0]:
-        return rate
-    span = stamps[-1] - stamps[0]
-    shown = (len(stamps) - 1) / (span * float(stream.time_base))
-    return rate if abs(shown / rate - 1) < 0.01 + 1 / span else shown
 
 
 def _thinned(points: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
@@ -342,12 +229,12 @@ def _decode(path: str | Path, wanted: range, info: VideoInfo, *, seek: bool) -> 
     """The wanted frames; None if the file does not hold them where `info` says."""
     clip = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
     filled = 0
-    with _open(path) as (container, stream):
+    with open_stream(path) as (container, stream):
         convert = FrameConverter(path, stream)
         if seek:
-            numbered = _counted_from_key(container, stream, info, wanted[0])
+            numbered = _from_key(container, stream, info, wanted[0])
         else:
-            numbered = _counted(path, _packets(container, stream))
+            numbered = counted(path, demux(container, stream))
         for index, frame in numbered:
             if index in wanted:
                 clip[filled] = _converted(path, convert, frame, index, info)
@@ -357,7 +244,7 @@ def _decode(path: str | Path, wanted: range, info: VideoInfo, *, seek: bool) -> 
     return None
 
 
-def _counted_from_key(container: Any, stream: Any, info: VideoInfo, first: int) -> Iterator[tuple[int, Any]]:
+def _from_key(container: Any, stream: Any, info: VideoInfo, first: int) -> Iterator[tuple[int, Any]]:
     """Frames with their index from a key frame at or before `first`. It ends at a frame that is not the one that the
     probe found there."""
     stamps = {index: stamp for index, stamp in info.seek_points if index <= first}
@@ -367,7 +254,7 @@ def _counted_from_key(container: Any, stream: Any, info: VideoInfo, first: int) 
         container.seek(max(stamps.values()), stream=stream)
     except (FFmpegError, ValueError):  # no index in the file, or no point before `first`
         return
-    frames = dropwhile(lambda frame: not frame.key_frame, _frames(_packets(container, stream)))
+    frames = dropwhile(lambda frame: not frame.key_frame, decode(demux(container, stream)))
     key = next(frames, None)
     begin = None if key is None else _index(key, info)
     if begin is None or begin > first:
