@@ -39,10 +39,12 @@ class LookAhead(Generic[T]):
         self.failure: Exception | None = None
 
     def take(self) -> T | None:
-        """The next item; None when the stream has failed and nothing is held any more."""
+        """The next item; None when the stream has ended or failed and nothing is held any more."""
         while self.failure is None and len(self.held) <= self.steps:
             try:
                 self.held.append(next(self.stream))
+            except StopIteration:
+                break
             except (ValueError, OSError, RuntimeError) as error:
                 self.failure = error
         return self.held.popleft() if self.held else None

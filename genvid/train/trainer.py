@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
@@ -154,7 +154,7 @@ class Trainer:
                 self._loop(start, batches, checkpoints, state)
                 checkpoints.wait()
             folder = self._export()
-            if isinstance(self.stop.failure, RunError):  # of the last records; data beyond the last step is not needed
+            if self.stop.failure is not None:  # the last records could not be written
                 raise self.stop.failure
             return folder
 
@@ -165,7 +165,8 @@ class Trainer:
         )
         with self.stop.shield():
             stream = batches(shard)
-            upcoming = LookAhead(chain([next(stream)], stream), 0 if self.stop.alone else self.stop.LAG + 1)
+            needed = islice(chain([next(stream)], stream), config.steps - start)
+            upcoming = LookAhead(needed, 0 if self.stop.alone else self.stop.LAG + 1)
         self.model.train()
         journal = Journal(accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)
         with closing(journal):

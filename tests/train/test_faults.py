@@ -144,6 +144,11 @@ def test_data_that_fails_in_one_of_two_processes_stops_both_with_all_steps_saved
         assert torch.allclose(value, exported(straight)[name], atol=1e-6), name
 
 
+def test_data_that_no_step_needs_may_fail(tmp_path, runs):
+    assert runs.attempt(tmp_path / "run", processes=2, fail_at=24) == [0, 0]
+    assert newest_whole(tmp_path / "run").name == "step_00000024"
+
+
 class Files:
     """Clips in files of a folder; their seeds are the positions that `stream` gives them."""
 
