@@ -68,10 +68,15 @@ def _(seeds: Tensor, count: int) -> Tensor:
 
 
 def sample_seeds(seed: int, stream: str, indices: Tensor) -> Tensor:
-    """One int64 seed for each of the (N,) indices of a run. ValueError for a seed that is no int64."""
+    """One int64 seed for each of the (N,) indices of a run."""
+    return fold(fold(torch.tensor(check_seed(seed), device=indices.device), stream), indices)
+
+
+def check_seed(seed: int) -> int:
+    """The seed itself; ValueError unless it is an int64."""
     if not -(2**63) <= seed < 2**63:
         raise ValueError(f"a seed is a whole number from -2**63 to 2**63 - 1, got {seed}")
-    return fold(fold(torch.tensor(seed, device=indices.device), stream), indices)
+    return seed
 
 
 def permutation(seed: int, stream: str, count: int) -> Tensor:

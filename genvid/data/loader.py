@@ -61,7 +61,7 @@ class StepSampler:
                 f"a global batch of {global_batch_size} clips cannot be split evenly over {world_size} processes with "
                 f"{micro_batches} micro-batches each; use a multiple of {world_size * micro_batches}"
             )
-        self.num_items, self.global_batch_size, self.seed = num_items, global_batch_size, seed
+        self.num_items, self.global_batch_size, self.seed = num_items, global_batch_size, noise.check_seed(seed)
         self.rank, self.world_size = rank, world_size
         self.start_step, self.micro_batches, self.sizes = start_step, micro_batches, sizes
         if weights is not None and len(weights) != num_items:

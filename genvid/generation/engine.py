@@ -23,7 +23,6 @@ from genvid.generation.grammar import (
     COUNT,
     NUM_BLOCKS,
     PLANNED,
-    UNLIMITED,
     WAIT,
     check_plan,
     fresh,
@@ -167,8 +166,8 @@ class _Flight:
             request = self._requests[self._next]
             null = request.null_prefix or request.prefix
             plan = request.planned or ((WAIT,) * request.num_blocks if request.planner else ())
-            limit = UNLIMITED if request.limit is None else request.limit
-            self._grammar[:, slot] = torch.tensor(fresh(self._slots.layout, request.num_blocks, plan, limit))
+            row = fresh(self._slots.layout, request.num_blocks, plan, request.limit)
+            self._grammar[:, slot] = torch.tensor(row)
             self._state[:, slot] = torch.tensor([request.prefix[-1], null[-1], len(null) - 1, request.seed, 0])
             prefixes[slot] = (request.prefix, null)
             self._seated[slot] = self._next
@@ -237,6 +236,7 @@ def _steps_to_event(layout: BlockLayout, column: list[int]) -> int:
 def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
     """ValueError for a request that the model cannot take."""
     layout, given, blocks = model.layout, len(request.prefix), request.num_blocks
+    noise.check_seed(request.seed)
     if not given or not 1 <= blocks <= layout.num_blocks:
         raise ValueError(
             f"{blocks} blocks asked for after a prefix of {given}, but rows of this model are a prefix and 1 to "

@@ -113,13 +113,13 @@ class BlockGrammar:
         return planned
 
 
-def fresh(layout: BlockLayout, num_blocks: int, planned: Sequence[int] = (), limit: int = UNLIMITED) -> list[int]:
+def fresh(layout: BlockLayout, num_blocks: int, planned: Sequence[int] = (), limit: int | None = None) -> list[int]:
     """State of a row at its first block: a column of `BlockGrammar.state`.
 
     limit: tokens (codes) that its blocks may have together.
     """
     plan = [*planned, *[FREE] * (layout.num_blocks - len(planned))]
-    return [0, 0, -1, num_blocks, limit, *plan]
+    return [0, 0, -1, num_blocks, UNLIMITED if limit is None else min(limit, UNLIMITED), *plan]
 
 
 def least_tokens(layout: BlockLayout, num_blocks: int) -> int:

@@ -25,7 +25,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from genvid import noise
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.generation.engine import Request, check_request
-from genvid.generation.grammar import UNLIMITED, BlockGrammar, fresh
+from genvid.generation.grammar import BlockGrammar, fresh
 from genvid.generation.sampler import SamplingConfig, draw
 
 PAGE = 64
@@ -120,13 +120,7 @@ class _GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc
     def __init__(self, model: RowModel, config: SamplingConfig, requests: Sequence[Request]) -> None:
         self._layout, self._config = model.layout, config
         self._grammars = [
-            fresh(
-                model.layout,
-                request.num_blocks,
-                request.planned or (),
-                UNLIMITED if request.limit is None else request.limit,
-            )
-            for request in requests
+            fresh(model.layout, request.num_blocks, request.planned or (), request.limit) for request in requests
         ]
         self._seeds = [request.seed for request in requests]
         self._batch: list[tuple[int, int]] = []

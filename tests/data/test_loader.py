@@ -79,6 +79,8 @@ def test_work_is_dealt_evenly(world_size: int, micro_batches: int) -> None:
 
 
 def test_uneven_batches_and_empty_data_are_refused() -> None:
+    with pytest.raises(ValueError, match="a seed is a whole number from"):
+        StepSampler(10, 2, 2**70)
     with pytest.raises(ValueError, match=r"10 clips cannot be split evenly over 2 processes with 2 .* multiple of 4"):
         sampler(batch=10, world_size=2, micro_batches=2)
     with pytest.raises(ValueError, match="empty"):

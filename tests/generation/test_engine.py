@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.hardware import Hardware
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.generation import network
 from genvid.generation import slots as slots_module
 from genvid.generation.engine import Engine, Request
 from genvid.generation.sampler import Sampler, SamplingConfig
@@ -145,7 +148,7 @@ def test_plans_and_numbers_of_blocks_are_obeyed(layout):
 @pytest.mark.parametrize(
     "layout", [LENGTH, END, replace(LENGTH, framing="end")], ids=["length", "end", "end with sizes"]
 )
-@pytest.mark.parametrize("limit", [3, 4, 5, 8, 10, 17, 18, 99])
+@pytest.mark.parametrize("limit", [3, 4, 5, 8, 10, 17, 18, 99, 2**70])
 def test_limits_are_hard_and_leave_enough_for_later_blocks(layout, limit):
     requests = [replace(request, limit=limit) for request in class_requests(layout, 40)]
     engine = Engine(rotary(layout), SamplingConfig(temperature=5.0), slots=8)
@@ -156,6 +159,13 @@ def test_limits_are_hard_and_leave_enough_for_later_blocks(layout, limit):
         assert rows_of(engine, requests) == rows_of(engine, free)
     else:
         assert max(spent) >= limit - 2
+
+
+@pytest.mark.parametrize("found", [Hardware(None), Hardware((7, 5), True), Hardware((9, 0), False)], ids=str)
+def test_a_gpu_without_the_kernels_goes_the_plain_way(found, monkeypatch):
+    monkeypatch.setattr(network, "hardware", lambda device: found)
+    monkeypatch.setitem(sys.modules, "genvid.generation.kernels", None)  # importing it would fail
+    assert isinstance(network.plain_or_triton(torch.device("cuda")), network.PlainAttention)
 
 
 def test_an_unfinished_run_leaves_nothing_behind():
@@ -183,6 +193,8 @@ def test_what_cannot_be_sampled_is_said_before_anything_is_computed():
         ({"planned": (1, 1)}, "3 blocks need as many planned lengths, got 2"),
         ({"planned": (1, 1, 2)}, "2 tokens is none of the sizes"),
         ({"limit": 2}, "a budget of 2 tokens cannot pay for 3 blocks, which need at least 3"),
+        ({"seed": 2**70}, "a seed is a whole number from -2"),
+        ({"planned": (1, 1, 2**70)}, "tokens is none of the sizes"),
     ]:
         with pytest.raises(ValueError, match=message):
             engine.run([good, replace(good, **change)])
