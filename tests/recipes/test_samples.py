@@ -92,9 +92,9 @@ def test_two_processes_make_the_samples_that_one_does(stages, run):
         ({"budget": {"tokens_per_video": 9, "total": 9}}, "either tokens_per_video or total"),
         ({"format": "gif"}, "written as mp4, npz, png, not 'gif'"),
         ({"slots": 0}, "at least 1 slot"),
-        ({"seed": 2**70}, "a seed is a whole number from -2**63 to 2**63 - 1"),
-        ({"fps": 0}, "videos have more than 0 frames per second, got 0"),
-        ({"precision": "auto"}, "into one of: fp32, bf16"),
+        ({"seed": 2**70}, "seed must be an integer of 64 bits"),
+        ({"fps": 0}, "a frame rate is 0.0001 to 1000000 frames per second, got 0"),
+        ({"precision": "auto"}, "precision must be one of fp32, bf16, got 'auto'"),
     ],
 )
 def test_bad_requests_are_said_in_words(stages, capsys, changes, words):
