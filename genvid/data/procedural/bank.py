@@ -1,4 +1,4 @@
-"""What scenes are painted with: textures, outlines and grain, made once in a process and the same in all of them."""
+"""Textures, outlines and grain of all scenes, made once in a process from a fixed seed."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GREEN = np.array([0.5, -1, 0.5], np.float32)
 
 @dataclass(frozen=True)
 class Bank:
-    """The stock of all scenes. Arrays are read, never written."""
+    """Arrays that all scenes share and none writes to."""
 
     textures: Array
     """(N, 4, SIDE, SIDE): red, green and blue of mean 0 and a luminance of deviation 1, and an alpha of 1."""

@@ -14,7 +14,8 @@ from genvid.data.procedural.outlines import Array, Rng
 
 @dataclass(frozen=True)
 class Warp:
-    """Where a view looks on a canvas: pixel (x, y), from the middle of the view, at `matrix @ (x, y) + offset`."""
+    """Affine map from a view to a canvas in every frame: (x, y) -> `matrix @ (x, y) + offset`, in pixels from their
+    middles."""
 
     matrix: Array
     """(T, 2, 2)."""
@@ -56,7 +57,7 @@ def turning(angle: Array, scale: Array) -> Array:
 
 
 def travel(rng: Rng, times: Array, speed: float) -> Array:
-    """(T,) way of a thing: steady, faster and faster, to and fro, or at rest before or after some moment."""
+    """(T,) distance along a path: steady, accelerated, to and fro, or resting before or after a moment."""
     phase = rng.random()
     kind = rng.integers(4)
     if kind == 0:
@@ -118,11 +119,12 @@ def own_motion(rng: Rng, times: Array, side: int, speed: float) -> Warp:
 
 @dataclass(frozen=True)
 class Wobble:
-    """Waves across a layer that bend it: cloth, water, bodies. None where `size` is 0."""
+    """Waves across a layer that bend it: cloth, water, bodies."""
 
     size: float
+    """Amplitude in pixels of the view or canvas."""
     waves: Array
-    """(2, 2): waves along the view and turns a frame, of what moves across and down."""
+    """(2, 2): waves a pixel and turns a frame, of the shift across and of the shift down."""
     phases: Array
     """(2,)."""
 

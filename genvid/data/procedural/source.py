@@ -1,4 +1,4 @@
-"""Endless drawn video with the statistics of natural video: training data that no network can know by heart."""
+"""Endless procedural video with the statistics of natural video: training data that cannot be memorised."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from genvid.data.procedural.scene import draw_scene
 from genvid.data.source import Source, SourceConfig
 
 _LONGEST_SCENE = 96
-"""Frames of the video, of which the canvas of a scene holds all that is seen."""
+"""Frames of the video; bounds the canvas of a scene, which covers the whole path of its camera."""
 
 
 @SourceConfig.register_subclass("procedural")
 @dataclass(frozen=True)
 class ProceduralConfig(SourceConfig):
-    """Drawn clips without end: a clip depends on `seed`, its item and its own seed, which is new at every step of
-    training. `clips` is the number of items, the length of an epoch and of an evaluation."""
+    """Drawn clips without end: a clip is a function of `seed`, its item and its own seed, which is new at every step of
+    training. `clips` is the number of items: the length of an epoch and of an evaluation."""
 
     clips: int = 4096
     seed: int = 0
