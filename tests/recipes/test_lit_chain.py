@@ -22,7 +22,8 @@ CLIPS = {"data.source.clips": 8, "data.clip.frames": 9}
 
 
 def overrides(**changes: object) -> list[str]:
-    return [f"--{key}={json.dumps(value)}" for key, value in changes.items()]
+    """Text as it is, other values as YAML."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in changes.items()]
 
 
 @pytest.fixture(scope="module")
