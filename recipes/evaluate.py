@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,12 +56,14 @@ class EvaluationRun:
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
     """What the scorer predicts: measured, and what the oracle minimises."""
     perceptual: PerceptualConfig | None = None
-    """Another distance that is measured beside `distortion`."""
+    """Another distance that is measured beside `distortion` and its perceptual part."""
     protocol: str = "clips of the source"
+    clips: int | None = None
+    """Clips compared, drawn among all; None: all."""
     group_size: int = 64
     """Clips that share a budget: drawn over the data set, because neighbours in its order are of one class or file."""
     seed: int = 0
-    """Of the draw of the groups."""
+    """Of the draw of the clips and their groups."""
     batch_size: int = 16
     """Clips decoded at a time: memory, not results."""
     workers: int = 2
@@ -75,6 +78,8 @@ class EvaluationRun:
                 f"at least one budget and one of the allocators {', '.join(ALLOCATORS)} are needed, "
                 f"got budgets {self.budgets} and allocators {self.allocators}"
             )
+        if self.clips is not None and self.clips < 1:
+            raise ValueError(f"clips is at least 1, got {self.clips}")
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ class Comparison:
         self.predictor = ScorerPredictor(self.tokenizer, scorer)
         self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
         self.distortion = run.distortion.build().to(device())
-        distances: list[ClipDistance] = [] if run.perceptual is None else [run.perceptual.build()]
+        configs = {run.perceptual, run.distortion.perceptual} - {None}
+        distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
         distances.append(self.distortion)
         self.scores = {
             (name, budget): ReconstructionScores(
@@ -108,9 +114,9 @@ class Comparison:
         }
 
     @torch.no_grad()
-    def add(self, video: Tensor) -> dict[float, tuple[Tensor, Tensor]]:
-        """Count a group (N, 3, T, H, W). By budget, what the joint program made of it: (N, 3, T, H, W) and (N, G)
-        lengths."""
+    def add(self, video: Tensor, bar: tqdm[Any]) -> dict[float, tuple[Tensor, Tensor]]:
+        """Count a group (N, 3, T, H, W), a step of the bar for each rule and budget. By budget, what the joint program
+        made of the group: (N, 3, T, H, W) and (N, G) lengths."""
         run = self.run
         tokens = encode(self.tokenizer, video, run.batch_size)
         measured = MeasuredCurves(
@@ -118,9 +124,11 @@ class Comparison:
         )
         joint = {}
         for (name, budget), scores in self.scores.items():
+            bar.set_postfix_str(f"{name} @ {budget:g}")
             kept = self._allocator(name, budget, tokens.keep.shape[1], measured)(tokens)
             restored = decode(self.tokenizer, kept, run.batch_size)
             scores.update(video, restored, kept)
+            bar.update()
             if name == "joint":
                 joint[budget] = (restored, kept.lengths)
         return joint
@@ -153,20 +161,22 @@ def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
     """A report for each allocator and budget, and the clips to show (the first ones of this process)."""
     state = make_state()
     comparison, dataset = Comparison(run), run.data.open()
+    drawn = noise.permutation(run.seed, "groups", len(dataset))[: run.clips].tolist()
     groups = one_pass(
         dataset,
         batch_size=run.group_size,
-        items=noise.permutation(run.seed, "groups", len(dataset)).tolist(),
+        items=drawn,
         rank=state.process_index,
         world_size=state.num_processes,
         workers=run.workers,
         device=device(),
     )
-    total = -(-len(dataset) // (run.group_size * state.num_processes))
+    total = -(-len(drawn) // (run.group_size * state.num_processes)) * len(comparison.scores)
+    bar = tqdm(total=total, desc="evaluating", unit="rule", disable=not state.is_main_process)
     shown: list[Shown] = []
-    for group in tqdm(groups, total=total, desc="evaluating", unit="group", disable=not state.is_main_process):
+    for group in groups:
         video = group["video"]
-        joint = comparison.add(video)
+        joint = comparison.add(video, bar)
         for row in range(min(len(video), run.shown - len(shown)) if joint else 0):
             versions = {
                 budget: (to_uint8(restored[row]).cpu(), lengths[row].tolist())

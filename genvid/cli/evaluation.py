@@ -160,7 +160,8 @@ def _sources(arguments: argparse.Namespace, record: Protocol) -> tuple[SourceCon
         raise ValueError(f"{record.name} is a protocol on {record.dataset}: --source needs --partial")
     data = configuration.read(arguments.source)
     source = configuration.decode(SourceConfig, data, source=arguments.source)
-    return source, None, record.adapted(dataset=Path(arguments.source).stem, split="", videos=None, names="")
+    dataset, split = Path(arguments.source).stem, source.split_name()
+    return source, None, record.adapted(dataset=dataset, split=split, videos=None, names="")
 
 
 def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | None) -> Producer:

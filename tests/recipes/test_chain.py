@@ -225,6 +225,17 @@ def test_groups_of_an_evaluation_are_drawn_and_the_protocol_says_so(stages, monk
     assert "drawn over the data set" in report.numbers[0].protocol.note
 
 
+def test_an_evaluation_of_some_clips_draws_them(stages, monkeypatch, capsys):
+    read = _items_read(monkeypatch, evaluate, one_pass)
+    path = stages.run("evaluation", "some_clips", allocators=["joint"], budgets=BUDGETS[:1], shown=0, clips=10)
+    assert len(set(read)) == 10
+    assert max(read) >= 10
+    numbers = {number.name: number for number in Report.load(path / f"joint_{BUDGETS[0]}.json").numbers}
+    assert {number.protocol.count for number in numbers.values()} == {10}
+    assert "structure distance" in numbers  # the perceptual part of the distortion, given once
+    assert f"joint @ {BUDGETS[0]}" in capsys.readouterr().err
+
+
 def test_a_calibration_made_before_clips_were_drawn_loads(stages, tmp_path):
     data = json.loads((stages.folder / "calibration" / "calibration.json").read_text())
     del data["provenance"]["seed"]
