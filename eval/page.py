@@ -63,7 +63,7 @@ class Section:
         self._parts: list[str] = []
 
     def text(self, text: str) -> Self:
-        """Paragraphs, separated by empty lines; `code` in backticks."""
+        """Paragraphs, separated by empty lines; `code` in backticks, **strong** words between stars."""
         return self._add(_paragraphs(text))
 
     def heading(self, text: str) -> Self:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 from test_evaluation import NOW, toy
-from toy_models import Noisy
+from toy_models import TOY, Noisy
 
+from genvid.eval.page import Page
+from genvid.eval.report import Number, Report
 from genvid.eval.summary import Summary
 from genvid.eval.summary_page import comparison_page, evaluation_page
 
@@ -25,7 +27,9 @@ addEventListener('load', async () => {
   const size = video => `${video.videoWidth}x${video.videoHeight}/${video.duration.toFixed(2)}`;
   const lines = [...document.querySelectorAll('svg polyline')].filter(line => line.getTotalLength() > 10);
   const cells = [...document.querySelectorAll('svg .cell')].filter(cell => cell.getBoundingClientRect().width > 2);
-  const wide = document.documentElement.scrollWidth > innerWidth;
+  const wider = element => element.scrollWidth > element.clientWidth;
+  const scrolled = [...document.querySelectorAll('.scroll')].some(wider);
+  const wide = scrolled || document.documentElement.scrollWidth > innerWidth;
   const report = document.createElement('p');
   report.id = 'probe';
   const drawn = `lines ${lines.length}; cells ${cells.length}; overflow ${wide}`;
@@ -35,14 +39,15 @@ addEventListener('load', async () => {
 </script>"""
 
 
-def in_browser(page: Path, folder: Path) -> str:
-    """What the probe says of a page."""
+def in_browser(page: Path, folder: Path, width: int = 1280) -> str:
+    """What the probe says of a page in a window of so many pixels."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         pytest.skip("no Chromium or Chrome on this machine")
     probed = folder / "probed.html"
     probed.write_text(page.read_text().replace("</head>", f"{PROBE}</head>", 1))
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", f"--user-data-dir={folder / 'profile'}"]
+    options.append(f"--window-size={width},900")
     command = [browser, *options, "--virtual-time-budget=20000", "--dump-dom", probed.as_uri()]
     try:
         dumped = subprocess.run(command, capture_output=True, text=True, timeout=120).stdout
@@ -70,3 +75,14 @@ def test_the_page_of_an_evaluation_plays_and_draws(tmp_path: Path) -> None:
     assert "overflow false" in said
     comparison_page(reports).write(tmp_path / "comparison.html")
     assert "lines 3; cells 0; overflow false" in in_browser(tmp_path / "comparison.html", tmp_path)
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+def test_no_table_scrolls_sideways(width: int, tmp_path: Path) -> None:
+    names = [f"a distance of a long name, part {number}" for number in range(14)]
+    numbers = [Number(name, 12345.678 / (1 + i), TOY, 40, spread=1.5) for i, name in enumerate(names)]
+    page = Page("Tables")
+    page.section("Many columns").numbers([Report(f"method {i} @ 0.35", numbers, NOW) for i in range(2)])
+    page.section("Few columns").table(["method", *names[:3]], [["joint", 1.0, None, 3.0], ["uniform", 2.0, 1.0, 3.0]])
+    page.write(tmp_path / "page.html")
+    assert "overflow false" in in_browser(tmp_path / "page.html", tmp_path, width)

@@ -164,3 +164,11 @@ def test_histograms_of_wide_ranges_and_of_one_value() -> None:
     assert len(cells(Histograms("t", {"a": [7], "b": [7, 7]}, "tokens").html())) == 2
     with pytest.raises(ValueError, match="numbers in every group"):
         Histograms("t", {"a": []}, "tokens")
+
+
+def test_strong_words_are_marked_and_stars_of_code_are_left() -> None:
+    html = Page("t").section("s").text("A **left** turn, 2 ** 3, `a**b**`.").heading("**right**").html("a")
+    assert "<strong>left</strong>" in html
+    assert "<h3><strong>right</strong></h3>" in html
+    assert "2 ** 3" in html
+    assert "<code>a**b**</code>" in html
