@@ -1,6 +1,7 @@
 """The `genvid` command as a user runs it, on tiny models made here and on the published folders where they are."""
 
 import json
+import os
 import weakref
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import coding, main, sampling
+from genvid.data.clips import ClipConfig
 from genvid.data.video import probe, read_clip, write_video
 from genvid.generation.engine import Engine
 from genvid.generation.folder import SampleWriter
@@ -208,6 +210,14 @@ def test_unfinished_work_on_something_else_is_refused(models, video, tmp_path, m
     video.write_bytes(video.read_bytes() + b"x")
     refused(capsys, "videos.0 video.mp4 is", *asked, 12)
     assert [path.name for path in (tmp_path / "a.npz.unfinished").iterdir()] == ["about.json"]
+
+
+def test_names_that_are_not_unicode_are_spelled_out(models, video, tmp_path, capsys):
+    strange = tmp_path / os.fsdecode(b"caf\xe9.mp4")
+    video.rename(strange)
+    run("encode", strange, tmp_path / "a.npz", "--tokenizer", models / "tokenizer")
+    assert "caf\\xe9.mp4: 15 frames" in capsys.readouterr().out
+    assert np.load(tmp_path / "a.npz")["names"].tolist() == ["caf\\xe9.mp4"]
 
 
 def test_decoding_several_videos_goes_on_after_an_interruption(models, video, tmp_path, monkeypatch):
@@ -485,6 +495,29 @@ def test_a_whole_prompt_goes_on_by_as_many_frames_as_asked(models, video, tmp_pa
     refused(capsys, "give --prompt", *asked, *output, "--class", 1)
     refused(capsys, "leave out --budget", *asked, *output, "--prompt", video, "--budget", 20)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_prompt_of_any_length_is_continued_in_the_same_memory(models, tmp_path, monkeypatch):
+    """What follows depends on the last frames alone, and no more frames than the model reads are held."""
+    frames = torch.randint(0, 256, (3, 90, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    write_video(tmp_path / "long.mp4", frames, 12)
+    given, fit, alive, most = pixels(tmp_path / "long.mp4"), ClipConfig.fit, [], []
+
+    def counted(self, video, seed):
+        frame = fit(self, video, seed)
+        alive[:] = [reference for reference in alive if reference() is not None] + [weakref.ref(frame)]
+        most.append(len(alive))
+        return frame
+
+    monkeypatch.setattr(ClipConfig, "fit", counted)
+    asked = ("sample", "--model", models / "continues", "--tokenizer", models / "tokenizer", "--frames", 4, "--prompt")
+    run(*asked, tmp_path / "long.mp4", "--output", tmp_path / "mp4")
+    assert max(most) <= 4  # a block of two frames and what is in hand
+    assert pixels(tmp_path / "mp4" / "00000.mp4").shape == (94, 16, 16, 3)
+    monkeypatch.undo()
+    run(*asked, tmp_path / "long.mp4", "--format", "npz", "--output", tmp_path / "npz")
+    made = np.load(tmp_path / "npz" / "00000.npz")["frames"]
+    assert np.array_equal(made[:90], given)
 
 
 def test_transformers_samples_the_same_rows(models, tmp_path, capsys):

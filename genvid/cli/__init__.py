@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
         if budget:
             to.add_argument("--scorer", metavar="S", help="the tokenizer's scorer: model folder or Hub id")
             number: dict[str, Any] = {"nargs": "+"} if many else {}
-            meaning = "mean tokens of a whole clip (needs --scorer), or tokens of every clip of LIT"
+            meaning = "mean tokens of a whole clip (needs --scorer), or tokens of every clip, or whole video, of LIT"
             to.add_argument("--tokens", type=int, metavar="N", help=meaning, **number)
             to.add_argument("--published", action="store_true", help="spend N as the published AdapTok evaluation does")
 

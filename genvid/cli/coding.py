@@ -31,7 +31,7 @@ from genvid.data.token_file import (
     write_tokens,
 )
 from genvid.data.video import VideoInfo, probe, video_writer
-from genvid.files import sha256
+from genvid.files import readable, sha256
 from genvid.pieces import Pieces
 from genvid.recipes.loading import device, load_scorer
 from genvid.tokenizer import load_tokenizer
@@ -65,14 +65,14 @@ def encode(arguments: argparse.Namespace) -> None:
         "scorer": arguments.scorer and fingerprint(resolve(arguments.scorer)),
         "tokens": arguments.tokens,
         "published": arguments.published,
-        "videos": {f"{number} {path.name}": sha256(path)[:16] for number, (path, _) in enumerate(videos)},
+        "videos": {f"{number} {readable(path.name)}": sha256(path)[:16] for number, (path, _) in enumerate(videos)},
     }
     pieces = Pieces(f"{output}.unfinished", about)
     tokenized = _encode(tokenizer, budget, videos, pieces)
     write_tokens(output, tokenized, tokenizer=about["tokenizer"], codebook_size=tokenizer.spec.codebook_size)
     pieces.remove()
     for (path, found), video in zip(videos, tokenized, strict=True):
-        print(f"{path}: {found.frames} frames, {len(video.clips)} clips, {video.num_tokens} tokens")
+        print(f"{readable(path)}: {found.frames} frames, {len(video.clips)} clips, {video.num_tokens} tokens")
 
 
 def decode(arguments: argparse.Namespace) -> None:
@@ -105,7 +105,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
     blocks = _clip_blocks([(path, found)], tokenizer.spec)
     rules = _rules(arguments, tokenizer, blocks)
     if tokenizer.spec.max_blocks is None and len(blocks) > 1:
-        print(f"{path}: {sum(blocks)} blocks, coded in {len(blocks)} clips of at most {max(blocks)}, each by itself")
+        parts = f"{len(blocks)} clips of at most {max(blocks)}, each by itself"
+        print(f"{readable(path)}: {sum(blocks)} blocks, coded in {parts}")
     _say_it_begins_anew(output)
     clips, left, number = read_clips(path, found, tokenizer.spec), found.frames, 0
     with video_writer(output, found.fps) as append, tqdm(total=len(blocks), desc="coding", unit="clip") as bar:
@@ -247,7 +248,7 @@ def _collect(videos: Videos, spec: TokenizerSpec, groups: list[list[int]], piece
         its_lengths = [lengths.pop(clip) for clip in own]
         blocks = [len(clip) for clip in its_lengths]
         kept_codes = KeptCodes(its_codes, np.concatenate(its_lengths), blocks, spec.block_capacity)
-        yield TokenizedVideo(path.name, found.frames, found.fps, kept_codes)
+        yield TokenizedVideo(readable(path.name), found.frames, found.fps, kept_codes)
         first += len(own)
 
 
@@ -284,4 +285,4 @@ def _described(clip: BlockTokens) -> str:
 
 
 def _say_it_begins_anew(output: Path) -> None:
-    print(f"{output} is written in one piece: after an interruption the same command begins anew")
+    print(f"{readable(output)} is written in one piece: after an interruption the same command begins anew")

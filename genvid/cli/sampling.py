@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections import deque
 from dataclasses import asdict, replace
 from itertools import islice
 from pathlib import Path
@@ -19,8 +20,9 @@ from genvid.ar.model import RowModel, load_row_model
 from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
-from genvid.data.clips import ClipConfig, to_float
-from genvid.data.video import probe, read_clip, video_bytes
+from genvid.data.clips import to_float
+from genvid.data.token_file import read_frames
+from genvid.data.video import probe, video_bytes
 from genvid.eval.page import Clip, Page
 from genvid.files import sha256, write_atomically
 from genvid.generation.budget import BudgetConfig, missing, with_budget
@@ -39,8 +41,8 @@ from genvid.generation.sampler import SamplingConfig
 from genvid.recipes.loading import class_names, device
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
-SHOWN = 32
-"""Videos of the contact sheet and the page."""
+SHOWN, SHOWN_FRAMES = 32, 256
+"""Videos of the contact sheet and the page, and their last frames that are shown."""
 MOST = 10**9
 """Videos or frames: more are a mistake."""
 FPS = 25.0
@@ -168,17 +170,21 @@ def _continue(
     if isinstance(model, PublishedTransformer):
         raise ValueError("published models predict what follows the first frames, once: leave out --frames")
     allocator = _allocator(arguments, model, tokenizer)
-    prompt = _frames(arguments.prompt, probe(arguments.prompt).frames, tokenizer.spec)
+    prompt, spec = probe(arguments.prompt), tokenizer.spec
+    read = deque(read_frames(arguments.prompt, prompt, spec), model.config.context_blocks * spec.frames_per_block)
+    context = to_float(torch.cat(list(read), 1))[None]
     engine, done = _engine(arguments, model, config), samples.samples()
     seeds = noise.sample_seeds(arguments.seed, "samples", torch.arange(arguments.count))
     numbers = torch.tensor([number for number in range(arguments.count) if number not in done])
     for part in tqdm(torch.split(numbers, arguments.batch_size), desc="continuing", unit="batch"):
-        context = prompt.expand(len(part), -1, -1, -1, -1)
-        made = continue_video(engine, tokenizer, allocator, context, seeds[part], num_frames=arguments.frames)
+        contexts = context.expand(len(part), -1, -1, -1, -1)
+        made = continue_video(engine, tokenizer, allocator, contexts, seeds[part], num_frames=arguments.frames)
+        new = made.videos[:, :, context.shape[2] :]
         samples.begin()
         lines = []
         for row, number in enumerate(part.tolist()):
-            line = {"number": number, "file": writer.write_video(samples.path, number, made.videos[row])}
+            before = read_frames(arguments.prompt, prompt, spec)
+            line = {"number": number, "file": writer.write_video(samples.path, number, new[row], before)}
             line |= {"seed": int(seeds[number]), **condition, "tokens": made.tokens.lengths[row].tolist()}
             lines.append(line)
         samples.add(lines)
@@ -230,7 +236,7 @@ def _show(samples: SampleFolder, writer: SampleWriter, spec: TokenizerSpec, made
     """A contact sheet and a playable page of the first samples."""
     clips, videos = [], []
     for number, line in islice(samples.samples().items(), SHOWN):
-        video = writer.read_video(samples.path, line["file"])
+        video = writer.read_video(samples.path, line["file"], SHOWN_FRAMES)
         played = video_bytes(video, writer.fps, scale=max(1, 128 // min(spec.resolution)))
         caption = f"{number}: {sum(line['tokens'])} tokens"
         clips.append(Clip(played, caption, line["tokens"], spec.block_capacity))
@@ -261,8 +267,10 @@ def _prompt(path: str, model: RowModel, spec: TokenizerSpec) -> Tensor:
 
 def _frames(path: str, count: int, spec: TokenizerSpec) -> Tensor:
     """The first frames (1, 3, count, H, W) of a video, in [-1, 1]."""
-    clip = ClipConfig(frames=count, resolution=spec.resolution)
-    return to_float(clip.fit(torch.from_numpy(read_clip(path, 0, count)), seed=0))[None]
+    info = probe(path)
+    if info.frames < count:
+        raise ValueError(f"{path} has {info.frames} frames, but this model reads {count}")
+    return to_float(torch.cat(list(islice(read_frames(path, info, spec), count)), 1))[None]
 
 
 def _class_number(arguments: argparse.Namespace, model: RowModel) -> int | None:

@@ -92,16 +92,24 @@ def clip_frames(frames: int, spec: TokenizerSpec) -> list[int]:
     return [min(longest, frames - start) for start in range(0, frames, longest)]
 
 
-def read_clips(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
-    """The consecutive clips (3, T, H, W) of a video file, in [-1, 1], resized and centre-cropped for the tokenizer.
+def read_frames(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
+    """Every frame (3, 1, H, W) uint8 of a video file, resized and centre-cropped for the tokenizer as it comes.
 
-    The file is decoded once, from its beginning, and frames are resized as they come.
+    VideoError where the file ends before `info` says.
     """
-    frames, rule = iterate_frames(path, info), ClipConfig(frames=1, resolution=spec.resolution)
+    rule, frames = ClipConfig(frames=1, resolution=spec.resolution), iterate_frames(path, info)
+    for number in range(info.frames):
+        frame = next(frames, None)
+        if frame is None:
+            raise VideoError(f"{path} ended after {number} frames; it had {info.frames} when it was probed")
+        yield rule.fit(torch.from_numpy(frame[None]), seed=0)
+
+
+def read_clips(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
+    """The consecutive clips (3, T, H, W) of a video file, in [-1, 1]; the file is decoded once, from its beginning."""
+    frames = read_frames(path, info, spec)
     for count in clip_frames(info.frames, spec):
-        clip = [rule.fit(torch.from_numpy(frame[None]), seed=0) for frame in islice(frames, count)]
-        if len(clip) < count:
-            raise VideoError(f"{path} ended early; it had {info.frames} frames when it was probed")
+        clip = list(islice(frames, count))
         clip += [clip[-1]] * (spec.filled(count) - count)
         yield to_float(torch.cat(clip, 1))
 

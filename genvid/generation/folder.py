@@ -15,8 +15,9 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,47 +31,55 @@ from genvid import config as configuration
 from genvid.data.clips import to_uint8
 from genvid.data.images import list_images, read_image
 from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
-from genvid.data.video import frame_rate, probe, read_clip, write_video
+from genvid.data.video import frame_rate, probe, read_clip, video_writer
 from genvid.files import write_atomically
 from genvid.generation.engine import RowEngine
 from genvid.generation.pipeline import Job, stream
 from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
-Writer = Callable[[Path, Tensor, float], None]
-"""Path, (3, T, H, W) uint8, frames per second."""
-Reader = Callable[[Path], NDArray[np.uint8]]
-"""Path -> (T, H, W, 3)."""
+Writer = Callable[[Path, Iterable[Tensor], float], None]
+"""Path, consecutive parts (3, T, H, W) uint8, frames per second."""
+Reader = Callable[[Path, int], NDArray[np.uint8]]
+"""Path, most frames -> the last of them (T, H, W, 3)."""
 
 
-def _write_npz(path: Path, video: Tensor, fps: float) -> None:
+def _write_mp4(path: Path, parts: Iterable[Tensor], fps: float) -> None:
+    with video_writer(path, fps) as append:
+        for part in parts:
+            append(part)
+
+
+def _write_npz(path: Path, parts: Iterable[Tensor], fps: float) -> None:
+    """The one format for which a whole video is in memory."""
     with write_atomically(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(stream, frames=video.permute(1, 2, 3, 0).numpy(), fps=fps)
+        np.savez_compressed(stream, frames=torch.cat(list(parts), 1).permute(1, 2, 3, 0).numpy(), fps=fps)
 
 
-def _write_png(path: Path, video: Tensor, fps: float) -> None:
+def _write_png(path: Path, parts: Iterable[Tensor], fps: float) -> None:
     with write_atomically(path) as folder:
         folder.mkdir()
-        for number, frame in enumerate(video.unbind(1)):
+        for number, frame in enumerate(frame for part in parts for frame in part.unbind(1)):
             (folder / f"{number:04d}.png").write_bytes(png(frame))
 
 
-def _read_video(path: Path) -> NDArray[np.uint8]:
-    return read_clip(path, 0, probe(path).frames)
+def _read_mp4(path: Path, most: int) -> NDArray[np.uint8]:
+    info = probe(path)
+    return read_clip(path, max(0, info.frames - most), min(most, info.frames), info=info)
 
 
-def _read_npz(path: Path) -> NDArray[np.uint8]:
+def _read_npz(path: Path, most: int) -> NDArray[np.uint8]:
     with np.load(path) as file:
         frames: NDArray[np.uint8] = file["frames"]
-        return frames
+        return frames[-most:]
 
 
-def _read_png(path: Path) -> NDArray[np.uint8]:
-    return np.stack([read_image(frame) for frame in list_images(path)])
+def _read_png(path: Path, most: int) -> NDArray[np.uint8]:
+    return np.stack([read_image(frame) for frame in list_images(path)[-most:]])
 
 
 FORMATS: dict[str, tuple[str, Writer, Reader]] = {
-    "mp4": (".mp4", write_video, _read_video),
+    "mp4": (".mp4", _write_mp4, _read_mp4),
     "npz": (".npz", _write_npz, _read_npz),
     "png": ("", _write_png, _read_png),
 }
@@ -96,16 +105,17 @@ class SampleWriter:
             raise ValueError(f"videos are written as {', '.join(FORMATS)}, not '{self.format}'")
         frame_rate(self.fps)  # refused now, not when the first video is written
 
-    def write_video(self, folder: Path, number: int, video: Tensor) -> str:
-        """(3, T, H, W) in [-1, 1] -> a file below `folder`; its name."""
+    def write_video(self, folder: Path, number: int, video: Tensor, before: Iterable[Tensor] = ()) -> str:
+        """(3, T, H, W) in [-1, 1], behind parts (3, T, H, W) uint8 of what was `before` -> a file below `folder`; its
+        name."""
         suffix, write, _ = FORMATS[self.format]
         name = f"{number:05d}{suffix}"
-        write(folder / name, to_uint8(video), self.fps)
+        write(folder / name, chain(before, [to_uint8(video)]), self.fps)
         return name
 
-    def read_video(self, folder: Path, name: str) -> Tensor:
-        """A file that `write_video` wrote -> (3, T, H, W) uint8."""
-        return torch.from_numpy(FORMATS[self.format][2](folder / name)).permute(3, 0, 1, 2)
+    def read_video(self, folder: Path, name: str, most: int) -> Tensor:
+        """The last frames, at most so many, of a file that `write_video` wrote: (3, T, H, W) uint8."""
+        return torch.from_numpy(FORMATS[self.format][2](folder / name, most)).permute(3, 0, 1, 2)
 
     def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
         """The same, with a file of the tokens that it is decoded from."""
