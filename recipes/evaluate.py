@@ -172,17 +172,17 @@ def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
         device=device(),
     )
     total = -(-len(drawn) // (run.group_size * state.num_processes)) * len(comparison.scores)
-    bar = tqdm(total=total, desc="evaluating", unit="rule", disable=not state.is_main_process)
     shown: list[Shown] = []
-    for group in groups:
-        video = group["video"]
-        joint = comparison.add(video, bar)
-        for row in range(min(len(video), run.shown - len(shown)) if joint else 0):
-            versions = {
-                budget: (to_uint8(restored[row]).cpu(), lengths[row].tolist())
-                for budget, (restored, lengths) in joint.items()
-            }
-            shown.append(Shown(dataset.name(int(group["index"][row])), to_uint8(video[row]).cpu(), versions))
+    with tqdm(total=total, desc="evaluating", unit="rule", disable=not state.is_main_process) as bar:
+        for group in groups:
+            video = group["video"]
+            joint = comparison.add(video, bar)
+            for row in range(min(len(video), run.shown - len(shown)) if joint else 0):
+                versions = {
+                    budget: (to_uint8(restored[row]).cpu(), lengths[row].tolist())
+                    for budget, (restored, lengths) in joint.items()
+                }
+                shown.append(Shown(dataset.name(int(group["index"][row])), to_uint8(video[row]).cpu(), versions))
     return comparison.reports(), shown
 
 
