@@ -92,7 +92,7 @@ def index(folder):
     return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
 
 
-def test_info(models, video, capsys):
+def test_info(models, video, tmp_path, capsys):
     run("info", models / "tokenizer")
     count = sum(parameter.numel() for parameter in load_model(models / "tokenizer").parameters())
     assert f"{count:,} ({count / 1e6:.2f} M)" in capsys.readouterr().out
@@ -106,6 +106,8 @@ def test_info(models, video, capsys):
     assert "15 frames at 12 a second, 1.25 s" in capsys.readouterr().out
     refused(capsys, "holds neither a model", "info", models)
     refused(capsys, "no model folder", "info", "./nothing")
+    (tmp_path / "unfinished.json").write_text("{}")
+    refused(capsys, "not a finished token cache", "info", tmp_path)
 
 
 def test_encode_and_decode_a_video_longer_than_a_clip(models, video, tmp_path, capsys):

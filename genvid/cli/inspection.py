@@ -10,7 +10,7 @@ import yaml
 
 from genvid.ar import published as published_ar
 from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
-from genvid.data.token_cache import FINGERPRINT, TokenCache
+from genvid.data.token_cache import FINGERPRINT, UNFINISHED, TokenCache
 from genvid.data.token_file import token_file_info
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
@@ -25,7 +25,7 @@ def info(arguments: argparse.Namespace) -> None:
         lines = _token_file(path) if path.suffix == ".npz" else _video(path)
     elif (path / "config.yaml").is_file():
         lines = _training_run(path)
-    elif (path / FINGERPRINT).is_file():
+    elif (path / FINGERPRINT).is_file() or (path / UNFINISHED).is_file():
         lines = _cache(path)
     elif path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{path} holds neither a model (config.json), a run (config.yaml) nor a token cache")
