@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+import torch
 from test_trainer import ToyTask, stream, train
 
 from genvid.train.run import RunError
@@ -41,6 +43,8 @@ class Runs:
     def attempt(self, folder: Path, **request: Any) -> list[int]:
         """Train into `folder` until the end or the fault; returns the exit code of each process."""
         assert self.program.stdin
+        if request.get("processes", 1) > 1 and torch.cuda.device_count() == 1:
+            pytest.skip("needs two GPUs")
         print(json.dumps({"folder": str(folder), **request}), file=self.program.stdin, flush=True)
         return self._answer()
 

@@ -170,7 +170,7 @@ def test_a_folder_that_is_renamed_under_data_workers_costs_no_step(tmp_path):
     files = Files(tmp_path / "clips", 16)
 
     def loaded(shard, rename_at: int | None = None):
-        loader = step_batches(files, batch_size=8, seed=1, start_step=shard.start_step, workers=2)
+        loader = step_batches(files, batch_size=8, seed=1, start_step=shard.start_step, workers=2, device=shard.device)
         for step, batch in enumerate(loader, shard.start_step):
             if step == rename_at:
                 (tmp_path / "clips").rename(tmp_path / "moved")
