@@ -27,8 +27,8 @@ from torch import Tensor
 from genvid.data import FolderConfig, write_video
 from genvid.data.loader import Batch
 from genvid.eval.evaluation import Evaluation, Made
-from genvid.eval.features import FeatureNetwork, I3DStateDict, load_i3d
-from genvid.eval.i3d import I3D
+from genvid.eval.features.i3d import I3D
+from genvid.eval.features.loading import FeatureNetwork, I3DStateDict, load_i3d
 from genvid.eval.protocols import Protocol
 from genvid.tokens import TokenizerSpec
 

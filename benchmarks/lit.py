@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genvid.noise import sample_seeds, uniform
-from genvid.recipes.evaluate_lit import load_lit
+from genvid.recipes.compare_lit import load_lit
 from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT

@@ -24,7 +24,7 @@ import torch
 
 from genvid import noise
 from genvid.data import ClipConfig, ClipDataset, FolderConfig, ProceduralConfig
-from genvid.data.folders import FileSource
+from genvid.data.sources.files import FileSource
 from genvid.recipes.loading import VideoData
 from genvid.recipes.prepare_videos import PreparationRun, prepare_videos
 

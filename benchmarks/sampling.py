@@ -20,10 +20,10 @@ from genvid import noise
 from genvid.ar.config import PRESETS, ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.generation.budget import BudgetConfig, with_budget
-from genvid.generation.engine import Engine, Request
-from genvid.generation.network import Attention, PlainAttention, SlotNetwork
+from genvid.generation.engine.network import Attention, PlainAttention, SlotNetwork
+from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import SamplingConfig
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def check(bench: Benchmark) -> None:
     """The attention that is measured against torch's, where they differ."""
     if bench.device.type != "cuda" or bench.arguments.attention == "plain":
         return
-    from genvid.generation.kernels import TritonAttention
+    from genvid.generation.engine.kernels import TritonAttention
 
     sizes = bench.scale.transformer
     width, rows = sizes.width // sizes.heads, 7
@@ -181,7 +181,7 @@ def check(bench: Benchmark) -> None:
 @torch.no_grad()
 def check_single(bench: Benchmark, attention: Attention) -> None:
     """The kernels of one row against torch in float32: in float32 equal, in bf16 no farther off than those of many."""
-    from genvid.generation import single
+    from genvid.generation.engine.scheduler import single_row as single
 
     single.OVERLAP = not bench.arguments.no_overlap
     exact = SlotNetwork(bench.model, 1, dtype=torch.float32, attention=PlainAttention())

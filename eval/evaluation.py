@@ -26,14 +26,14 @@ from genvid import noise
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import Batch, load_batches
-from genvid.data.probes import cache_folder
-from genvid.data.source import SourceConfig
+from genvid.data.sources.base import SourceConfig
+from genvid.data.sources.video_index import cache_folder
 from genvid.data.video import write_video
-from genvid.eval.features import FeatureNetwork
+from genvid.eval.features.loading import FeatureNetwork
 from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipMean
+from genvid.eval.pixels import as_scored
 from genvid.eval.protocols import PREPARED, Protocol
-from genvid.eval.scoring import as_scored
 from genvid.eval.table import ClipTable
 from genvid.tokens import BlockTokens, TokenizerSpec
 

@@ -10,11 +10,11 @@ from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.utilities import dim_zero_cat
 
-from genvid.eval.classifier import VideoClassifier
-from genvid.eval.features import FeatureNetwork
+from genvid.eval.features.classifier import VideoClassifier
+from genvid.eval.features.loading import FeatureNetwork
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_distance, frechet_name, real_halves
+from genvid.eval.pixels import as_scored
 from genvid.eval.protocols import Protocol
-from genvid.eval.scoring import as_scored
 
 
 @torch.no_grad()

@@ -16,7 +16,7 @@ import torch
 
 from genvid import noise
 from genvid.data.clips import ClipConfig
-from genvid.eval.features import I3D_NAME
+from genvid.eval.features.loading import I3D_NAME
 from genvid.eval.resizing import TatsClip, TorchvisionClip
 
 Clips = Literal["first", "random", "windows", "whole"]

@@ -11,9 +11,9 @@ from genvid.eval.metrics.codebook import CodebookUsage
 from genvid.eval.metrics.fidelity import ClipMean
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.metrics.rate import TokenRate
+from genvid.eval.pixels import round_to_bytes
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Better, Number
-from genvid.eval.scoring import round_to_bytes
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 

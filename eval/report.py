@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from genvid import config as configuration
-from genvid.eval.features import I3D_NAME
+from genvid.eval.features.loading import I3D_NAME
 from genvid.eval.protocols import Protocol, check_name
 from genvid.files import write_atomically
 

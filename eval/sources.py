@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from genvid.data.davis import DavisConfig
-from genvid.data.folders import FolderConfig
-from genvid.data.kinetics import Kinetics600Config
-from genvid.data.source import SourceConfig
-from genvid.data.ucf101 import Ucf101Config
+from genvid.data.sources.base import SourceConfig
+from genvid.data.sources.davis import DavisConfig
+from genvid.data.sources.files import FolderConfig
+from genvid.data.sources.kinetics import Kinetics600Config
+from genvid.data.sources.ucf101 import Ucf101Config
 from genvid.eval.protocols import Protocol
 
 

@@ -28,7 +28,7 @@ MODELS = {
     "adaptok_ar": "genvid.ar.published:PublishedTransformer",
     "llama": "genvid.ar.model:BlockTransformer",
     "lit": "genvid.tokenizer.lit.model:LIT",
-    "video_classifier": "genvid.eval.classifier:VideoClassifier",
+    "video_classifier": "genvid.eval.features.classifier:VideoClassifier",
 }
 """`model_type` of config.json -> the class that reads the folder, imported when it is asked for."""
 

@@ -16,13 +16,13 @@ import torch
 from tqdm import tqdm
 
 from genvid import config as configuration
+from genvid.command import command
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import numbered_batches
-from genvid.data.token_cache import CacheInfo, TokenCacheWriter
 from genvid.recipes.allocated import AllocatedTokenizer, encode
-from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokens.cache import CacheInfo, TokenCacheWriter
 from genvid.train.accelerator import make_state
 
 SHARDS = 256

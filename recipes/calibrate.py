@@ -32,12 +32,12 @@ from genvid.allocation import (
 )
 from genvid.allocation.allocators import largest_size
 from genvid.checkpoint import fingerprint, resolve
+from genvid.command import command
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import numbered_batches
-from genvid.eval.charts import LineChart, Series
-from genvid.eval.page import Page
+from genvid.eval.pages.charts import LineChart, Series
+from genvid.eval.pages.page import Page
 from genvid.pieces import Piece, Pieces
-from genvid.recipes.command import command
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
 from genvid.recipes.oracle import MeasuredCurves
 from genvid.tokenizer.adaptok.model import AdapTok

@@ -17,19 +17,20 @@ from typing import Any
 import yaml
 
 from genvid import config as configuration
+from genvid.command import command
 from genvid.data import ClipConfig, FolderConfig
-from genvid.data.token_cache import FINGERPRINT
-from genvid.eval.charts import LineChart, Series
-from genvid.eval.page import Page
-from genvid.eval.rate_distortion import split_title
+from genvid.eval.pages.charts import LineChart, Series
+from genvid.eval.pages.page import Page
+from genvid.eval.pages.rate_distortion import split_title
 from genvid.eval.report import Report, compare
-from genvid.recipes import evaluate, generate
+from genvid.recipes import compare_allocators as evaluate
+from genvid.recipes import generate
 from genvid.recipes.cache_tokens import CacheRun, cache_tokens
 from genvid.recipes.calibrate import CalibrationRun, run_calibration
-from genvid.recipes.command import command
-from genvid.recipes.evaluate import EvaluationRun
+from genvid.recipes.compare_allocators import EvaluationRun
 from genvid.recipes.generate import GenerationRun
 from genvid.recipes.train import read_run, train
+from genvid.tokens.cache import FINGERPRINT
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"
 TRAINED = ("tokenizer", "scorer", "ar", "frame_prediction", "classifier")

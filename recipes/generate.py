@@ -21,23 +21,23 @@ from genvid import config as configuration
 from genvid import noise
 from genvid.ar.model import load_row_model
 from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.command import command
 from genvid.data.clips import to_uint8
 from genvid.data.loader import Batch, one_pass
 from genvid.data.video import video_bytes
-from genvid.eval.classifier import VideoClassifier
-from genvid.eval.features import ClassifierFeatures
+from genvid.eval.features.classifier import VideoClassifier
+from genvid.eval.features.loading import ClassifierFeatures
 from genvid.eval.generation import ClassAccuracy, evaluate_generation
 from genvid.eval.metrics.frechet import FEWEST_REAL
-from genvid.eval.page import Clip, Page, Section
+from genvid.eval.pages.page import Clip, Page, Section
 from genvid.eval.report import Number, Provenance, Report
 from genvid.generation.budget import BudgetConfig, groups, with_budget
-from genvid.generation.engine import PRECISIONS, Engine, Precision
+from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision
 from genvid.generation.folder import SampleFolder, SampleWriter, fill
 from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
 from genvid.recipes.allocated import AllocatedTokenizer, decode
-from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData, class_names, device
 from genvid.tokens import BlockTokens
 from genvid.train.accelerator import make_state

@@ -16,8 +16,7 @@ from genvid.ar.model import RowModel
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
-from genvid.data.source import ALL, SourceConfig
-from genvid.data.token_cache import FINGERPRINT, TokenCache
+from genvid.data.sources.base import ALL, SourceConfig
 from genvid.eval.protocols import WINDOWS, Protocol
 from genvid.files import readable
 from genvid.perceptual import PerceptualConfig, StructureConfig
@@ -26,6 +25,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
+from genvid.tokens.cache import FINGERPRINT, TokenCache
 
 
 @dataclass(frozen=True)

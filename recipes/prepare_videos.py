@@ -20,9 +20,10 @@ import torch
 from tqdm import tqdm
 
 from genvid import config as configuration
-from genvid.data.folders import FileSource
-from genvid.data.listing import prepared_path
-from genvid.data.prepared import (
+from genvid.command import command
+from genvid.data.sources.files import FileSource
+from genvid.data.sources.listing import prepared_path
+from genvid.data.sources.prepared import (
     Preparation,
     PreparedVideo,
     index_file,
@@ -32,7 +33,6 @@ from genvid.data.prepared import (
 )
 from genvid.data.video import VideoError, VideoInfo
 from genvid.files import readable, write_atomically
-from genvid.recipes.command import command
 from genvid.recipes.loading import VideoData
 
 logger = logging.getLogger(__name__)

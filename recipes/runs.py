@@ -15,21 +15,21 @@ from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
-from genvid.data.token_cache import TokenCache
-from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.provenance import Origin
 from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok
-from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
-from genvid.tokenizer.discriminator import DiscriminatorConfig
 from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
-from genvid.tokenizer.lit.autoencoder import AutoencoderConfig, AutoencoderTask
+from genvid.tokenizer.lit.codecs.autoencoder import AutoencoderConfig, AutoencoderTask
 from genvid.tokenizer.lit.model import LIT, LITConfig
 from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokenizer.losses import DistortionConfig
+from genvid.tokens.cache import TokenCache
+from genvid.tokens.rows import BlockLayout
 from genvid.train.task import Batch, StepOutput, TrainingTask
 from genvid.train.trainer import TrainConfig
 

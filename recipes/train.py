@@ -12,9 +12,9 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from genvid import config as configuration
+from genvid.command import command
 from genvid.config import ConfigError
 from genvid.data.loader import step_batches
-from genvid.recipes.command import command
 from genvid.recipes.runs import RUNS, Run
 from genvid.train.task import Batch
 from genvid.train.trainer import Shard, Trainer

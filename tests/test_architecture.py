@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"tokens", "sequence", "config", "values", "noise", "files", "provenance", "pieces", "checkpoint"}
+CORE = {"tokens", "config", "values", "noise", "files", "provenance", "pieces", "checkpoint"}
 SUPPORT = {"data", "allocation", "train", "perceptual"}
 MAY_IMPORT = {
     **dict.fromkeys(CORE, CORE),
@@ -21,7 +21,7 @@ ONLY_IN = {
     "pulp": {"allocation"},
     "av": {"data"},
     "PIL": {"data"},
-    "datasets": {"data"},
+    "datasets": {"data", "tokens"},
     "accelerate": {"train", "recipes", "cli"},
     "torchmetrics": {"eval", "perceptual"},
     "transformers": {"ar", "generation", "eval"},

@@ -16,15 +16,15 @@ from genvid.checkpoint import load_model
 from genvid.cli import coding, main, sampling
 from genvid.data.clips import ClipConfig
 from genvid.data.video import probe, read_clip, write_video
-from genvid.generation.engine import Engine
+from genvid.generation.engine.scheduler import Engine
 from genvid.generation.folder import SampleWriter
 from genvid.provenance import Origin
-from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as Network
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens.rows import BlockLayout
 
 pytestmark = pytest.mark.gpu
 PARITY = Path(__file__).resolve().parents[1].parent / "shared" / "parity"

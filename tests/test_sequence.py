@@ -9,8 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
+from genvid.tokens.rows import BlockLayout
 
 LENGTH = BlockLayout(codebook_size=11, num_classes=3, num_blocks=3, block_capacity=5, sizes=(0, 1, 2, 3, 4, 5))
 END = replace(LENGTH, sizes=(), framing="end")

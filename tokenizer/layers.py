@@ -1,7 +1,7 @@
 """Pre-norm transformer blocks in the geometry of the published models.
 
 A block does not know who may see whom: it hands its queries, keys and values to an `attend` function
-(genvid.tokenizer.attention), so the same weights serve one-shot, ragged and cached computation.
+(genvid.tokenizer.adaptok.attention), so the same weights serve one-shot, ragged and cached computation.
 """
 
 from __future__ import annotations

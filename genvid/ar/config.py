@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from genvid.ar import attention
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.checkpoint import CheckpointError, Model, load_model, load_weights, read_config, read_origin, read_weights
 from genvid.provenance import Origin
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 
 class RowModel(Model):

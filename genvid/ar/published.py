@@ -22,8 +22,8 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama, run_packed
 from genvid.checkpoint import CheckpointError, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
-from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
+from genvid.tokens.rows import BlockLayout
 
 _LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"
 

@@ -17,8 +17,8 @@ from torch.utils.data import default_collate
 
 from genvid import noise
 from genvid.ar.config import ARConfig
-from genvid.sequence import TokenSequence
 from genvid.tokens import BlockTokens
+from genvid.tokens.rows import TokenSequence
 from genvid.train.task import Batch
 
 IGNORED = -100
@@ -43,7 +43,7 @@ class RowConfig:
 
 
 class CachedTokens(Protocol):
-    """What rows are made of: `genvid.data.token_cache.TokenCache`, for one."""
+    """What rows are made of: `genvid.tokens.cache.TokenCache`, for one."""
 
     @property
     def lengths(self) -> Tensor:

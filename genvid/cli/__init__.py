@@ -15,7 +15,7 @@ from genvid.cli.conversion import convert
 from genvid.cli.evaluation import add_evaluation, evaluate, report
 from genvid.cli.inspection import info
 from genvid.cli.sampling import add_sample, sample
-from genvid.recipes.command import command
+from genvid.command import command
 
 
 def main(argv: Sequence[str] | None = None) -> None:

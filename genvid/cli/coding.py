@@ -20,16 +20,7 @@ from tqdm import tqdm
 
 from genvid.allocation import Allocator, BudgetError, GroupAllocator, JointAllocator
 from genvid.checkpoint import fingerprint, resolve
-from genvid.data.clips import to_uint8
-from genvid.data.token_file import (
-    KeptCodes,
-    TokenizedVideo,
-    clip_frames,
-    read_clips,
-    read_tokens,
-    token_file_info,
-    write_tokens,
-)
+from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import VideoInfo, probe, video_writer
 from genvid.files import readable, sha256
 from genvid.pieces import Pieces
@@ -41,6 +32,14 @@ from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.lit.budget import BudgetedRedundancy, check_floor
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.blocks import clip_frames
+from genvid.tokens.file import (
+    KeptCodes,
+    TokenizedVideo,
+    read_tokens,
+    token_file_info,
+    write_tokens,
+)
 
 Videos = list[tuple[Path, VideoInfo]]
 """Files, and what a probe found in them."""

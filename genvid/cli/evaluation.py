@@ -13,16 +13,16 @@ from genvid.ar.model import RowModel, load_row_model
 from genvid.ar.published import PublishedTransformer
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
-from genvid.cli.samples import VideoFiles, open_samples
-from genvid.data.source import SourceConfig
+from genvid.data.sources.base import SourceConfig
 from genvid.eval.evaluation import Evaluation, Producer
-from genvid.eval.features import WHERE_I3D_IS, FeatureNetwork, load_features, load_i3d
+from genvid.eval.features.loading import WHERE_I3D_IS, FeatureNetwork, load_features, load_i3d
 from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
 from genvid.eval.report import Provenance, Report, compare
+from genvid.eval.samples import VideoFiles, open_samples
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
-from genvid.eval.summary_page import comparison_page, evaluation_page
 from genvid.generation.pipeline import check_match
 from genvid.generation.sampler import SamplingConfig
 from genvid.perceptual import LPIPS

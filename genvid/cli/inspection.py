@@ -10,10 +10,10 @@ import yaml
 
 from genvid.ar import published as published_ar
 from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
-from genvid.data.token_cache import FINGERPRINT, UNFINISHED, TokenCache
-from genvid.data.token_file import token_file_info
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
+from genvid.tokens.cache import FINGERPRINT, UNFINISHED, TokenCache
+from genvid.tokens.file import token_file_info
 from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, newest_whole
 from genvid.train.run import read_journal
 

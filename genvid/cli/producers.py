@@ -16,7 +16,7 @@ from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import Budget
 from genvid.data.loader import Batch
 from genvid.eval.evaluation import Made
-from genvid.generation.engine import Engine
+from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers

@@ -20,13 +20,12 @@ from genvid.ar.model import RowModel, load_row_model
 from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
-from genvid.data.clips import to_float
-from genvid.data.token_file import read_frames
+from genvid.data.clips import read_frames, to_float
 from genvid.data.video import probe, video_bytes
-from genvid.eval.page import Clip, Page
+from genvid.eval.pages.page import Clip, Page
 from genvid.files import sha256, write_atomically
 from genvid.generation.budget import BudgetConfig, missing, with_budget
-from genvid.generation.engine import PRECISIONS, Engine, RowEngine
+from genvid.generation.engine.scheduler import PRECISIONS, Engine, RowEngine
 from genvid.generation.folder import FORMATS, SampleFolder, SampleWriter, contact_sheet, fill
 from genvid.generation.grammar import check_plan
 from genvid.generation.pipeline import (
@@ -197,7 +196,7 @@ def _engine(arguments: argparse.Namespace, model: RowModel, config: SamplingConf
     dtype = PRECISIONS[arguments.precision]
     if arguments.engine == "genvid":
         return Engine(model, config, slots=slots, dtype=dtype)
-    from genvid.generation.stock import StockEngine
+    from genvid.generation.engine.transformers_engine import StockEngine
 
     return StockEngine(model, config, slots=slots, dtype=dtype)
 

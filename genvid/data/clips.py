@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import permutations
+from itertools import islice, permutations
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genvid import noise
+from genvid.data.video import VideoError, VideoInfo, iterate_frames
+from genvid.tokens.blocks import TokenizerSpec, clip_frames
 
 _COLOURS = [list(order) for order in permutations(range(3))]
 
@@ -137,3 +141,25 @@ def to_uint8(video: Tensor) -> Tensor:
 def _draw(seed: int, stream: str, count: int) -> list[float]:
     values: list[float] = noise.uniform(torch.tensor([seed]), stream, count)[0].tolist()
     return values
+
+
+def read_frames(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
+    """Every frame (3, 1, H, W) uint8 of a video file, resized and centre-cropped for the tokenizer as it comes.
+
+    VideoError where the file ends before `info` says.
+    """
+    rule, frames = ClipConfig(frames=1, resolution=spec.resolution), iterate_frames(path, info)
+    for number in range(info.frames):
+        frame = next(frames, None)
+        if frame is None:
+            raise VideoError(f"{path} ended after {number} frames; it had {info.frames} when it was probed")
+        yield rule.fit(torch.from_numpy(frame[None]), seed=0)
+
+
+def read_clips(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
+    """The consecutive clips (3, T, H, W) of a video file, in [-1, 1]; the file is decoded once, from its beginning."""
+    frames = read_frames(path, info, spec)
+    for count in clip_frames(info.frames, spec):
+        clip = list(islice(frames, count))
+        clip += [clip[-1]] * (spec.filled(count) - count)
+        yield to_float(torch.cat(clip, 1))

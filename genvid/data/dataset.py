@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from genvid import noise
 from genvid.config import encode
 from genvid.data.clips import ClipConfig
-from genvid.data.source import SourceConfig
+from genvid.data.sources.base import SourceConfig
 from genvid.data.video import VideoError
 
 logger = logging.getLogger(__name__)

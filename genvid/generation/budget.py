@@ -26,9 +26,9 @@ from torch import Tensor
 
 from genvid.allocation import BudgetError, solve_budget
 from genvid.ar.model import RowModel
-from genvid.generation.engine import Request, RowEngine
+from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.generation.grammar import least_tokens
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 
 @dataclass(frozen=True)

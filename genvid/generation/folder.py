@@ -30,13 +30,13 @@ from tqdm import tqdm
 from genvid import config as configuration
 from genvid.data.clips import to_uint8
 from genvid.data.images import list_images, read_image
-from genvid.data.token_file import TokenizedVideo, read_tokens, write_tokens
 from genvid.data.video import frame_rate, probe, read_clip, video_writer
 from genvid.files import write_atomically
-from genvid.generation.engine import RowEngine
+from genvid.generation.engine.scheduler import RowEngine
 from genvid.generation.pipeline import Job, stream
 from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.file import TokenizedVideo, read_tokens, write_tokens
 
 Writer = Callable[[Path, Iterable[Tensor], float], None]
 """Path, consecutive parts (3, T, H, W) uint8, frames per second."""

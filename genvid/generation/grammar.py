@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 FREE = -1
 """Planned length of a block whose length the model chooses."""

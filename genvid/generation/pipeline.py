@@ -15,7 +15,7 @@ from torch import Tensor
 from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
-from genvid.generation.engine import Request, RowEngine
+from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 Progress = Callable[[int, int], None]

@@ -1,8 +1,8 @@
 """How the next token is drawn, and the plain sampler: cache, guidance, top-k and top-p, under the grammar.
 
 What is drawn for a video depends on its own seed and condition only, not on its neighbours or the batch size. The
-plain sampler is short enough to be read and slow enough not to be used: `genvid.generation.engine` must give the same
-rows, and is tested against it.
+plain sampler is short enough to be read and slow enough not to be used: `genvid.generation.engine.scheduler` must give
+the same rows, and is tested against it.
 """
 
 from __future__ import annotations
@@ -166,7 +166,7 @@ def length_scores(logits: Tensor, seeds: Tensor, config: SamplingConfig) -> Tens
 def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
     """Opaque to torch.compile: torch 2.11 splits the cumulative sums of few rows into kernels that fail on a GPU."""
     if temperature > 0 and not top_k and top_p == 1 and hardware(logits.device).kernels:
-        from genvid.generation.kernels import draw_tokens
+        from genvid.generation.engine.kernels import draw_tokens
 
         return draw_tokens(logits, allowed, uniform, temperature)
     logits = logits.masked_fill(~allowed, float("-inf"))

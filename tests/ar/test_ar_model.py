@@ -14,7 +14,7 @@ from genvid.ar.config import PRESETS, ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import CheckpointError, load_model
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 LAYOUT = BlockLayout(codebook_size=13, num_classes=3, num_blocks=2, block_capacity=6, sizes=(1, 3, 6))
 TINY = TransformerConfig(width=32, depth=2, heads=4, kv_heads=2, hidden=48, max_positions=24, dropout=0.2)

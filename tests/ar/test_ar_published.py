@@ -15,8 +15,8 @@ from genvid.ar.published import PublishedConfig, PublishedTransformer, convert, 
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.generation.sampler import Sampler, SamplingConfig
 from genvid.provenance import Origin
-from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
+from genvid.tokens.rows import BlockLayout
 
 PARITY = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
 needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="no folder shared/parity beside the project")

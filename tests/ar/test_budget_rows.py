@@ -12,7 +12,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.rows import PackedRows, RowConfig
 from genvid.checkpoint import load_model
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 LAYOUT = BlockLayout(13, 3, num_blocks=2, block_capacity=6, sizes=(1, 3, 6), budget_bins=4)
 TINY = TransformerConfig(width=32, depth=1, heads=4, kv_heads=2, hidden=48, max_positions=40)

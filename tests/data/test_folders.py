@@ -120,7 +120,7 @@ def test_files_are_probed_once_and_again_when_they_change(folder: Path, monkeypa
     def fail(file: Path) -> None:
         raise AssertionError(f"probed {file} again")
 
-    monkeypatch.setattr("genvid.data.probes.probe", fail)
+    monkeypatch.setattr("genvid.data.sources.video_index.probe", fail)
     assert len(ClipDataset(FolderConfig(str(folder)), CLIP)) == 3
     make_video(folder / "walk" / "b.mp4", 25)
     with pytest.raises(AssertionError, match=r"b\.mp4 again"):

@@ -12,7 +12,7 @@ from PIL import Image
 
 from genvid.data import ClipConfig
 from genvid.data.images import list_images, read_image
-from genvid.data.prepared import Preparation, prepare_video
+from genvid.data.sources.prepared import Preparation, prepare_video
 from genvid.data.video import VideoError, iterate_frames, probe, read_clip
 
 LOSSLESS = {"crf": "0"}

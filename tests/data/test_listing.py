@@ -150,7 +150,7 @@ def test_several_processes_probe_a_file_once(folder: Path, monkeypatch: pytest.M
         time.sleep(0.05)
         return video.probe(file)
 
-    monkeypatch.setattr("genvid.data.probes.probe", slowly)
+    monkeypatch.setattr("genvid.data.sources.video_index.probe", slowly)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(ClipDataset, FolderConfig(str(folder)), CLIP)
         begun.wait()
@@ -161,7 +161,7 @@ def test_several_processes_probe_a_file_once(folder: Path, monkeypatch: pytest.M
 
 
 def test_what_was_probed_before_an_interruption_is_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("genvid.data.probes.os.cpu_count", lambda: 1)
+    monkeypatch.setattr("genvid.data.sources.video_index.os.cpu_count", lambda: 1)
     probed: list[str] = []
 
     def interrupted(file: Path) -> Any:
@@ -170,7 +170,7 @@ def test_what_was_probed_before_an_interruption_is_kept(folder: Path, monkeypatc
         probed.append(file.name)
         return video.probe(file)
 
-    monkeypatch.setattr("genvid.data.probes.probe", interrupted)
+    monkeypatch.setattr("genvid.data.sources.video_index.probe", interrupted)
     with pytest.raises(KeyboardInterrupt):
         ClipDataset(FolderConfig(str(folder)), CLIP)
     probed.pop()

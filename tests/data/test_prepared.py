@@ -8,8 +8,9 @@ import pytest
 import torch
 from numbered_video import make_video, numbers
 
-from genvid.data import ClipConfig, ClipDataset, FolderConfig, JoinedConfig, Ucf101Config, probes
-from genvid.data.prepared import Preparation, index_file, prepare_video, write_index
+from genvid.data import ClipConfig, ClipDataset, FolderConfig, JoinedConfig, Ucf101Config
+from genvid.data.sources import video_index as probes
+from genvid.data.sources.prepared import Preparation, index_file, prepare_video, write_index
 from genvid.data.video import VideoError, probe, read_clip
 
 CLIP = ClipConfig(frames=4, resolution=(16, 32))

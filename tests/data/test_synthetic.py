@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from genvid.data import ClipConfig, ClipDataset, SyntheticConfig, video_bytes
-from genvid.data.synthetic import COMPLEXITIES, MOTIONS, render
+from genvid.data.sources.synthetic import COMPLEXITIES, MOTIONS, render
 
 
 def clips(motion: str, complexity: str, count: int = 6) -> torch.Tensor:

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from genvid.data import step_batches
-from genvid.data.token_cache import CacheError, CacheInfo, TokenCache, TokenCacheWriter
 from genvid.pieces import PiecesError
 from genvid.tokens import BlockTokens
+from genvid.tokens.cache import CacheError, CacheInfo, TokenCache, TokenCacheWriter
 
 INFO = CacheInfo(
     tokenizer="abc",

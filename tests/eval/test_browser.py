@@ -11,10 +11,10 @@ import pytest
 from test_evaluation import NOW, toy
 from toy_models import TOY, Noisy
 
-from genvid.eval.page import Page
+from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
+from genvid.eval.pages.page import Page
 from genvid.eval.report import Number, Report
 from genvid.eval.summary import Summary
-from genvid.eval.summary_page import comparison_page, evaluation_page
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 PROBE = """<script>

@@ -22,23 +22,23 @@ from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import main
 from genvid.cli.producers import Sampling
-from genvid.cli.samples import PixelFile, open_samples
 from genvid.data import to_float, write_video
-from genvid.data.synthetic import MOTIONS
-from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
-from genvid.eval.features import load_features
+from genvid.data.sources.synthetic import MOTIONS
+from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features.loading import load_features
+from genvid.eval.pixels import truncate_to_bytes
 from genvid.eval.protocols import protocol
 from genvid.eval.report import Report
-from genvid.eval.scoring import truncate_to_bytes
+from genvid.eval.samples import PixelFile, open_samples
 from genvid.generation.folder import SampleWriter
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import Origin
-from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import TransformerConfig as Network
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens.rows import BlockLayout
 
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "recipes/configs/accelerate/ddp.yaml"
 

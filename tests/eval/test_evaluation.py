@@ -17,17 +17,17 @@ from toy_models import CLIPS, TOY, Colours, Noisy
 
 from genvid import noise
 from genvid.data import FolderConfig, to_float, write_video
-from genvid.data.prepared import Preparation, index_file, prepare_video, write_index
+from genvid.data.sources.prepared import Preparation, index_file, prepare_video, write_index
 from genvid.data.video import probe, read_clip
 from genvid.eval.evaluation import Evaluation
 from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import frechet_distance
+from genvid.eval.pages.evaluation_page import evaluation_page
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
-from genvid.eval.summary_page import evaluation_page
 from genvid.eval.table import ClipTable
 
 NOW = Provenance("0.1", "evaluate", "2026-01-01")

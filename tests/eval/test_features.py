@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genvid.checkpoint import load_model
-from genvid.eval import features as feature_networks
-from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
-from genvid.eval.features import git_blob_id, load_features, load_i3d
-from genvid.eval.i3d import I3D
+from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features.i3d import I3D
+from genvid.eval.features.loading import git_blob_id, load_features, load_i3d
+from genvid.eval.features.loading import loading as feature_networks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),

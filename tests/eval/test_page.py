@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from genvid.eval.charts import LineChart, Series
-from genvid.eval.histograms import Histograms
-from genvid.eval.page import Clip, Page
+from genvid.eval.pages.charts import LineChart, Series
+from genvid.eval.pages.histograms import Histograms
+from genvid.eval.pages.page import Clip, Page
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
 

@@ -11,15 +11,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from genvid.eval.classifier import VideoClassifier, VideoClassifierConfig
-from genvid.eval.features import ClassifierFeatures
+from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.eval.features.loading import ClassifierFeatures
 from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, real_halves
+from genvid.eval.pixels import as_scored, round_to_bytes
 from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
 from genvid.eval.reconstruction import evaluate_reconstruction
 from genvid.eval.report import Number, Provenance, Report, compare
-from genvid.eval.scoring import as_scored, round_to_bytes
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 DEMO = Protocol("demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16)

@@ -13,7 +13,7 @@ from genvid import noise
 from genvid.data import SyntheticConfig
 from genvid.data.loader import Batch
 from genvid.eval.evaluation import Made
-from genvid.eval.features import FeatureNetwork
+from genvid.eval.features.loading import FeatureNetwork
 from genvid.eval.protocols import Protocol
 from genvid.tokens import BlockTokens, TokenizerSpec
 

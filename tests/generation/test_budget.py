@@ -24,7 +24,7 @@ from genvid.generation.budget import (
     plan_worth,
     with_budget,
 )
-from genvid.generation.engine import Engine
+from genvid.generation.engine.scheduler import Engine
 from genvid.generation.sampler import SamplingConfig, length_scores
 
 FREE = SamplingConfig(temperature=1.0)

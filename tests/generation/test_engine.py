@@ -12,12 +12,11 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.hardware import Hardware
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation import network
-from genvid.generation import slots as slots_module
-from genvid.generation.engine import Engine, Request
+from genvid.generation.engine.scheduler import Engine, Request, network
+from genvid.generation.engine.scheduler import slots as slots_module
 from genvid.generation.sampler import Sampler, SamplingConfig
-from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
+from genvid.tokens.rows import BlockLayout
 
 LENGTH = BlockLayout(codebook_size=13, num_classes=3, num_blocks=3, block_capacity=6, sizes=(1, 3, 6))
 END = replace(LENGTH, sizes=(), framing="end")
@@ -164,7 +163,7 @@ def test_limits_are_hard_and_leave_enough_for_later_blocks(layout, limit):
 @pytest.mark.parametrize("found", [Hardware(None), Hardware((7, 5), True), Hardware((9, 0), False)], ids=str)
 def test_a_gpu_without_the_kernels_goes_the_plain_way(found, monkeypatch):
     monkeypatch.setattr(network, "hardware", lambda device: found)
-    monkeypatch.setitem(sys.modules, "genvid.generation.kernels", None)  # importing it would fail
+    monkeypatch.setitem(sys.modules, "genvid.generation.engine.kernels", None)  # importing it would fail
     assert isinstance(network.plain_or_triton(torch.device("cuda")), network.PlainAttention)
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from genvid.generation.grammar import BlockGrammar
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 LENGTH = BlockLayout(codebook_size=2, num_classes=0, num_blocks=2, block_capacity=2, sizes=(0, 2))
 END = replace(LENGTH, sizes=(), framing="end")

@@ -10,7 +10,7 @@ import torch
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation.engine import Engine
+from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import (
     Generated,
     class_job,
@@ -20,8 +20,8 @@ from genvid.generation.pipeline import (
     published_prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
-from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens, TokenizerSpec
+from genvid.tokens.rows import BlockLayout
 
 LAYOUT = BlockLayout(codebook_size=8, num_classes=3, num_blocks=3, block_capacity=4, sizes=(1, 2, 4))
 SIZES = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=24)

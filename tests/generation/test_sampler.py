@@ -13,8 +13,8 @@ from genvid.ar.model import BlockTransformer
 from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.generation.sampler import Sampler, SamplingConfig, draw
-from genvid.sequence import BlockLayout
 from genvid.tokens import BlockTokens
+from genvid.tokens.rows import BlockLayout
 
 LENGTH = BlockLayout(codebook_size=13, num_classes=3, num_blocks=3, block_capacity=6, sizes=(1, 3, 6))
 END = replace(LENGTH, sizes=(), framing="end")

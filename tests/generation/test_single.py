@@ -12,16 +12,17 @@ from genvid import noise
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation.engine import Engine, Request
-from genvid.generation.network import PlainAttention, SlotNetwork
+from genvid.generation.engine.network import PlainAttention, SlotNetwork
+from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import Sampler, SamplingConfig, draw
-from genvid.sequence import BlockLayout
+from genvid.tokens.rows import BlockLayout
 
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("on a CPU kernels are interpreted: TRITON_INTERPRET=1, before anything starts", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels of a GPU need triton, which is not installed here")
 
-from genvid.generation import kernels, single
+from genvid.generation.engine.scheduler import kernels
+from genvid.generation.engine.scheduler import single_row as single
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -9,9 +9,9 @@ import torch
 from test_engine import END, GREEDY, LENGTH, class_requests, learned, prompt_requests, rotary, rows_of
 
 from genvid.generation.budget import BudgetConfig, with_budget
-from genvid.generation.engine import Engine
+from genvid.generation.engine.scheduler import Engine
+from genvid.generation.engine.transformers_engine import StockEngine
 from genvid.generation.sampler import SamplingConfig
-from genvid.generation.stock import StockEngine
 
 
 @pytest.mark.parametrize("layout", [LENGTH, END], ids=["length", "end"])

@@ -2,7 +2,8 @@
 
 import pytest
 
-from genvid.recipes import cache_tokens, calibrate, evaluate, generate, train
+from genvid.recipes import cache_tokens, calibrate, generate, train
+from genvid.recipes import compare_allocators as evaluate
 
 
 def complaint(capsys, run) -> str:

@@ -12,13 +12,14 @@ from genvid import config
 from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
 from genvid.data.loader import numbered_batches, one_pass
-from genvid.data.token_cache import CacheError, TokenCache
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
-from genvid.recipes import calibrate, evaluate
+from genvid.recipes import calibrate
+from genvid.recipes import compare_allocators as evaluate
 from genvid.recipes.allocated import AllocatedTokenizer
-from genvid.recipes.evaluate import ALLOCATORS, gap_table
+from genvid.recipes.compare_allocators import ALLOCATORS, gap_table
 from genvid.recipes.generate import GenerationRun, Samples, generate
+from genvid.tokens.cache import CacheError, TokenCache
 
 pytestmark = pytest.mark.gpu
 

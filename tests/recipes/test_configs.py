@@ -12,15 +12,15 @@ from genvid.ar.model import BlockTransformer
 from genvid.perceptual import StructureDistance
 from genvid.recipes.cache_tokens import CacheRun
 from genvid.recipes.calibrate import CalibrationRun
-from genvid.recipes.evaluate import EvaluationRun
-from genvid.recipes.evaluate_lit import LITEvaluationRun
+from genvid.recipes.compare_allocators import EvaluationRun
+from genvid.recipes.compare_lit import LITEvaluationRun
 from genvid.recipes.generate import GenerationRun
 from genvid.recipes.prepare_videos import PreparationRun
 from genvid.recipes.runs import RUNS
-from genvid.sequence import BlockLayout
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask
 from genvid.tokenizer.losses import Distortion, DistortionConfig
+from genvid.tokens.rows import BlockLayout
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs"
 LAUNCH = sorted((CONFIGS / "accelerate").glob("*.yaml"))

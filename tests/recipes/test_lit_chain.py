@@ -11,11 +11,12 @@ from tiny_recipes import launch_all, records
 
 from genvid.cli import main as genvid
 from genvid.config import ConfigError
-from genvid.data import token_file
 from genvid.data.video import probe, write_video
 from genvid.eval.report import Report
-from genvid.recipes import evaluate_lit, train
-from genvid.recipes.evaluate_lit import METHODS
+from genvid.recipes import compare_lit as evaluate_lit
+from genvid.recipes import train
+from genvid.recipes.compare_lit import METHODS
+from genvid.tokens import blocks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "lit_tiny"
 CLIPS = {"data.source.clips": 8, "data.clip.frames": 9}
@@ -122,7 +123,7 @@ def test_a_video_is_reconstructed_at_a_budget(models: Path, tmp_path: Path, caps
 def test_a_long_video_is_reconstructed_in_clips_within_one_budget(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(token_file, "LONGEST", 3)
+    monkeypatch.setattr(blocks, "LONGEST_CLIP", 3)
     write_video(tmp_path / "video.mp4", torch.randint(0, 256, (3, 21, 64, 64), dtype=torch.uint8), 8)
     command = ["reconstruct", str(tmp_path / "video.mp4"), str(tmp_path / "both.mp4")]
     command += ["--tokenizer", f"{models}/lit/export", "--tokens"]

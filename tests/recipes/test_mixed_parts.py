@@ -9,8 +9,8 @@ from tiny_recipes import GROUP, clips, training
 
 from genvid.checkpoint import fingerprint, load_model
 from genvid.data import write_video
-from genvid.data.token_cache import TokenCache
 from genvid.eval.report import Report
+from genvid.tokens.cache import TokenCache
 
 CLASSES = ["still", "right", "left", "up", "down", "circle", "grow", "shrink"]
 

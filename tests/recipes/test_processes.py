@@ -12,10 +12,10 @@ from tiny_recipes import STRATEGIES, launch_two, records
 
 from genvid import config
 from genvid.checkpoint import read_weights
-from genvid.data.token_cache import TokenCache
 from genvid.eval.report import Report
 from genvid.recipes import cache_tokens, calibrate
 from genvid.recipes.runs import RUNS
+from genvid.tokens.cache import TokenCache
 from genvid.train.accelerator import LaunchError, adapt
 
 pytestmark = pytest.mark.gpu

@@ -12,7 +12,7 @@ from genvid.data import one_pass
 from genvid.eval.report import Report
 from genvid.generation import folder
 from genvid.generation.folder import SampleFolder, SampleFolderError
-from genvid.recipes import budgets
+from genvid.recipes import compare_budgets as budgets
 from genvid.recipes import generate as recipe
 from genvid.recipes.generate import GenerationRun, Samples, generate
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 import yaml
 
-from genvid.recipes import cache_tokens, calibrate, evaluate, generate, train
+from genvid.recipes import cache_tokens, calibrate, generate, train
+from genvid.recipes import compare_allocators as evaluate
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NETWORK = {"width": 32, "depth": 1, "heads": 2}

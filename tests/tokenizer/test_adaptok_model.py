@@ -9,8 +9,8 @@ from genvid.checkpoint import CheckpointError
 from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.patches import patchify, unpatchify
 from genvid.tokenizer.layers import TransformerConfig
-from genvid.tokenizer.patches import patchify, unpatchify
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokens import VideoTokenizer
 

@@ -10,12 +10,12 @@ from genvid import noise
 from genvid.perceptual import StructureDistance
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.curves import measure_curve
+from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig, discriminator_loss
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
-from genvid.tokenizer.discriminator import DiscriminatorConfig, discriminator_loss
 from genvid.tokenizer.layers import TransformerConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig

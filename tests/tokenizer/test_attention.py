@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from genvid.tokenizer import attention
-from genvid.tokenizer.attention import block_causal, causal_attention, full_attention, latents_then_pixels
+from genvid.tokenizer.adaptok import attention
+from genvid.tokenizer.adaptok.attention import block_causal, causal_attention, full_attention, latents_then_pixels
 
 
 def qkv(length, batch=3):

@@ -11,9 +11,9 @@ from test_adaptok_tasks import DROP, MODEL, NETWORK, OBJECTIVE, make_batch, make
 from tiny_codecs import cosmos, drifting, make_lit
 
 from genvid.allocation import UniformAllocator
+from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ScorerTask
-from genvid.tokenizer.discriminator import DiscriminatorConfig
 from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig

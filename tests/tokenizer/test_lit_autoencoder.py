@@ -4,8 +4,8 @@ import pytest
 import torch
 from tiny_codecs import drifting
 
-from genvid.tokenizer.lit.autoencoder import AutoencoderConfig, VideoAutoencoder
-from genvid.tokenizer.lit.diffusers_codec import CosmosCodec
+from genvid.tokenizer.lit.codecs.autoencoder import AutoencoderConfig, VideoAutoencoder
+from genvid.tokenizer.lit.codecs.diffusers_codec import CosmosCodec
 from genvid.tokenizer.lit.metric import measure_metric
 
 

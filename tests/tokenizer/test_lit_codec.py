@@ -7,9 +7,9 @@ import torch
 from tiny_codecs import CLASSES, cosmos, drifting, save_codec
 from torch import nn
 
-from genvid.tokenizer.lit.codec import Codec
-from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
-from genvid.tokenizer.lit.torchscript_codec import TorchScriptCodecConfig
+from genvid.tokenizer.lit.codecs.codec import Codec
+from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
+from genvid.tokenizer.lit.codecs.torchscript_codec import TorchScriptCodecConfig
 
 STRIDES = {
     "AutoencoderKLCosmos": (4, 8),

@@ -7,7 +7,7 @@ import torch
 from tiny_codecs import cosmos, drifting
 from torch import Tensor
 
-from genvid.tokenizer.lit.codec import Codec, Geometry
+from genvid.tokenizer.lit.codecs.codec import Codec, Geometry
 from genvid.tokenizer.lit.metric import by_metric, measure_metric
 
 

@@ -11,8 +11,8 @@ from genvid.checkpoint import load_model
 from genvid.provenance import Origin, ProvenanceError
 from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
+from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
-from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import Tiles
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
+from genvid.tokenizer.adaptok.cells import cells, coarser
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.cells import cells, coarser
 from genvid.tokenizer.layers import TransformerConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokenizer.statistics import Whiten

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from genvid.tokenizer.layers import TransformerConfig
-from genvid.tokenizer.lit.codec import CodecConfig
-from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig
+from genvid.tokenizer.lit.codecs.codec import CodecConfig
+from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import InpainterConfig
 from genvid.tokenizer.lit.model import LIT, LITConfig
 

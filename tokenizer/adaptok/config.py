@@ -23,7 +23,8 @@ class AdapTokConfig:
     quantizer: QuantizerConfig = field(default_factory=VQConfig)
     shortcuts: bool = False
     """Latents start from the mean of the patches in their cell, pixel queries from the mean of the latents whose cells
-    they lie in (genvid.tokenizer.cells). A dropped latent leaves its place to the last kept one of its slot, faded:
+    they lie in (genvid.tokenizer.adaptok.cells). A
+    dropped latent leaves its place to the last kept one of its slot, faded:
     what does not change need not be said again. The published model has none of this and needs thousands of steps
     before its latents tell one part of a picture from another; EVATok (arXiv 2603.12267) pools its queries likewise."""
 

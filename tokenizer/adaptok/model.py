@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from genvid.checkpoint import Model
+from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
+from genvid.tokenizer.adaptok.cells import cells, coarser
 from genvid.tokenizer.adaptok.config import AdapTokConfig
-from genvid.tokenizer.attention import block_causal, latents_then_pixels
-from genvid.tokenizer.cells import cells, coarser
+from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
+from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions
 from genvid.tokenizer.layers import initialise
-from genvid.tokenizer.patches import PatchEmbedding, channels, unpatchify
-from genvid.tokenizer.positions import DecoderPositions, EncoderPositions
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 

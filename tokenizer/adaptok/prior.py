@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genvid import noise
-from genvid.tokenizer.attention import causal_attention
+from genvid.tokenizer.adaptok.attention import causal_attention
 from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
 from genvid.tokenizer.quantizer import Quantized, Quantizer
 

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.checkpoint import Model
+from genvid.tokenizer.adaptok.attention import alone, block_causal, key_mask
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
-from genvid.tokenizer.attention import alone, block_causal, key_mask
 from genvid.tokenizer.layers import Attend, TransformerConfig, learned_table
 from genvid.tokenizer.statistics import Standardize
 from genvid.tokens import BlockTokens

@@ -13,17 +13,17 @@ from torch import Tensor, nn
 from genvid import noise
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.curves import measure_curve
-from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
-from genvid.tokenizer.adaptok.scorer import Scorer
-from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
-from genvid.tokenizer.discriminator import (
+from genvid.tokenizer.adaptok.discriminator import (
     Discriminator,
     DiscriminatorConfig,
     LeCam,
     adversarial_loss,
     discriminator_loss,
 )
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
+from genvid.tokenizer.adaptok.scorer import Scorer
+from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized
 from genvid.tokenizer.statistics import moment_sums

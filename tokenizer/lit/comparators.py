@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genvid.tokenizer.lit.budget import check_floor
-from genvid.tokenizer.lit.codec import Codec
+from genvid.tokenizer.lit.codecs.codec import Codec
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import check_whole, distances, measured
 from genvid.tokenizer.lit.reference import last_kept

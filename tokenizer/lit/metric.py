@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
-from genvid.tokenizer.lit.codec import Codec
+from genvid.tokenizer.lit.codecs.codec import Codec
 
 _LEAST = 1e-4
 """Of the mean sensitivity: what the decoder hardly reads must not be divided by nothing."""

@@ -17,12 +17,12 @@ from torch import Tensor
 
 from genvid.checkpoint import Model
 from genvid.provenance import check_made_from
-from genvid.tokenizer.lit.codec import Codec, CodecConfig, CodecSpec
-from genvid.tokenizer.lit.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
+from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, CodecSpec
+from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
+from genvid.tokenizer.lit.codecs.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
 from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig, Memory
 from genvid.tokenizer.lit.metric import by_metric, measure_metric
 from genvid.tokenizer.lit.reference import MeanTokens, Reference, interpolate, last_kept
-from genvid.tokenizer.lit.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
 from genvid.tokens import BlockTokens
 
 Filler = Callable[[BlockTokens], Tensor]

@@ -1,0 +1,1 @@
+"""Feature networks for Fréchet distances, each with the input treatment it was published with."""

@@ -1,0 +1,1 @@
+"""HTML pages of evaluations: tables, plots and videos in one file."""

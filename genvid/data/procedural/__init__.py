@@ -1,5 +1,0 @@
-"""Clips that are drawn, without end, with the statistics of natural video."""
-
-from genvid.data.procedural.source import ProceduralConfig
-
-__all__ = ["ProceduralConfig"]

@@ -1,0 +1,1 @@
+"""Where clips come from: files, published data sets, generators, and several of them together."""

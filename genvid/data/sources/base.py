@@ -1,0 +1,62 @@
+"""The seam between clips and where they come from: a source lists items, and makes the clip of one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from genvid.config import Choice
+from genvid.data.clips import ClipConfig
+
+ALL, TRAINING, HELD_OUT = "all", "training", "held out"
+"""Splits of data sets that have none of their own."""
+
+
+class Source(ABC):
+    """Items with a name and a label, each of which gives a clip for a seed."""
+
+    classes: list[str]
+    """Names of the classes, by label."""
+    labels: list[int]
+    """Class of each item."""
+    names: list[str]
+    """Name of each item, the same on every machine."""
+    split: str
+    """The split of its data set that the items are of."""
+    videos: int = 0
+    """Videos that the items are of; 0 where there are none but the items."""
+    left_out: Sequence[str] = ()
+    """Why videos that were listed are not among them: one sentence each."""
+    prepared: bool = False
+    """Whether clips come from copies that were resized and compressed (genvid.data.sources.prepared)."""
+    weights: Tensor | None = None
+    """(N,) float64: how often each item is drawn in training, in proportion; None where each comes once an epoch."""
+    contents: str = ""
+    """Hash of what the files of the items hold; empty where a name says it all."""
+
+    @abstractmethod
+    def clip(self, index: int, seed: int) -> Tensor:
+        """(3, T, H, W) clip of an item, uint8 (float32 in [-1, 1] where the clip rule does not round).
+
+        VideoError when its file cannot be read.
+        """
+
+    def attributes(self, index: int) -> dict[str, int]:
+        """What else is known of an item: joins the item under these names."""
+        return {}
+
+
+@dataclass(frozen=True)
+class SourceConfig(Choice):  # type: ignore[misc]
+    """Where clips come from; `type:` in YAML chooses the subclass."""
+
+    def split_name(self) -> str:
+        """The split of its data set that the clips are of: one of `ALL`, `TRAINING`, `HELD_OUT`, or its own name."""
+        raise NotImplementedError
+
+    def open(self, clip: ClipConfig, *, strict: bool) -> Source:
+        """List the items. ValueError in one sentence when there are none, or with `strict` when any is unusable."""
+        raise NotImplementedError

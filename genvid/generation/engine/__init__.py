@@ -1,0 +1,1 @@
+"""Sampling engines: batch slots that rows share, one row alone, and transformers' own."""

@@ -1,0 +1,275 @@
+"""The sampler: requests in any number on a fixed number of slots, each slot taken by the next when its row ends.
+
+The host looks at the slots only when, by what it knows, something may have happened there: a row has ended, or waits
+to be told the length of its next block. What is drawn for a request depends on its own seed and prefix only (and on
+its planner, if it has one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from genvid import noise
+from genvid.ar.model import RowModel
+from genvid.generation.engine.network import Attention
+from genvid.generation.engine.slots import POSITION, SEED, WAITED, Slots
+from genvid.generation.grammar import (
+    ANNOUNCED,
+    BLOCK,
+    COUNT,
+    NUM_BLOCKS,
+    PLANNED,
+    WAIT,
+    check_plan,
+    fresh,
+    least_tokens,
+)
+from genvid.generation.sampler import SamplingConfig
+from genvid.tokens.rows import BlockLayout
+
+Precision = Literal["fp32", "bf16"]
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+"""Of weights and cache. Commands and recipes sample in fp32 on every device unless told otherwise."""
+LOOKS = (4, 64)
+"""Fewest and most steps between two looks at the slots."""
+
+
+class LengthPlanner(Protocol):
+    """Tells the lengths of blocks to the requests that share it, block after block. It serves one run."""
+
+    @property
+    def rows(self) -> int:
+        """Requests that share this planner: they stand one after another, and wait for each other at every block."""
+        ...
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """(rows, K) how well each size suits the next block -> (rows,) sizes."""
+        ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """A row to be sampled."""
+
+    prefix: tuple[int, ...]
+    seed: int
+    num_blocks: int
+    """Blocks to come after the prefix."""
+    null_prefix: tuple[int, ...] | None = None
+    """What guidance is measured against; as long as the prefix."""
+    planned: tuple[int, ...] | None = None
+    """Lengths of the blocks."""
+    limit: int | None = None
+    """Tokens that the blocks may have together: each may have what the later ones do not need at least."""
+    planner: LengthPlanner | None = None
+    """Chooses lengths while the row grows, in place of `planned` and `limit`."""
+
+
+class RowEngine(Protocol):
+    """What samples rows: `Engine`, or `genvid.generation.engine.transformers_engine.StockEngine`."""
+
+    @property
+    def model(self) -> RowModel: ...
+
+    @property
+    def tokens(self) -> int:
+        """Tokens sampled so far, framing included."""
+        ...
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """ValueError for a request that the model or this engine cannot take."""
+        ...
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
+        """Sample every request: (its number, its row (S,) on the CPU), in the order in which they end."""
+        ...
+
+
+class Engine:
+    """A model, how it is sampled, and slots for rows in flight.
+
+    dtype: of weights and cache; the model's own by default. compiled, attention: see `Slots`.
+    """
+
+    def __init__(
+        self,
+        model: RowModel,
+        config: SamplingConfig,
+        *,
+        slots: int = 64,
+        dtype: torch.dtype | None = None,
+        compiled: bool = True,
+        attention: Attention | None = None,
+    ) -> None:
+        if slots < 1:
+            raise ValueError(f"an engine needs at least 1 slot, got {slots}")
+        self.model, self.config = model, config
+        self.slots = Slots(model, config, slots, dtype=dtype, compiled=compiled, attention=attention)
+        self.tokens = 0
+        """Tokens sampled so far, framing included."""
+        self.steps = 0
+        """Steps made so far."""
+
+    def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
+        """Sample every request: (its number, its row (S,) on the CPU), in the order in which they end.
+
+        A row is the prefix and whole blocks. ValueError, before anything is computed, for a request that the model
+        cannot take.
+        """
+        self.check(requests)
+        return self._run(requests)
+
+    def check(self, requests: Sequence[Request]) -> None:
+        """ValueError for a request that the model cannot take."""
+        for request in requests:
+            check_request(request, self.model, guided=self.config.guidance != 1.0)
+        runs = [(run[0].planner, len(run)) for run in (list(g) for _, g in groupby(requests, lambda r: id(r.planner)))]
+        for planner, count in runs:
+            if planner is not None and planner.rows > self.slots.count:
+                raise ValueError(f"{planner.rows} rows share a budget, but the engine has {self.slots.count} slots")
+            if planner is not None and planner.rows != count:
+                raise ValueError(f"{planner.rows} requests in a row must share this planner, but {count} do")
+
+    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
+        flight = _Flight(self.slots, requests)
+        while flight.seat():
+            steps, reach = flight.steps(self.model.layout)
+            for number in range(steps):
+                self.slots.step(min(reach + number, self.model.max_positions))
+            self.steps += steps
+            self.tokens += flight.look()
+            flight.tell_lengths()
+            yield from flight.ended()
+
+
+class _Flight:
+    """The host's side of a run: which request sits where, and the state of the slots at the last look."""
+
+    def __init__(self, slots: Slots, requests: Sequence[Request]) -> None:
+        self._slots, self._requests, self._next = slots, requests, 0
+        self._seated: dict[int, int] = {}
+        """Slot -> request."""
+        self._grammar, self._state = slots.look()
+        self._grammar[NUM_BLOCKS] = 0  # what an earlier run left unfinished
+
+    def seat(self) -> bool:
+        """Give free slots to the next requests. False: nothing is left to do."""
+        free = [slot for slot in range(self._slots.count) if slot not in self._seated]
+        prefixes = {}
+        for slot in free[: len(self._requests) - self._next]:
+            request = self._requests[self._next]
+            null = request.null_prefix or request.prefix
+            plan = request.planned or ((WAIT,) * request.num_blocks if request.planner else ())
+            row = fresh(self._slots.layout, request.num_blocks, plan, request.limit)
+            self._grammar[:, slot] = torch.tensor(row)
+            self._state[:, slot] = torch.tensor([request.prefix[-1], null[-1], len(null) - 1, request.seed, 0])
+            prefixes[slot] = (request.prefix, null)
+            self._seated[slot] = self._next
+            self._next += 1
+        self._slots.seat(prefixes)
+        self._slots.write(self._grammar, self._state)
+        return bool(self._seated)
+
+    def steps(self, layout: BlockLayout) -> tuple[int, int]:
+        """Steps until the next look, and positions that the longest row has filled after the first of them."""
+        slots = list(self._seated)
+        columns, waited = self._grammar[:, slots].T.tolist(), self._state[WAITED, slots].tolist()
+        soonest = min(_steps_to_event(layout, column) for column, w in zip(columns, waited, strict=True) if not w)
+        return min(max(soonest, LOOKS[0]), LOOKS[1]), int(self._state[POSITION, slots].max()) + 1
+
+    def look(self) -> int:
+        """See what the steps did; the number of tokens sampled by them."""
+        before = self._state[POSITION].sum()
+        self._grammar, self._state = self._slots.look()
+        return int(self._state[POSITION].sum() - before)
+
+    def tell_lengths(self) -> None:
+        """Tell the next lengths to the rows of each planner of which all rows wait."""
+        waiting: dict[int, list[int]] = {}
+        for slot, number in sorted(self._seated.items(), key=lambda item: item[1]):
+            if self._state[WAITED, slot]:
+                waiting.setdefault(id(self._requests[number].planner), []).append(slot)
+        for slots in waiting.values():
+            planner = self._requests[self._seated[slots[0]]].planner
+            assert planner is not None
+            if len(slots) == planner.rows:
+                seeds = noise.fold(self._state[SEED, slots], self._state[POSITION, slots] + 1)
+                sizes = planner.choose(self._slots.length_scores(slots, seeds))
+                self._grammar[PLANNED + self._grammar[BLOCK, slots], slots] = sizes
+                self._state[WAITED, slots] = 0
+
+    def ended(self) -> list[tuple[int, Tensor]]:
+        """Rows that are complete; their slots become free."""
+        over = [slot for slot in self._seated if self._grammar[BLOCK, slot] >= self._grammar[NUM_BLOCKS, slot]]
+        if not over:
+            return []
+        rows, ended = self._slots.rows(over), []
+        for slot, row in zip(over, rows, strict=True):
+            number = self._seated.pop(slot)
+            prefix = torch.tensor(self._requests[number].prefix)
+            ended.append((number, torch.cat([prefix, row[len(prefix) : int(self._state[POSITION, slot]) + 1]])))
+        return ended
+
+
+def _steps_to_event(layout: BlockLayout, column: list[int]) -> int:
+    """Fewest steps after which a row (a column of the grammar's state) may have ended, or wait."""
+    smallest = layout.sizes[0] if layout.sizes else 0
+    steps = 0
+    for block in range(column[BLOCK], column[NUM_BLOCKS]):
+        done = column[COUNT] if block == column[BLOCK] else 0
+        plan = column[PLANNED + block]
+        if block == column[BLOCK] and column[ANNOUNCED] >= 0:
+            steps += column[ANNOUNCED] - done
+        elif plan == WAIT:
+            return steps + 1
+        else:
+            steps += max(plan if plan >= 0 else smallest, done) - done + 1
+    return steps
+
+
+def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
+    """ValueError for a request that the model cannot take."""
+    layout, given, blocks = model.layout, len(request.prefix), request.num_blocks
+    noise.check_seed(request.seed)
+    if not given or not 1 <= blocks <= layout.num_blocks:
+        raise ValueError(
+            f"{blocks} blocks asked for after a prefix of {given}, but rows of this model are a prefix and 1 to "
+            f"{layout.num_blocks} blocks"
+        )
+    if guided and (request.null_prefix is None or len(request.null_prefix) != given):
+        raise ValueError(
+            "guidance other than 1 needs a null prefix, which frame prediction does not have: sample it with guidance 1"
+        )
+    if guided and request.null_prefix == request.prefix:
+        raise ValueError(
+            "guidance other than 1 changes nothing here, where condition and null condition are the same prefix: the "
+            "model has no classes, and no budget is told to it. Sample with guidance 1"
+        )
+    if request.planner is not None and (request.planned, request.limit) != (None, None):
+        raise ValueError("a request has a planner, or planned lengths with or without a limit, not both")
+    if request.planner is not None and layout.framing != "length":
+        raise ValueError('only models of "length" framing say how well a length suits; plan the lengths of this one')
+    least, most = least_tokens(layout, blocks), blocks * layout.largest
+    if request.planned is not None:
+        if len(request.planned) != blocks:
+            raise ValueError(f"{blocks} blocks need as many planned lengths, got {len(request.planned)}")
+        check_plan(layout, request.planned)
+        least = most = sum(request.planned)
+    if request.limit is not None:
+        if request.limit < least:
+            raise ValueError(
+                f"a budget of {request.limit} tokens cannot pay for {blocks} blocks, which need at least {least}"
+            )
+        most = min(most, request.limit)
+    needed = given + most + blocks - 1
+    if needed > model.max_positions:
+        raise ValueError(
+            f"a prefix of {given} and {blocks} blocks may need {needed} positions, but the model has "
+            f"{model.max_positions}; shorten the context or plan shorter blocks"
+        )

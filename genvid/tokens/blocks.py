@@ -1,0 +1,163 @@
+"""The value and the contract that every stage shares: tokens of a video, in causal blocks, some kept.
+
+Shapes: B videos, C channels, T frames, H x W pixels, G blocks, L block capacity, D token channels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Protocol, Self, runtime_checkable
+
+import torch
+from torch import Tensor
+
+BITS_PER_CHANNEL = 16
+"""Of a continuous token: half precision, no entropy coding."""
+
+
+@dataclass(frozen=True)
+class TokenizerSpec:
+    """What a caller must know of a tokenizer to feed it and to store its tokens."""
+
+    frames_per_block: int
+    resolution: tuple[int, int]
+    block_capacity: int
+    token_dim: int
+    codebook_size: int | None = None
+    """None for continuous tokens."""
+    max_blocks: int | None = None
+    """None when a video may have any length."""
+
+    def num_blocks(self, frames: int) -> int:
+        """Blocks of a clip of `frames` frames; raises ValueError when the tokenizer cannot take that length."""
+        blocks, rest = divmod(frames, self.frames_per_block)
+        if rest or not blocks:
+            raise ValueError(
+                f"a clip of {frames} frames does not fill blocks of {self.frames_per_block} frames; "
+                f"use a multiple of {self.frames_per_block}"
+            )
+        if self.max_blocks is not None and blocks > self.max_blocks:
+            raise ValueError(
+                f"a clip of {frames} frames needs {blocks} blocks but this tokenizer holds at most "
+                f"{self.max_blocks} ({self.max_blocks * self.frames_per_block} frames)"
+            )
+        return blocks
+
+    def filled(self, frames: int) -> int:
+        """The fewest frames, no fewer than these, that fill their blocks."""
+        return -(-frames // self.frames_per_block) * self.frames_per_block
+
+    def longest_clip(self, blocks: int) -> int:
+        """Frames of the longest clip of at most so many blocks."""
+        return blocks * self.frames_per_block
+
+    def check_video(self, video: Tensor) -> int:
+        """Number of blocks of a (B, 3, T, H, W) video; raises ValueError in words when it does not fit."""
+        self.check_frames(video)
+        return self.num_blocks(video.shape[2])
+
+    def check_frames(self, video: Tensor) -> None:
+        """`check_video` for a video of any length."""
+        if video.ndim != 5 or video.shape[1] != 3:
+            raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
+        if tuple(video.shape[-2:]) != self.resolution:
+            height, width = self.resolution
+            raise ValueError(
+                f"this tokenizer takes {height}x{width} frames, got {video.shape[-2]}x{video.shape[-1]}; resize first"
+            )
+
+    def clip_bits(self, tokens: BlockTokens) -> Tensor:
+        """(B,) float64: what each clip costs to transmit, in bits: its kept tokens and `side_bits`.
+
+        A discrete token costs log2(codebook size) bits, a continuous one 16 bits a channel.
+        """
+        per_token = math.log2(self.codebook_size) if self.codebook_size else BITS_PER_CHANNEL * self.token_dim
+        return tokens.keep.sum((1, 2)).double() * per_token + self.side_bits(tokens.keep)
+
+    def side_bits(self, keep: Tensor) -> Tensor:
+        """(B, G, L) kept tokens -> (B,) float64 bits that say which.
+
+        A block that keeps a prefix costs log2(L + 1) bits for its length, any other L bits for its mask.
+        """
+        capacity = keep.shape[-1]
+        is_prefix = (keep[..., 1:] <= keep[..., :-1]).all(-1)
+        return torch.where(is_prefix, math.log2(capacity + 1), float(capacity)).double().sum(1)
+
+
+@dataclass(frozen=True)
+class BlockTokens:
+    """Tokens of B videos in G causal blocks of L slots; `keep` says which slots are transmitted.
+
+    Slots that are not kept hold unspecified values: whatever reads them is wrong.
+    """
+
+    keep: Tensor
+    """(B, G, L) bool."""
+    codes: Tensor | None = None
+    """(B, G, L) int64 codebook indices; discrete tokenizers."""
+    latents: Tensor | None = None
+    """(B, G, L, D) float; what a continuous tokenizer transmits."""
+    features: Tensor | None = None
+    """(B, G, L, F) float encoder output before quantization: side information for distortion predictors.
+    Never transmitted, never needed to decode."""
+
+    def __post_init__(self) -> None:
+        if self.keep.ndim != 3 or self.keep.dtype != torch.bool:
+            raise ValueError(f"keep is a (B, G, L) bool mask, got {tuple(self.keep.shape)} {self.keep.dtype}")
+        for name in ("codes", "latents", "features"):
+            value = getattr(self, name)
+            if value is not None and value.shape[:3] != self.keep.shape:
+                raise ValueError(f"{name} of shape {tuple(value.shape)} does not match keep {tuple(self.keep.shape)}")
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B, G) int64 kept tokens per block."""
+        return self.keep.sum(-1)
+
+    def tail_drop(self, lengths: Tensor) -> Self:
+        """Keep the first `lengths` (B, G) slots of each block, where they were kept before."""
+        slots = torch.arange(self.keep.shape[-1], device=self.keep.device)
+        return replace(self, keep=self.keep & (slots < lengths.to(self.keep.device)[..., None]))
+
+    def __getitem__(self, rows: slice | Tensor) -> Self:
+        """Select videos."""
+        return type(self)(*(None if v is None else v[rows] for v in self._tensors()))  # type: ignore[arg-type]
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(*(None if v is None else v.to(device) for v in self._tensors()))  # type: ignore[arg-type]
+
+    @staticmethod
+    def concatenate(parts: list[BlockTokens]) -> BlockTokens:
+        """Join videos; every part must be of one kind and carry the same fields."""
+        columns = zip(*(part._tensors() for part in parts), strict=True)
+        return type(parts[0])(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
+
+    def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        return self.keep, self.codes, self.latents, self.features
+
+
+@runtime_checkable
+class VideoTokenizer(Protocol):
+    """Video <-> block tokens. AdapTok and LIT are two of these, and differ in nothing else a caller can see."""
+
+    @property
+    def spec(self) -> TokenizerSpec: ...
+
+    def encode(self, video: Tensor) -> BlockTokens:
+        """(B, 3, T, H, W) in [-1, 1] -> tokens, all kept."""
+        ...
+
+    def decode(self, tokens: BlockTokens) -> Tensor:
+        """Tokens -> (B, 3, T, H, W), about [-1, 1] (not clamped). Never reads a dropped token."""
+        ...
+
+
+LONGEST_CLIP = 64
+"""Blocks of a clip where the tokenizer sets no limit."""
+
+
+def clip_frames(frames: int, spec: TokenizerSpec) -> list[int]:
+    """Frames of each of the consecutive clips that a video is cut into."""
+    longest = spec.longest_clip(LONGEST_CLIP if spec.max_blocks is None else spec.max_blocks)
+    return [min(longest, frames - start) for start in range(0, frames, longest)]

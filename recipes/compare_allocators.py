@@ -1,0 +1,256 @@
+"""Score reconstructions of every allocator at every budget.
+
+accelerate launch recipes/compare_allocators.py CONFIG.yaml [--key value ...]
+
+One pass over the clips serves all of them. Writes a report for each allocator and budget, with protocol and
+provenance, and page.html.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from genvid import config as configuration
+from genvid import noise
+from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, build_allocator, choices
+from genvid.checkpoint import fingerprint, resolve
+from genvid.command import command
+from genvid.data.clips import to_uint8
+from genvid.data.loader import one_pass
+from genvid.data.video import video_bytes
+from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.pages.page import Clip, Page, Section
+from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
+from genvid.eval.reconstruction import ReconstructionScores
+from genvid.eval.report import Provenance, Report
+from genvid.perceptual import PerceptualConfig
+from genvid.recipes.allocated import decode, encode
+from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_calibration, load_scorer
+from genvid.recipes.oracle import MeasuredCurves
+from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.train.accelerator import make_state
+
+ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")
+"""All that can be compared. `oracle` is the joint program on measured curves: what perfect prediction would give."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationRun:
+    """Held-out clips, the models, and the allocators and budgets that are compared."""
+
+    output_dir: str
+    tokenizer: str
+    scorer: str
+    calibration: str
+    data: VideoData
+    budgets: tuple[float, ...]
+    """Mean tokens per video."""
+    allocators: tuple[str, ...] = ALLOCATORS
+    """The oracle takes longer than all the others together: it decodes each clip many times."""
+    distortion: DistortionSpec = field(default_factory=DistortionSpec)
+    """What the scorer predicts: measured, and what the oracle minimises."""
+    perceptual: PerceptualConfig | None = None
+    """Another distance that is measured beside `distortion` and its perceptual part."""
+    protocol: str = "clips of the source"
+    clips: int | None = None
+    """Clips compared, drawn among all; None: all."""
+    group_size: int = 64
+    """Clips that share a budget: drawn over the data set, because neighbours in its order are of one class or file."""
+    seed: int = 0
+    """Of the draw of the clips and their groups."""
+    batch_size: int = 16
+    """Clips decoded at a time: memory, not results."""
+    workers: int = 2
+    shown: int = 8
+    """Clips of the page, as the joint program cuts them; 0 where they may not be shown."""
+
+    def __post_init__(self) -> None:
+        self.data.check_name(self.protocol)
+        unknown = [name for name in self.allocators if name not in ALLOCATORS]
+        if unknown or not self.allocators or not self.budgets:
+            raise ValueError(
+                f"at least one budget and one of the allocators {', '.join(ALLOCATORS)} are needed, "
+                f"got budgets {self.budgets} and allocators {self.allocators}"
+            )
+        if self.clips is not None and self.clips < 1:
+            raise ValueError(f"clips is at least 1, got {self.clips}")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A clip as the page shows it: the original, and by budget what the joint program made of it and its lengths."""
+
+    name: str
+    original: Tensor
+    versions: dict[float, tuple[Tensor, list[int]]]
+
+
+class Comparison:
+    """Scores of every allocator at every budget, group by group."""
+
+    def __init__(self, run: EvaluationRun) -> None:
+        self.run = run
+        self.tokenizer = load_adaptok(run.tokenizer).to(device())
+        scorer = load_scorer(run.scorer, self.tokenizer).to(device())
+        self.predictor = ScorerPredictor(self.tokenizer, scorer)
+        self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
+        self.distortion = run.distortion.build().to(device())
+        configs = {run.perceptual, run.distortion.perceptual} - {None}
+        distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
+        distances.append(self.distortion)
+        self.scores = {
+            (name, budget): ReconstructionScores(
+                self.tokenizer.spec,
+                [ClipPSNR(), ClipSSIM(), *(MeanPerceptual(d) for d in distances)],
+            )
+            for budget in run.budgets
+            for name in run.allocators
+        }
+
+    @torch.no_grad()
+    def add(self, video: Tensor, bar: tqdm[Any]) -> dict[float, tuple[Tensor, Tensor]]:
+        """Count a group (N, 3, T, H, W), a step of the bar for each rule and budget. By budget, what the joint program
+        made of the group: (N, 3, T, H, W) and (N, G) lengths."""
+        run = self.run
+        tokens = encode(self.tokenizer, video, run.batch_size)
+        measured = MeasuredCurves(
+            self.tokenizer, video, self.predictor.sizes, self.distortion, batch_size=run.batch_size
+        )
+        joint = {}
+        for (name, budget), scores in self.scores.items():
+            bar.set_postfix_str(f"{name} @ {budget:g}")
+            kept = self._allocator(name, budget, tokens.keep.shape[1], measured)(tokens)
+            restored = decode(self.tokenizer, kept, run.batch_size)
+            scores.update(video, restored, kept)
+            bar.update()
+            if name == "joint":
+                joint[budget] = (restored, kept.lengths)
+        return joint
+
+    def reports(self) -> list[Report]:
+        """One for each allocator and budget, over all processes."""
+        run = self.run
+        weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
+        provenance = Provenance.now(weights)
+        reports = []
+        for (name, budget), scores in self.scores.items():
+            values = scores.compute()
+            count = int(values.pop("clips"))
+            protocol = replace(
+                run.data.protocol(run.protocol, "reconstruction", count),
+                seed=run.seed,
+                note=f"groups of {run.group_size} clips, drawn over the data set, share a budget",
+            )
+            reports.append(Report(f"{name} @ {budget:g}", scores.numbers(values, protocol, count), provenance))
+        return reports
+
+    def _allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
+        group_size, calibration = self.run.group_size, self.calibration
+        if name == "oracle":
+            return JointAllocator(measured, budget, group_size, block_weights=calibration.block_weights)
+        return build_allocator(choices(budget, group_size)[name], blocks, self.predictor, calibration)
+
+
+def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
+    """A report for each allocator and budget, and the clips to show (the first ones of this process)."""
+    state = make_state()
+    comparison, dataset = Comparison(run), run.data.open()
+    drawn = noise.permutation(run.seed, "groups", len(dataset))[: run.clips].tolist()
+    groups = one_pass(
+        dataset,
+        batch_size=run.group_size,
+        items=drawn,
+        rank=state.process_index,
+        world_size=state.num_processes,
+        workers=run.workers,
+        device=device(),
+    )
+    total = -(-len(drawn) // (run.group_size * state.num_processes)) * len(comparison.scores)
+    shown: list[Shown] = []
+    with tqdm(total=total, desc="evaluating", unit="rule", disable=not state.is_main_process) as bar:
+        for group in groups:
+            video = group["video"]
+            joint = comparison.add(video, bar)
+            for row in range(min(len(video), run.shown - len(shown)) if joint else 0):
+                versions = {
+                    budget: (to_uint8(restored[row]).cpu(), lengths[row].tolist())
+                    for budget, (restored, lengths) in joint.items()
+                }
+                shown.append(Shown(dataset.name(int(group["index"][row])), to_uint8(video[row]).cpu(), versions))
+    return comparison.reports(), shown
+
+
+OVERSPENT = 0.01
+"""Part of its budget by which a rule may spend more and still be compared at that budget."""
+TIE = 1e-3
+"""Part of its value by which uniform lengths may lie above the oracle without a gap that could be closed."""
+
+
+def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[list[str | float | None]]]:
+    """A row for each budget and allocator: tokens spent, `metric` and, with an oracle, the part of the way from uniform
+    lengths to it that is closed, in %.
+
+    That part is None, a dash, where there is no way (`TIE`), and where the rule keeps its budget in the mean of the
+    calibration only and spends more here (`OVERSPENT`): then it is not compared at equal cost.
+    """
+    found = {split_title(report.title): report for report in reports}
+    header, rows = ["mean budget", "allocator", "tokens spent", metric], list[list[str | float | None]]()
+    ends = all((name, budget) in found for _, budget in found for name in ("uniform", "oracle"))
+    for (name, budget), report in found.items():
+        spent, value = report.value("tokens per clip"), report.value(metric)
+        row: list[str | float | None] = [budget, name, round(spent, 1), value]
+        if ends:
+            worst, best = (found[end, budget].value(metric) for end in ("uniform", "oracle"))
+            comparable = worst - best > TIE * abs(worst) and spent <= (1 + OVERSPENT) * float(budget)
+            row.append(round(100 * (worst - value) / (worst - best), 1) if comparable else None)
+        rows.append(row)
+    return [*header, "gap closed, %"] if ends else header, rows
+
+
+def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Shown], capacity: int, fps: float) -> None:
+    """Charts, tables and clips of an evaluation; `capacity` tokens are what a block can hold."""
+    distances = [number.name for number in reports[0].numbers if number.better == "lower"]
+    rate = "tokens per clip"
+    section.charts(*(quality_chart(curves(reports, rate, name), rate, name) for name in ("PSNR", *distances)))
+    section.table(*gap_table(reports, distances[-1]))
+    section.note("A dash: uniform lengths are as good as the oracle, or the rule spent more than its budget.")
+    section.numbers(reports)
+    if not shown:
+        return
+    scale = max(1, 128 // shown[0].original.shape[-1])
+    rows = {}
+    for clip in shown:
+        versions = [
+            Clip(video_bytes(video, fps, scale=scale), f"{sum(lengths)} tokens", lengths, capacity)
+            for video, lengths in clip.versions.values()
+        ]
+        rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
+    section.comparison(["original", *(f"mean budget {budget:g}" for budget in shown[0].versions)], rows)
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    usage = "accelerate launch recipes/compare_allocators.py CONFIG.yaml [--key value ...]"
+    run = configuration.parse(EvaluationRun, argv, usage=usage)
+    reports, shown = evaluate(run)
+    if make_state().is_main_process:
+        folder = Path(run.output_dir)
+        for report in reports:
+            report.save(folder / f"{report.title.replace(' @ ', '_')}.json")
+        page = Page("Reconstruction", lead=f"{run.protocol}: every allocator at every budget.")
+        capacity = load_adaptok(run.tokenizer).spec.block_capacity
+        add_to_page(page.section("Allocators"), reports, shown, capacity, fps=8)
+        page.write(folder / "page.html")
+        print(f"wrote {folder / 'page.html'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

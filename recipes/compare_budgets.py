@@ -1,0 +1,92 @@
+"""Quality of samples against what they may cost.
+
+accelerate launch recipes/compare_budgets.py CONFIG.yaml [--key value ...]
+
+CONFIG is a recipe of `generate.py` for a model of classes. The same requests are sampled without a budget, and at
+shares of what that cost with the budget planned over all videos, planned for each, and cut where it ends. Everything
+stays below the folder `budgets` of `output_dir`; running it again resumes.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from genvid import config as configuration
+from genvid.command import command
+from genvid.eval.pages.charts import LineChart
+from genvid.eval.pages.page import Page
+from genvid.eval.pages.rate_distortion import curves, quality_chart
+from genvid.eval.report import Report, compare
+from genvid.generation.budget import BudgetConfig
+from genvid.recipes.generate import GenerationRun, generate
+from genvid.train.accelerator import make_state
+
+SHARES = (0.4, 0.55, 0.7, 0.85)
+"""Budgets, in parts of the tokens that free samples have on average."""
+
+COST = "tokens per clip"
+
+
+def compare_budgets(run: GenerationRun) -> list[Report]:
+    """The report of free samples, then those of every budget."""
+    if run.budget.tokens_per_video is not None or run.budget.total is not None:
+        raise ValueError("this recipe sets the budgets itself: leave out budget.tokens_per_video and budget.total")
+    folder = Path(run.output_dir) / "budgets"
+
+    def measured(title: str, budget: BudgetConfig) -> Report:
+        samples = generate(replace(run, output_dir=str(folder / title.replace(" ", "_")), budget=budget))
+        if samples.context_frames:
+            raise ValueError(f"{run.model} predicts frames; this recipe compares samples of classes")
+        return replace(samples.report, title=title)
+
+    free = measured("free", run.budget)
+    reports = [free]
+    for tokens in sorted({int(share * free.value(COST)) for share in SHARES}):
+        reports += [measured(f"{name} @ {tokens}", budget) for name, budget in budgets(tokens, run).items()]
+    return reports
+
+
+def budgets(tokens: int, run: GenerationRun) -> dict[str, BudgetConfig]:
+    """Ways to spend as many tokens per video."""
+    group = min(run.budget.group_size, run.slots, run.count)
+    return {
+        "planned together": BudgetConfig(total=tokens * run.count, group_size=group),
+        "planned each": BudgetConfig(tokens_per_video=tokens),
+        "cut": BudgetConfig(tokens_per_video=tokens, plan=False),
+    }
+
+
+def charts(reports: Sequence[Report]) -> list[LineChart]:
+    """Class accuracy and Frechet distance against the tokens that were spent; every line ends at the free samples."""
+    free, *others = reports
+    drawn = []
+    for measure in ("class as asked", free.numbers[0].name):
+        end = (free.value(COST), free.value(measure))
+        lines = {name: [*line, end] for name, line in curves(others, COST, measure).items()}
+        drawn.append(quality_chart(lines, COST, measure))
+    return drawn
+
+
+@command
+def main(argv: Sequence[str]) -> None:
+    usage = "accelerate launch recipes/compare_budgets.py CONFIG.yaml [--key value ...]"
+    run = configuration.parse(GenerationRun, argv, usage=usage)
+    reports = compare_budgets(run)
+    if not make_state().is_main_process:
+        return
+    folder = Path(run.output_dir) / "budgets"
+    for report in reports:
+        report.save(folder / f"{report.title.replace(' ', '_')}.json")
+    table = compare(reports)
+    (folder / "table.md").write_text(f"{table}\n")
+    page = Page("Budgets of generation", lead=run.protocol)
+    page.section("Quality against cost").charts(*charts(reports)).numbers(reports)
+    page.write(folder / "page.html")
+    print(f"{table}\nwrote {folder / 'page.html'}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,1 @@
+"""Frozen continuous tokenizers behind one contract, and a small one to train."""
