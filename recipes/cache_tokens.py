@@ -19,10 +19,11 @@ from genvid import config as configuration
 from genvid.command import command
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import numbered_batches
-from genvid.recipes.allocated import AllocatedTokenizer, encode
 from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokens.cache import CacheInfo, TokenCacheWriter
+from genvid.tokens.coding import encode
 from genvid.train.accelerator import make_state
 
 SHARDS = 256
@@ -57,7 +58,7 @@ def cache_tokens(run: CacheRun) -> Path:
     """Write the cache; returns its folder."""
     state = make_state()
     dataset = run.data.open()
-    tokenizer, allocator, sizes = run.tokens.build(run.data.clip.frames)
+    tokenizer, allocator, sizes = run.tokens.build(run.data.clip.frames, device())
     clips = len(dataset) * run.passes
     shards = _shards(-(-clips // run.group_size))
     about = {"clips": clips, "clips cut at a time": run.group_size}

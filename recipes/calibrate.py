@@ -38,11 +38,12 @@ from genvid.data.loader import numbered_batches
 from genvid.eval.pages.charts import LineChart, Series
 from genvid.eval.pages.page import Page
 from genvid.pieces import Piece, Pieces
-from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_scorer
-from genvid.recipes.oracle import MeasuredCurves
+from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.adaptok.curves import MeasuredCurves
+from genvid.tokenizer.adaptok.loading import load_adaptok, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.losses import Distortion
+from genvid.tokenizer.losses import Distortion, DistortionSpec
 from genvid.tokens import BlockTokens
 
 logger = logging.getLogger(__name__)

@@ -32,10 +32,12 @@ from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
 from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Provenance, Report
 from genvid.perceptual import PerceptualConfig
-from genvid.recipes.allocated import decode, encode
-from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok, load_calibration, load_scorer
-from genvid.recipes.oracle import MeasuredCurves
+from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.adaptok.curves import MeasuredCurves
+from genvid.tokenizer.adaptok.loading import load_adaptok, load_calibration, load_scorer
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.losses import DistortionSpec
+from genvid.tokens.coding import decode, encode
 from genvid.train.accelerator import make_state
 
 ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid import noise
+from genvid.ar.classes import class_names
 from genvid.ar.model import load_row_model
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
@@ -37,9 +38,10 @@ from genvid.generation.folder import SampleFolder, SampleWriter, fill
 from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
-from genvid.recipes.allocated import AllocatedTokenizer, decode
-from genvid.recipes.loading import VideoData, class_names, device
+from genvid.recipes.loading import VideoData, device
+from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens import BlockTokens
+from genvid.tokens.coding import decode
 from genvid.train.accelerator import make_state
 
 
@@ -109,7 +111,7 @@ class OpenRun:
         self.dataset = run.data.open()
         self.dataset.strict = True  # another clip in the place of one that fails would be another set
         self.real_labels = torch.tensor(self.dataset.source.labels)
-        self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames)
+        self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames, device())
         check_match(model, self.tokenizer)
         classes = self.dataset.classes
         self.judged = torch.tensor(class_numbers(classifier.folder, classifier.origin.classes, classes))

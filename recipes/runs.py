@@ -17,9 +17,10 @@ from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.provenance import Origin
-from genvid.recipes.loading import DistortionSpec, VideoData, device, load_adaptok
+from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
+from genvid.tokenizer.adaptok.loading import load_adaptok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
@@ -27,7 +28,7 @@ from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
 from genvid.tokenizer.lit.codecs.autoencoder import AutoencoderConfig, AutoencoderTask
 from genvid.tokenizer.lit.model import LIT, LITConfig
 from genvid.tokenizer.lit.task import LITObjective, LITTask
-from genvid.tokenizer.losses import DistortionConfig
+from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.rows import BlockLayout
 from genvid.train.task import Batch, StepOutput, TrainingTask

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
-from genvid.perceptual import PerceptualDistance
+from genvid.perceptual import PerceptualConfig, PerceptualDistance, StructureConfig
 
 LEAST_MSE = 1e-5
 """Below it, 50 dB, no error is told from another."""
@@ -71,3 +71,14 @@ class Distortion(nn.Module):
         if self.config.perceptual:
             parts["perceptual"] = self.config.perceptual * self.perceptual(reconstruction, video)
         return parts
+
+
+@dataclass(frozen=True)
+class DistortionSpec:
+    """A distortion of a config: the loss of training, or the target of a scorer."""
+
+    weights: DistortionConfig = field(default_factory=DistortionConfig)
+    perceptual: PerceptualConfig = field(default_factory=StructureConfig)
+
+    def build(self) -> Distortion:
+        return Distortion(self.weights, self.perceptual.build())

@@ -24,8 +24,9 @@ from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import VideoInfo, probe, video_writer
 from genvid.files import readable, sha256
 from genvid.pieces import Pieces
-from genvid.recipes.loading import device, load_scorer
+from genvid.recipes.loading import device
 from genvid.tokenizer import load_tokenizer
+from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor

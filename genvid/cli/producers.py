@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from genvid.allocation import Allocator
+from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
@@ -20,9 +21,8 @@ from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
-from genvid.recipes.allocated import decode, encode
-from genvid.recipes.loading import class_names
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.coding import decode, encode
 
 DECODED = 16
 """Clips that go through a tokenizer at a time: memory, not results."""

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from genvid import noise
 from genvid.allocation import Allocator
+from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel, load_row_model
 from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
@@ -37,7 +38,7 @@ from genvid.generation.pipeline import (
     published_prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
-from genvid.recipes.loading import class_names, device
+from genvid.recipes.loading import device
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 SHOWN, SHOWN_FRAMES = 32, 256

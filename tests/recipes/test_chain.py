@@ -16,9 +16,9 @@ from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.recipes import calibrate
 from genvid.recipes import compare_allocators as evaluate
-from genvid.recipes.allocated import AllocatedTokenizer
 from genvid.recipes.compare_allocators import ALLOCATORS, gap_table
 from genvid.recipes.generate import GenerationRun, Samples, generate
+from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens.cache import CacheError, TokenCache
 
 pytestmark = pytest.mark.gpu
@@ -69,7 +69,8 @@ def test_budgets_are_kept(stages, device, kind):
     tokens = stages.configs["generation"]["tokens"]
     group = {"group_size": GROUP} if kind in ("group", "joint") else {}
     allocator = {"type": kind, "tokens_per_video": 10, **group}
-    tokenizer, allocate, sizes = config.decode(AllocatedTokenizer, {**tokens, "allocator": allocator}).build(8)
+    allocated = config.decode(AllocatedTokenizer, {**tokens, "allocator": allocator})
+    tokenizer, allocate, sizes = allocated.build(8, device)
     assert sizes == SIZES
     data = torch.stack([torch.rand(3, 8, 16, 16, generator=torch.Generator().manual_seed(i)) for i in range(GROUP)])
     lengths = allocate(tokenizer.encode(2 * data.to(device) - 1)).lengths.cpu()

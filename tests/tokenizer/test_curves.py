@@ -1,12 +1,12 @@
-"""The oracle measures every curve once, within the memory that it is given."""
+"""Measured curves: each once, in batches that fit."""
 
 import pytest
 import torch
 
 from genvid.perceptual import StructureDistance
-from genvid.recipes import oracle
+from genvid.tokenizer.adaptok import curves as measured
 from genvid.tokenizer.adaptok.config import AdapTokConfig
-from genvid.tokenizer.adaptok.curves import measure_curve
+from genvid.tokenizer.adaptok.curves import MeasuredCurves, measure_curve
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.layers import TransformerConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
@@ -30,8 +30,8 @@ def test_curves_are_measured_once_in_batches_that_fit(monkeypatch, batch_size, m
         decoded.append(len(video) * len(sizes))
         return measure_curve(tokenizer, tokens, video, block, sizes, distortion)
 
-    monkeypatch.setattr(oracle, "measure_curve", counted)
-    curves = oracle.MeasuredCurves(tokenizer, video, SIZES, distortion, batch_size=batch_size)
+    monkeypatch.setattr(measured, "measure_curve", counted)
+    curves = MeasuredCurves(tokenizer, video, SIZES, distortion, batch_size=batch_size)
     for block in (0, 1):
         expected = measure_curve(tokenizer, tokens, video, block, SIZES.tolist(), distortion)
         assert torch.allclose(curves.predict(tokens, block), expected, atol=1e-6)
