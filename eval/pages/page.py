@@ -173,7 +173,9 @@ class Page:
         """The whole document."""
         sections = [(f"part-{index}", section) for index, section in enumerate(self._sections, 1)]
         links = "".join(f'<a href="#{anchor}">{escape(section.title)}</a>' for anchor, section in sections)
-        style, script = (resources.files("genvid.eval").joinpath(f"page.{kind}").read_text() for kind in ("css", "js"))
+        style, script = (
+            resources.files("genvid.eval.pages").joinpath(f"page.{kind}").read_text() for kind in ("css", "js")
+        )
         lead = f'<p class="lead">{_inline(self.lead)}</p>' if self.lead else ""
         return (
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
