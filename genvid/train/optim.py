@@ -30,7 +30,7 @@ class OptimizerConfig:
     clip_norm: float | None = 1.0
     muon: bool = False
     """Orthogonalise the updates of the task's matrices (Muon, Jordan et al. 2024) at AdamW's step size; AdamW for the
-    rest. Small tokenizers learn several times faster with it (docs/results.md)."""
+    rest. Small tokenizers learn several times faster with it (docs/results/small_tokenizer.md)."""
     adamw_scale: float = 1.0
     """Learning rate of AdamW beside Muon, as a multiple of `lr`."""
 
