@@ -28,7 +28,7 @@ stage() { # name, GPUs, command ...
 evaluate() { # name, GPU, config and its options
     local name=$1 gpu=$2
     shift 2
-    stage "$name" "$gpu" "$python" "$root/recipes/evaluate_lit.py" "$@" --output_dir "runs/$name"
+    stage "$name" "$gpu" "$python" "$root/recipes/compare_lit.py" "$@" --output_dir "runs/$name"
 }
 quick='["LIT", "means copied", "copy-forward", "interpolation", "LIT, one price", "copy-forward, one price", "InfoTok'"'"'s rule"]'
 

@@ -23,8 +23,7 @@ from genvid.eval.pages.charts import LineChart, Series
 from genvid.eval.pages.page import Page
 from genvid.eval.pages.rate_distortion import split_title
 from genvid.eval.report import Report, compare
-from genvid.recipes import compare_allocators as evaluate
-from genvid.recipes import generate
+from genvid.recipes import compare_allocators, generate
 from genvid.recipes.cache_tokens import CacheRun, cache_tokens
 from genvid.recipes.calibrate import CalibrationRun, run_calibration
 from genvid.recipes.compare_allocators import EvaluationRun
@@ -86,7 +85,7 @@ class Demo:
         for name in ("ar", "frame_prediction", "classifier"):
             self.train(name)
         reconstruction = self.config(EvaluationRun, "evaluation")
-        reports, shown = self.stage("reconstruction", lambda: evaluate.evaluate(reconstruction))
+        reports, shown = self.stage("reconstruction", lambda: compare_allocators.evaluate(reconstruction))
         samples = self.stage("samples", lambda: generate.generate(self.config(GenerationRun, "generation")))
         predictions = self.stage("predictions", lambda: generate.generate(self.config(GenerationRun, "prediction")))
         capacity = samples.generated.tokens.keep.shape[-1]
@@ -101,7 +100,7 @@ class Demo:
             "Bars are the tokens of each block of four frames. The joint program spends one budget over all clips: "
             "more where it predicts that they help, equal shares where it predicts nothing better."
         )
-        evaluate.add_to_page(section, reports, shown, capacity, FPS)
+        compare_allocators.add_to_page(section, reports, shown, capacity, FPS)
         generate.add_to_page(page.section("Samples of each class"), samples, per_class=6, fps=FPS, capacity=capacity)
         generate.add_to_page(page.section("Frame prediction"), predictions, per_class=6, fps=FPS, capacity=capacity)
         self._curves(page)

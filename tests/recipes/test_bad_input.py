@@ -2,8 +2,7 @@
 
 import pytest
 
-from genvid.recipes import cache_tokens, calibrate, generate, train
-from genvid.recipes import compare_allocators as evaluate
+from genvid.recipes import cache_tokens, calibrate, compare_allocators, generate, train
 
 
 def complaint(capsys, run) -> str:
@@ -102,6 +101,6 @@ def test_more_processes_than_the_batch_can_be_split_over(stages, capsys):
 
 @pytest.mark.parametrize("arguments", [[], ["absent.yaml"]])
 def test_no_configuration(capsys, arguments):
-    for script in (cache_tokens, calibrate, evaluate, generate, train):
+    for script in (cache_tokens, calibrate, compare_allocators, generate, train):
         message = complaint(capsys, lambda main=script.main: main(arguments))
         assert "usage: " in message or "no configuration file absent.yaml" in message

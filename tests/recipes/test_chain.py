@@ -14,8 +14,7 @@ from genvid.checkpoint import fingerprint, load_model
 from genvid.data.loader import numbered_batches, one_pass
 from genvid.eval.protocols import Protocol
 from genvid.eval.report import Number, Provenance, Report
-from genvid.recipes import calibrate
-from genvid.recipes import compare_allocators as evaluate
+from genvid.recipes import calibrate, compare_allocators
 from genvid.recipes.compare_allocators import ALLOCATORS, gap_table
 from genvid.recipes.generate import GenerationRun, Samples, generate
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
@@ -219,7 +218,7 @@ def test_calibration_clips_are_drawn_over_all_sources(stages, monkeypatch):
 
 
 def test_groups_of_an_evaluation_are_drawn_and_the_protocol_says_so(stages, monkeypatch):
-    read = _items_read(monkeypatch, evaluate, one_pass)
+    read = _items_read(monkeypatch, compare_allocators, one_pass)
     path = stages.run("evaluation", "drawn_groups", allocators=["joint"], budgets=BUDGETS[:1], shown=0)
     assert sorted(read) == list(range(32))
     assert read[:GROUP] != list(range(GROUP))
@@ -228,7 +227,7 @@ def test_groups_of_an_evaluation_are_drawn_and_the_protocol_says_so(stages, monk
 
 
 def test_an_evaluation_of_some_clips_draws_them(stages, monkeypatch, capsys):
-    read = _items_read(monkeypatch, evaluate, one_pass)
+    read = _items_read(monkeypatch, compare_allocators, one_pass)
     path = stages.run("evaluation", "some_clips", allocators=["joint"], budgets=BUDGETS[:1], shown=0, clips=10)
     assert len(set(read)) == 10
     assert max(read) >= 10

@@ -13,8 +13,7 @@ from genvid.cli import main as genvid
 from genvid.config import ConfigError
 from genvid.data.video import probe, write_video
 from genvid.eval.report import Report
-from genvid.recipes import compare_lit as evaluate_lit
-from genvid.recipes import train
+from genvid.recipes import compare_lit, train
 from genvid.recipes.compare_lit import METHODS
 from genvid.tokens import blocks
 
@@ -91,7 +90,7 @@ def test_the_codec_of_two_processes_tells_the_statistics_of_all_clips(trained: P
 def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     settings = {"model": f"{models}/lit/export", "output_dir": f"{models}/rates", "rates": [0.5, 1.0]}
     changes = {**CLIPS, "batch_size": 4, "targets": 2, "shown": 1, "shown_rate": 0.5}
-    evaluate_lit.main([str(CONFIGS / "keep_rates.yaml"), *overrides(**settings, **changes)])
+    compare_lit.main([str(CONFIGS / "keep_rates.yaml"), *overrides(**settings, **changes)])
     reports = {}
     for file in (models / "rates").glob("*.json"):
         report = Report.load(file)
@@ -173,13 +172,11 @@ def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[s
 
     evaluation = {"model": f"{models}/lit/export", "output_dir": f"{models}/bad", **CLIPS}
     assert "does not fit this codec; use 1, 5, 9" in fails(
-        evaluate_lit.main, "keep_rates.yaml", **{**evaluation, "data.clip.frames": 10}
+        compare_lit.main, "keep_rates.yaml", **{**evaluation, "data.clip.frames": 10}
     )
-    assert "below the floor" in fails(evaluate_lit.main, "keep_rates.yaml", **evaluation, rates=[0.1])
-    assert "targets at least 2, got 64, 16 and 1" in fails(
-        evaluate_lit.main, "keep_rates.yaml", **evaluation, targets=1
-    )
-    assert "keep rates in (0, 1]" in fails(evaluate_lit.main, "keep_rates.yaml", **evaluation, rates=[1.5])
+    assert "below the floor" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, rates=[0.1])
+    assert "targets at least 2, got 64, 16 and 1" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, targets=1)
+    assert "keep rates in (0, 1]" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, rates=[1.5])
     assert "no codec at" in fails(
         train.main, "inpainter.yaml", **{"model.codec.source": f"{models}/none", "output_dir": f"{models}/x"}
     )

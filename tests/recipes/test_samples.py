@@ -12,7 +12,7 @@ from genvid.data import one_pass
 from genvid.eval.report import Report
 from genvid.generation import folder
 from genvid.generation.folder import SampleFolder, SampleFolderError
-from genvid.recipes import compare_budgets as budgets
+from genvid.recipes import compare_budgets
 from genvid.recipes import generate as recipe
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
@@ -104,19 +104,19 @@ def test_bad_requests_are_said_in_words(stages, capsys, changes, words):
 
 
 def test_budgets_are_compared_over_the_same_requests(stages, run, monkeypatch, capsys):
-    monkeypatch.setattr(budgets, "SHARES", (0.5,))
+    monkeypatch.setattr(compare_budgets, "SHARES", (0.5,))
     path = stages.path("samples_budgets")
-    budgets.main([str(stages.folder / "generation_samples.yaml"), f"--output_dir={path}", "--count=8"])
+    compare_budgets.main([str(stages.folder / "generation_samples.yaml"), f"--output_dir={path}", "--count=8"])
     printed = capsys.readouterr().out
     reports = [Report.load(file) for file in (stages.folder / "samples_budgets" / "budgets").glob("*.json")]
-    cost = {report.title: report.value(budgets.COST) for report in reports}
+    cost = {report.title: report.value(compare_budgets.COST) for report in reports}
     budget = int(cost["free"] / 2)
     ways = ["planned together", "planned each", "cut"]
     assert set(cost) == {"free", *(f"{way} @ {budget}" for way in ways)}
     assert all(cost[f"{way} @ {budget}"] <= budget for way in ways)
     assert all(way in printed for way in ways)
     with pytest.raises(SystemExit):
-        budgets.main([str(stages.folder / "generation_samples.yaml"), "--budget.total=100"])
+        compare_budgets.main([str(stages.folder / "generation_samples.yaml"), "--budget.total=100"])
     assert "sets the budgets itself" in capsys.readouterr().err
 
 

@@ -13,8 +13,7 @@ import pytest
 import torch
 import yaml
 
-from genvid.recipes import cache_tokens, calibrate, generate, train
-from genvid.recipes import compare_allocators as evaluate
+from genvid.recipes import cache_tokens, calibrate, compare_allocators, generate, train
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
 NETWORK = {"width": 32, "depth": 1, "heads": 2}
@@ -140,13 +139,18 @@ class Stages:
 
     def run(self, stage: str, name: str | None = None, *overrides: str, **changes: Any) -> Path:
         """Run a stage as its script would; returns its output folder."""
-        mains = {"calibration": calibrate, "cache": cache_tokens, "evaluation": evaluate, "generation": generate}
+        mains = {
+            "calibration": calibrate,
+            "cache": cache_tokens,
+            "evaluation": compare_allocators,
+            "generation": generate,
+        }
         mains.get(stage, train).main([str(self.write(stage, name, **changes)), *overrides])
         return self.folder / (name or stage)
 
     def launch(self, stage: str, name: str, **changes: Any) -> Path:
         """Run a stage in two processes."""
-        scripts = {"cache": "cache_tokens.py", "evaluation": "evaluate.py", "generation": "generate.py"}
+        scripts = {"cache": "cache_tokens.py", "evaluation": "compare_allocators.py", "generation": "generate.py"}
         script = RECIPES / scripts.get(stage, "train.py")
         launch_two(script, self.write(stage, name, **changes))
         return self.folder / name
