@@ -15,8 +15,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from genvid.checkpoint import load_model
 from genvid.noise import sample_seeds, uniform
-from genvid.recipes.compare_lit import load_lit
 from genvid.tokenizer.lit.budget import BudgetedRedundancy
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT
@@ -125,7 +125,7 @@ def main() -> None:
     parser.add_argument("--window", type=int, default=25, help="frames of a chunk of the stream")
     arguments = parser.parse_args()
     device = arguments.device
-    lit = load_lit(arguments.model).to(device).at((arguments.size, arguments.size))
+    lit = load_model(arguments.model, LIT).to(device).at((arguments.size, arguments.size))
     hardware = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     parameters = sum(p.numel() for p in lit.inpainter.parameters())
     print(

@@ -11,7 +11,7 @@ import importlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
 import safetensors.torch
 import torch
@@ -34,6 +34,7 @@ MODELS = {
 
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
@@ -129,8 +130,19 @@ def read_pickled(file: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_model(source: str | Path) -> Model:
-    """A model folder or a Hugging Face Hub id -> the model, in eval mode. CheckpointError in words otherwise."""
+@overload
+def load_model(source: str | Path) -> Model: ...
+
+
+@overload
+def load_model(source: str | Path, expected: type[T]) -> T: ...
+
+
+def load_model(source: str | Path, expected: type = Model) -> Any:
+    """A model folder or a Hugging Face Hub id -> the model, in eval mode, which is an instance of `expected`.
+
+    CheckpointError in one sentence otherwise.
+    """
     folder = resolve(source)
     model_type = read_config(folder).get("model_type")
     if not isinstance(model_type, str) or model_type not in MODELS:
@@ -141,6 +153,10 @@ def load_model(source: str | Path) -> Model:
     module, _, name = MODELS[model_type].partition(":")
     cls = cast(type[Model], getattr(importlib.import_module(module), name))
     model = cls.load(folder)
+    if not isinstance(model, expected):
+        raise CheckpointError(
+            f"{source} holds a model of type {model_type}, not a {expected.__name__}: give the folder or Hub id of one"
+        )
     model.folder = folder
     return model
 

@@ -31,7 +31,7 @@ from genvid.allocation import (
     with_expected,
 )
 from genvid.allocation.allocators import largest_size
-from genvid.checkpoint import fingerprint, resolve
+from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import numbered_batches
@@ -40,7 +40,7 @@ from genvid.eval.pages.page import Page
 from genvid.pieces import Piece, Pieces
 from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
-from genvid.tokenizer.adaptok.loading import load_adaptok, load_scorer
+from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.losses import Distortion, DistortionSpec
@@ -77,7 +77,7 @@ class CalibrationRun:
 @torch.no_grad()
 def run_calibration(run: CalibrationRun) -> Path:
     """Returns the path of calibration.json. Batches and budgets that are done lie beside it until all are."""
-    tokenizer = load_adaptok(run.tokenizer).to(device())
+    tokenizer = load_model(run.tokenizer, AdapTok).to(device())
     scorer = load_scorer(run.scorer, tokenizer).to(device())
     distortion = run.distortion.build().to(device())
     if distortion.name != scorer.config.metric:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from genvid import config as configuration
 from genvid import noise
 from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, build_allocator, choices
-from genvid.checkpoint import fingerprint, resolve
+from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
 from genvid.data.loader import one_pass
@@ -34,7 +34,8 @@ from genvid.eval.report import Provenance, Report
 from genvid.perceptual import PerceptualConfig
 from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
-from genvid.tokenizer.adaptok.loading import load_adaptok, load_calibration, load_scorer
+from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.losses import DistortionSpec
 from genvid.tokens.coding import decode, encode
@@ -100,7 +101,7 @@ class Comparison:
 
     def __init__(self, run: EvaluationRun) -> None:
         self.run = run
-        self.tokenizer = load_adaptok(run.tokenizer).to(device())
+        self.tokenizer = load_model(run.tokenizer, AdapTok).to(device())
         scorer = load_scorer(run.scorer, self.tokenizer).to(device())
         self.predictor = ScorerPredictor(self.tokenizer, scorer)
         self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
@@ -248,7 +249,7 @@ def main(argv: Sequence[str]) -> None:
         for report in reports:
             report.save(folder / f"{report.title.replace(' @ ', '_')}.json")
         page = Page("Reconstruction", lead=f"{run.protocol}: every allocator at every budget.")
-        capacity = load_adaptok(run.tokenizer).spec.block_capacity
+        capacity = load_model(run.tokenizer, AdapTok).spec.block_capacity
         add_to_page(page.section("Allocators"), reports, shown, capacity, fps=8)
         page.write(folder / "page.html")
         print(f"wrote {folder / 'page.html'}")

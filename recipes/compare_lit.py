@@ -99,14 +99,6 @@ class LITEvaluationRun:
             )
 
 
-def load_lit(source: str) -> LIT:
-    """A LIT model folder or Hub id; ValueError when it holds another model."""
-    model = load_model(source)
-    if not isinstance(model, LIT):
-        raise ValueError(f"{source} holds a {model.model_type} model, but a LIT tokenizer is needed")
-    return model
-
-
 class Rates:
     """Sums of what `ReconstructionScores` do not count."""
 
@@ -134,7 +126,7 @@ class Comparison:
 
     def __init__(self, run: LITEvaluationRun) -> None:
         self.run = run
-        self.lit = load_lit(run.model).to(device()).at(run.data.clip.resolution)
+        self.lit = load_model(run.model, LIT).to(device()).at(run.data.clip.resolution)
         self.spec = self.lit.spec
         self.positions = self.spec.num_blocks(run.data.clip.frames) * self.spec.block_capacity
         check_floor(self._budget(min(run.rates)), self.spec.block_capacity)

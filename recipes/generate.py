@@ -20,7 +20,7 @@ from torch import Tensor
 from genvid import config as configuration
 from genvid import noise
 from genvid.ar.classes import class_names
-from genvid.ar.model import load_row_model
+from genvid.ar.model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
@@ -102,11 +102,7 @@ class OpenRun:
 
     def __init__(self, run: GenerationRun) -> None:
         self.run, self.state = run, make_state()
-        model, classifier = load_row_model(run.model), load_model(run.classifier)
-        if not isinstance(classifier, VideoClassifier):
-            raise ValueError(
-                f"{run.classifier} holds a {classifier.model_type} model, but a video classifier is needed"
-            )
+        model, classifier = load_model(run.model, RowModel), load_model(run.classifier, VideoClassifier)
         self.model, self.classifier = model.to(device()), classifier.to(device())
         self.dataset = run.data.open()
         self.dataset.strict = True  # another clip in the place of one that fails would be another set

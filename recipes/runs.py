@@ -13,6 +13,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
+from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
@@ -20,7 +21,7 @@ from genvid.provenance import Origin
 from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
-from genvid.tokenizer.adaptok.loading import load_adaptok
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
@@ -90,7 +91,7 @@ class ScorerRun(Run):
     """Predict gains (see `ScorerConfig`); false is the published way."""
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        tokenizer = load_adaptok(self.tokenizer)
+        tokenizer = load_model(self.tokenizer, AdapTok)
         _check_clip(self.data.clip, tokenizer.config)
         distortion = self.distortion.build()
         config = ScorerConfig.for_tokenizer(

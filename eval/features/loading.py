@@ -162,11 +162,7 @@ def load_features(source: str | Path) -> FeatureNetwork:
         from genvid.eval.features.videomae import VideoMAEFeatures
 
         return VideoMAEFeatures(path)
-    model = load_model(path)
-    if not isinstance(model, VideoClassifier):
-        raise ValueError(
-            f"{path} holds a {model.model_type} model; features come from I3D, VideoMAE or a video_classifier"
-        )
+    model = load_model(path, VideoClassifier)
     weights = fingerprint(path)
     return ClassifierFeatures(model, f"video classifier {weights[:8]}", weights)
 

@@ -17,7 +17,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 from genvid import config as configuration
 from genvid.ar import attention
 from genvid.ar.config import ARConfig, TransformerConfig
-from genvid.checkpoint import CheckpointError, Model, load_model, load_weights, read_config, read_origin, read_weights
+from genvid.checkpoint import CheckpointError, Model, load_weights, read_config, read_origin, read_weights
 from genvid.provenance import Origin
 from genvid.tokens.rows import BlockLayout
 
@@ -70,14 +70,6 @@ class RowModel(Model):
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S) -> (B, S, num_outputs): logits of the token after each position. PAD at the end needs no mask."""
         return self.logits(self.states(tokens))
-
-
-def load_row_model(source: str) -> RowModel:
-    """An autoregressive model's folder or Hub id; ValueError when it holds another model."""
-    model = load_model(source)
-    if not isinstance(model, RowModel):
-        raise ValueError(f"{source} holds a {model.model_type} model, but an autoregressive one is needed")
-    return model
 
 
 class BlockTransformer(RowModel):

@@ -19,13 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid.allocation import Allocator, BudgetError, GroupAllocator, JointAllocator
-from genvid.checkpoint import fingerprint, resolve
+from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import VideoInfo, probe, video_writer
 from genvid.files import readable, sha256
 from genvid.pieces import Pieces
 from genvid.recipes.loading import device
-from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
@@ -137,7 +136,7 @@ def new_output(path: str, suffix: str) -> Path:
 
 
 def open_tokenizer(source: str) -> VideoTokenizer:
-    tokenizer = load_tokenizer(source)
+    tokenizer = load_model(source, VideoTokenizer)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(device())
     return tokenizer

@@ -9,8 +9,9 @@ from typing import Any
 
 from genvid import config as configuration
 from genvid.allocation import Allocator, UniformAllocator
-from genvid.ar.model import RowModel, load_row_model
+from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
+from genvid.checkpoint import load_model
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
 from genvid.data.sources.base import SourceConfig
@@ -181,7 +182,7 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
         settings = {"tokens": budget, "published": arguments.published}
         about = {**hashes(tokenizer=arguments.tokenizer, scorer=arguments.scorer), **settings}
         return Reconstruction(tokenizer, cut, about)
-    model = load_row_model(arguments.model)
+    model = load_model(arguments.model, RowModel)
     check_match(model, tokenizer)
     if bool(model.config.context_blocks) != (task == "prediction"):
         raise ValueError(f"{record.name} measures {task}, which {arguments.model} was not made for")

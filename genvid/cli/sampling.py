@@ -17,9 +17,9 @@ from tqdm import tqdm
 from genvid import noise
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
-from genvid.ar.model import RowModel, load_row_model
+from genvid.ar.model import RowModel
 from genvid.ar.published import PublishedTransformer
-from genvid.checkpoint import fingerprint, resolve
+from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
 from genvid.data.clips import read_frames, to_float
 from genvid.data.video import probe, video_bytes
@@ -56,7 +56,7 @@ def sample(arguments: argparse.Namespace) -> None:
     output = Path(arguments.output)
     if not (output / "about.json").is_file():
         new_output(arguments.output, "")
-    model, tokenizer = load_row_model(arguments.model), open_tokenizer(arguments.tokenizer)
+    model, tokenizer = load_model(arguments.model, RowModel), open_tokenizer(arguments.tokenizer)
     check_match(model, tokenizer)
     condition = _condition(arguments, model)
     about = _about(arguments, config, condition)

@@ -77,10 +77,10 @@ def test_a_cache_folder_that_is_taken(stages, capsys):
 @pytest.mark.parametrize(
     ("stage", "change", "words"),
     [
-        ("scorer", {"tokenizer": "scorer"}, "but an AdapTok tokenizer is needed"),
-        ("evaluation", {"scorer": "tokenizer"}, "but a scorer is needed"),
-        ("generation", {"model": "tokenizer"}, "but an autoregressive one is needed"),
-        ("generation", {"classifier": "tokenizer"}, "but a video classifier is needed"),
+        ("scorer", {"tokenizer": "scorer"}, "not a AdapTok:"),
+        ("evaluation", {"scorer": "tokenizer"}, "not a Scorer:"),
+        ("generation", {"model": "tokenizer"}, "not a RowModel:"),
+        ("generation", {"classifier": "tokenizer"}, "not a VideoClassifier:"),
     ],
 )
 def test_a_model_of_another_kind(stages, capsys, stage, change, words):

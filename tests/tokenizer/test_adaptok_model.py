@@ -5,8 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genvid.checkpoint import CheckpointError
-from genvid.tokenizer import load_tokenizer
+from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.patches import patchify, unpatchify
@@ -159,7 +158,7 @@ def test_initial_output_is_grey(video):
 
 def test_save_and_load(model, video, tmp_path):
     model.save(tmp_path / "model")
-    loaded = load_tokenizer(tmp_path / "model")
+    loaded = load_model(tmp_path / "model", VideoTokenizer)
     assert loaded.config == model.config
     tokens = model.encode(video).tail_drop(LENGTHS)
     assert loaded.encode(video).codes.equal(model.encode(video).codes)
@@ -171,7 +170,7 @@ def test_weights_of_another_size_are_refused(tmp_path):
     AdapTok(replace(CONFIG, block_capacity=8)).save(tmp_path / "b")
     (tmp_path / "a" / "config.json").write_text((tmp_path / "b" / "config.json").read_text())
     with pytest.raises(CheckpointError, match=r"encoder_positions.queries is \(3, 6, 16\) but should be \(3, 8, 16\)"):
-        load_tokenizer(tmp_path / "a")
+        load_model(tmp_path / "a", VideoTokenizer)
 
 
 def test_bad_tokens_are_refused(video):

@@ -14,9 +14,9 @@ from torch.nn.functional import conv3d, gelu, layer_norm, linear, normalize
 
 from genvid.allocation import GroupAllocator
 from genvid.checkpoint import CheckpointError, load_model
-from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.published import convert, published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokens import VideoTokenizer
 
 PARITY = Path(__file__).resolve().parents[2].parent / "shared" / "parity"
 FOLDERS = sorted(PARITY.glob("tokenizer_*"))
@@ -167,7 +167,7 @@ def test_converted_models_equal_a_dense_rewriting(tmp_path):
     weights = random_weights()
     conversion = convert(write(tmp_path / "published", weights), tmp_path / "model")
     assert conversion.left_out == ["prior_model.head.weight"]
-    tokenizer, scorer = load_tokenizer(conversion.tokenizer), load_model(conversion.scorer)
+    tokenizer, scorer = load_model(conversion.tokenizer, VideoTokenizer), load_model(conversion.scorer)
     assert tokenizer.config.quantizer.commitment_weight == 0.5
     assert scorer.config.sizes == (2, 4, 6)
     video = torch.rand(2, 3, 6, 16, 16)
@@ -274,7 +274,7 @@ def parity(request, tmp_path):
     if request.param is None:
         pytest.skip(f"no published numbers in {PARITY}")
     conversion = convert(request.param, tmp_path / "model")
-    tokenizer, scorer = load_tokenizer(conversion.tokenizer), load_model(conversion.scorer)
+    tokenizer, scorer = load_model(conversion.tokenizer, VideoTokenizer), load_model(conversion.scorer)
     expected = load_file(request.param / "io.safetensors")
     return tokenizer, scorer, expected, tokenizer.encode(2 * expected["video"] - 1)
 

@@ -9,7 +9,6 @@ from tiny_codecs import CLASSES, cosmos, drifting, make_lit, save_codec
 
 from genvid.checkpoint import load_model
 from genvid.provenance import Origin, ProvenanceError
-from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
 from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
@@ -203,7 +202,7 @@ def test_a_static_stream_keeps_its_first_frame_and_nothing_else(lit: LIT) -> Non
 
 def test_a_folder_holds_the_inpainter_and_names_the_codec(lit: LIT, tmp_path: Path) -> None:
     lit.save(tmp_path / "model")
-    again = load_tokenizer(tmp_path / "model")
+    again = load_model(tmp_path / "model", VideoTokenizer)
     tokens = thinned(lit, drifting(1, 18))
     assert all(torch.equal(weights, again.state_dict()[name]) for name, weights in lit.state_dict().items())
     # Where weights lie in memory changes the rounding of matrix products on some processors.

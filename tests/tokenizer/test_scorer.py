@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from genvid.checkpoint import CheckpointError, load_model
-from genvid.tokenizer import load_tokenizer
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
 from genvid.tokenizer.layers import TransformerConfig
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens import VideoTokenizer
 
 TOKENIZER = AdapTokConfig(
     frames=12,
@@ -152,8 +152,8 @@ def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
     assert torch.equal(loaded.target_scale.mean, scorer.target_scale.mean)
     evidence = scorer.evidence(tokenizer, tokens)
     assert loaded(evidence, tokens.keep).equal(scorer(evidence, tokens.keep))
-    with pytest.raises(CheckpointError, match="not a tokenizer"):
-        load_tokenizer(tmp_path / "scorer")
+    with pytest.raises(CheckpointError, match="not a VideoTokenizer"):
+        load_model(tmp_path / "scorer", VideoTokenizer)
 
 
 def test_tokens_without_features_are_refused(tokenizer, scorer, tokens):

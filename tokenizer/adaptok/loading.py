@@ -15,19 +15,9 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredicto
 from genvid.tokenizer.layers import TransformerConfig
 
 
-def load_adaptok(source: str) -> AdapTok:
-    """An AdapTok model folder or Hub id; ValueError when it holds another model."""
-    model = load_model(source)
-    if not isinstance(model, AdapTok):
-        raise ValueError(f"{source} holds a {model.model_type} model, but an AdapTok tokenizer is needed")
-    return model
-
-
 def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
     """The scorer of `tokenizer`; ValueError when it was trained for another one."""
-    scorer = load_model(source)
-    if not isinstance(scorer, Scorer):
-        raise ValueError(f"{source} holds a {scorer.model_type} model, but a scorer is needed")
+    scorer = load_model(source, Scorer)
     fits = ScorerConfig.for_tokenizer(
         tokenizer.config,
         TransformerConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
@@ -68,7 +58,7 @@ class AllocatedTokenizer:
 
     def build(self, frames: int, device: torch.device) -> tuple[AdapTok, Allocator, list[int]]:
         """Tokenizer, allocator and candidate lengths of a block, for clips of `frames` frames, on `device`."""
-        tokenizer = load_adaptok(self.tokenizer).to(device)
+        tokenizer = load_model(self.tokenizer, AdapTok).to(device)
         scorer = predictor = calibration = None
         sizes = list(range(1, tokenizer.spec.block_capacity + 1))
         if self.scorer is not None:
