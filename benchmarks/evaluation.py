@@ -26,10 +26,11 @@ from torch import Tensor
 
 from genvid.data import FolderConfig, write_video
 from genvid.data.loader import Batch
-from genvid.eval.evaluation import Evaluation, Made
+from genvid.eval.evaluation import Evaluation, Output
+from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.i3d import I3D
-from genvid.eval.features.loading import FeatureNetwork, I3DStateDict, load_i3d
-from genvid.eval.protocols import Protocol
+from genvid.eval.features.loading import I3DStateDict, load_i3d
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.tokens import TokenizerSpec
 
 SHARE = 0.9
@@ -87,8 +88,8 @@ class Generator:
     def describe(self) -> Mapping[str, Any]:
         return {"benchmark": time.time()}
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        return Made(self.network(torch.randn(len(seeds), *self.shape, device=DEVICE)).tanh())
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        return Output(self.network(torch.randn(len(seeds), *self.shape, device=DEVICE)).tanh())
 
 
 def wait() -> None:
@@ -144,7 +145,12 @@ def make_files(folder: Path) -> None:
 
 
 def evaluation(
-    network: FeatureNetwork, clips: int, record: Protocol, data: str, output: Path, options: argparse.Namespace
+    network: FeatureNetwork,
+    clips: int,
+    record: EvaluationProtocol,
+    data: str,
+    output: Path,
+    options: argparse.Namespace,
 ) -> tuple[Evaluation, Timed]:
     """An evaluation of so many clips, windows of the files again and again, and its clock."""
     features = Timed(network, clips // 8)
@@ -165,7 +171,7 @@ def evaluation(
 def measure(options: argparse.Namespace, folder: Path) -> None:
     """Every part, printed as soon as it is known."""
     i3d = load_i3d(options.i3d) if options.i3d else I3DStateDict(I3D(), name="random", weights="random", is_fvd=False)
-    record = Protocol("benchmark", "generation", "files", "all", 16, "windows", None, options.resolution)
+    record = EvaluationProtocol("benchmark", "generation", "files", "all", 16, "windows", None, options.resolution)
     data, clips, batch = options.data, options.clips, options.batch_size
     if data is None:
         data = str(folder / "files")

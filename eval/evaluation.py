@@ -1,10 +1,10 @@
 """A protocol, run: real clips in, the clips made of them or for them out, a row of measurements for each.
 
     evaluation = Evaluation(protocol("ucf101-rfvd-first"), source, "out", features=load_features("i3d.pt"))
-    evaluation.measure(producer)        # in every process; what was measured before an interruption is not repeated
+    evaluation.measure(model)        # in every process; what was measured before an interruption is not repeated
     report = evaluation.report("my model", Provenance.now({...}))        # in one process, after all have measured
 
-A producer sees what the protocol gives to a model and nothing else: the whole clip to reconstruct, the first frames to
+A model sees what the protocol gives to a model and nothing else: the whole clip to reconstruct, the first frames to
 continue, or the class.
 """
 
@@ -15,8 +15,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
-from typing import Protocol as Interface
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -29,11 +28,11 @@ from genvid.data.loader import Batch, load_batches
 from genvid.data.sources.base import SourceConfig
 from genvid.data.sources.video_index import cache_folder
 from genvid.data.video import write_video
-from genvid.eval.features.loading import FeatureNetwork
+from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipMean
 from genvid.eval.pixels import as_scored
-from genvid.eval.protocols import PREPARED, Protocol
+from genvid.eval.protocols import PREPARED, EvaluationProtocol
 from genvid.eval.table import ClipTable
 from genvid.tokens import BlockTokens, TokenizerSpec
 
@@ -42,26 +41,26 @@ _FEATURE_BATCH = 16
 
 
 @dataclass(frozen=True)
-class Made:
+class Output:
     """What a model made: videos (B, 3, T, H, W) in [-1, 1], and the tokens they were decoded from, if any."""
 
     video: Tensor
     tokens: BlockTokens | None = None
 
 
-class Producer(Interface):
+class VideoModel(Protocol):
     """A model under evaluation."""
 
     spec: TokenizerSpec | None
     """Of its tokens, for their cost in bits."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What its videos depend on (weights, sampling, budget): measurements of another producer are not resumed."""
+        """What its videos depend on (weights, sampling, budget): measurements of another model are not resumed."""
         ...
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        """`given` has "label" (B,), "position" (B,) among the clips and, where the task shows any, "video" (B, 3, T, H,
-        W); `seeds` is (B,) int64."""
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        """`conditioning` has "label" (B,), "position" (B,) among the clips and, where the task shows frames, "video"
+        (B, 3, T, H, W); `seeds` is (B,) int64."""
         ...
 
 
@@ -87,7 +86,7 @@ class Evaluation:
 
     def __init__(
         self,
-        protocol: Protocol,
+        protocol: EvaluationProtocol,
         source: SourceConfig,
         folder: str | Path,
         *,
@@ -146,23 +145,23 @@ class Evaluation:
             count = min(len(self.real), len(unseen))
             self.test = _select(followed, unseen, replace(followed, count=count).draw(len(unseen)))
 
-    def measure(self, producer: Producer) -> None:
+    def measure(self, model: VideoModel) -> None:
         """Measure this process's share of all that is not on disk yet."""
         for seed in range(self.protocol.sampler_seeds):
-            self._measure_made(producer, seed)
+            self._measure_made(model, seed)
         if self.features is not None:
             for what, selection in (("real", self.real), ("real, again", self.others), ("real, test", self.test)):
                 if selection:
                     self._measure_real(selection, what)
 
-    def made_table(self, producer: Producer, seed: int) -> ClipTable:
-        """Measurements of what a producer made with one sampler seed."""
+    def made_table(self, model: VideoModel, seed: int) -> ClipTable:
+        """Measurements of what a model made with one sampler seed."""
         what = {
             "protocol": self._scoring(),
             "clips": _hash(self.real),
             "features": self._network(),
             "fidelity": [metric.name for metric in self.fidelity],
-            "producer": dict(producer.describe()),
+            "producer": dict(model.describe()),
             "batch size": self.batch_size,
         }
         if self.drawn_groups:
@@ -176,18 +175,18 @@ class Evaluation:
         return ClipTable(cache_folder() / "real" / key, what)
 
     @torch.no_grad()
-    def _measure_made(self, producer: Producer, seed: int) -> None:
-        table, protocol = self.made_table(producer, seed), self.protocol
+    def _measure_made(self, model: VideoModel, seed: int) -> None:
+        table, protocol = self.made_table(model, seed), self.protocol
         sees_video = protocol.task != "generation"
         real = self.real_table(self.real) if sees_video and self.features is not None else None
         known = set() if real is None else real.done()
         described = "samples" if protocol.sampler_seeds == 1 else f"samples of seed {seed}"
         for positions, batch in self._batches(self.real, described, [table, real], with_video=sees_video):
             seeds = noise.sample_seeds(protocol.seed, f"sampler {seed}", positions).to(self.device)
-            made = producer(_given(batch, protocol), seeds)
+            made = model(_conditioning(batch, protocol), seeds)
             video = made.video.to(self.device)
             truth = as_scored(batch["video"], protocol) if sees_video else None
-            table.add(positions, self._columns(as_scored(video, protocol), truth, made.tokens, producer.spec))
+            table.add(positions, self._columns(as_scored(video, protocol), truth, made.tokens, model.spec))
             if real is not None and truth is not None and not known.issuperset(positions.tolist()):
                 real.add(positions, {"features": self._extract(truth)})
             if seed == 0:
@@ -277,7 +276,7 @@ SHOWN = 16
 """First clips whose videos are kept for the page."""
 
 
-def _open(source: SourceConfig, protocol: Protocol) -> ClipDataset:
+def _open(source: SourceConfig, protocol: EvaluationProtocol) -> ClipDataset:
     """Files that cannot be used are left out and counted when they are listed; one that fails later is an error,
     because another in its place would be another set of clips."""
     dataset = ClipDataset(source, protocol.clip_rule())
@@ -285,11 +284,11 @@ def _open(source: SourceConfig, protocol: Protocol) -> ClipDataset:
     return dataset
 
 
-def _select(protocol: Protocol, dataset: ClipDataset, indices: Sequence[int]) -> Selection:
+def _select(protocol: EvaluationProtocol, dataset: ClipDataset, indices: Sequence[int]) -> Selection:
     return Selection(dataset, list(zip(indices, protocol.clip_seeds(indices), strict=True)))
 
 
-def _check_features(features: FeatureNetwork, protocol: Protocol, clips: int) -> None:
+def _check_features(features: FeatureNetwork, protocol: EvaluationProtocol, clips: int) -> None:
     """ValueError, before anything is made, where a Frechet distance could not be computed afterwards."""
     if clips < 2:
         raise ValueError(f"a Frechet distance needs at least 2 clips, got {clips}: compare more, or features none")
@@ -298,7 +297,7 @@ def _check_features(features: FeatureNetwork, protocol: Protocol, clips: int) ->
         features.check(torch.empty(1, 3, protocol.frames, side, side, device="meta"))
 
 
-def _given(batch: Batch, protocol: Protocol) -> Batch:
+def _conditioning(batch: Batch, protocol: EvaluationProtocol) -> Batch:
     """What the task shows of a clip."""
     if protocol.task == "prediction":
         return {**batch, "video": batch["video"][:, :, : protocol.condition_frames]}

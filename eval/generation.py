@@ -10,16 +10,21 @@ from torchmetrics import Metric
 from torchmetrics.aggregation import MeanMetric, SumMetric
 from torchmetrics.utilities import dim_zero_cat
 
+from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier
-from genvid.eval.features.loading import FeatureNetwork
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_distance, frechet_name, real_halves
 from genvid.eval.pixels import as_scored
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 
 
 @torch.no_grad()
 def evaluate_generation(
-    real: Iterable[Tensor], generated: Iterable[Tensor], *, features: FeatureNetwork, protocol: Protocol, start: int = 0
+    real: Iterable[Tensor],
+    generated: Iterable[Tensor],
+    *,
+    features: FeatureNetwork,
+    protocol: EvaluationProtocol,
+    start: int = 0,
 ) -> dict[str, float]:
     """Two streams of batches (B, 3, T, H, W) in [-1, 1] -> the Frechet distance, its floor and the counts.
 
@@ -48,7 +53,7 @@ class _FeatureRows(Metric):  # type: ignore[misc]
     rows: list[Tensor]
     numbers: list[Tensor]
 
-    def __init__(self, features: FeatureNetwork, protocol: Protocol, start: int = 0) -> None:
+    def __init__(self, features: FeatureNetwork, protocol: EvaluationProtocol, start: int = 0) -> None:
         super().__init__()
         self.features, self.protocol, self.start = features, protocol, start
         self.add_state("rows", default=[], dist_reduce_fx="cat")

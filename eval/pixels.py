@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 
 
-def as_scored(video: Tensor, protocol: Protocol) -> Tensor:
+def as_scored(video: Tensor, protocol: EvaluationProtocol) -> Tensor:
     """(B, 3, T, H, W) -> the same in [-1, 1], quantised and resized as the protocol says."""
     video = video.clamp(-1, 1)
     if protocol.quantize == "round":

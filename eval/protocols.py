@@ -47,7 +47,7 @@ CLIP_RULES: dict[str, type[ClipConfig]] = {
 
 
 @dataclass(frozen=True)
-class Protocol:
+class EvaluationProtocol:
     """One way to compute a number."""
 
     name: str
@@ -78,7 +78,7 @@ class Protocol:
     sampler_seeds: int = 1
     note: str = ""
 
-    def adapted(self, **changes: Any) -> Protocol:
+    def adapted(self, **changes: Any) -> EvaluationProtocol:
         """The protocol with other values of some fields. It says so in its name, unless nothing differs."""
         origin = PROTOCOLS.get(self.name.partition(" [")[0], self)
         adapted, known = asdict(replace(self, **changes)), asdict(origin)
@@ -147,8 +147,8 @@ TOKENBENCH_VIDEOS = 520
 """Entries of video/list.txt of NVlabs/TokenBench."""
 
 
-def _ucf_generation(name: str, note: str, *, count: int = 2048, split: str = "train") -> Protocol:
-    return Protocol(
+def _ucf_generation(name: str, note: str, *, count: int = 2048, split: str = "train") -> EvaluationProtocol:
+    return EvaluationProtocol(
         name=name,
         task="generation",
         dataset="UCF-101",
@@ -164,8 +164,8 @@ def _ucf_generation(name: str, note: str, *, count: int = 2048, split: str = "tr
     )
 
 
-def _ucf_reconstruction(name: str, split: str, clips: Clips, note: str) -> Protocol:
-    return Protocol(
+def _ucf_reconstruction(name: str, split: str, clips: Clips, note: str) -> EvaluationProtocol:
+    return EvaluationProtocol(
         name=name,
         task="reconstruction",
         dataset="UCF-101",
@@ -211,7 +211,7 @@ _ALL = (
     _ucf_reconstruction("ucf101-rfvd-random", "train", "random", "as LARP, but seeded"),
     _ucf_reconstruction("ucf101-rfvd-test-first", "test", "first", "held-out videos"),
     _ucf_reconstruction("ucf101-rfvd-test-random", "test", "random", "held-out videos"),
-    Protocol(
+    EvaluationProtocol(
         name="k600-prediction-larp-50k",
         task="prediction",
         dataset="Kinetics-600",
@@ -227,7 +227,7 @@ _ALL = (
         condition_frames=5,
         note="all 16 decoded frames are scored, the 5 given ones as the tokenizer decodes them; no guidance",
     ),
-    Protocol(
+    EvaluationProtocol(
         name="k600-rfvd-first",
         task="reconstruction",
         dataset="Kinetics-600",
@@ -241,7 +241,7 @@ _ALL = (
         resize=TORCHVISION,
         note="the first 16 frames of each video",
     ),
-    Protocol(
+    EvaluationProtocol(
         name="davis-reconstruction",
         task="reconstruction",
         dataset="DAVIS",
@@ -256,7 +256,7 @@ _ALL = (
         features="",
         note="train and val of DAVIS 2017; too few videos for a Frechet distance",
     ),
-    Protocol(
+    EvaluationProtocol(
         name="tokenbench-reconstruction",
         task="reconstruction",
         dataset="TokenBench",
@@ -278,14 +278,14 @@ SHORTEST_WHOLE = 9
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
 
-def protocol(name: str) -> Protocol:
+def protocol(name: str) -> EvaluationProtocol:
     """A published protocol by its name; ValueError names them all."""
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
 
 
-def check_name(record: Protocol) -> None:
+def check_name(record: EvaluationProtocol) -> None:
     """ValueError for a record that bears a published protocol's name without being it."""
     if record != PROTOCOLS.get(record.name, record):
         raise ValueError(f"{record.name} is the name of a published protocol that this record differs from; rename it")

@@ -12,7 +12,7 @@ from genvid.eval.metrics.fidelity import ClipMean
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.metrics.rate import TokenRate
 from genvid.eval.pixels import round_to_bytes
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Better, Number
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
@@ -60,7 +60,7 @@ class ReconstructionScores:
                 results |= {name: float(value) for name, value in group.compute().items()}
         return results
 
-    def numbers(self, values: Mapping[str, float], protocol: Protocol, count: int) -> list[Number]:
+    def numbers(self, values: Mapping[str, float], protocol: EvaluationProtocol, count: int) -> list[Number]:
         """Values by name, measured on `count` clips, as reports hold them: what is no score here is neither good nor
         bad."""
         known: dict[str, tuple[str, Better]] = {metric.name: (metric.unit, metric.better) for metric in self.fidelity}

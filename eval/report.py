@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from genvid import config as configuration
 from genvid.eval.features.loading import I3D_NAME
-from genvid.eval.protocols import Protocol, check_name
+from genvid.eval.protocols import EvaluationProtocol, check_name
 from genvid.files import write_atomically
 
 Better = Literal["higher", "lower", "neither"]
@@ -26,7 +26,7 @@ class Number:
 
     name: str
     value: float
-    protocol: Protocol
+    protocol: EvaluationProtocol
     count: int
     """Clips it was measured on."""
     unit: str = ""

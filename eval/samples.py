@@ -24,15 +24,15 @@ from genvid.data.dataset import ClipDataset
 from genvid.data.loader import Batch
 from genvid.data.sources.files import FolderConfig
 from genvid.data.sources.listing import EXTENSIONS
-from genvid.eval.evaluation import Made
-from genvid.eval.protocols import Protocol
+from genvid.eval.evaluation import Output
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.files import sha256
 from genvid.tokens import TokenizerSpec
 
 _THREADS = min(16, os.cpu_count() or 1)
 
 
-def open_samples(path: str, protocol: Protocol) -> VideoFiles | PixelFiles:
+def open_samples(path: str, protocol: EvaluationProtocol) -> VideoFiles | PixelFiles:
     """A folder of videos or of .npz files, or one .npz file; ValueError when it holds fewer than are compared.
 
     Of more, as many as are compared are drawn, as real clips are: the first ones would be of a few classes.
@@ -68,9 +68,9 @@ class VideoFiles:
     def describe(self) -> Mapping[str, Any]:
         return self.about
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         with ThreadPoolExecutor(_THREADS) as pool:
-            return Made(torch.stack(list(pool.map(self._clip, given["position"].tolist()))))
+            return Output(torch.stack(list(pool.map(self._clip, conditioning["position"].tolist()))))
 
     def _clip(self, position: int) -> Tensor:
         return self.dataset[self.drawn[position]]["video"]
@@ -97,14 +97,14 @@ class PixelFiles:
     def describe(self) -> Mapping[str, Any]:
         return self.about
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         """Files are read side by side, clips of one file one after the other."""
-        numbers = [self.drawn[position] for position in given["position"].tolist()]
+        numbers = [self.drawn[position] for position in conditioning["position"].tolist()]
         groups = itertools.groupby(numbers, lambda number: bisect.bisect(self.ends, number))
         asked = [(file, list(clips)) for file, clips in groups]
         with ThreadPoolExecutor(_THREADS) as pool:
             read = pool.map(lambda group: self._clips(*group), asked)
-            return Made(torch.stack(list(itertools.chain.from_iterable(read))))
+            return Output(torch.stack(list(itertools.chain.from_iterable(read))))
 
     def _clips(self, number: int, clips: list[int]) -> list[Tensor]:
         file = self.files[number]

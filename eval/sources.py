@@ -9,10 +9,10 @@ from genvid.data.sources.davis import DavisConfig
 from genvid.data.sources.files import FolderConfig
 from genvid.data.sources.kinetics import Kinetics600Config
 from genvid.data.sources.ucf101 import Ucf101Config
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 
 
-def protocol_source(protocol: Protocol, path: str, lists: str | None = None) -> SourceConfig:
+def protocol_source(protocol: EvaluationProtocol, path: str, lists: str | None = None) -> SourceConfig:
     """The protocol's data set in the folder `path`.
 
     `lists`: ucfTrainTestlist of UCF-101 (looked for in and beside `path`), the annotation CSV of Kinetics-600, or a
@@ -29,7 +29,7 @@ def protocol_source(protocol: Protocol, path: str, lists: str | None = None) -> 
     return FolderConfig(path)
 
 
-def unseen_source(protocol: Protocol, path: str, lists: str | None = None) -> SourceConfig | None:
+def unseen_source(protocol: EvaluationProtocol, path: str, lists: str | None = None) -> SourceConfig | None:
     """Videos that models trained on the protocol's split have not seen; None where the data set sets none apart."""
     if protocol.dataset != "UCF-101" or protocol.split != "train" or protocol.task != "generation":
         return None

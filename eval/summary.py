@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genvid.eval.evaluation import Evaluation, Producer, Selection
+from genvid.eval.evaluation import Evaluation, Selection, VideoModel
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_distance, frechet_interval, frechet_name, real_halves
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Better, Number, Provenance, Report
 from genvid.files import write_atomically
 
@@ -23,12 +23,12 @@ BLOCKS = "tokens of each block"
 class Summary:
     """All that was measured in an evaluation, once every process is done."""
 
-    def __init__(self, evaluation: Evaluation, producer: Producer, *, resamples: int = 100) -> None:
+    def __init__(self, evaluation: Evaluation, model: VideoModel, *, resamples: int = 100) -> None:
         """`resamples`: draws of the bootstrap; 0: no interval of distances."""
         self.evaluation, self.resamples = evaluation, resamples
         count = len(evaluation.real)
         self.seeds = [
-            evaluation.made_table(producer, seed).load(count) for seed in range(evaluation.protocol.sampler_seeds)
+            evaluation.made_table(model, seed).load(count) for seed in range(evaluation.protocol.sampler_seeds)
         ]
 
     def report(self, title: str, provenance: Provenance, remarks: Sequence[str] = ()) -> Report:
@@ -132,7 +132,7 @@ class Summary:
             numbers.append(self._distance(f"{name}, test split", unseen, against))
         return numbers
 
-    def _distance(self, name: str, real: Tensor, protocol: Protocol) -> Number:
+    def _distance(self, name: str, real: Tensor, protocol: EvaluationProtocol) -> Number:
         """Mean over sampler seeds; the interval is of the first seed's samples, moved to the mean."""
         made = [seed["features"].to(real) for seed in self.seeds]
         values = [frechet_distance(real, features, ddof=protocol.ddof) for features in made]

@@ -12,7 +12,7 @@ from genvid import config as configuration
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
 from genvid.data.sources.base import ALL, SourceConfig
-from genvid.eval.protocols import WINDOWS, Protocol
+from genvid.eval.protocols import WINDOWS, EvaluationProtocol
 from genvid.files import readable
 
 
@@ -39,11 +39,13 @@ class VideoData:
                 "(data.source.held_out true, or a split of a manifest), or choose another protocol name"
             )
 
-    def protocol(self, name: str, task: Literal["generation", "prediction", "reconstruction"], count: int) -> Protocol:
+    def protocol(
+        self, name: str, task: Literal["generation", "prediction", "reconstruction"], count: int
+    ) -> EvaluationProtocol:
         """The record of numbers on `count` of these clips, with the split of the source; without a feature network."""
         self.check_name(name)
         window = self.clip.window
-        return Protocol(
+        return EvaluationProtocol(
             name=name,
             task=task,
             dataset=readable(str(configuration.encode(self.source))),

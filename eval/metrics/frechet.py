@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from genvid import noise
-from genvid.eval.features.loading import FeatureNetwork
+from genvid.eval.features.base import FeatureNetwork
 
 FEWEST_REAL = 4
 """Real clips without which there is no floor: two on each side."""

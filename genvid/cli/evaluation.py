@@ -15,11 +15,12 @@ from genvid.checkpoint import load_model
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
 from genvid.data.sources.base import SourceConfig
-from genvid.eval.evaluation import Evaluation, Producer
-from genvid.eval.features.loading import WHERE_I3D_IS, FeatureNetwork, load_features, load_i3d
+from genvid.eval.evaluation import Evaluation, VideoModel
+from genvid.eval.features.base import FeatureNetwork
+from genvid.eval.features.loading import WHERE_I3D_IS, load_features, load_i3d
 from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
-from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
+from genvid.eval.protocols import PROTOCOLS, EvaluationProtocol, protocol
 from genvid.eval.report import Provenance, Report, compare
 from genvid.eval.samples import VideoFiles, open_samples
 from genvid.eval.sources import protocol_source, unseen_source
@@ -119,7 +120,7 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", action="store_true", help="write page.html too")
 
 
-def _check_used(arguments: argparse.Namespace, record: Protocol) -> None:
+def _check_used(arguments: argparse.Namespace, record: EvaluationProtocol) -> None:
     """ValueError for an option that would change nothing."""
     budget = arguments.tokens is not None or arguments.scorer is not None or arguments.published
     sampling = (arguments.guidance, arguments.temperature, arguments.top_k, arguments.top_p) != (1, 1, 0, 1)
@@ -138,7 +139,7 @@ def _check_used(arguments: argparse.Namespace, record: Protocol) -> None:
             raise ValueError(f"{reason}: it would change nothing in {record.name} as it is run here; leave it out")
 
 
-def _features(arguments: argparse.Namespace, record: Protocol) -> FeatureNetwork | None:
+def _features(arguments: argparse.Namespace, record: EvaluationProtocol) -> FeatureNetwork | None:
     if arguments.i3d is not None:
         if arguments.features is not None:
             raise ValueError("give --i3d or --features, not both")
@@ -150,7 +151,9 @@ def _features(arguments: argparse.Namespace, record: Protocol) -> FeatureNetwork
     return load_features(arguments.features)
 
 
-def _sources(arguments: argparse.Namespace, record: Protocol) -> tuple[SourceConfig, SourceConfig | None, Protocol]:
+def _sources(
+    arguments: argparse.Namespace, record: EvaluationProtocol
+) -> tuple[SourceConfig, SourceConfig | None, EvaluationProtocol]:
     """Real clips, unseen ones where there are any, and the protocol with the data set that is really used."""
     if (arguments.data is None) == (arguments.source is None):
         raise ValueError("give --data, the folder of the protocol's data set, or --source, a YAML file")
@@ -165,7 +168,7 @@ def _sources(arguments: argparse.Namespace, record: Protocol) -> tuple[SourceCon
     return source, None, record.adapted(dataset=dataset, split=split, videos=None, names="")
 
 
-def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | None) -> Producer:
+def _producer(arguments: argparse.Namespace, record: EvaluationProtocol, budget: int | None) -> VideoModel:
     task = record.task
     if arguments.videos is not None:
         if task != "generation" or arguments.model or arguments.tokenizer:
@@ -195,7 +198,9 @@ def _producer(arguments: argparse.Namespace, record: Protocol, budget: int | Non
     return Sampling(model.to(device()), tokenizer, config, weights | settings, context=context)
 
 
-def _given_frames(arguments: argparse.Namespace, record: Protocol, producer: Producer) -> Protocol:
+def _given_frames(
+    arguments: argparse.Namespace, record: EvaluationProtocol, producer: VideoModel
+) -> EvaluationProtocol:
     """The protocol with the frames that a model of ours makes and is given: a frame predictor reads whole blocks, and
     no frame before them. A published one pads the given frames."""
     if not isinstance(producer, Sampling) or isinstance(producer.model, PublishedTransformer):
@@ -232,13 +237,13 @@ def _context(
     return None
 
 
-def _fidelity(arguments: argparse.Namespace, producer: Producer, record: Protocol) -> list[ClipMean]:
+def _fidelity(arguments: argparse.Namespace, producer: VideoModel, record: EvaluationProtocol) -> list[ClipMean]:
     side = _resolution(producer) or record.resolution
     lpips = [MeanPerceptual(LPIPS(net, arguments.lpips_weights)) for net in arguments.lpips]
     return [ClipPSNR(), ClipSSIM(), *([ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []), *lpips]
 
 
-def _batch_size(arguments: argparse.Namespace, producer: Producer, budget: int | None) -> int:
+def _batch_size(arguments: argparse.Namespace, producer: VideoModel, budget: int | None) -> int:
     if budget is not None:
         return GROUP
     if arguments.batch_size is not None:
@@ -246,7 +251,7 @@ def _batch_size(arguments: argparse.Namespace, producer: Producer, budget: int |
     return SAMPLED if isinstance(producer, Sampling) else 16
 
 
-def _resolution(producer: Producer) -> int | None:
+def _resolution(producer: VideoModel) -> int | None:
     if producer.spec is None:
         return None
     height, width = producer.spec.resolution
@@ -255,11 +260,11 @@ def _resolution(producer: Producer) -> int | None:
     return height
 
 
-def _weights(producer: Producer) -> dict[str, str]:
+def _weights(producer: VideoModel) -> dict[str, str]:
     return {role: value for role, value in producer.describe().items() if isinstance(value, str)}
 
 
-def _remarks(producer: Producer) -> list[str]:
+def _remarks(producer: VideoModel) -> list[str]:
     said: Mapping[str, Any] = producer.describe()
     settings = {key: value for key, value in said.items() if not isinstance(value, str) and value not in (None, False)}
     remarks = [f"{key}: {value}" for key, value in settings.items()]

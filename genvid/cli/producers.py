@@ -16,7 +16,7 @@ from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import Budget
 from genvid.data.loader import Batch
-from genvid.eval.evaluation import Made
+from genvid.eval.evaluation import Output
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
 from genvid.generation.sampler import SamplingConfig
@@ -39,14 +39,14 @@ class Reconstruction:
     def describe(self) -> Mapping[str, Any]:
         return self.about
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         """Longer videos than the tokenizer takes go through it in pieces. A last piece that does not fill its blocks
         is filled with its last frame, and cut again: the tokens of the filling are counted."""
-        video, spec = given["video"], self.tokenizer.spec
+        video, spec = conditioning["video"], self.tokenizer.spec
         longest = video.shape[2] if spec.max_blocks is None else spec.max_blocks * spec.frames_per_block
         made = [self._piece(piece) for piece in torch.split(video, longest, 2)]
         keep = torch.cat([tokens.keep for _, tokens in made], 1)
-        return Made(torch.cat([restored for restored, _ in made], 2), BlockTokens(keep))
+        return Output(torch.cat([restored for restored, _ in made], 2), BlockTokens(keep))
 
     def _piece(self, video: Tensor) -> tuple[Tensor, BlockTokens]:
         frames = video.shape[2]
@@ -92,16 +92,16 @@ class Sampling:
         if self.model.layout.num_classes and not self.model.config.context_blocks:
             self.numbers = class_numbers(self.model.folder, class_names(self.model), classes)
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
-        made = generate(self.engine, self.tokenizer, self._job(given, seeds.cpu()), batch_size=DECODED)
-        return Made(made.videos, made.tokens)
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        made = generate(self.engine, self.tokenizer, self._job(conditioning, seeds.cpu()), batch_size=DECODED)
+        return Output(made.videos, made.tokens)
 
-    def _job(self, given: Batch, seeds: Tensor) -> Job:
+    def _job(self, conditioning: Batch, seeds: Tensor) -> Job:
         model, tokenizer = self.model, self.tokenizer
         if not model.config.context_blocks:
-            labels = given["label"].cpu()
+            labels = conditioning["label"].cpu()
             return class_job(model, labels if self.numbers is None else torch.tensor(self.numbers)[labels], seeds)
-        video = given["video"]
+        video = conditioning["video"]
         if isinstance(model, PublishedTransformer):
             return published_prediction_job(model, tokenizer, video, seeds)
         return prediction_job(model, tokenizer, self.context, video, seeds)

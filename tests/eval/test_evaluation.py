@@ -24,7 +24,7 @@ from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import frechet_distance
 from genvid.eval.pages.evaluation_page import evaluation_page
-from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
+from genvid.eval.protocols import PROTOCOLS, EvaluationProtocol, protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
@@ -33,7 +33,7 @@ from genvid.eval.table import ClipTable
 NOW = Provenance("0.1", "evaluate", "2026-01-01")
 
 
-def toy(folder: Path, record: Protocol = TOY, **options: object) -> Evaluation:
+def toy(folder: Path, record: EvaluationProtocol = TOY, **options: object) -> Evaluation:
     fidelity = [ClipPSNR(), ClipSSIM()]
     return Evaluation(record, CLIPS, folder, features=Colours(), fidelity=fidelity, batch_size=7, **options)  # type: ignore[arg-type]
 

@@ -11,10 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genvid.checkpoint import load_model
+from genvid.eval.features import loading as feature_networks
+from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.features.i3d import I3D
 from genvid.eval.features.loading import git_blob_id, load_features, load_i3d
-from genvid.eval.features.loading import loading as feature_networks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
@@ -197,7 +198,7 @@ def test_dotted_paths(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_convolutions_are_exact_inside_and_as_before_outside() -> None:
     seen = []
 
-    class Looks(feature_networks.FeatureNetwork):
+    class Looks(FeatureNetwork):
         name, num_features, min_frames = "looks", 1, 1
 
         def extract(self, video: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from genvid.eval.features.loading import FeatureNetwork
+from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.metrics.codebook import CodebookUsage
 from genvid.eval.metrics.fidelity import ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual

@@ -12,10 +12,12 @@ import pytest
 from genvid.eval.pages.charts import LineChart, Series
 from genvid.eval.pages.histograms import Histograms
 from genvid.eval.pages.page import Clip, Page
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
 
-DEMO = Protocol("demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16)
+DEMO = EvaluationProtocol(
+    "demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16
+)
 VOID = {"meta", "img", "br"}
 
 

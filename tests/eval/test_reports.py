@@ -17,12 +17,14 @@ from genvid.eval.generation import class_accuracy, evaluate_generation
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
 from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, real_halves
 from genvid.eval.pixels import as_scored, round_to_bytes
-from genvid.eval.protocols import PROTOCOLS, Protocol, protocol
+from genvid.eval.protocols import PROTOCOLS, EvaluationProtocol, protocol
 from genvid.eval.reconstruction import evaluate_reconstruction
 from genvid.eval.report import Number, Provenance, Report, compare
 from genvid.tokens import BlockTokens, TokenizerSpec
 
-DEMO = Protocol("demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16)
+DEMO = EvaluationProtocol(
+    "demo", "reconstruction", "generated clips", "val", frames=8, clips="first", count=4, resolution=16
+)
 
 
 class Coarse:
@@ -58,7 +60,7 @@ def classifier() -> VideoClassifier:
     return VideoClassifier(VideoClassifierConfig(num_classes=2, frames=8, resolution=16, width=8)).eval()
 
 
-def report(title: str, value: float, record: Protocol = DEMO) -> Report:
+def report(title: str, value: float, record: EvaluationProtocol = DEMO) -> Report:
     number = Number("PSNR", value, record, count=4, unit="dB", better="higher")
     return Report(title, [number], Provenance("0.1", "evaluate", "2026-01-01", {"tokenizer": "abc"}))
 

@@ -12,14 +12,14 @@ from torch import Tensor
 from genvid import noise
 from genvid.data import SyntheticConfig
 from genvid.data.loader import Batch
-from genvid.eval.evaluation import Made
-from genvid.eval.features.loading import FeatureNetwork
-from genvid.eval.protocols import Protocol
+from genvid.eval.evaluation import Output
+from genvid.eval.features.base import FeatureNetwork
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 CLIPS = SyntheticConfig(clips=40, seed=3)
-TOY = Protocol("toy", "reconstruction", "generated clips", "all", 16, "first", None, 32, features="colours")
+TOY = EvaluationProtocol("toy", "reconstruction", "generated clips", "all", 16, "first", None, 32, features="colours")
 
 
 class Colours(FeatureNetwork):
@@ -46,11 +46,11 @@ class Noisy:
     def describe(self) -> Mapping[str, Any]:
         return {"noise": self.amount}
 
-    def __call__(self, given: Batch, seeds: Tensor, /) -> Made:
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         if self.calls == self.stop_after:
             raise KeyboardInterrupt
         self.calls += 1
-        shown = given.get("video")
+        shown = conditioning.get("video")
         self.shown.append(None if shown is None else tuple(shown.shape))
         whole = shown is not None and shown.shape[2] >= self.frames
         base = shown if whole else torch.zeros(len(seeds), 3, self.frames, self.side, self.side)
@@ -58,4 +58,4 @@ class Noisy:
         draw = noise.uniform(seeds, "noise", *base.shape[1:]).float()
         lengths = (noise.uniform(seeds, "length", 4) * 9).long()
         keep = torch.arange(8, device=seeds.device) < lengths[..., None]
-        return Made(base + self.amount * (2 * draw - 1), BlockTokens(keep))
+        return Output(base + self.amount * (2 * draw - 1), BlockTokens(keep))

@@ -12,7 +12,7 @@ from genvid import config
 from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
 from genvid.data.loader import numbered_batches, one_pass
-from genvid.eval.protocols import Protocol
+from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.recipes import calibrate, compare_allocators
 from genvid.recipes.compare_allocators import ALLOCATORS, gap_table
@@ -162,7 +162,7 @@ def test_the_run_folder_says_what_was_run(stages):
 
 
 def _report(title: str, value: float, tokens: float) -> Report:
-    record = Protocol("toy", "reconstruction", "clips", "val", 8, "first", 4, 16, features="")
+    record = EvaluationProtocol("toy", "reconstruction", "clips", "val", 8, "first", 4, 16, features="")
     numbers = [Number("distance", value, record, 4), Number("tokens per clip", tokens, record, 4)]
     return Report(title, numbers, Provenance("0", "evaluate", "2026-01-01"))
 
