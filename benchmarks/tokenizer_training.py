@@ -31,8 +31,9 @@ from genvid.recipes.runs import AdapTokRun
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask
 from genvid.tokenizer.layers import TransformerConfig
 from genvid.tokenizer.losses import Distortion
+from genvid.train.config import TrainConfig
 from genvid.train.task import Batch
-from genvid.train.trainer import Shard, TrainConfig, Trainer
+from genvid.train.trainer import Shard, Trainer
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "configs" / "k600" / "tokenizer.yaml"
 

@@ -32,8 +32,8 @@ from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.rows import BlockLayout
+from genvid.train.config import TrainConfig
 from genvid.train.task import Batch, StepOutput, TrainingTask
-from genvid.train.trainer import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

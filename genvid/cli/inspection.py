@@ -14,7 +14,7 @@ from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
 from genvid.tokens.cache import FINGERPRINT, UNFINISHED, TokenCache
 from genvid.tokens.file import token_file_info
-from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, newest_whole
+from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, newest_complete
 from genvid.train.run import read_journal
 
 
@@ -80,7 +80,7 @@ def _training_run(path: Path) -> dict[str, Any]:
 
 def _checkpoint(run: Path) -> str:
     """The newest checkpoint that is whole, and what is wrong with those that are newer."""
-    whole = newest_whole(run)
+    whole = newest_complete(run)
     known = f"{whole} (step {checkpoint_step(whole)}, whole)" if whole else "none"
     newer = [c for c in list_checkpoints(run) if whole is None or c.name > whole.name]
     return "; ".join([known, *(f"{c.name} is damaged: {damage(c)}" for c in newer)])

@@ -7,7 +7,6 @@ import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -20,10 +19,8 @@ from accelerate.utils import (
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
 
+from genvid.train.config import TrainConfig
 from genvid.train.task import StepOutput, TrainingTask
-
-if TYPE_CHECKING:
-    from genvid.train.trainer import TrainConfig
 
 torch.export.register_dataclass(StepOutput)
 """So that FSDP2 finds the loss in it."""

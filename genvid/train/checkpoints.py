@@ -45,7 +45,7 @@ def list_checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step_*"), reverse=True)
 
 
-def newest_whole(run: Path) -> Path | None:
+def newest_complete(run: Path) -> Path | None:
     """The newest checkpoint of a run folder that is as it was written. Reads every byte of those it looks at."""
     return next((checkpoint for checkpoint in list_checkpoints(run) if damage(checkpoint) is None), None)
 
@@ -80,7 +80,7 @@ class TrainingState:
         self.task, self.optimizers, self.average, self.skipped = task, optimizers, average, skipped
 
     @torch.no_grad()
-    def whole(self) -> Iterator[tuple[str, Tensor]]:
+    def gathered(self) -> Iterator[tuple[str, Tensor]]:
         """Names and whole tensors, one at a time. All processes must exhaust it."""
         for name, part, like in self._fixed():
             yield name, gather(part, like)
@@ -202,7 +202,7 @@ class Checkpoints:
             self._save_spread(step, state.average)
             return
         tensors: dict[str, Tensor] = {}
-        for name, value in state.whole():
+        for name, value in state.gathered():
             if self.accelerator.is_main_process:
                 tensors[name] = value.to("cpu", copy=True).contiguous()
         if self.accelerator.is_main_process:

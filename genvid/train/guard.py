@@ -48,7 +48,7 @@ class NonFiniteGuard:
             torch._foreach_copy_(self.before, self.statistics)
 
     @torch.no_grad()
-    def judge(self, norm: Tensor) -> None:
+    def check(self, norm: Tensor) -> None:
         """After the backward pass of a phase, with its gradient norm: is it and what follows to be skipped?"""
         torch.ne(torch.add(self.bad, norm, alpha=0), 0, out=self.bad)
 

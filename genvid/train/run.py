@@ -28,7 +28,7 @@ class RunError(ValueError):
     """A run folder that cannot be used, said in one sentence."""
 
 
-def check(folder: Path, config: Any, origin: Origin) -> None:
+def check_run_folder(folder: Path, config: Any, origin: Origin) -> None:
     """RunError when `folder` cannot be the run of `config`, because it holds another run or something else.
     ProvenanceError when what it was trained on so far is not that of `origin`.
 
@@ -57,7 +57,7 @@ def check(folder: Path, config: Any, origin: Origin) -> None:
     check_made_from(folder, recorded.record(), origin.record(), way_out)
 
 
-def claim(folder: Path, config: Any, origin: Origin) -> None:
+def claim_run_folder(folder: Path, config: Any, origin: Origin) -> None:
     """Make `folder` the run of `config`, when all processes have checked it; RunError when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)

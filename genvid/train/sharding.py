@@ -67,7 +67,7 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
     return {name: value for name, value in everything if name in kept}
 
 
-def whole_state(model: nn.Module) -> dict[str, Tensor]:
+def gathered_state(model: nn.Module) -> dict[str, Tensor]:
     """`state_dict` with whole tensors, on the CPU. All processes must call it."""
     with torch.no_grad():
         return {name: gather(local_part(value), value).cpu() for name, value in named_weights(model).items()}

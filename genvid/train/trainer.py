@@ -7,11 +7,11 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, Literal, NoReturn, cast
+from typing import Any, NoReturn, cast
 
 import torch
 import yaml
@@ -22,13 +22,14 @@ from torch.utils.checkpoint import checkpoint
 
 from genvid.train.accelerator import adapt, compile_task, make_accelerator
 from genvid.train.checkpoints import Checkpoints, TrainingState, checkpoint_step, list_checkpoints
+from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
-from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
+from genvid.train.optim import make_optimizers, set_lr
 from genvid.train.preview import preview
-from genvid.train.run import RunError, check, claim
-from genvid.train.sharding import whole_state
+from genvid.train.run import RunError, check_run_folder, claim_run_folder
+from genvid.train.sharding import gathered_state
 from genvid.train.stop import STOPPED, LookAhead, Stopped, StopRequest
 from genvid.train.task import Batch, StepOutput, TrainingTask
 
@@ -47,37 +48,6 @@ class Shard:
     start_step: int
     micro_batches: int
     device: torch.device
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """How a stage is trained. Steps, never epochs; `batch_size` is the global one."""
-
-    steps: int
-    batch_size: int = 32
-    accumulation: int = 1
-    """Micro-batches per step and process."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    compile: bool = False
-    activation_checkpointing: bool = False
-    """Layers keep only their inputs and run again in the backward pass: about a third more work, for a fraction of the
-    memory."""
-    optimizers: dict[str, OptimizerConfig] = field(default_factory=lambda: {"model": OptimizerConfig()})
-    """One for each phase of the task."""
-    ema_decay: float | None = 0.999
-    workers: int = 2
-    log_every: int = 20
-    save_every: int = 1000
-    keep_checkpoints: int = 2
-    max_skipped: int = 10
-    """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
-    trackers: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        counts = ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep_checkpoints", "max_skipped")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
 
 
 class Trainer:
@@ -103,11 +73,11 @@ class Trainer:
         )
         adapt(self.accelerator, task, config)
         origin = task.exportable().origin
-        check(self.folder, run_config, origin)
+        check_run_folder(self.folder, run_config, origin)
         self._check_steps()
         self.accelerator.wait_for_everyone()  # all have looked before one writes
         if self.accelerator.is_main_process:
-            claim(self.folder, run_config, origin)
+            claim_run_folder(self.folder, run_config, origin)
         self.accelerator.wait_for_everyone()
         if config.trackers:
             self.accelerator.init_trackers("tracking")
@@ -237,7 +207,7 @@ class Trainer:
         accelerator = self.accelerator
         if accelerator.distributed_type == DistributedType.DEEPSPEED:
             # Its backward pass ends with the optimizer's step, so the loss alone can be judged in time.
-            self.guard.judge(accelerator.reduce(loss.detach().clone(), "sum"))
+            self.guard.check(accelerator.reduce(loss.detach().clone(), "sum"))
             accelerator.backward(loss * scale)
             found = cast(Any, self.model).get_global_grad_norm() or 0.0
             return torch.as_tensor(found, dtype=torch.float32, device=accelerator.device)
@@ -246,7 +216,7 @@ class Trainer:
             return None
         norm = accelerator.clip_grad_norm_(list(self.task.trainable(phase)), clip_norm or math.inf)
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        self.guard.judge(norm)
+        self.guard.check(norm)
         return cast(Tensor, norm)
 
     def _totals(self, parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -299,7 +269,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self._check_writing(checkpoints.wait)
             if not (self.folder / "config.yaml").exists():
-                claim(self.folder, self.run_config, self.task.exportable().origin)
+                claim_run_folder(self.folder, self.run_config, self.task.exportable().origin)
                 self.stop.fail(RunError(f"{self.folder} was moved or deleted while the run went on"))
         checkpoints.save(done, state)
 
@@ -346,7 +316,7 @@ class Trainer:
     def _export(self) -> Path:
         folder = self.folder / "export"
         model = self.task.exportable()
-        state = whole_state(model) if self.average is None else self.average.state_dict()
+        state = gathered_state(model) if self.average is None else self.average.state_dict()
         if self.accelerator.is_main_process:
             with torch.random.fork_rng():
                 whole = type(model)(model.config)

@@ -11,7 +11,7 @@ from tiny_recipes import Stages, records, training
 from torch import Tensor
 
 from genvid.recipes import train
-from genvid.train.checkpoints import newest_whole
+from genvid.train.checkpoints import newest_complete
 
 MEASURED = {"items_per_second", "clips_per_second", "data_wait"}
 SPLITS = [(1, 2), (1, 4), (2, 1), (2, 2)]
@@ -77,7 +77,7 @@ def split(stages: Stages) -> Path:
 
 def states(folder: Path) -> list[dict[str, Tensor]]:
     """Everything that the checkpoints of a run hold, step by step."""
-    assert newest_whole(folder).name == "step_00000003"
+    assert newest_complete(folder).name == "step_00000003"
     files = sorted(folder.glob("checkpoints/*/state.safetensors"))
     return [safetensors.torch.load_file(file) for file in files]
 

@@ -21,7 +21,7 @@ from test_trainer import ToyTask, TwoPlayerTask, exported, stream, train
 
 from genvid.data.loader import step_batches
 from genvid.train import checkpoints
-from genvid.train.checkpoints import damage, newest_whole
+from genvid.train.checkpoints import damage, newest_complete
 from genvid.train.optim import OptimizerConfig
 from genvid.train.run import RunError, read_journal
 from genvid.train.stop import STOPPED, Stopped, StopRequest
@@ -47,7 +47,7 @@ def straight(tmp_path_factory) -> Path:
 
 def state(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in the newest checkpoint."""
-    return safetensors.torch.load_file(newest_whole(folder) / "state.safetensors")
+    return safetensors.torch.load_file(newest_complete(folder) / "state.safetensors")
 
 
 def assert_same_states(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
@@ -91,7 +91,7 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
         train(tmp_path / "run", ToyTask, signalled, **SETTINGS)
     assert ended.value.code == STOPPED == 75
     assert signal.getsignal(stop) is before
-    assert newest_whole(tmp_path / "run").name == "step_00000007"
+    assert newest_complete(tmp_path / "run").name == "step_00000007"
     train(tmp_path / "run", **SETTINGS)
     assert_same_states(state(tmp_path / "run"), state(straight))
     assert_same_states(exported(tmp_path / "run"), exported(straight))
@@ -100,7 +100,7 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
 def test_a_signal_to_one_of_two_processes_stops_both_and_one_goes_on(tmp_path, runs, straight):
     assert runs.attempt(tmp_path / "run", processes=2, signal_at=6) == [STOPPED, STOPPED]
     # Batch 6, with which the signal comes, is loaded LAG + 1 steps ahead; all agree LAG steps later.
-    assert newest_whole(tmp_path / "run").name == "step_00000006"
+    assert newest_complete(tmp_path / "run").name == "step_00000006"
     assert runs.attempt(tmp_path / "run") == [0]
     for name, value in exported(tmp_path / "run").items():
         assert torch.allclose(value, exported(straight)[name], atol=1e-6), name
@@ -125,7 +125,7 @@ def test_data_that_fails_ends_the_run_in_one_sentence_when_all_is_saved(tmp_path
     with pytest.raises(RunError) as ended:
         train(tmp_path / "run", ToyTask, failing(7, error), **SETTINGS)
     assert str(ended.value) == (f"{error}; step 7 is saved in {tmp_path / 'run'}, and the same command goes on from it")
-    assert newest_whole(tmp_path / "run").name == "step_00000007"
+    assert newest_complete(tmp_path / "run").name == "step_00000007"
     train(tmp_path / "run", **SETTINGS)
     assert_same_states(state(tmp_path / "run"), state(straight))
 
@@ -133,12 +133,12 @@ def test_data_that_fails_ends_the_run_in_one_sentence_when_all_is_saved(tmp_path
 def test_an_error_of_the_program_keeps_its_traceback_and_the_steps(tmp_path):
     with pytest.raises(RuntimeError, match=r"^sizes do not match$"):
         train(tmp_path / "run", ToyTask, failing(7, RuntimeError("sizes do not match")), **SETTINGS)
-    assert newest_whole(tmp_path / "run").name == "step_00000007"
+    assert newest_complete(tmp_path / "run").name == "step_00000007"
 
 
 def test_data_that_fails_in_one_of_two_processes_stops_both_with_all_steps_saved(tmp_path, runs, straight):
     assert runs.attempt(tmp_path / "run", processes=2, fail_at=6) == [STOPPED, 2]
-    assert newest_whole(tmp_path / "run").name == "step_00000006"
+    assert newest_complete(tmp_path / "run").name == "step_00000006"
     assert runs.attempt(tmp_path / "run") == [0]
     for name, value in exported(tmp_path / "run").items():
         assert torch.allclose(value, exported(straight)[name], atol=1e-6), name
@@ -146,7 +146,7 @@ def test_data_that_fails_in_one_of_two_processes_stops_both_with_all_steps_saved
 
 def test_data_that_no_step_needs_may_fail(tmp_path, runs):
     assert runs.attempt(tmp_path / "run", processes=2, fail_at=24) == [0, 0]
-    assert newest_whole(tmp_path / "run").name == "step_00000024"
+    assert newest_complete(tmp_path / "run").name == "step_00000024"
 
 
 class Files:
@@ -184,7 +184,7 @@ def test_a_folder_that_is_renamed_under_data_workers_costs_no_step(tmp_path):
         r".*No such file or directory: .*\.txt'; step \d+ is saved in .*goes on from it", str(ended.value)
     )
     (tmp_path / "moved").rename(tmp_path / "clips")
-    assert newest_whole(tmp_path / "run").name > "step_00000003"
+    assert newest_complete(tmp_path / "run").name > "step_00000003"
     train(tmp_path / "run", ToyTask, loaded, steps=24)
     assert_same_states(state(tmp_path / "run"), state(tmp_path / "straight"))
 
@@ -224,7 +224,7 @@ def test_a_signal_during_a_save_waits_for_it(tmp_path, monkeypatch):
     monkeypatch.setattr(safetensors.torch, "save_file", interrupted)
     with pytest.raises(Stopped):
         train(tmp_path / "run", **SETTINGS)
-    assert newest_whole(tmp_path / "run") == max((tmp_path / "run" / "checkpoints").iterdir())
+    assert newest_complete(tmp_path / "run") == max((tmp_path / "run" / "checkpoints").iterdir())
 
 
 def test_processes_started_in_the_shield_survive_the_signals():

@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.checkpoint import Model, load_weights, read_weights
+from genvid.train.config import TrainConfig
 from genvid.train.muon import Muon
 from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.run import RunError
 from genvid.train.stop import Stopped
 from genvid.train.task import StepOutput, TrainingTask
-from genvid.train.trainer import Shard, TrainConfig, Trainer
+from genvid.train.trainer import Shard, Trainer
 
 pytestmark = pytest.mark.gpu
 
