@@ -24,8 +24,8 @@ import torch
 
 from genvid import noise
 from genvid.data import ClipConfig, ClipDataset, FolderConfig, ProceduralConfig
+from genvid.data.dataset import VideoData
 from genvid.data.sources.files import FileSource
-from genvid.recipes.loading import VideoData
 from genvid.recipes.prepare_videos import PreparationRun, prepare_videos
 
 CLIP = ClipConfig(frames=16, resolution=(128, 128))

@@ -14,10 +14,14 @@ from typing import Any, Literal
 
 import torch
 
+from genvid import config as configuration
 from genvid import noise
 from genvid.data.clips import ClipConfig
+from genvid.data.dataset import VideoData
+from genvid.data.sources.base import ALL
 from genvid.eval.features.loading import I3D_NAME
 from genvid.eval.resizing import TatsClip, TorchvisionClip
+from genvid.files import readable
 
 Clips = Literal["first", "random", "windows", "whole"]
 """Which frames of a video: the first ones; one seeded random window; a seeded draw from all non-overlapping windows;
@@ -283,6 +287,37 @@ def protocol(name: str) -> EvaluationProtocol:
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     return PROTOCOLS[name]
+
+
+def check_held_out(name: str, data: VideoData) -> None:
+    """ValueError where a protocol's name calls clips held out that are of a training split or of no split."""
+    if "held out" not in name.replace("-", " ").lower():
+        return
+    split = data.source.split_name()
+    if split == ALL or "train" in split:
+        raise ValueError(
+            f"the protocol '{name}' says held out, but the split of its clips is '{split}': hold clips out "
+            "(data.source.held_out true, or a split of a manifest), or choose another protocol name"
+        )
+
+
+def data_protocol(
+    data: VideoData, name: str, task: Literal["generation", "prediction", "reconstruction"], count: int
+) -> EvaluationProtocol:
+    """The record of numbers on `count` clips of `data`, with the split of the source; without a feature network."""
+    check_held_out(name, data)
+    window = data.clip.window
+    return EvaluationProtocol(
+        name=name,
+        task=task,
+        dataset=readable(str(configuration.encode(data.source))),
+        split=data.source.split_name(),
+        frames=None if window == "whole" else data.clip.frames,
+        clips=next(clips for clips, its_window in WINDOWS.items() if its_window == window),
+        count=count,
+        resolution=min(data.clip.resolution),
+        features="",
+    )
 
 
 def check_name(record: EvaluationProtocol) -> None:

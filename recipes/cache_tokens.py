@@ -17,9 +17,9 @@ from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid.command import command
-from genvid.data.dataset import ClipDataset
+from genvid.data.dataset import ClipDataset, VideoData
 from genvid.data.loader import numbered_batches
-from genvid.recipes.loading import VideoData, device
+from genvid.device import device
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokens.cache import CacheInfo, TokenCacheWriter

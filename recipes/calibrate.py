@@ -33,12 +33,12 @@ from genvid.allocation import (
 from genvid.allocation.allocators import largest_size
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
-from genvid.data.dataset import ClipDataset
+from genvid.data.dataset import ClipDataset, VideoData
 from genvid.data.loader import numbered_batches
+from genvid.device import device
 from genvid.eval.pages.charts import LineChart, Series
 from genvid.eval.pages.page import Page
 from genvid.pieces import Piece, Pieces
-from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok

@@ -24,15 +24,17 @@ from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, bu
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
+from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
+from genvid.device import device
 from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.page import Clip, Page, Section
 from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
+from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Provenance, Report
 from genvid.perceptual import PerceptualConfig
-from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -76,7 +78,7 @@ class EvaluationRun:
     """Clips of the page, as the joint program cuts them; 0 where they may not be shown."""
 
     def __post_init__(self) -> None:
-        self.data.check_name(self.protocol)
+        check_held_out(self.protocol, self.data)
         unknown = [name for name in self.allocators if name not in ALLOCATORS]
         if unknown or not self.allocators or not self.budgets:
             raise ValueError(
@@ -148,7 +150,7 @@ class Comparison:
             values = scores.compute()
             count = int(values.pop("clips"))
             protocol = replace(
-                run.data.protocol(run.protocol, "reconstruction", count),
+                data_protocol(run.data, run.protocol, "reconstruction", count),
                 seed=run.seed,
                 note=f"groups of {run.group_size} clips, drawn over the data set, share a budget",
             )

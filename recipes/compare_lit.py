@@ -27,18 +27,20 @@ from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.animation import write_animation
 from genvid.data.clips import to_uint8
+from genvid.data.dataset import VideoData
 from genvid.data.loader import Batch, one_pass
 from genvid.data.video import video_bytes, write_video
+from genvid.device import device
 from genvid.eval.features.loading import load_features
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.pages.page import Clip, Page
 from genvid.eval.pages.rate_distortion import curves, quality_chart
+from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Provenance, Report, compare
 from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
-from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy, calibrate_prices, check_floor
 from genvid.tokenizer.lit.codecs.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
@@ -85,7 +87,7 @@ class LITEvaluationRun:
     """The rate that is nearest to it is shown."""
 
     def __post_init__(self) -> None:
-        self.data.check_name(self.protocol)
+        check_held_out(self.protocol, self.data)
         unknown = [name for name in self.methods if name not in METHODS]
         if unknown or not self.methods or not self.rates or not all(0 < rate <= 1 for rate in self.rates):
             raise ValueError(
@@ -183,7 +185,7 @@ class Comparison:
             values = scores.compute()
             count = int(values.pop("clips"))
             protocol = replace(
-                run.data.protocol(run.protocol, "reconstruction", count),
+                data_protocol(run.data, run.protocol, "reconstruction", count),
                 features="" if self.features is None else self.features.name,
                 note=f"codec {self.lit.codec.name}, window {self.lit.codec.window}",
             )

@@ -24,13 +24,16 @@ from genvid.ar.model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
+from genvid.data.dataset import VideoData
 from genvid.data.loader import Batch, one_pass
 from genvid.data.video import video_bytes
+from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier
 from genvid.eval.features.loading import ClassifierFeatures
 from genvid.eval.generation import ClassAccuracy, evaluate_generation
 from genvid.eval.metrics.frechet import FEWEST_REAL
 from genvid.eval.pages.page import Clip, Page, Section
+from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.generation.budget import BudgetConfig, groups, with_budget
 from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision
@@ -38,7 +41,6 @@ from genvid.generation.folder import SampleFolder, SampleWriter, fill
 from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
-from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens import BlockTokens
 from genvid.tokens.coding import decode
@@ -75,7 +77,7 @@ class GenerationRun:
     protocol: str = "samples against clips of the source"
 
     def __post_init__(self) -> None:
-        self.data.check_name(self.protocol)
+        check_held_out(self.protocol, self.data)
 
 
 SHOWN = 128
@@ -265,7 +267,7 @@ def score(opened: OpenRun, ours: slice, held_out: slice) -> list[Number]:
     run, classifier, frames = opened.run, opened.classifier, opened.context_frames
     features, count, real = ClassifierFeatures(classifier, FEATURES), len(opened.labels), len(opened.real_labels)
     protocol = replace(
-        run.data.protocol(run.protocol, "prediction" if frames else "generation", count),
+        data_protocol(run.data, run.protocol, "prediction" if frames else "generation", count),
         seed=run.seed,
         condition_frames=frames,
         features=features.name,

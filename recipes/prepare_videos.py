@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid.command import command
+from genvid.data.dataset import VideoData
 from genvid.data.sources.files import FileSource
 from genvid.data.sources.listing import prepared_path
 from genvid.data.sources.prepared import (
@@ -33,7 +34,6 @@ from genvid.data.sources.prepared import (
 )
 from genvid.data.video import VideoError, VideoInfo
 from genvid.files import readable, write_atomically
-from genvid.recipes.loading import VideoData
 
 logger = logging.getLogger(__name__)
 

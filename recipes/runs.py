@@ -15,10 +15,10 @@ from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig, to_float
-from genvid.data.dataset import ClipDataset
+from genvid.data.dataset import ClipDataset, VideoData
+from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.provenance import Origin
-from genvid.recipes.loading import VideoData, device
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.model import AdapTok

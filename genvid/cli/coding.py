@@ -22,9 +22,9 @@ from genvid.allocation import Allocator, BudgetError, GroupAllocator, JointAlloc
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import VideoInfo, probe, video_writer
+from genvid.device import device
 from genvid.files import readable, sha256
 from genvid.pieces import Pieces
-from genvid.recipes.loading import device
 from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets

@@ -15,6 +15,7 @@ from genvid.checkpoint import load_model
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
 from genvid.data.sources.base import SourceConfig
+from genvid.device import device
 from genvid.eval.evaluation import Evaluation, VideoModel
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.loading import WHERE_I3D_IS, load_features, load_i3d
@@ -28,7 +29,6 @@ from genvid.eval.summary import Summary
 from genvid.generation.pipeline import check_match
 from genvid.generation.sampler import SamplingConfig
 from genvid.perceptual import LPIPS
-from genvid.recipes.loading import device
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokens import VideoTokenizer
 from genvid.train.accelerator import make_state

@@ -23,6 +23,7 @@ from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
 from genvid.data.clips import read_frames, to_float
 from genvid.data.video import probe, video_bytes
+from genvid.device import device
 from genvid.eval.pages.page import Clip, Page
 from genvid.files import sha256, write_atomically
 from genvid.generation.budget import BudgetConfig, missing, with_budget
@@ -38,7 +39,6 @@ from genvid.generation.pipeline import (
     published_prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
-from genvid.recipes.loading import device
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 SHOWN, SHOWN_FRAMES = 32, 256

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -21,6 +22,19 @@ logger = logging.getLogger(__name__)
 
 REPLACEMENTS = 8
 """Other clips to try in place of one whose file fails, before giving up."""
+
+
+@dataclass(frozen=True)
+class VideoData:
+    """The clips of a source, as a config describes them."""
+
+    source: SourceConfig
+    clip: ClipConfig = field(default_factory=ClipConfig)
+    strict: bool = False
+    """Stop at the first unusable file instead of naming, counting and skipping it."""
+
+    def open(self) -> ClipDataset:
+        return ClipDataset(self.source, self.clip, strict=self.strict)
 
 
 class ClipDataset(Dataset[dict[str, Tensor]]):

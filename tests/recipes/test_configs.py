@@ -9,6 +9,7 @@ import yaml
 from genvid import config
 from genvid.ar.config import ARConfig
 from genvid.ar.model import BlockTransformer
+from genvid.eval.protocols import data_protocol
 from genvid.perceptual import StructureDistance
 from genvid.recipes.cache_tokens import CacheRun
 from genvid.recipes.calibrate import CalibrationRun
@@ -128,9 +129,9 @@ def test_recipes_for_folders_train_and_evaluate_on_other_videos(path):
 def test_the_split_of_a_number_is_that_of_its_clips():
     path = CONFIGS / "folder64" / "evaluation.yaml"
     run = config.load(EvaluationRun, path)
-    assert run.data.protocol(run.protocol, "reconstruction", 4).split == "held out"
+    assert data_protocol(run.data, run.protocol, "reconstruction", 4).split == "held out"
     training = config.load(EvaluationRun, path, ["--data.source.held_out", "false", "--protocol", "clips"])
-    assert training.data.protocol(training.protocol, "reconstruction", 4).split == "training"
+    assert data_protocol(training.data, training.protocol, "reconstruction", 4).split == "training"
 
 
 @pytest.mark.parametrize("held_out", ["false", "null"])
