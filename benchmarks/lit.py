@@ -17,7 +17,7 @@ from torch import Tensor
 
 from genvid.checkpoint import load_model
 from genvid.noise import sample_seeds, uniform
-from genvid.tokenizer.lit.budget import BudgetedRedundancy
+from genvid.tokenizer.lit.budget import BudgetAllocator
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
@@ -59,13 +59,13 @@ def time_paths(lit: LIT, video: Tensor, rate: float, runs: int, device: str, *, 
     tokens = lit.encode(video)
     budget = round(rate * tokens.keep[0].numel())
     thinned = calibrated(lit, tokens, rate)
-    kept = BudgetedRedundancy(budget, lit.metric)(tokens)
+    kept = BudgetAllocator(budget, lit.metric)(tokens)
     target = float(((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean())
     paths: dict[str, Callable[[], object]] = {
         "encode": lambda: lit.encode(video),
         "encode + decode": lambda: lit.decode(lit.encode(video)),
         "LIT, threshold": lambda: lit.decode(thinned(lit.encode(video))),
-        "LIT, budget": lambda: lit.decode(BudgetedRedundancy(budget, lit.metric)(lit.encode(video))),
+        "LIT, budget": lambda: lit.decode(BudgetAllocator(budget, lit.metric)(lit.encode(video))),
         "InfoTok's rule": lambda: lit.decode(InfoTokRule(lit, video, budget)(lit.encode(video))),
     }
     if elastic:
@@ -144,7 +144,7 @@ def main() -> None:
         time_paths(lit, video, arguments.rate, arguments.runs, device, elastic=not arguments.compile)
     if arguments.compile:
         return
-    lit.codec.window = arguments.window
+    lit.codec.codec_window = arguments.window
     check_stream(lit, arguments.size, arguments.stream_frames, arguments.window, arguments.rate, device)
 
 

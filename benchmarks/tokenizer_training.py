@@ -29,7 +29,7 @@ from genvid.perceptual import LPIPSConfig, PerceptualDistance, StructureDistance
 from genvid.perceptual.networks import BACKBONES
 from genvid.recipes.runs import AdapTokRun
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import Distortion
 from genvid.train.config import TrainConfig
 from genvid.train.task import Batch
@@ -54,7 +54,7 @@ def main() -> None:
     options = parser.parse_args()
     run = configuration.load(AdapTokRun, RECIPE)
     if options.tiny:
-        small = TransformerConfig(32, 1, 2)
+        small = StackConfig(32, 1, 2)
         run = replace(
             run,
             data=replace(run.data, clip=replace(run.data.clip, resolution=(32, 32))),

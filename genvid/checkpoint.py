@@ -21,6 +21,7 @@ from genvid import config as configuration
 from genvid.config import ConfigError
 from genvid.files import sha256, temporary_path
 from genvid.provenance import Origin, check_made_from
+from genvid.values import typed
 
 MODELS = {
     "adaptok": "genvid.tokenizer.adaptok.model:AdapTok",
@@ -108,7 +109,7 @@ class Model(nn.Module):
             raise CheckpointError(f"{folder} does not hold a {cls.model_type} model")
         origin = read_origin(data, folder)
         config: Any = configuration.decode(cls.config_type, data, source=str(folder / CONFIG))
-        missing = _missing_keys(configuration.encode(config), data)
+        missing = _missing_keys(configuration.encode(config), typed(cls.config_type, data))
         if missing:
             raise CheckpointError(f"{folder / CONFIG} lacks {', '.join(missing)}")
         model = cls(config)

@@ -75,8 +75,18 @@ def _fields(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
     hints |= typing.get_type_hints(cls)
     return {
         key: typed(hints[key], value, f"{path}.{key}".lstrip(".")) if key in hints else value
-        for key, value in data.items()
+        for key, value in _current(cls, data, path).items()
     }
+
+
+def _current(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
+    """Keys of older versions (`RENAMED` of a config: old name -> new name) under their new names."""
+    renamed: Mapping[str, str] = getattr(cls, "RENAMED", {})
+    for old, new in renamed.items():
+        if old in data and new in data:
+            both = " and ".join(f"{path}.{key}".lstrip(".") for key in (old, new))
+            raise ConfigError(f"{both} are one key: {old} is now called {new}, remove {old}")
+    return {renamed.get(key, key): value for key, value in data.items()}
 
 
 def _section(value: Any, path: str) -> dict[str, Any]:

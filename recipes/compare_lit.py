@@ -41,7 +41,7 @@ from genvid.eval.reconstruction import ReconstructionScores
 from genvid.eval.report import Provenance, Report, compare
 from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy, calibrate_prices, check_floor
+from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator, calibrate_prices, check_floor
 from genvid.tokenizer.lit.codecs.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
@@ -187,7 +187,7 @@ class Comparison:
             protocol = replace(
                 data_protocol(run.data, run.protocol, "reconstruction", count),
                 features="" if self.features is None else self.features.name,
-                note=f"codec {self.lit.codec.name}, window {self.lit.codec.window}",
+                note=f"codec {self.lit.codec.name}, window {self.lit.codec.codec_window}",
             )
             rates = self.rates[key].compute() | {"bits per 16 pixels": 16 * values["bits per clip"] / pixels}
             numbers = scores.numbers(rates | values, protocol, count)
@@ -207,8 +207,8 @@ class Comparison:
             return ElasticTokRule(self.lit, video, self._target(rate))
         means = not name.startswith(("copy-forward", "interpolation"))
         if name.endswith(ONE_PRICE):
-            return PricedRedundancy(self.prices[means, rate], self.lit.metric, means=means)
-        return BudgetedRedundancy(budget, self.lit.metric, means=means)
+            return PriceAllocator(self.prices[means, rate], self.lit.metric, means=means)
+        return BudgetAllocator(budget, self.lit.metric, means=means)
 
     def _tokenizer(self, name: str) -> VideoTokenizer:
         copied = dict.fromkeys(("means copied", "copy-forward"), fill_by_copying)
@@ -221,7 +221,7 @@ class Comparison:
         spec = self.spec
         full, least = (
             float(((self.lit.decode(cut).clamp(-1, 1) - video) / 2).square().mean())
-            for cut in (tokens, BudgetedRedundancy(spec.block_capacity, self.lit.metric, means=False)(tokens))
+            for cut in (tokens, BudgetAllocator(spec.block_capacity, self.lit.metric, means=False)(tokens))
         )
         low, high = torch.tensor([full / 4, max(least, full * 1.5)]).log10().tolist()
         for target in torch.logspace(low, high, self.run.targets).tolist():
@@ -296,11 +296,11 @@ def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Seque
 def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
     """The frames of a clip (3, T, H, W), dropped positions darkened: what is transmitted."""
     codec, frames = lit.codec, []
-    for start in range(0, video.shape[1], codec.window or video.shape[1]):
-        length = min(codec.window or video.shape[1], video.shape[1] - start)
-        frames += [1] + [codec.geometry.time] * ((length - 1) // codec.geometry.time)
+    for start in range(0, video.shape[1], codec.codec_window or video.shape[1]):
+        length = min(codec.codec_window or video.shape[1], video.shape[1] - start)
+        frames += [1] + [codec.geometry.temporal_stride] * ((length - 1) // codec.geometry.temporal_stride)
     mask = torch.unflatten(keep, 1, lit.grid).repeat_interleave(torch.tensor(frames, device=keep.device), 0)
-    mask = mask.repeat_interleave(codec.geometry.space, 1).repeat_interleave(codec.geometry.space, 2)
+    mask = mask.repeat_interleave(codec.geometry.spatial_stride, 1).repeat_interleave(codec.geometry.spatial_stride, 2)
     return torch.where(mask, video, 0.2 * (video + 1) - 1)
 
 

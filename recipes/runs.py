@@ -25,7 +25,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
-from genvid.tokenizer.layers import TransformerConfig as NetworkConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.lit.codecs.autoencoder import AutoencoderConfig, AutoencoderTask
 from genvid.tokenizer.lit.model import LIT, LITConfig
 from genvid.tokenizer.lit.task import LITObjective, LITTask
@@ -82,7 +82,7 @@ class ScorerRun(Run):
 
     data: VideoData
     tokenizer: str
-    model: NetworkConfig
+    model: StackConfig
     sizes: tuple[int, ...]
     """Candidate tokens per block, ascending."""
     tail_drop: TailDropConfig = field(default_factory=TailDropConfig)
@@ -113,7 +113,7 @@ class AutoencoderRun(Run):
     latent_penalty: float = 1e-3
 
     def __post_init__(self) -> None:
-        frames, step = self.data.clip.frames, self.model.time
+        frames, step = self.data.clip.frames, self.model.temporal_stride
         if frames % step != 1:
             raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {frames}: change data.clip")
 

@@ -22,13 +22,13 @@ from genvid.provenance import Origin
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
-from genvid.tokenizer.layers import TransformerConfig as Network
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens.rows import BlockLayout
 
 pytestmark = pytest.mark.gpu
 PARITY = Path(__file__).resolve().parents[1].parent / "shared" / "parity"
-NETWORK = Network(16, 1, 2)
+NETWORK = StackConfig(16, 1, 2)
 SIZES = (2, 4, 8)
 AR = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
 

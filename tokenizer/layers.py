@@ -18,7 +18,7 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class TransformerConfig:
+class StackConfig:
     """Size of a stack of transformer blocks."""
 
     width: int

@@ -29,7 +29,7 @@ from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, check_floor
+from genvid.tokenizer.lit.budget import BudgetAllocator, check_floor
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
@@ -169,7 +169,7 @@ def _redundancy(arguments: argparse.Namespace, lit: LIT) -> Budget:
     if arguments.scorer is not None or arguments.published:
         raise ValueError(f"{arguments.tokenizer} is LIT, which needs no scorer: give --tokens alone")
     check_floor(arguments.tokens, lit.spec.block_capacity)
-    return lambda _: BudgetedRedundancy(arguments.tokens, lit.metric)
+    return lambda _: BudgetAllocator(arguments.tokens, lit.metric)
 
 
 def _rules(
@@ -181,7 +181,7 @@ def _rules(
         return [(1, None)] * len(blocks)
     if isinstance(tokenizer, LIT):
         shares = clip_budgets(arguments.tokens, blocks, tokenizer.spec.block_capacity)
-        return [(1, BudgetedRedundancy(share, tokenizer.metric)) for share in shares]
+        return [(1, BudgetAllocator(share, tokenizer.metric)) for share in shares]
     return [(len(group), budget(blocks[group[0]])) for group in _groups(blocks)]
 
 

@@ -6,6 +6,7 @@ config.yaml  origin.json  metrics.jsonl  checkpoints/step_00001000/  export/{con
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import yaml
 
 from genvid import config as configuration
 from genvid.provenance import Origin, check_made_from
+from genvid.values import ConfigError, typed
 
 ORIGIN = "origin.json"
 """What the run trains on: data, token cache, tokenizer, ... by their fingerprints (genvid.provenance)."""
@@ -45,6 +47,8 @@ def check_run_folder(folder: Path, config: Any, origin: Origin) -> None:
     known, wanted = yaml.safe_load(file.read_text()), configuration.encode(config)
     if not isinstance(known, dict):
         raise RunError(f"{file} must hold keys and values, not a {type(known).__name__}: {folder} is no run")
+    with suppress(ConfigError):  # the config of another task
+        known = typed(type(config), known)
     difference = configuration.difference(_comparable(known), _comparable(wanted))
     if difference:
         raise RunError(

@@ -36,7 +36,7 @@ from genvid.provenance import Origin
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
-from genvid.tokenizer.layers import TransformerConfig as Network
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens.rows import BlockLayout
 
@@ -46,7 +46,7 @@ LAUNCH_FILE = Path(__file__).resolve().parents[2] / "recipes/configs/accelerate/
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tokenizer of 4 blocks of 4 frames at 32x32, its scorer, a model of eight classes, a classifier."""
-    folder, network, sizes = tmp_path_factory.mktemp("models"), Network(16, 1, 2), (2, 4, 8)
+    folder, network, sizes = tmp_path_factory.mktemp("models"), StackConfig(16, 1, 2), (2, 4, 8)
     torch.manual_seed(0)
     config = AdapTokConfig(16, (32, 32), (4, 8, 8), 8, network, network, VQConfig(codebook_size=20, code_dim=4))
     tokenizer = AdapTok(config)

@@ -185,11 +185,11 @@ def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_shipped_sizes_are_as_their_recipes_say() -> None:
-    from genvid.tokenizer.layers import TransformerConfig
+    from genvid.tokenizer.layers import StackConfig
     from genvid.tokenizer.lit.inpainter import Inpainter, InpainterConfig
 
     for name, millions in (("inpainter", 6), ("inpainter_base", 29)):
         recipe = yaml.safe_load((CONFIGS.parent / "lit" / f"{name}.yaml").read_text())["model"]["inpainter"]
-        config = InpainterConfig(TransformerConfig(**recipe["transformer"]), recipe["context"], recipe["window"])
+        config = InpainterConfig(StackConfig(**recipe["transformer"]), recipe["context"], recipe["tile"])
         count = sum(parameter.numel() for parameter in Inpainter(16, config).parameters())
         assert count == pytest.approx(millions * 1e6, rel=0.1)

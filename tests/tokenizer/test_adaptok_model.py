@@ -9,7 +9,7 @@ from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.patches import patchify, unpatchify
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokens import VideoTokenizer
 
@@ -18,8 +18,8 @@ CONFIG = AdapTokConfig(
     resolution=(16, 24),
     patch=(4, 8, 8),
     block_capacity=6,
-    encoder=TransformerConfig(16, 2, 2),
-    decoder=TransformerConfig(24, 2, 3),
+    encoder=StackConfig(16, 2, 2),
+    decoder=StackConfig(24, 2, 3),
     quantizer=VQConfig(codebook_size=32, code_dim=8),
 )
 LENGTHS = torch.tensor([[6, 3, 1], [2, 0, 5]])
@@ -189,7 +189,7 @@ def test_bad_sizes_are_refused():
     with pytest.raises(ValueError, match=r"30 \(height\) is not a multiple of the patch's 8"):
         replace(CONFIG, resolution=(30, 24))
     with pytest.raises(ValueError, match="multiple of 4 and of the number of heads"):
-        TransformerConfig(20, 2, 3)
+        StackConfig(20, 2, 3)
 
 
 def test_parameter_count_of_the_published_size():

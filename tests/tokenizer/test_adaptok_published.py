@@ -177,7 +177,7 @@ def test_converted_models_equal_a_dense_rewriting(tmp_path):
     decoded = (tokenizer.decode(cut) + 1) / 2
     embeddings = tokenizer.embed(tokens)
     with torch.no_grad():
-        scores = scorer(scorer.evidence(tokenizer, tokens), cut.keep)
+        scores = scorer(scorer.scorer_inputs(tokenizer, tokens), cut.keep)
     dense = Dense(weights)
     for row in range(2):
         latents, codes, embedded = dense.encode(video[row])
@@ -296,10 +296,10 @@ def test_parity_of_the_tokenizer(parity):
 def test_parity_of_the_scorer(parity):
     tokenizer, scorer, expected, tokens = parity
     cut = tokens.tail_drop(expected["lengths"])
-    evidence = scorer.evidence(tokenizer, tokens)
+    scorer_inputs = scorer.scorer_inputs(tokenizer, tokens)
     with torch.no_grad():
-        close(scorer(evidence, tokens.keep).flatten(1), expected["scores_full"])
-        close(scorer(evidence, cut.keep).flatten(1), expected["scores_lengths"])
+        close(scorer(scorer_inputs, tokens.keep).flatten(1), expected["scores_full"])
+        close(scorer(scorer_inputs, cut.keep).flatten(1), expected["scores_lengths"])
 
 
 def test_parity_of_the_allocation(parity):

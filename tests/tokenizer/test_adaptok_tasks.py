@@ -16,12 +16,12 @@ from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokens import BlockTokens
 
-NETWORK = TransformerConfig(32, 2, 2)
+NETWORK = StackConfig(32, 2, 2)
 MODEL = AdapTokConfig(
     frames=8,
     resolution=(16, 16),
@@ -202,5 +202,5 @@ def test_the_scorer_learns_the_curves_and_keeps_their_statistics(gains):
     assert (task.scorer.target_scale.std > 0).all()
     with torch.no_grad():
         tokens = tokenizer.encode(batch["video"])
-        features = task.scorer.evidence_scale(task.scorer.evidence(tokenizer, tokens))[tokens.keep][:, :16]
+        features = task.scorer.evidence_scale(task.scorer.scorer_inputs(tokenizer, tokens))[tokens.keep][:, :16]
     assert features.std(0).mean().item() == pytest.approx(1, rel=0.2)

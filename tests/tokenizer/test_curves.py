@@ -8,7 +8,7 @@ from genvid.tokenizer.adaptok import curves as measured
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves, measure_curve
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
 from genvid.tokenizer.quantizer import VQConfig
 
@@ -19,7 +19,7 @@ SIZES = torch.tensor([1, 2, 4])
 @torch.no_grad()
 def test_curves_are_measured_once_in_batches_that_fit(monkeypatch, batch_size, most):
     torch.manual_seed(0)
-    network = TransformerConfig(16, 1, 2)
+    network = StackConfig(16, 1, 2)
     tokenizer = AdapTok(AdapTokConfig(8, (16, 16), (4, 8, 8), 4, network, network, VQConfig(20, 4))).eval()
     torch.nn.init.normal_(tokenizer.output.weight, std=0.1)
     video = torch.rand(5, 3, 8, 16, 16) * 2 - 1

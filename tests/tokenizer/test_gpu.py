@@ -14,7 +14,7 @@ from genvid.allocation import UniformAllocator
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ScorerTask
-from genvid.tokenizer.lit.budget import BudgetedRedundancy
+from genvid.tokenizer.lit.budget import BudgetAllocator
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig
 from genvid.tokens import BlockTokens
@@ -93,7 +93,7 @@ def test_lit_gives_the_same_masks_and_videos(gpu: torch.device, tmp_path: Path, 
 
     def coded(lit: LIT, video: torch.Tensor) -> tuple[BlockTokens, torch.Tensor]:
         tokens = lit.encode(video)
-        budget = BudgetedRedundancy(40, lit.metric)
+        budget = BudgetAllocator(40, lit.metric)
         allocate = budget if rule == "budget" else RedundancyAllocator(RedundancyConfig(0.5), lit.metric)
         return allocate(tokens), lit.decode(allocate(tokens))
 

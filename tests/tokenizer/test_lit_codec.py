@@ -28,17 +28,17 @@ def load(name: str, folder: Path, window: int | None = None) -> Codec:
     target = folder / name
     if not target.exists():
         save_codec(name, target)
-    return DiffusersCodecConfig(str(target), window=window).load()
+    return DiffusersCodecConfig(str(target), codec_window=window).load()
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_codec_says_what_it_does(name: str, folder: Path) -> None:
     codec = load(name, folder)
-    assert (codec.geometry.time, codec.geometry.space) == STRIDES[name]
+    assert (codec.geometry.temporal_stride, codec.geometry.spatial_stride) == STRIDES[name]
     video = drifting(1, 17, 32)
     latents = codec.encode(video)
     spec = codec.spec((32, 32))
-    assert latents.shape == (1, spec.token_dim, spec.num_blocks(17), *(2 * [32 // codec.geometry.space]))
+    assert latents.shape == (1, spec.token_dim, spec.num_blocks(17), *(2 * [32 // codec.geometry.spatial_stride]))
     assert codec.decode(latents).shape == video.shape
     assert not any(parameter.requires_grad for parameter in codec.parameters())
 
@@ -179,12 +179,12 @@ class Indices(nn.Module):
 def script(folder: Path, encoder: nn.Module, decoder: nn.Module) -> TorchScriptCodecConfig:
     torch.jit.script(encoder).save(str(folder / "encoder.jit"))
     torch.jit.script(decoder).save(str(folder / "decoder.jit"))
-    return TorchScriptCodecConfig(str(folder), window=9)
+    return TorchScriptCodecConfig(str(folder), codec_window=9)
 
 
 def test_torchscript_pairs_are_measured(tmp_path: Path) -> None:
     codec = script(tmp_path, Average(), Repeat()).load()
-    assert (codec.geometry.channels, codec.geometry.time, codec.geometry.space) == (3, 4, 8)
+    assert (codec.geometry.channels, codec.geometry.temporal_stride, codec.geometry.spatial_stride) == (3, 4, 8)
     video = drifting(1, 18)
     latents = codec.encode(video)
     assert latents.shape == (1, 3, 6, 4, 4)

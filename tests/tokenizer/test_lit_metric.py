@@ -15,7 +15,9 @@ class LinearCodec(Codec):
     """Every latent of 3 channels is decoded alone, to 1 + 4 n frames of 8 x 8 pixels, by one matrix."""
 
     def __init__(self) -> None:
-        super().__init__("linear", Geometry(channels=3, time=4, space=8, step=4, causal=True), None)
+        super().__init__(
+            "linear", Geometry(channels=3, temporal_stride=4, spatial_stride=8, chunk_frames=4, causal=True), None
+        )
         self.basis = torch.randn(3, 3 * 4 * 64, generator=torch.Generator().manual_seed(0)) * torch.tensor(
             [[0.1], [1.0], [3.0]]
         )

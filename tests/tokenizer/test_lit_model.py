@@ -9,7 +9,7 @@ from tiny_codecs import CLASSES, cosmos, drifting, make_lit, save_codec
 
 from genvid.checkpoint import load_model
 from genvid.provenance import Origin, ProvenanceError
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
+from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator
 from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
 from genvid.tokenizer.lit.inpainter import Tiles
@@ -34,7 +34,7 @@ def lit(folder: Path) -> LIT:
 
 def thinned(lit: LIT, video: torch.Tensor, share: float = 0.4, *, means: bool = True) -> BlockTokens:
     tokens = lit.encode(video)
-    return BudgetedRedundancy(round(share * tokens.keep[0].numel()), lit.metric, means=means)(tokens)
+    return BudgetAllocator(round(share * tokens.keep[0].numel()), lit.metric, means=means)(tokens)
 
 
 def test_it_is_a_tokenizer(lit: LIT) -> None:
@@ -117,7 +117,7 @@ def test_context_is_bounded(lit: LIT) -> None:
     ],
 )
 def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[int], folder: Path) -> None:
-    config = DiffusersCodecConfig(str(save_codec(codec, folder / codec)), window=window)
+    config = DiffusersCodecConfig(str(save_codec(codec, folder / codec)), codec_window=window)
     lit = make_lit(config)
     video = drifting(2, sum(chunks))
     tokens = lit.encode(video)
@@ -142,10 +142,10 @@ def test_a_stream_equals_one_call(codec: str, window: int | None, chunks: list[i
 def test_a_stream_of_paths_equals_one_call_in_periods(lit: LIT, priced: bool, means: bool) -> None:
     """The sender looks ahead in every chunk; the receiver is causal."""
 
-    def allocator(period: int | None) -> PricedRedundancy | BudgetedRedundancy:
+    def allocator(period: int | None) -> PriceAllocator | BudgetAllocator:
         if priced:
-            return PricedRedundancy(0.02, lit.metric, period=period, means=means)
-        return BudgetedRedundancy(24, lit.metric, period=period, means=means)
+            return PriceAllocator(0.02, lit.metric, period=period, means=means)
+        return BudgetAllocator(24, lit.metric, period=period, means=means)
 
     video = drifting(2, 27)
     tokens = allocator(3)(lit.encode(video))
@@ -162,7 +162,7 @@ def test_a_stream_of_paths_equals_one_call_in_periods(lit: LIT, priced: bool, me
 
 def test_means_that_are_all_kept_are_corrected_in_a_stream_and_in_one_call(lit: LIT) -> None:
     video = drifting(2, 18)
-    tokens = PricedRedundancy(0, lit.metric, period=3)(lit.encode(video + 0.1 * torch.randn_like(video)))
+    tokens = PriceAllocator(0, lit.metric, period=3)(lit.encode(video + 0.1 * torch.randn_like(video)))
     assert tokens.keep.all()
     assert isinstance(tokens, MeanTokens)
     assert tokens.latents is not None
@@ -173,7 +173,7 @@ def test_means_that_are_all_kept_are_corrected_in_a_stream_and_in_one_call(lit: 
 
 
 def test_a_stream_refuses_frames_of_another_size_and_goes_on_after_a_refused_chunk(lit: LIT) -> None:
-    encoder = StreamEncoder(lit, PricedRedundancy(0.1, lit.metric))
+    encoder = StreamEncoder(lit, PriceAllocator(0.1, lit.metric))
     height, width = lit.resolution
     with pytest.raises(ValueError, match=f"this tokenizer takes {height}x{width} frames, got {height}x{2 * width}"):
         encoder(torch.zeros(1, 3, 9, height, 2 * width))
@@ -232,7 +232,7 @@ def test_other_resolutions_work_with_tiles(lit: LIT) -> None:
 
 def test_convolutions_see_the_whole_frame_and_no_padding() -> None:
     frames, convolution = torch.randn(2, 15, 4), torch.nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False)
-    tiles = Tiles((3, 5), window=3)
+    tiles = Tiles((3, 5), side=3)
     real = tiles.real(frames.device)
     assert real is not None
     x = torch.where(real[..., None], tiles.cut(frames), 7.0)
@@ -283,7 +283,7 @@ def test_elastictoks_rule_finds_the_fewest_tokens_that_reach_the_target(folder: 
     loose, strict = (ElasticTokRule(lit, video, target)(tokens) for target in (1.0, 0.0))
     assert loose.lengths.tolist() == [[16, 0, 0]]
     assert strict.keep.all()
-    probe = FilledCodec(lit, fill_by_copying).decode(BudgetedRedundancy(30, lit.metric)(tokens))
+    probe = FilledCodec(lit, fill_by_copying).decode(BudgetAllocator(30, lit.metric)(tokens))
     target = float(cell_errors(lit.codec, ((probe.clamp(-1, 1) - video) / 2).square().mean(1))[:, 1:].mean())
     kept = ElasticTokRule(lit, video, target)(tokens)
     error = cell_errors(lit.codec, ((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean(1)).mean(2)[0]

@@ -7,7 +7,7 @@ import torch
 from drifts import METRIC, walk
 
 from genvid.allocation import BudgetError
-from genvid.tokenizer.lit.budget import BudgetedRedundancy, PricedRedundancy
+from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator
 from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokenizer.lit.redundancy import (
     RedundancyAllocator,
@@ -77,7 +77,7 @@ def test_a_stream_in_chunks_keeps_what_one_call_keeps() -> None:
     assert tokens.latents is not None
     whole, parts, start = allocator(tokens).keep, [], None
     for keep, latents in zip(tokens.keep.split(4, 1), tokens.latents.split(4, 1), strict=True):
-        part = allocator.continued(BlockTokens(keep, latents=latents), start)
+        part = allocator.allocate_chunk(BlockTokens(keep, latents=latents), start)
         filled, age = last_kept(latents, part.keep, start)
         start = Reference(filled[:, -1], age[:, -1])
         parts.append(part.keep)
@@ -143,6 +143,6 @@ def test_latents_that_are_no_numbers_are_refused_by_every_rule(bad: float) -> No
     tokens = walk()
     assert tokens.latents is not None
     tokens.latents[0, -1, 0, 0] = bad
-    for rule in (by_threshold(0.5), PricedRedundancy(0.5, METRIC), BudgetedRedundancy(999, METRIC)):
+    for rule in (by_threshold(0.5), PriceAllocator(0.5, METRIC), BudgetAllocator(999, METRIC)):
         with pytest.raises(ValueError, match="NaN or infinity"):
             rule(tokens)

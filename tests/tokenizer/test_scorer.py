@@ -9,7 +9,7 @@ from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import VideoTokenizer
 
@@ -17,30 +17,30 @@ TOKENIZER = AdapTokConfig(
     frames=12,
     resolution=(16, 16),
     block_capacity=6,
-    encoder=TransformerConfig(16, 1, 2),
-    decoder=TransformerConfig(24, 1, 2),
+    encoder=StackConfig(16, 1, 2),
+    decoder=StackConfig(24, 1, 2),
     quantizer=VQConfig(codebook_size=32, code_dim=8),
 )
-CONFIG = ScorerConfig.for_tokenizer(TOKENIZER, TransformerConfig(20, 2, 4), sizes=(1, 4, 6), metric="lpips")
+CONFIG = ScorerConfig.for_tokenizer(TOKENIZER, StackConfig(20, 2, 4), sizes=(1, 4, 6), metric="lpips")
 LENGTHS = torch.tensor([[4, 1, 6], [6, 4, 1], [1, 0, 1]])
 
 
-@pytest.fixture(params=["published", "surprise"])
+@pytest.fixture(params=["published", "novelty"])
 def tokenizer(request):
     torch.manual_seed(0)
-    return AdapTok(replace(TOKENIZER, shortcuts=request.param == "surprise")).eval()
+    return AdapTok(replace(TOKENIZER, pooled_queries=request.param == "novelty")).eval()
 
 
 @pytest.fixture
 def scorer(tokenizer):
     torch.manual_seed(1)
-    gains = tokenizer.config.shortcuts
+    gains = tokenizer.config.pooled_queries
     scorer = Scorer(
         ScorerConfig.for_tokenizer(
-            tokenizer.config, TransformerConfig(20, 2, 4), sizes=(1, 4, 6), metric="lpips", gains=gains
+            tokenizer.config, StackConfig(20, 2, 4), sizes=(1, 4, 6), metric="lpips", gains=gains
         )
     ).eval()
-    assert scorer.config.surprise == gains
+    assert scorer.config.novelty == gains
     scorer.target_scale.mean.fill_(0.3)
     scorer.target_scale.std.fill_(0.1)
     scorer.evidence_scale.mean.fill_(0.1)
@@ -59,7 +59,7 @@ def plain(tokenizer, scorer, tokens, block):
     keep = tokens.keep.clone()
     keep[:, block], keep[:, block + 1 :] = True, False
     with torch.no_grad():
-        scores = scorer(scorer.evidence(tokenizer, replace(tokens, keep=keep)), keep)
+        scores = scorer(scorer.scorer_inputs(tokenizer, replace(tokens, keep=keep)), keep)
     return scorer.denormalize(scores[:, block])
 
 
@@ -104,15 +104,15 @@ def test_each_block_runs_once_whole_and_once_as_kept(tokenizer, scorer, tokens):
 
 def test_scores_do_not_see_later_blocks_or_dropped_tokens(tokenizer, scorer, tokens):
     cut = tokens.tail_drop(torch.tensor([[3, 6, 6]]).expand(3, -1))
-    evidence = scorer.evidence(tokenizer, cut)
-    before = scorer(evidence, cut.keep)
-    changed = evidence.clone()
+    scorer_inputs = scorer.scorer_inputs(tokenizer, cut)
+    before = scorer(scorer_inputs, cut.keep)
+    changed = scorer_inputs.clone()
     changed[:, 0, 3:] = torch.nan
     changed[:, 2] = 7.0
     after = scorer(changed, cut.keep)
     torch.testing.assert_close(after[:, 1], before[:, 1])
     assert not torch.allclose(after[:, 2], before[:, 2])
-    shorter = scorer(evidence, tokens.keep)
+    shorter = scorer(scorer_inputs, tokens.keep)
     assert not torch.allclose(shorter[:, 1], before[:, 1])
 
 
@@ -141,7 +141,7 @@ def test_gains_are_what_each_further_size_takes_off():
 
 
 def test_gradients_reach_every_parameter(tokenizer, scorer, tokens):
-    scorer(scorer.evidence(tokenizer, tokens).detach(), tokens.keep).square().sum().backward()
+    scorer(scorer.scorer_inputs(tokenizer, tokens).detach(), tokens.keep).square().sum().backward()
     assert [name for name, p in scorer.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
@@ -150,8 +150,8 @@ def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
     loaded = load_model(tmp_path / "scorer")
     assert loaded.config == scorer.config
     assert torch.equal(loaded.target_scale.mean, scorer.target_scale.mean)
-    evidence = scorer.evidence(tokenizer, tokens)
-    assert loaded(evidence, tokens.keep).equal(scorer(evidence, tokens.keep))
+    scorer_inputs = scorer.scorer_inputs(tokenizer, tokens)
+    assert loaded(scorer_inputs, tokens.keep).equal(scorer(scorer_inputs, tokens.keep))
     with pytest.raises(CheckpointError, match="not a VideoTokenizer"):
         load_model(tmp_path / "scorer", VideoTokenizer)
 
@@ -168,7 +168,7 @@ def test_bad_sizes_are_refused(sizes):
 
 
 def test_parameter_count_of_the_published_size():
-    network = TransformerConfig(768, 12, 12)
+    network = StackConfig(768, 12, 12)
     config = ScorerConfig.for_tokenizer(AdapTokConfig(), network, sizes=tuple(range(64, 513, 64)), metric="lpips")
     with torch.device("meta"):
         scorer = Scorer(config)

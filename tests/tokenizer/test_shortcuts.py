@@ -1,4 +1,4 @@
-"""Cells, shortcuts and whitened latents: what the published model does not have must keep the same promises."""
+"""Cells, pooled_queries and whitened latents: what the published model does not have must keep the same promises."""
 
 import pytest
 import torch
@@ -6,12 +6,12 @@ import torch
 from genvid.tokenizer.adaptok.cells import cells, coarser
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokenizer.statistics import Whiten
 from genvid.tokens import BlockTokens
 
-NETWORK = TransformerConfig(32, 2, 2)
+NETWORK = StackConfig(32, 2, 2)
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def tokenizer() -> AdapTok:
         encoder=NETWORK,
         decoder=NETWORK,
         quantizer=FSQConfig(levels=(8, 8, 8), whiten=True),
-        shortcuts=True,
+        pooled_queries=True,
     )
     tokenizer = AdapTok(config)
     torch.nn.init.normal_(tokenizer.output.weight, std=0.5)
@@ -95,7 +95,7 @@ def test_a_dropped_slot_recalls_the_last_kept_latent_of_that_slot(tokenizer):
 
 def test_both_shortcuts_are_taken(tokenizer, video):
     """With no layers between, what a latent and a pixel start from is all that there is."""
-    plain = AdapTok(AdapTokConfig(**{**tokenizer.config.__dict__, "shortcuts": False}))
+    plain = AdapTok(AdapTokConfig(**{**tokenizer.config.__dict__, "pooled_queries": False}))
     plain.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if name != "memory"})
     for model in (tokenizer, plain):
         model.encoder, model.decoder = torch.nn.ModuleList(), torch.nn.ModuleList()
@@ -152,7 +152,7 @@ def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction()
 
 def test_surprise_is_what_slots_and_cells_could_not_tell(tokenizer):
     latents, left = torch.randn(2, 7, 32), torch.randn(2, 7, 32)
-    from_slot, from_cell = tokenizer.surprise(latents, left).chunk(2, -1)
+    from_slot, from_cell = tokenizer.novelty(latents, left).chunk(2, -1)
     torch.testing.assert_close(from_slot, latents - left)
     cover = tokenizer.cells.bool()
     for slot in range(7):

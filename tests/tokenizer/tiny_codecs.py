@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.lit.codecs.codec import CodecConfig
 from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.inpainter import InpainterConfig
@@ -67,13 +67,13 @@ def cosmos(folder: Path, window: int | None = None) -> CodecConfig:
     """The configuration of a small Cosmos codec, made in `folder` when it is not there."""
     if not folder.exists():
         save_codec("AutoencoderKLCosmos", folder)
-    return DiffusersCodecConfig(str(folder), window=window)
+    return DiffusersCodecConfig(str(folder), codec_window=window)
 
 
 def make_lit(codec: CodecConfig, *, causal: bool = True, trained: bool = True, resolution: int = 32) -> LIT:
     """LIT at 32x32 with a tiny inpainter; `trained` gives its last layer and its biases numbers that matter."""
     torch.manual_seed(1)
-    config = InpainterConfig(TransformerConfig(32, 2, 2), context=3, window=3, causal=causal)
+    config = InpainterConfig(StackConfig(32, 2, 2), context=3, tile=3, causal=causal)
     lit = LIT(LITConfig(codec, (resolution, resolution), config)).eval()
     lit.measure(drifting(2, 9))
     if trained:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import QuantizerConfig, VQConfig
 
 
@@ -12,16 +14,18 @@ from genvid.tokenizer.quantizer import QuantizerConfig, VQConfig
 class AdapTokConfig:
     """The defaults are the published model: 16 frames at 128 x 128 in 4 blocks of 512 tokens."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"shortcuts": "pooled_queries"}
+
     frames: int = 16
     """Of the longest clip; shorter ones of whole blocks are fine."""
     resolution: tuple[int, int] = (128, 128)
     patch: tuple[int, int, int] = (4, 8, 8)
     """Frames, height, width. The frames of a patch are the frames of a block."""
     block_capacity: int = 512
-    encoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(768, 12, 12))
-    decoder: TransformerConfig = field(default_factory=lambda: TransformerConfig(768, 12, 12))
+    encoder: StackConfig = field(default_factory=lambda: StackConfig(768, 12, 12))
+    decoder: StackConfig = field(default_factory=lambda: StackConfig(768, 12, 12))
     quantizer: QuantizerConfig = field(default_factory=VQConfig)
-    shortcuts: bool = False
+    pooled_queries: bool = False
     """Latents start from the mean of the patches in their cell, pixel queries from the mean of the latents whose cells
     they lie in (genvid.tokenizer.adaptok.cells). A
     dropped latent leaves its place to the last kept one of its slot, faded:

@@ -16,13 +16,13 @@ from genvid import noise
 from genvid.tokenizer.adaptok.attention import full_attention
 from genvid.tokenizer.adaptok.patches import PatchEmbedding
 from genvid.tokenizer.adaptok.positions import patch_positions
-from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
+from genvid.tokenizer.layers import StackConfig, initialise, learned_table
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
     patch: tuple[int, int, int] = (4, 8, 8)
-    transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(512, 12, 8))
+    transformer: StackConfig = field(default_factory=lambda: StackConfig(512, 12, 8))
     weight: float = 0.3
     """Of the generator's adversarial loss."""
     start_step: int = 0

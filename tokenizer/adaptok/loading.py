@@ -12,7 +12,7 @@ from genvid.files import sha256
 from genvid.provenance import check_made_from
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 
 
 def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
@@ -20,7 +20,7 @@ def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
     scorer = load_model(source, Scorer)
     fits = ScorerConfig.for_tokenizer(
         tokenizer.config,
-        TransformerConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
+        StackConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
         sizes=scorer.config.sizes,
         metric=scorer.config.metric,
         gains=scorer.config.gains,

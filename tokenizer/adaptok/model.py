@@ -47,7 +47,7 @@ class AdapTok(Model):
         self.register_buffer("cells", cells(*config.grid[1:], config.block_capacity), persistent=False)
         self.register_buffer("coarser", coarser(self.cells), persistent=False)
         # What is left of a latent after each block in which its slot is dropped: channels that forget, and that do not.
-        self.memory = nn.Parameter(torch.linspace(0, 1, decoder.width)) if config.shortcuts else None
+        self.memory = nn.Parameter(torch.linspace(0, 1, decoder.width)) if config.pooled_queries else None
 
     @property
     def spec(self) -> TokenizerSpec:
@@ -82,7 +82,7 @@ class AdapTok(Model):
         places, queries = self.encoder_positions(blocks)
         patches = self.patches(video).flatten(2, 3)
         queries = queries.expand(len(video), -1, -1, -1).to(patches.dtype)
-        if self.config.shortcuts:
+        if self.config.pooled_queries:
             queries = queries + (self.cells / self.cells.sum(1, keepdim=True).clamp(min=1)).to(patches.dtype) @ patches
         x = torch.cat([patches + places, queries], 2)
         attend = block_causal((x.shape[2],) * blocks)
@@ -110,13 +110,13 @@ class AdapTok(Model):
         embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
         return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
 
-    def surprise(self, embeddings: Tensor, left: Tensor) -> Tensor:
+    def novelty(self, embeddings: Tensor, left: Tensor) -> Tensor:
         """What the latents (..., L, W) of blocks tell that the decoder could not have known: (..., L, 2W), how they
         differ from what is `left` in their slots, and from what the latents before them say of their cells."""
         around = self.coarser.to(embeddings.dtype) @ embeddings
         return torch.cat([embeddings - left, embeddings - around], -1)
 
-    def left_over(self, embeddings: Tensor, keep: Tensor, left: Tensor | None = None) -> Tensor:
+    def carry_over(self, embeddings: Tensor, keep: Tensor, left: Tensor | None = None) -> Tensor:
         """What is left of the last kept latent of each slot before every block (B, G, L, W) of which `keep` (B, G, L)
         stays, and after the last one: (B, G + 1, L, W). `left` (B, L, W) by earlier blocks."""
         assert self.memory is not None
@@ -156,7 +156,7 @@ class AdapTok(Model):
     def _recall(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         """Decoder input (B, G, L, W) where dropped slots hold what is left of the last kept latent of that slot, and
         the slots that hold something (B, G, L)."""
-        recalled = torch.where(keep[..., None], embeddings, self.left_over(embeddings, keep)[:, :-1])
+        recalled = torch.where(keep[..., None], embeddings, self.carry_over(embeddings, keep)[:, :-1])
         return recalled, torch.stack(list(accumulate(keep.unbind(1), torch.logical_or)), 1)
 
     def _cell_means(self, latents: Tensor, known: Tensor) -> Tensor:

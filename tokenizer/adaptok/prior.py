@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.adaptok.attention import causal_attention
-from genvid.tokenizer.layers import TransformerConfig, initialise, learned_table
+from genvid.tokenizer.layers import StackConfig, initialise, learned_table
 from genvid.tokenizer.quantizer import Quantized, Quantizer
 
 
 @dataclass(frozen=True)
 class PriorConfig:
-    transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(384, 12, 6))
+    transformer: StackConfig = field(default_factory=lambda: StackConfig(384, 12, 6))
     weight: float = 0.06
     temperature: float = 0.1
     context_noise: float = 0.5

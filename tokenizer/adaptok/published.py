@@ -22,7 +22,7 @@ from genvid.provenance import Origin
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
-from genvid.tokenizer.layers import TransformerConfig
+from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 
 SCORE_MEAN, SCORE_STD = 0.19749, 0.07616
@@ -197,8 +197,8 @@ def _size(config: Mapping[str, Any], dotted: str) -> int:
     return value
 
 
-def _network(config: Mapping[str, Any], part: str) -> TransformerConfig:
-    return TransformerConfig(
+def _network(config: Mapping[str, Any], part: str) -> StackConfig:
+    return StackConfig(
         _size(config, f"{part}_hidden_size"), _size(config, f"{part}_depth"), _size(config, f"{part}_num_heads")
     )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.attention import alone, block_causal, key_mask
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
-from genvid.tokenizer.layers import Attend, TransformerConfig, learned_table
+from genvid.tokenizer.layers import Attend, StackConfig, learned_table
 from genvid.tokenizer.statistics import Standardize
 from genvid.tokens import BlockTokens
 
@@ -20,6 +22,8 @@ from genvid.tokens import BlockTokens
 @dataclass(frozen=True)
 class ScorerConfig:
     """Size of a scorer, and the tokenizer geometry that it was trained for."""
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"surprise": "novelty"}
 
     width: int
     depth: int
@@ -39,8 +43,8 @@ class ScorerConfig:
     published. Gains are what an allocation depends on; among distortions they drown in the differences between clips.
     All gains share one scale: an error counts by what it costs, and the small gains of the last sizes count little.
     """
-    surprise: bool = False
-    """Read also what each token tells that the decoder could not have known. Tokenizers with shortcuts can say it."""
+    novelty: bool = False
+    """Read also the novelty of each latent (genvid.tokenizer.adaptok.pooled_queries)."""
 
     def __post_init__(self) -> None:
         sizes = self.sizes
@@ -51,7 +55,7 @@ class ScorerConfig:
     def for_tokenizer(
         cls,
         tokenizer: AdapTokConfig,
-        network: TransformerConfig,
+        network: StackConfig,
         *,
         sizes: tuple[int, ...],
         metric: str,
@@ -69,7 +73,7 @@ class ScorerConfig:
             block_capacity=tokenizer.block_capacity,
             metric=metric,
             gains=gains,
-            surprise=gains and tokenizer.shortcuts,
+            novelty=gains and tokenizer.pooled_queries,
         )
 
 
@@ -89,26 +93,27 @@ class Scorer(Model):
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__(config)
         width = config.width
-        evidence = config.feature_width + config.embedding_width * (3 if config.surprise else 1)
-        # Encoder features may be fifty times as large as what the decoder reads (published: read as they are).
-        self.evidence_scale = Standardize(evidence)
+        channels = config.feature_width + config.embedding_width * (3 if config.novelty else 1)
+        # Encoder features may be fifty times as large as embeddings. Published scorers read both unscaled.
+        # "evidence" is the name of the scorer inputs in weights on disk.
+        self.evidence_scale = Standardize(channels)
         self.target_scale = Standardize(len(config.sizes))
-        self.input = nn.Linear(evidence, width)
+        self.input = nn.Linear(channels, width)
         self.positions = learned_table(config.num_blocks, config.block_capacity, width, std=width**-0.5)
-        self.layers = TransformerConfig(width, config.depth, config.heads).build()
+        self.layers = StackConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
         self.register_buffer("slots", torch.tensor(config.sizes) - 1, persistent=False)
         self.register_buffer("readers", _readers(config), persistent=False)
 
-    def forward(self, evidence: Tensor, keep: Tensor) -> Tensor:
-        """Normalised scores (B, G, K) of every block from `evidence` (B, G, L, E) and the kept slots (B, G, L).
+    def forward(self, scorer_inputs: Tensor, keep: Tensor) -> Tensor:
+        """Normalised scores (B, G, K) of every block from `scorer_inputs` (B, G, L, E) and the kept slots (B, G, L).
 
         The scores of block g mean something where g is kept whole and earlier blocks as they were cut.
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1))
-        x = self.embed(evidence, keep).flatten(1, 2)
+        x = self.embed(scorer_inputs, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
         return self.read_out(x.view(*keep.shape, -1))
@@ -134,24 +139,24 @@ class Scorer(Model):
             shared = self.target_scale.std[1:]
             shared.copy_(shared.square().mean().sqrt())
 
-    def evidence(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | None = None) -> Tensor:
+    def scorer_inputs(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | None = None) -> Tensor:
         """What is read of consecutive blocks (B, G, L, E): features, embeddings, and surprise; `left` by the blocks
-        before (see `AdapTok.left_over`)."""
+        before (see `AdapTok.carry_over`)."""
         assert tokens.features is not None
         embeddings = tokenizer.embed(tokens)
         read = [tokens.features, embeddings]
-        if self.config.surprise:
-            known = tokenizer.left_over(embeddings, tokens.keep, left)[:, :-1]
-            read.append(tokenizer.surprise(embeddings, known))
+        if self.config.novelty:
+            known = tokenizer.carry_over(embeddings, tokens.keep, left)[:, :-1]
+            read.append(tokenizer.novelty(embeddings, known))
         return torch.cat(read, -1)
 
-    def embed(self, evidence: Tensor, keep: Tensor, first: int = 0) -> Tensor:
-        """Evidence of consecutive blocks from `first` -> layer input (B, G, L, width).
+    def embed(self, scorer_inputs: Tensor, keep: Tensor, first: int = 0) -> Tensor:
+        """Scorer inputs of consecutive blocks from `first` -> layer input (B, G, L, width).
 
         Fewer slots than the block capacity are the first ones.
         """
-        tokens: Tensor = self.input(torch.where(keep[..., None], self.evidence_scale(evidence), 0))
-        return tokens + self.positions[first : first + evidence.shape[1], : evidence.shape[2]]
+        tokens: Tensor = self.input(torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
+        return tokens + self.positions[first : first + scorer_inputs.shape[1], : scorer_inputs.shape[2]]
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -233,9 +238,9 @@ class _Cache:
                 # Copied, because views would hold the queries too.
                 past.append((keys.clone(), values.clone()))
             self.keep.append(keep)
-        if self.scorer.config.surprise:
+        if self.scorer.config.novelty:
             block = _select(tokens, slice(self.blocks, self.blocks + 1))
-            self.left = self.tokenizer.left_over(self.tokenizer.embed(block), block.keep, self.left)[:, -1]
+            self.left = self.tokenizer.carry_over(self.tokenizer.embed(block), block.keep, self.left)[:, -1]
         self.blocks += 1
         self.tokens = _select(tokens, slice(self.blocks))
 
@@ -245,8 +250,8 @@ class _Cache:
         Returns their output (B, S, width), and their keys and values by layer.
         """
         block, slots = _select(tokens, slice(self.blocks, self.blocks + 1)), keep.shape[1]
-        evidence = self.scorer.evidence(self.tokenizer, block, self.left)[:, :, :slots]
-        x = self.scorer.embed(evidence, keep[:, None], self.blocks)[:, 0]
+        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, block, self.left)[:, :, :slots]
+        x = self.scorer.embed(scorer_inputs, keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
         layers: list[tuple[Tensor, Tensor]] = []
         for layer, past in zip(self.scorer.layers, self.layers, strict=True):

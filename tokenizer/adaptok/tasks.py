@@ -174,7 +174,7 @@ class AdversarialAdapTokTask(AdapTokTask):
 class ScorerTask(TrainingTask):
     """Scorer trained online on the measured distortion of one block per step, the tokenizer frozen.
 
-    Earlier blocks are cut at random lengths, as they will be when the allocator has decided them. Evidence and
+    Earlier blocks are cut at random lengths, as they will be when the allocator has decided them. Scorer inputs and
     targets are normalised by statistics of the first `STATISTICS_STEPS` steps, which the checkpoint keeps.
     """
 
@@ -211,20 +211,20 @@ class ScorerTask(TrainingTask):
         tokens = tokens.tail_drop(lengths)
         curve = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
         target = self.scorer.targets(curve)
-        evidence = self.scorer.evidence(tokenizer, tokens)
-        predicted = self.scorer(evidence, tokens.keep)[:, block].float()
+        scorer_inputs = self.scorer.scorer_inputs(tokenizer, tokens)
+        predicted = self.scorer(scorer_inputs, tokens.keep)[:, block].float()
         errors = (predicted - self.scorer.normalize(target)).square().mean(1)
         spread = self.scorer.denormalize(predicted.detach()) - curve
         terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
         every = torch.ones_like(seeds, dtype=torch.bool)
-        sums = {"targets": moment_sums(target, every), "evidence": moment_sums(evidence, tokens.keep)}
+        sums = {"targets": moment_sums(target, every), "scorer_inputs": moment_sums(scorer_inputs, tokens.keep)}
         return StepOutput(errors.sum(), terms, sums=sums if step < self.STATISTICS_STEPS else {})
 
     def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
         if step < self.STATISTICS_STEPS:
             count, mean, square = sums["targets"]
             self.scorer.update_targets(mean / count, square / count, step)
-            count, mean, square = sums["evidence"]
+            count, mean, square = sums["scorer_inputs"]
             self.scorer.evidence_scale.update(mean / count, square / count, step)
 
 

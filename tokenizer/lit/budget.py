@@ -4,8 +4,8 @@ A kept latent serves until the next one is kept at its position, so it is best s
 for. What a position keeps is then a shortest path from its first latent to the end of the clip: to stop at a latent has
 a price, and an interval between stops costs the squared distances from its mean (Bellman 1961). Under one price no
 choice of as many latents has a smaller total error (Everett 1963; Shoham and Gersho 1988). One price for all clips
-spends on each what it needs (`PricedRedundancy`); or each clip buys what saves the most until its own budget is spent
-(`BudgetedRedundancy`).
+spends on each what it needs (`PriceAllocator`); or each clip buys what saves the most until its own budget is spent
+(`BudgetAllocator`).
 
 The paper (arXiv 2606.06158) has a threshold and no budget, and sends latents as they are. A threshold does not look
 ahead, so it cannot know how long a latent will serve; an encoder can that has the whole clip, or of a stream the whole
@@ -25,11 +25,11 @@ from torch.nn import functional as F
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.redundancy import measured, positions_at
-from genvid.tokenizer.lit.reference import MeanTokens, Reference, carried, interval_means
+from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_reference
 from genvid.tokens import BlockTokens
 
 
-class PathRedundancy(ABC):
+class PathAllocator(ABC):
     """Keeps what is on the cheapest paths; the first block of a clip whole.
 
     `period` blocks are cut at a time, None is all that are given. What a period sends depends on the past and on itself
@@ -47,16 +47,16 @@ class PathRedundancy(ABC):
         """(B, G, L): what is kept of a period, by its paths."""
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        return self.continued(tokens, None)
+        return self.allocate_chunk(tokens, None)
 
-    def continued(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
+    def allocate_chunk(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
         """The next blocks of a stream whose past left `start`: what the receiver has, means where means are sent."""
         latents, period = measured(tokens, self.metric), self.period or tokens.keep.shape[1]
         assert tokens.latents is not None
         keeps, sent = list[Tensor](), list[Tensor]()
         for raw, part in zip(*(torch.split(x, period, 1) for x in (tokens.latents, latents)), strict=True):
             if keeps:
-                start = carried(sent[-1], keeps[-1], start)
+                start = last_reference(sent[-1], keeps[-1], start)
             known = None if start is None else by_metric(start.latents, self.metric)
             keeps.append(self.choose(Paths(part, known, means=self.means)))
             sent.append(interval_means(raw, keeps[-1]) if self.means else raw)
@@ -64,7 +64,7 @@ class PathRedundancy(ABC):
         return kind(torch.cat(keeps, 1), tokens.codes, torch.cat(sent, 1), tokens.features)
 
 
-class PricedRedundancy(PathRedundancy):
+class PriceAllocator(PathAllocator):
     """Keeps what saves more than it costs. The rate follows from the content.
 
     Of all clips that are cut at once under one price, no choice of as many latents in all has a smaller total error.
@@ -78,7 +78,7 @@ class PricedRedundancy(PathRedundancy):
         self.price = price
 
     def choose(self, paths: Paths) -> Tensor:
-        return paths.under(paths.savings.new_full((len(paths.savings),), self.price))
+        return paths.at_price(paths.savings.new_full((len(paths.savings),), self.price))
 
 
 def calibrate_prices(
@@ -93,7 +93,7 @@ def calibrate_prices(
     return savings[bought].tolist()
 
 
-class BudgetedRedundancy(PathRedundancy):
+class BudgetAllocator(PathAllocator):
     """Keeps at most `positions` of every clip, or of every `period` blocks of it: met to the token, unless fewer leave
     nothing to save."""
 
@@ -105,7 +105,7 @@ class BudgetedRedundancy(PathRedundancy):
 
     def choose(self, paths: Paths) -> Tensor:
         check_floor(self.positions, paths.floor)
-        return paths.within(paths.savings.new_full((len(paths.savings),), self.positions, dtype=torch.int64))
+        return paths.at_budget(paths.savings.new_full((len(paths.savings),), self.positions, dtype=torch.int64))
 
 
 def check_floor(positions: int, floor: int) -> None:
@@ -155,11 +155,11 @@ class Paths:
         """Positions that are kept at any price: the first block, unless something is known from before."""
         return self.savings.shape[1] if self._whole else 0
 
-    def under(self, prices: Tensor) -> Tensor:
+    def at_price(self, prices: Tensor) -> Tensor:
         """(B,) prices -> (B, G, L) kept latents: those that save more than they cost."""
         return self._follow((self.savings > prices[:, None, None]).sum(-1))
 
-    def within(self, positions: Tensor) -> Tensor:
+    def at_budget(self, positions: Tensor) -> Tensor:
         """(B,) numbers of latents -> (B, G, L), so many of each clip kept: no more, and no fewer while any saves."""
         savings, order = self.savings.flatten(1).sort(stable=True, dim=1, descending=True)
         bought = torch.arange(savings.shape[1], device=savings.device) < self._bought(positions)
@@ -167,7 +167,7 @@ class Paths:
         return self._follow(chosen.view_as(self.savings).sum(-1))
 
     def prices(self, positions: Tensor) -> Tensor:
-        """(B,) numbers of latents -> (B,) the prices `under` which so many are kept, or fewer where several save the
+        """(B,) numbers of latents -> (B,) the prices `at_price` which so many are kept, or fewer where several save the
         same."""
         savings = F.pad(self.savings.flatten(1).sort(1, descending=True).values, (0, 1))
         return savings.gather(1, self._bought(positions).clamp(max=savings.shape[1] - 1))[:, 0]

@@ -49,10 +49,10 @@ class ElasticTokRule:
     def __init__(self, lit: LIT, video: Tensor, target: float) -> None:
         """`target` is the mean squared error, of pixels in [0, 1], that every block of `video` is to reach."""
         geometry = lit.codec.geometry
-        if geometry.step != geometry.time:
+        if geometry.chunk_frames != geometry.temporal_stride:
             raise ValueError(
                 f"ElasticTok's rule decodes block by block, but {lit.codec.name} decodes "
-                f"{geometry.step // geometry.time} at once: leave that rule out"
+                f"{geometry.chunk_frames // geometry.temporal_stride} at once: leave that rule out"
             )
         self.lit, self.video, self.target = lit, video, target
 
@@ -84,10 +84,10 @@ class ElasticTokRule:
 
 def cell_errors(codec: Codec, error: Tensor) -> Tensor:
     """(B, T, H, W) per pixel -> (B, G, L): the mean over the frames and pixels that each latent stands for."""
-    space, time = codec.geometry.space, codec.geometry.time
+    space, time = codec.geometry.spatial_stride, codec.geometry.temporal_stride
     pooled = F.avg_pool2d(error, space).flatten(2)
     blocks = []
-    for window in torch.split(pooled, codec.window or pooled.shape[1], 1):
+    for window in torch.split(pooled, codec.codec_window or pooled.shape[1], 1):
         blocks.append(window[:, :1])
         if window.shape[1] > 1:
             blocks.append(torch.unflatten(window[:, 1:], 1, (-1, time)).mean(2))

@@ -10,16 +10,18 @@ the residual are ours.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from genvid.tokenizer.layers import Attend, TransformerConfig, initialise, learned_table
+from genvid.tokenizer.layers import Attend, StackConfig, initialise, learned_table
 from genvid.tokenizer.lit.reference import Reference, last_kept, next_kept
 
-Grid = tuple[int, int]
+FrameGrid = tuple[int, int]
 """Rows and columns of latents in a frame."""
 KeysValues = tuple[Tensor, Tensor]
 """Of a temporal block: (B * positions of all tiles, heads, frames, head_dim) each."""
@@ -32,18 +34,20 @@ _ROW = 64
 class InpainterConfig:
     """Size and reach. Each of `depth` layers is a spatial and a temporal block of 12 width^2 parameters each."""
 
-    transformer: TransformerConfig = field(default_factory=lambda: TransformerConfig(256, 4, 4))
+    RENAMED: ClassVar[Mapping[str, str]] = {"window": "tile"}
+
+    transformer: StackConfig = field(default_factory=lambda: StackConfig(256, 4, 4))
     context: int = 8
     """Latent frames that temporal attention sees, the present one included: what a stream must remember."""
-    window: int = 16
+    tile: int = 16
     """Spatial attention is within tiles of this many rows and columns: larger frames than those of the training cost
     in proportion, and look to it as they did. Convolutions reach across."""
     causal: bool = True
     """False: temporal attention and the prior also look ahead. Better, but no streaming."""
 
     def __post_init__(self) -> None:
-        if self.context < 1 or self.window < 1:
-            raise ValueError(f"context and window are at least 1, got {self.context} and {self.window}")
+        if self.context < 1 or self.tile < 1:
+            raise ValueError(f"context and tile are at least 1, got {self.context} and {self.tile}")
         if (self.transformer.width // self.transformer.heads) % 4:
             raise ValueError(
                 f"width / heads must be a multiple of 4, got {self.transformer.width} / {self.transformer.heads}"
@@ -110,7 +114,7 @@ class Inpainter(nn.Module):
         latents: Tensor,
         keep: Tensor,
         means: Tensor,
-        grid: Grid,
+        grid: FrameGrid,
         start: Reference | None = None,
         memory: Memory | None = None,
     ) -> tuple[Tensor, Reference, Memory]:
@@ -123,7 +127,7 @@ class Inpainter(nn.Module):
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
         least = self._least(change, memory)
         scale = torch.where(least.isinf(), 0, least).clamp(*self.SCALES)[..., None, None]
-        clips, tiles = len(keep), Tiles(grid, self.config.window)
+        clips, tiles = len(keep), Tiles(grid, self.config.tile)
         x = tiles.cut(self._embed(keep, means, copied, change, age, scale, grid))
         over_space = _over_space(tiles, len(x), x.device)
         x = x.flatten(0, 1)
@@ -152,7 +156,7 @@ class Inpainter(nn.Module):
         return (least if memory is None else torch.minimum(least, memory.least[:, None])).cummin(1).values
 
     def _embed(
-        self, keep: Tensor, means: Tensor, copied: Tensor, change: Tensor, age: Tensor, scale: Tensor, grid: Grid
+        self, keep: Tensor, means: Tensor, copied: Tensor, change: Tensor, age: Tensor, scale: Tensor, grid: FrameGrid
     ) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
         whole = [x.to(copied.dtype).expand(*keep.shape, 1) for x in (scale.log(), means[:, None, None, None])]
@@ -195,15 +199,15 @@ class Inpainter(nn.Module):
 
 @dataclass(frozen=True)
 class Tiles:
-    """The positions of a frame in tiles of at most `window` rows and columns, padded where these do not fit."""
+    """The positions of a frame in tiles of at most `side` rows and columns, padded where these do not fit."""
 
-    grid: Grid
-    window: int
+    grid: FrameGrid
+    side: int
 
     @property
-    def shape(self) -> Grid:
+    def shape(self) -> FrameGrid:
         """Rows and columns of a tile."""
-        return min(self.window, self.grid[0]), min(self.window, self.grid[1])
+        return min(self.side, self.grid[0]), min(self.side, self.grid[1])
 
     @property
     def size(self) -> int:
@@ -216,7 +220,7 @@ class Tiles:
         return -(-self.grid[0] // self.shape[0]) * -(-self.grid[1] // self.shape[1])
 
     @property
-    def padding(self) -> Grid:
+    def padding(self) -> FrameGrid:
         """Rows and columns that a frame lacks."""
         return -self.grid[0] % self.shape[0], -self.grid[1] % self.shape[1]
 
@@ -261,7 +265,7 @@ def _over_space(tiles: Tiles, frames: int, device: torch.device) -> Attend:
     return attend
 
 
-def _rotary(grid: Grid, x: Tensor) -> tuple[Tensor, Tensor]:
+def _rotary(grid: FrameGrid, x: Tensor) -> tuple[Tensor, Tensor]:
     """Rotary positions (arXiv 2104.09864) of heads like x (N, heads, L, d): cosines and sines (L, d / 2). Half the
     channels turn with the row, half with the column."""
     quarter = x.shape[-1] // 4

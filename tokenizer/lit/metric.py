@@ -47,7 +47,7 @@ def measure_metric(codec: Codec, video: Tensor) -> tuple[Tensor, Tensor, float]:
     every = torch.cat(seen)
     mean = every.mean(0)
     scale = float(by_metric(every - mean, metric).square().mean().sqrt())
-    pixels = 3 * geometry.time * geometry.space**2
+    pixels = 3 * geometry.temporal_stride * geometry.spatial_stride**2
     if not scale > 0:
         raise ValueError("all latents of these clips are equal: a metric is measured on clips that differ")
     return mean, metric / scale, channels * scale**2 / (4 * pixels)

@@ -20,7 +20,7 @@ from genvid.provenance import check_made_from
 from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, CodecSpec
 from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
 from genvid.tokenizer.lit.codecs.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
-from genvid.tokenizer.lit.inpainter import Grid, Inpainter, InpainterConfig, Memory
+from genvid.tokenizer.lit.inpainter import FrameGrid, Inpainter, InpainterConfig, Memory
 from genvid.tokenizer.lit.metric import by_metric, measure_metric
 from genvid.tokenizer.lit.reference import MeanTokens, Reference, interpolate, last_kept
 from genvid.tokens import BlockTokens
@@ -81,9 +81,9 @@ class LIT(Model):
         return self.codec.spec(self.resolution)
 
     @property
-    def grid(self) -> Grid:
+    def grid(self) -> FrameGrid:
         """Rows and columns of a block."""
-        space = self.codec.geometry.space
+        space = self.codec.geometry.spatial_stride
         return self.resolution[0] // space, self.resolution[1] // space
 
     def measure(self, video: Tensor) -> None:
@@ -199,6 +199,6 @@ def as_tokens(latents: Tensor) -> BlockTokens:
     return BlockTokens(torch.ones(slots.shape[:3], dtype=torch.bool, device=slots.device), latents=slots)
 
 
-def as_grid(latents: Tensor, grid: Grid) -> Tensor:
+def as_grid(latents: Tensor, grid: FrameGrid) -> Tensor:
     """(B, G, L, C) -> (B, C, G, h, w)."""
     return torch.unflatten(latents.permute(0, 3, 1, 2), 3, grid).contiguous()

@@ -48,9 +48,9 @@ class RedundancyAllocator:
         self.config, self.metric = config, metric
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        return self.continued(tokens, None)
+        return self.allocate_chunk(tokens, None)
 
-    def continued(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
+    def allocate_chunk(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
         """The next blocks of a stream whose past left `start`; its first block needs no reference in itself then."""
         latents = measured(tokens, self.metric)
         before = None if start is None else by_metric(start.latents, self.metric)

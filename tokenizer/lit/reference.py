@@ -42,7 +42,7 @@ def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> 
     return filled, age
 
 
-def carried(latents: Tensor, keep: Tensor, start: Reference | None) -> Reference:
+def last_reference(latents: Tensor, keep: Tensor, start: Reference | None) -> Reference:
     """What the receiver has after these blocks of a stream, in memory of its own."""
     filled, age = last_kept(latents, keep, start)
     return Reference(filled[:, -1].clone(), age[:, -1].clone())

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from genvid.tokenizer.lit.inpainter import Memory
 from genvid.tokenizer.lit.model import LIT, as_grid, as_tokens
-from genvid.tokenizer.lit.reference import Reference, carried
+from genvid.tokenizer.lit.reference import Reference, last_reference
 from genvid.tokens import BlockTokens
 
 
 class StreamAllocator(Protocol):
     """An allocator that can go on where it stopped: a threshold, a price, or a budget of every chunk."""
 
-    def continued(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
+    def allocate_chunk(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
         """The next blocks, thinned; `start` is what the receiver has of those before."""
         ...
 
@@ -42,9 +42,9 @@ class StreamEncoder:
     def __call__(self, video: Tensor) -> BlockTokens:
         """The next frames (B, 3, T, H, W) in [-1, 1]; T as the codec's stream takes it."""
         self.lit.spec.check_frames(video)
-        tokens = self.allocator.continued(as_tokens(self.codec.encode(video)), self.selected)
+        tokens = self.allocator.allocate_chunk(as_tokens(self.codec.encode(video)), self.selected)
         assert tokens.latents is not None
-        self.selected = carried(tokens.latents, tokens.keep, self.selected)
+        self.selected = last_reference(tokens.latents, tokens.keep, self.selected)
         return tokens
 
 

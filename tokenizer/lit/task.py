@@ -113,8 +113,8 @@ class LITTask(TrainingTask):
     def own_error(self, latents: Tensor, video: Tensor) -> Tensor:
         """(B,) mean squared error of [0, 1] pixels of clips (B, 3, T, H, W) with all their latents (B, C, G, h, w), as
         coded: seen on the first few frames after the first, since to decode all would be most of a step."""
-        codec, step = self.lit.codec, self.lit.codec.geometry.step
-        restored = codec.decode(latents[:, :, : 1 + step // codec.geometry.time]).float()
+        codec, step = self.lit.codec, self.lit.codec.geometry.chunk_frames
+        restored = codec.decode(latents[:, :, : 1 + step // codec.geometry.temporal_stride]).float()
         return _squared_error(restored[:, :, 1:], video[:, :, 1 : 1 + step]) / 4
 
     def draw(self, latents: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,7 +129,7 @@ class LITTask(TrainingTask):
         prices = prices.clamp(min=1e-12)  # what never moves is not kept for nothing by the threshold either
         at_random, by_threshold = rule < objective.random_masks, rule > 1 - objective.threshold_masks
         thresholds = (2 * prices).sqrt()  # to keep both of two latents saves half their squared distance
-        keep = torch.where(by_threshold[:, None, None], walk(latents, thresholds, None), paths.under(prices))
+        keep = torch.where(by_threshold[:, None, None], walk(latents, thresholds, None), paths.at_price(prices))
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents) < share
         some[:, 0] = True

@@ -5,8 +5,10 @@ The network is diffusers' AutoencoderKLCosmos at a small size, and the export is
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +24,28 @@ from genvid.train.task import Batch, StepOutput, TrainingTask
 class AutoencoderConfig:
     """Size of the network. Widths are from the pixels inwards; the last one is that of the middle.
 
-    Pixels enter as patches of 4 frames by 4 x 4; the rest of the strides is made by `space` / 4 halvings, of which
-    there may be at most two fewer than widths (one more for `time` 8).
+    Pixels enter as patches of 4 x 4 x 4. Encoder and decoder each have
+    2 + log2(temporal_stride / 4) + log2(spatial_stride / 4) widths.
     """
+
+    RENAMED: ClassVar[Mapping[str, str]] = {"time": "temporal_stride", "space": "spatial_stride"}
 
     channels: int = 16
     encoder_widths: tuple[int, ...] = (64, 128, 128)
     decoder_widths: tuple[int, ...] = (128, 256, 256)
     layers: int = 2
-    time: int = 4
-    space: int = 8
+    temporal_stride: int = 4
+    spatial_stride: int = 8
 
     def __post_init__(self) -> None:
-        if self.time not in (4, 8) or self.space not in (8, 16):
+        time, space = self.temporal_stride, self.spatial_stride
+        if time not in (4, 8) or space not in (8, 16):
+            raise ValueError(f"temporal_stride is 4 or 8 and spatial_stride 8 or 16, got {time} and {space}")
+        widths = space.bit_length() - 1 + (time == 8)
+        if {len(self.encoder_widths), len(self.decoder_widths)} != {widths}:
             raise ValueError(
-                f"the autoencoder's strides are time 4 or 8 and space 8 or 16, got {self.time}, {self.space}"
-            )
-        halvings = self.space.bit_length() - 3 + (self.time == 8)
-        if min(len(self.encoder_widths), len(self.decoder_widths)) != halvings + 2 or len(self.encoder_widths) != len(
-            self.decoder_widths
-        ):
-            raise ValueError(
-                f"strides of {self.time}x{self.space}x{self.space} need {halvings + 2} widths on each side"
+                f"strides of {time}x{space}x{space} need {widths} encoder_widths and as many decoder_widths, "
+                f"got {len(self.encoder_widths)} and {len(self.decoder_widths)}"
             )
 
 
@@ -65,8 +67,8 @@ class VideoAutoencoder(Model):
             num_layers=config.layers,
             # Haar wavelets would be separable convolutions at full size; a reshape does as well and costs nothing.
             patch_type="rearrange",
-            temporal_compression_ratio=config.time,
-            spatial_compression_ratio=config.space,
+            temporal_compression_ratio=config.temporal_stride,
+            spatial_compression_ratio=config.spatial_stride,
             latents_mean=None,
             latents_std=None,
         )

@@ -1,11 +1,11 @@
 """Frozen codecs: continuous video autoencoders behind one small contract.
 
-A codec turns 1 + n * step frames into latent frames: the first stands for one frame, every other one for `time` of
-them. Latents are the codec's own numbers, unscaled: what is kept is then decoded bit for bit as the codec would.
-`statistics` tell how channels were scaled where that was published with the weights.
+A codec turns 1 + n * `chunk_frames` frames into latent frames: the first covers one frame, every later one
+`temporal_stride` frames. Latents are the codec's own numbers, unscaled, so kept ones decode bit for bit as with the
+codec alone.
 
-Long clips go through in independent windows where the codec has a `window` (how NVIDIA's tokenizers are used), or with
-the codec's own temporal caches (Wan, CogVideoX).
+Long clips are coded in independent windows of `codec_window` frames (as NVIDIA's tokenizers are used), or with the
+codec's own temporal caches (Wan, CogVideoX).
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Geometry:
 
     channels: int
     """Of a latent."""
-    time: int
+    temporal_stride: int
     """Frames of every latent frame but the first."""
-    space: int
+    spatial_stride: int
     """Pixels along each side of a latent position."""
-    step: int
-    """A clip has 1 + n * step frames; a multiple of `time`."""
+    chunk_frames: int
+    """A clip has 1 + n * chunk_frames frames; a multiple of `temporal_stride`."""
     causal: bool
     """Whether no latent frame sees later frames, and no decoded frame later latents."""
 
@@ -45,8 +45,8 @@ class CodecSpec(TokenizerSpec):
 
     columns: int
     """Of latents in a frame."""
-    step: int
-    window: int | None
+    chunk_frames: int
+    codec_window: int | None
     """Frames that are coded without regard to the ones before."""
 
     def side_bits(self, keep: Tensor) -> Tensor:
@@ -54,32 +54,34 @@ class CodecSpec(TokenizerSpec):
         return mask_bits(keep, self.columns)
 
     def num_blocks(self, frames: int) -> int:
-        windows, rest = divmod(frames, self.window) if self.window else (0, frames)
-        if frames < 1 or (rest and (rest - 1) % self.step):
+        windows, rest = divmod(frames, self.codec_window) if self.codec_window else (0, frames)
+        if frames < 1 or (rest and (rest - 1) % self.chunk_frames):
             raise ValueError(f"a clip of {frames} frames does not fit this codec; use {self.lengths()}")
-        blocks = windows * self.window_blocks if self.window else 0
+        blocks = windows * self.window_blocks if self.codec_window else 0
         return blocks + (1 + (rest - 1) // self.frames_per_block if rest else 0)
 
     def filled(self, frames: int) -> int:
-        windows, rest = divmod(frames, self.window) if self.window else (0, frames)
-        return windows * (self.window or 0) + (1 + -(-(rest - 1) // self.step) * self.step if rest else 0)
+        windows, rest = divmod(frames, self.codec_window) if self.codec_window else (0, frames)
+        last = 1 + -(-(rest - 1) // self.chunk_frames) * self.chunk_frames if rest else 0
+        return windows * (self.codec_window or 0) + last
 
     def longest_clip(self, blocks: int) -> int:
         """Whole windows, and at least one; without windows the first block is of a single frame."""
-        if self.window:
-            return max(1, blocks // self.window_blocks) * self.window
-        return 1 + (blocks - 1) * self.frames_per_block // self.step * self.step
+        if self.codec_window:
+            return max(1, blocks // self.window_blocks) * self.codec_window
+        return 1 + (blocks - 1) * self.frames_per_block // self.chunk_frames * self.chunk_frames
 
     @property
     def window_blocks(self) -> int:
         """Blocks of a whole window."""
-        assert self.window is not None
-        return 1 + (self.window - 1) // self.frames_per_block
+        assert self.codec_window is not None
+        return 1 + (self.codec_window - 1) // self.frames_per_block
 
     def lengths(self) -> str:
         """Which clip lengths the codec takes, in words."""
-        short = f"1, {1 + self.step}, {1 + 2 * self.step}, ... frames (1 more than a multiple of {self.step})"
-        return f"{short}, or windows of {self.window} frames followed by such a length" if self.window else short
+        step, window = self.chunk_frames, self.codec_window
+        short = f"1, {1 + step}, {1 + 2 * step}, ... frames (1 more than a multiple of {step})"
+        return f"{short}, or windows of {window} frames followed by such a length" if window else short
 
 
 class CodecStream(ABC):
@@ -102,26 +104,28 @@ class Codec(nn.Module, ABC):
 
     def __init__(self, name: str, geometry: Geometry, window: int | None) -> None:
         super().__init__()
-        if window is not None and (window <= 1 or (window - 1) % geometry.step):
-            raise ValueError(f"{name}: a window has 1 more than a multiple of {geometry.step} frames, got {window}")
-        self.name, self.geometry, self.window = name, geometry, window
+        if window is not None and (window <= 1 or (window - 1) % geometry.chunk_frames):
+            raise ValueError(
+                f"{name}: a window has 1 more than a multiple of {geometry.chunk_frames} frames, got {window}"
+            )
+        self.name, self.geometry, self.codec_window = name, geometry, window
 
     def spec(self, resolution: tuple[int, int]) -> CodecSpec:
         """What callers must know to feed frames of this size; ValueError when the codec cannot take it."""
         height, width = resolution
-        space = self.geometry.space
+        space = self.geometry.spatial_stride
         if height < space or width < space or height % space or width % space:
             raise ValueError(
                 f"{self.name} takes heights and widths that are multiples of {space}, got {height}x{width}"
             )
         return CodecSpec(
-            frames_per_block=self.geometry.time,
+            frames_per_block=self.geometry.temporal_stride,
             resolution=resolution,
             block_capacity=(height // space) * (width // space),
             token_dim=self.geometry.channels,
             columns=width // space,
-            step=self.geometry.step,
-            window=self.window,
+            chunk_frames=self.geometry.chunk_frames,
+            codec_window=self.codec_window,
         )
 
     @torch.no_grad()
@@ -130,15 +134,15 @@ class Codec(nn.Module, ABC):
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
         self.spec((video.shape[3], video.shape[4])).num_blocks(video.shape[2])
-        return torch.cat([self._encode(part) for part in torch.split(video, self.window or video.shape[2], 2)], 2)
+        return torch.cat([self._encode(part) for part in torch.split(video, self.codec_window or video.shape[2], 2)], 2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, G, h, w) -> (B, 3, T, H, W), about [-1, 1]. Gradients flow to the latents."""
-        channels, space = self.geometry.channels, self.geometry.space
+        channels, space = self.geometry.channels, self.geometry.spatial_stride
         if latents.ndim != 5 or latents.shape[1] != channels:
             raise ValueError(f"{self.name} decodes latents (B, {channels}, G, h, w), got {tuple(latents.shape)}")
         blocks = latents.shape[2]
-        if self.window:
+        if self.codec_window:
             blocks = self.spec((latents.shape[3] * space, latents.shape[4] * space)).window_blocks
         return torch.cat([self._decode(part) for part in torch.split(latents, blocks, 2)], 2)
 
@@ -161,10 +165,10 @@ class Codec(nn.Module, ABC):
 
     def _stream(self) -> CodecStream:
         """By windows; codecs with temporal caches of their own do better."""
-        if self.window is None:
+        if self.codec_window is None:
             raise ValueError(
                 f"{self.name} keeps no state between chunks: to stream, give it a window of "
-                f"1 + n * {self.geometry.step} frames (codec.window)"
+                f"1 + n * {self.geometry.chunk_frames} frames (codec.codec_window)"
             )
         return WindowStream(self)
 
@@ -185,12 +189,12 @@ class WindowStream(CodecStream):
         self._ended = {"frames": False, "latents": False}
 
     def encode(self, video: Tensor) -> Tensor:
-        assert self.codec.window is not None
-        return self._take("frames", video, self.codec.window, self.codec.encode)
+        assert self.codec.codec_window is not None
+        return self._take("frames", video, self.codec.codec_window, self.codec.encode)
 
     def decode(self, latents: Tensor) -> Tensor:
-        assert self.codec.window is not None
-        window = 1 + (self.codec.window - 1) // self.codec.geometry.time
+        assert self.codec.codec_window is not None
+        window = 1 + (self.codec.codec_window - 1) // self.codec.geometry.temporal_stride
         return self._take("latents", latents, window, self.codec.decode)
 
     def _take(self, what: str, chunk: Tensor, window: int, through: Callable[[Tensor], Tensor]) -> Tensor:

@@ -5,9 +5,10 @@ diffusers is an optional extra and slow to import: it is imported when a codec i
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,7 +39,7 @@ class CosmosCodec(DiffusersCodec):
     def __init__(self, model: Any, window: int | None) -> None:
         config = model.config
         time, space = config.temporal_compression_ratio, config.spatial_compression_ratio
-        super().__init__(model, Geometry(config.latent_channels, time, space, step=time, causal=True), window)
+        super().__init__(model, Geometry(config.latent_channels, time, space, chunk_frames=time, causal=True), window)
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
         """The published ones are given for each latent frame too: averaged here."""
@@ -57,7 +58,7 @@ class WanCodec(DiffusersCodec):
         config = model.config
         time = config.scale_factor_temporal
         super().__init__(
-            model, Geometry(config.z_dim, time, config.scale_factor_spatial, step=time, causal=True), window
+            model, Geometry(config.z_dim, time, config.scale_factor_spatial, chunk_frames=time, causal=True), window
         )
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
@@ -65,7 +66,7 @@ class WanCodec(DiffusersCodec):
         return _per_channel(config.latents_mean, config.latents_std, self.geometry.channels)
 
     def _stream(self) -> CodecStream:
-        return WanStream(self) if self.window is None else super()._stream()
+        return WanStream(self) if self.codec_window is None else super()._stream()
 
 
 class WanStream(CodecStream):
@@ -83,7 +84,7 @@ class WanStream(CodecStream):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        model, time = self.codec.model, self.codec.geometry.time
+        model, time = self.codec.model, self.codec.geometry.temporal_stride
         first = 0 if self._encoded else 1
         _check_chunk(self.codec.name, video.shape[2] - first, time, first)
         if model.config.patch_size is not None:
@@ -115,7 +116,9 @@ class CogVideoXCodec(DiffusersCodec):
     def __init__(self, model: Any, window: int | None) -> None:
         config = model.config
         time, space = int(config.temporal_compression_ratio), 2 ** (len(config.block_out_channels) - 1)
-        geometry = Geometry(config.latent_channels, time, space, step=model.num_sample_frames_batch_size, causal=True)
+        geometry = Geometry(
+            config.latent_channels, time, space, chunk_frames=model.num_sample_frames_batch_size, causal=True
+        )
         super().__init__(model, geometry, window)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -123,7 +126,7 @@ class CogVideoXCodec(DiffusersCodec):
         return torch.zeros(channels), torch.full((channels,), 1 / self.model.config.scaling_factor)
 
     def _stream(self) -> CodecStream:
-        return CogVideoXStream(self) if self.window is None else super()._stream()
+        return CogVideoXStream(self) if self.codec_window is None else super()._stream()
 
 
 class CogVideoXStream(CodecStream):
@@ -139,7 +142,7 @@ class CogVideoXStream(CodecStream):
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> Tensor:
-        model, step = self.codec.model, self.codec.geometry.step
+        model, step = self.codec.model, self.codec.geometry.chunk_frames
         first = 1 if self._encoder is None else 0
         _check_batches(f"{self.codec.name} takes", "frames", video.shape[2], step, first)
         parts = []
@@ -168,7 +171,9 @@ class LTXVideoCodec(DiffusersCodec):
         config = model.config
         time = model.temporal_compression_ratio
         causal = config.encoder_causal and config.decoder_causal
-        geometry = Geometry(config.latent_channels, time, model.spatial_compression_ratio, step=time, causal=causal)
+        geometry = Geometry(
+            config.latent_channels, time, model.spatial_compression_ratio, chunk_frames=time, causal=causal
+        )
         super().__init__(model, geometry, window)
 
     def statistics(self) -> tuple[Tensor, Tensor]:
@@ -193,9 +198,11 @@ ADAPTERS: dict[str, type[CosmosCodec] | type[WanCodec] | type[CogVideoXCodec] | 
 class DiffusersCodecConfig(CodecConfig):
     """An autoencoder of diffusers: a folder or a Hub id, of which `subfolder` (often vae) holds it."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"window": "codec_window"}
+
     source: str
     subfolder: str | None = None
-    window: int | None = None
+    codec_window: int | None = None
 
     def load(self) -> Codec:
         diffusers = import_diffusers()
@@ -206,7 +213,7 @@ class DiffusersCodecConfig(CodecConfig):
             model = getattr(diffusers, name).from_pretrained(self.source, subfolder=self.subfolder)
         except OSError as error:
             raise ValueError(f"{self.source} cannot be loaded ({_first_line(error)})") from None
-        return ADAPTERS[name](model, self.window)
+        return ADAPTERS[name](model, self.codec_window)
 
     def _class_name(self, diffusers: Any) -> str:
         folder = Path(self.source)

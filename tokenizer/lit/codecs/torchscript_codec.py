@@ -5,9 +5,10 @@ They come as `encoder.jit` and `decoder.jit`; what they make of a video is measu
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -40,14 +41,16 @@ class TorchScriptCodec(Codec):
 class TorchScriptCodecConfig(CodecConfig):
     """A folder with encoder.jit and decoder.jit."""
 
+    RENAMED: ClassVar[Mapping[str, str]] = {"window": "codec_window"}
+
     folder: str
-    window: int | None = None
+    codec_window: int | None = None
 
     def load(self) -> Codec:
         encoder, decoder = (_read(Path(self.folder) / f"{part}.jit") for part in ("encoder", "decoder"))
         name = f"the codec in {self.folder}"
         geometry = _measure(encoder, decoder, name)
-        return TorchScriptCodec(encoder, decoder, geometry, self.window, name)
+        return TorchScriptCodec(encoder, decoder, geometry, self.codec_window, name)
 
 
 def _read(file: Path) -> Any:
@@ -81,7 +84,7 @@ def _measure(encoder: Any, decoder: Any, name: str) -> Geometry:
         )
     time = (_PROBE_FRAMES - 1) // (latents.shape[2] - 1)
     space = _PROBE_SIDE // latents.shape[3]
-    return Geometry(latents.shape[1], time, space, step=time, causal=True)
+    return Geometry(latents.shape[1], time, space, chunk_frames=time, causal=True)
 
 
 def _latents(output: Any, name: str) -> Tensor:
