@@ -181,7 +181,7 @@ def check(bench: Benchmark) -> None:
 @torch.no_grad()
 def check_single(bench: Benchmark, attention: Attention) -> None:
     """The kernels of one row against torch in float32: in float32 equal, in bf16 no farther off than those of many."""
-    from genvid.generation.engine.scheduler import single_row as single
+    from genvid.generation.engine import single_row as single
 
     single.OVERLAP = not bench.arguments.no_overlap
     exact = SlotNetwork(bench.model, 1, dtype=torch.float32, attention=PlainAttention())

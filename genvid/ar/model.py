@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, cast
 
 import safetensors.torch
+import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
 
 from genvid import config as configuration
 from genvid.ar import attention
 from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.prompt import Cut, Prompt, encode_in_parts
 from genvid.checkpoint import CheckpointError, Model, load_weights, read_config, read_origin, read_weights
 from genvid.provenance import Origin
+from genvid.tokens import TokenizerSpec, VideoTokenizer
 from genvid.tokens.rows import BlockLayout
 
 
@@ -26,6 +29,8 @@ class RowModel(Model):
     """What training and sampling need of a model over rows."""
 
     config: ARConfig
+    fixed_prompt: ClassVar[bool] = False
+    """Whether a prompt is read uncut and continued once, by all blocks of the layout, as in the published code."""
 
     @property
     def layout(self) -> BlockLayout:
@@ -67,6 +72,47 @@ class RowModel(Model):
         """(max_positions, width) learned positions, added to the embeddings; None: rotary ones, in the backbone."""
         return None
 
+    @property
+    def causal_lm(self) -> LlamaForCausalLM | None:
+        """The same network as transformers generates with it; None where transformers has no such model."""
+        return None
+
+    @property
+    def generated_blocks(self) -> int:
+        """Blocks of a video that follow its prompt, at most."""
+        return self.layout.num_blocks - self.config.context_blocks
+
+    def prompt_frames(self, spec: TokenizerSpec) -> int:
+        """Fewest frames of a prompt; 0 where the model predicts no frames."""
+        return self.config.context_blocks * spec.frames_per_block
+
+    def video_frames(self, spec: TokenizerSpec) -> int:
+        """Frames of a generated video, with those of its prompt."""
+        return self.layout.num_blocks * spec.frames_per_block
+
+    def read_prompt(self, tokenizer: VideoTokenizer, video: Tensor, allocator: Cut | None) -> Prompt:
+        """(N, 3, T0, H, W) -> the context: the last `prompt_frames`, encoded alone and cut by `allocator`."""
+        layout, spec, frames = self.layout, tokenizer.spec, self.prompt_frames(tokenizer.spec)
+        if not frames:
+            raise ValueError("this model generates classes; it was not trained to predict frames")
+        if video.ndim == 5 and video.shape[2] < frames:
+            raise ValueError(
+                f"this model reads the last {frames} frames of a prompt, in blocks of {spec.frames_per_block}, "
+                f"but the prompt has {video.shape[2]}"
+            )
+        context = video[:, :, -frames:]
+        spec.check_video(context)
+        prefixes: list[list[int]] = []
+        for tokens in encode_in_parts(tokenizer, context, self.device):
+            rows = layout.frame_prediction_prefix(tokens if allocator is None else allocator(tokens))
+            prefixes += [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
+        null_prefixes = prefixes if layout.budget_bins else None  # the same context without a budget
+        return Prompt(prefixes, null_prefixes, lambda _, row: layout.unpack(row[None]))
+
+    @property
+    def device(self) -> torch.device:
+        return self.head_weight.device
+
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, S) -> (B, S, num_outputs): logits of the token after each position. PAD at the end needs no mask."""
         return self.logits(self.states(tokens))
@@ -104,6 +150,10 @@ class BlockTransformer(RowModel):
 
     def logits(self, states: Tensor) -> Tensor:
         return cast(Tensor, self.llama.lm_head(states)[..., : self.layout.num_outputs])
+
+    @property
+    def causal_lm(self) -> LlamaForCausalLM:
+        return self.llama
 
     @property
     def backbone(self) -> LlamaModel:

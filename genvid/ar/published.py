@@ -20,9 +20,10 @@ from transformers import DynamicCache, LlamaModel
 from genvid.ar.attention import row_positions
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama, run_packed
+from genvid.ar.prompt import Cut, Prompt, encode_in_parts
 from genvid.checkpoint import CheckpointError, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
-from genvid.tokens import BlockTokens
+from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.rows import BlockLayout
 
 _LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"
@@ -48,6 +49,7 @@ class PublishedTransformer(RowModel):
     model_type: ClassVar[str] = "adaptok_ar"
     config_type: ClassVar[type] = PublishedConfig
     config: PublishedConfig
+    fixed_prompt = True
 
     def __init__(self, config: PublishedConfig) -> None:
         super().__init__(config)
@@ -94,6 +96,40 @@ class PublishedTransformer(RowModel):
     @property
     def position_table(self) -> Tensor:
         return self.positions
+
+    @property
+    def generated_blocks(self) -> int:
+        return self.layout.num_blocks
+
+    def prompt_frames(self, spec: TokenizerSpec) -> int:
+        """One frame of the first generated block, at most the context blocks; 0 where the model predicts no frames."""
+        frames = super().prompt_frames(spec)
+        return min(self.config.first_block * spec.frames_per_block + 1, frames)
+
+    def video_frames(self, spec: TokenizerSpec) -> int:
+        return (self.config.first_block + self.layout.num_blocks) * spec.frames_per_block
+
+    def read_prompt(self, tokenizer: VideoTokenizer, video: Tensor, allocator: Cut | None) -> Prompt:
+        """(N, 3, T0, H, W) first frames -> the context: the last frame repeated to fill the context blocks.
+
+        The context is not cut. Blocks from `first_block` on are generated anew; earlier ones are decoded as encoded.
+        """
+        spec, first_block = tokenizer.spec, self.config.first_block
+        frames, fewest = self.config.context_blocks * spec.frames_per_block, self.prompt_frames(spec)
+        if not frames:
+            raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
+        if not fewest <= video.shape[2] <= frames:
+            raise ValueError(f"this model takes {fewest} to {frames} first frames, got {video.shape[2]}")
+        padded = torch.cat([video, video[:, :, -1:].expand(-1, -1, frames - video.shape[2], -1, -1)], 2)
+        spec.check_video(padded)
+        context = BlockTokens.concatenate([part.to("cpu") for part in encode_in_parts(tokenizer, padded, self.device)])
+        prefixes = self.context_prefix(context)
+
+        def unpack(number: int, row: Tensor) -> BlockTokens:
+            generated = self.layout.unpack(row[None], prefixes.shape[1])
+            return BlockTokens.join_blocks([context[number : number + 1].blocks(slice(first_block)), generated])
+
+        return Prompt(prefixes.tolist(), None, unpack)
 
     def context_prefix(self, context: BlockTokens) -> Tensor:
         """The (padded) clip's first blocks, uncut -> (B, P): their codes, then the separator."""

@@ -10,7 +10,6 @@ from typing import Any
 from genvid import config as configuration
 from genvid.allocation import Allocator, UniformAllocator
 from genvid.ar.model import RowModel
-from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import load_model
 from genvid.cli.coding import GROUP, open_budget, open_tokenizer
 from genvid.cli.producers import Reconstruction, Sampling, hashes
@@ -201,12 +200,11 @@ def _producer(arguments: argparse.Namespace, record: EvaluationProtocol, budget:
 def _given_frames(
     arguments: argparse.Namespace, record: EvaluationProtocol, producer: VideoModel
 ) -> EvaluationProtocol:
-    """The protocol with the frames that a model of ours makes and is given: a frame predictor reads whole blocks, and
-    no frame before them. A published one pads the given frames."""
-    if not isinstance(producer, Sampling) or isinstance(producer.model, PublishedTransformer):
+    """The protocol with the frames that the model generates and reads: no more than the fewest frames of a prompt."""
+    if not isinstance(producer, Sampling):
         return record
-    config, frames = producer.model.config, producer.tokenizer.spec.frames_per_block
-    adapted = record.adapted(frames=config.layout.num_blocks * frames, condition_frames=config.context_blocks * frames)
+    model, spec = producer.model, producer.tokenizer.spec
+    adapted = record.adapted(frames=model.video_frames(spec), condition_frames=model.prompt_frames(spec))
     if adapted != record and not arguments.partial:
         raise ValueError(f"this would not be {record.name} but '{adapted.name}'; --partial runs it under that name")
     return adapted
@@ -217,10 +215,8 @@ def _context(
 ) -> Allocator | None:
     """The rule that cuts given blocks as those of the rows that the model was trained on; None: they were whole."""
     rule = open_budget(argparse.Namespace(**{**vars(arguments), "tokens": budget}), tokenizer)
-    if isinstance(model, PublishedTransformer):
-        if rule is not None:
-            raise ValueError("published models read given frames uncut: leave out --scorer, --tokens and --published")
-        return None
+    if model.fixed_prompt and rule is not None:
+        raise ValueError("published models read given frames uncut: leave out --scorer, --tokens and --published")
     layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
     tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
     if rule is not None:

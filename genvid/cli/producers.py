@@ -12,13 +12,12 @@ from torch import Tensor
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
-from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import Budget
 from genvid.data.loader import Batch
 from genvid.eval.evaluation import Output
 from genvid.generation.engine.scheduler import Engine
-from genvid.generation.pipeline import Job, class_job, generate, prediction_job, published_prediction_job
+from genvid.generation.pipeline import Job, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
@@ -101,10 +100,7 @@ class Sampling:
         if not model.config.context_blocks:
             labels = conditioning["label"].cpu()
             return class_job(model, labels if self.numbers is None else torch.tensor(self.numbers)[labels], seeds)
-        video = conditioning["video"]
-        if isinstance(model, PublishedTransformer):
-            return published_prediction_job(model, tokenizer, video, seeds)
-        return prediction_job(model, tokenizer, self.context, video, seeds)
+        return prediction_job(model, tokenizer, self.context, conditioning["video"], seeds)
 
 
 def hashes(**folders: str | None) -> dict[str, str]:

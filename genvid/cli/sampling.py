@@ -18,7 +18,6 @@ from genvid import noise
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
-from genvid.ar.published import PublishedTransformer
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import new_output, open_budget, open_tokenizer
 from genvid.data.clips import read_frames, to_float
@@ -36,7 +35,6 @@ from genvid.generation.pipeline import (
     class_job,
     continue_video,
     prediction_job,
-    published_prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
@@ -167,7 +165,7 @@ def _continue(
 ) -> None:
     """The whole prompt, and as many frames more as are asked for. Like `_sample`, but without token files: each part
     was decoded behind a context of its own."""
-    if isinstance(model, PublishedTransformer):
+    if model.fixed_prompt:
         raise ValueError("published models predict what follows the first frames, once: leave out --frames")
     allocator = _allocator(arguments, model, tokenizer)
     prompt, spec = probe(arguments.prompt), tokenizer.spec
@@ -212,11 +210,7 @@ def _job(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokeniz
         return class_job(model, torch.full_like(seeds, condition["class"] or 0), seeds, planned=planned)
     allocator = _allocator(arguments, model, tokenizer)
     context = _prompt(arguments.prompt, model, tokenizer.spec).expand(arguments.count, -1, -1, -1, -1)
-    if not isinstance(model, PublishedTransformer):
-        return prediction_job(model, tokenizer, allocator, context, seeds, planned=planned)
-    if allocator is not None or planned is not None:
-        raise ValueError("published models read their prompt uncut: leave out --scorer, --tokens and --lengths")
-    return published_prediction_job(model, tokenizer, context, seeds)
+    return prediction_job(model, tokenizer, allocator, context, seeds, planned=planned)
 
 
 def _allocator(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer) -> Allocator | None:
@@ -259,10 +253,7 @@ def _condition(arguments: argparse.Namespace, model: RowModel) -> dict[str, Any]
 
 def _prompt(path: str, model: RowModel, spec: TokenizerSpec) -> Tensor:
     """The first frames (1, 3, T0, H, W) of a video, as many as the model reads."""
-    frames = model.config.context_blocks * spec.frames_per_block
-    if isinstance(model, PublishedTransformer):  # as published: one frame of the first block that is generated
-        frames = min(model.config.first_block * spec.frames_per_block + 1, frames)
-    return _frames(path, frames, spec)
+    return _frames(path, model.prompt_frames(spec), spec)
 
 
 def _frames(path: str, count: int, spec: TokenizerSpec) -> Tensor:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from genvid import noise
 from genvid.ar.model import RowModel
-from genvid.ar.published import PublishedTransformer
 from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 
@@ -73,63 +72,19 @@ def prediction_job(
 ) -> Job:
     """(N, 3, T0, H, W) frames -> N videos that begin with the last of them that the model reads, as reconstructed.
 
-    A model reads `context_blocks` blocks. They end where the prompt ends, whatever its length: a block is coded whole,
-    so one that is known in part could not be read. The context is encoded alone and cut by `allocator` (None: not cut),
-    so that it costs what it is worth. What follows is `num_blocks` blocks, as many as the model knows by default, of
-    `planned` (N, num_blocks) lengths.
+    A model reads `context_blocks` blocks that end where the prompt ends, whatever its length. The context is encoded
+    alone and cut by `allocator` (None: not cut), so that it costs what it is worth. It is followed by `num_blocks`
+    blocks, by default all that the model generates, of `planned` (N, num_blocks) lengths. Published models pad a prompt
+    to complete blocks and take none of these options.
     """
-    layout, spec, given = model.layout, tokenizer.spec, model.config.context_blocks
-    if isinstance(model, PublishedTransformer):
-        raise ValueError("a published model is prompted in another way: use published_prediction_job")
-    if not given:
-        raise ValueError("this model generates classes; it was not trained to predict frames")
-    frames = given * spec.frames_per_block
-    if context.ndim == 5 and context.shape[2] < frames:
+    if model.fixed_prompt and not (allocator is None and planned is None and num_blocks is None):
         raise ValueError(
-            f"this model reads the last {frames} frames of a prompt, in whole blocks of {spec.frames_per_block}, "
-            f"but the prompt has {context.shape[2]}"
+            "a published model reads the first frames of a video uncut and continues them once: leave out the "
+            "allocator (--scorer, --tokens, --published), planned lengths (--lengths) and numbers of blocks (--frames)"
         )
-    read = context[:, :, -frames:]
-    spec.check_video(read)
-    prefixes: list[list[int]] = []
-    for part in torch.split(read, 16):
-        tokens = tokenizer.encode(part.to(_device(model)))
-        rows = layout.frame_prediction_prefix(tokens if allocator is None else allocator(tokens))
-        prefixes += [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
-    null = prefixes if layout.budget_bins else None  # the same context, of any budget
-    requests = _requests(prefixes, seeds, num_blocks or layout.num_blocks - given, planned, null)
-    return Job(requests, lambda _, row: layout.unpack(row[None]))
-
-
-@torch.no_grad()
-def published_prediction_job(
-    model: PublishedTransformer, tokenizer: VideoTokenizer, context: Tensor, seeds: Tensor
-) -> Job:
-    """(N, 3, T0, H, W) first frames, any number -> N whole videos, in the way of the published checkpoints.
-
-    The last frame is repeated to fill the context blocks, which are encoded without a cut; a last block that was
-    padded in this way is then generated anew. Blocks before it are shown as reconstructed.
-    """
-    if not model.config.context_blocks:
-        raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
-    spec, published = tokenizer.spec, model.config
-    frames = published.context_blocks * spec.frames_per_block
-    fewest = min(published.first_block * spec.frames_per_block + 1, frames)
-    if not fewest <= context.shape[2] <= frames:
-        raise ValueError(f"this model takes {fewest} to {frames} first frames, got {context.shape[2]}")
-    last = context[:, :, -1:]
-    padded = torch.cat([context, last.expand(-1, -1, frames - context.shape[2], -1, -1)], 2)
-    spec.check_video(padded)
-    parts = [tokenizer.encode(part.to(_device(model))).to("cpu") for part in torch.split(padded, 16)]
-    tokens = BlockTokens.concatenate(parts)
-    prefixes = model.context_prefix(tokens)
-
-    def unpack(number: int, row: Tensor) -> BlockTokens:
-        given = tokens[number : number + 1]
-        generated = model.layout.unpack(row[None], prefixes.shape[1])
-        return _join([_blocks(given, slice(published.first_block)), generated])
-
-    return Job(_requests(prefixes.tolist(), seeds, model.layout.num_blocks), unpack)
+    prompt = model.read_prompt(tokenizer, context, allocator)
+    requests = _requests(prompt.prefixes, seeds, num_blocks or model.generated_blocks, planned, prompt.null_prefixes)
+    return Job(requests, prompt.unpack)
 
 
 def stream(
@@ -186,10 +141,10 @@ def continue_video(
         job = prediction_job(model, tokenizer, allocator, video, seeds_here, num_blocks=blocks)
         window = generate(engine, tokenizer, job)
         video = torch.cat([video, window.videos[:, :, given * frames :]], 2)
-        made.append(_blocks(window.tokens, slice(given, None)))
+        made.append(window.tokens.blocks(slice(given, None)))
         if progress is not None:
             progress(start + blocks, wanted)
-    return Generated(video[:, :, : context.shape[2] + num_frames], _join(made))
+    return Generated(video[:, :, : context.shape[2] + num_frames], BlockTokens.join_blocks(made))
 
 
 def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
@@ -226,7 +181,7 @@ def _requests(
 def _stream(
     engine: RowEngine, tokenizer: VideoTokenizer, job: Job, batch_size: int
 ) -> Iterator[tuple[list[int], Generated]]:
-    device, ended, missing = _device(engine.model), [], len(job.requests)
+    device, ended, missing = engine.model.device, [], len(job.requests)
     for number, row in engine.run(job.requests):
         ended.append((number, job.unpack(number, row)))
         missing -= 1
@@ -235,18 +190,3 @@ def _stream(
             videos = tokenizer.decode(tokens.to(device)).float().clamp(-1, 1).cpu()
             yield [number for number, _ in ended], Generated(videos, tokens)
             ended = []
-
-
-def _blocks(tokens: BlockTokens, chosen: slice) -> BlockTokens:
-    """Some blocks of the same videos."""
-    return BlockTokens(tokens.keep[:, chosen], None if tokens.codes is None else tokens.codes[:, chosen])
-
-
-def _join(parts: list[BlockTokens]) -> BlockTokens:
-    """Consecutive blocks of the same videos."""
-    codes = [part.codes for part in parts if part.codes is not None]
-    return BlockTokens(torch.cat([part.keep for part in parts], 1), torch.cat(codes, 1))
-
-
-def _device(model: RowModel) -> torch.device:
-    return next(model.parameters()).device

@@ -12,8 +12,9 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.hardware import Hardware
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation.engine.scheduler import Engine, Request, network
-from genvid.generation.engine.scheduler import slots as slots_module
+from genvid.generation.engine import network
+from genvid.generation.engine import slots as slots_module
+from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import Sampler, SamplingConfig
 from genvid.tokens import BlockTokens
 from genvid.tokens.rows import BlockLayout

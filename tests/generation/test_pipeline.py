@@ -17,7 +17,6 @@ from genvid.generation.pipeline import (
     continue_video,
     generate,
     prediction_job,
-    published_prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -143,12 +142,15 @@ def test_published_frame_prediction_replaces_the_padded_block():
     model = PublishedTransformer(config).eval()
     torch.nn.init.normal_(model.head.weight)
     context = clip(3)
-    made = make(model, published_prediction_job(model, PixelTokenizer(), context, torch.arange(3)))
+    made = make(model, prediction_job(model, PixelTokenizer(), None, context, torch.arange(3)))
     assert made.videos.shape == (3, 3, 6, 2, 1)
     torch.testing.assert_close(made.videos[:, :, :2], context[:, :, :2])
+    assert (model.prompt_frames(PixelTokenizer().spec), model.video_frames(PixelTokenizer().spec)) == (3, 6)
+    with pytest.raises(ValueError, match="uncut and continues them once: leave out the allocator"):
+        prediction_job(model, PixelTokenizer(), None, context, torch.arange(3), planned=torch.ones(3, 2))
     for frames in (2, 5):
         with pytest.raises(ValueError, match=f"takes 3 to 4 first frames, got {frames}"):
-            published_prediction_job(model, PixelTokenizer(), clip(frames), torch.arange(3))
+            prediction_job(model, PixelTokenizer(), None, clip(frames), torch.arange(3))
 
 
 def test_bad_input_is_said_in_words():
@@ -156,9 +158,9 @@ def test_bad_input_is_said_in_words():
     tokenizer, one, three = PixelTokenizer(), torch.arange(1), torch.arange(3)
     with pytest.raises(ValueError, match="there are 3 classes"):
         class_job(model, torch.tensor([3]), one)
-    with pytest.raises(ValueError, match="last 2 frames of a prompt, in whole blocks of 2, but the prompt has 1"):
+    with pytest.raises(ValueError, match="last 2 frames of a prompt, in blocks of 2, but the prompt has 1"):
         prediction_job(predictor, tokenizer, None, clip(1), three)
-    with pytest.raises(ValueError, match="last 4 frames of a prompt, in whole blocks of 2, but the prompt has 3"):
+    with pytest.raises(ValueError, match="last 4 frames of a prompt, in blocks of 2, but the prompt has 3"):
         prediction_job(model_of(context_blocks=2), tokenizer, None, clip(3), three)
     with pytest.raises(ValueError, match="was not trained to predict frames"):
         prediction_job(model, tokenizer, None, clip(2), three)

@@ -21,8 +21,8 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("on a CPU kernels are interpreted: TRITON_INTERPRET=1, before anything starts", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels of a GPU need triton, which is not installed here")
 
-from genvid.generation.engine.scheduler import kernels
-from genvid.generation.engine.scheduler import single_row as single
+from genvid.generation.engine import kernels
+from genvid.generation.engine import single_row as single
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"

@@ -40,7 +40,7 @@ def test_what_transformers_cannot_do_is_said_in_words():
     model = rotary()
     with pytest.raises(ValueError, match="without guidance"):
         StockEngine(model, SamplingConfig(guidance=1.5))
-    with pytest.raises(ValueError, match="knows no adaptok_ar model"):
+    with pytest.raises(ValueError, match="transformers has no adaptok_ar model"):
         StockEngine(learned(), GREEDY)
     planned = with_budget(Engine(model, GREEDY, slots=2), class_requests(LENGTH, 2), BudgetConfig(tokens_per_video=8))
     with pytest.raises(ValueError, match="cannot plan a budget"):

@@ -24,7 +24,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.requests import FutureRequestState, GenerationOutput
 
 from genvid import noise
-from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.model import RowModel
 from genvid.generation.engine.scheduler import Request, check_request
 from genvid.generation.grammar import BlockGrammar, fresh
 from genvid.generation.sampler import SamplingConfig, draw
@@ -43,8 +43,8 @@ class StockEngine:
     def __init__(
         self, model: RowModel, config: SamplingConfig, *, slots: int = 64, dtype: torch.dtype | None = None
     ) -> None:
-        if not isinstance(model, BlockTransformer):
-            raise ValueError(f"transformers knows no {model.model_type} model: sample it with genvid's own engine")
+        if model.causal_lm is None:
+            raise ValueError(f"transformers has no {model.model_type} model: sample it with genvid's own engine")
         if config.guidance != 1.0:
             raise ValueError("transformers batches rows without guidance: leave it out, or use genvid's own engine")
         if slots < 1:
@@ -52,7 +52,7 @@ class StockEngine:
         self.model, self.config, self.slots = model, config, slots
         self.tokens = 0
         """Tokens sampled so far, framing included."""
-        self._llama = copy.deepcopy(model.llama).to(dtype or model.llama.dtype)
+        self._llama = copy.deepcopy(model.causal_lm).to(dtype or model.causal_lm.dtype)
         self._llama.set_attn_implementation("sdpa")
 
     def check(self, requests: Sequence[Request]) -> None:
