@@ -343,11 +343,11 @@ def test_an_interrupted_sample_goes_on_where_it_stopped(models, video, tmp_path,
     run(*asked, "--output", tmp_path / "straight")
     original, written = SampleWriter.write_video, []
 
-    def write(self, folder, number, video):
+    def write(self, folder, number, video, before=()):
         if len(written) == 3:  # in the middle of the second batch
             raise KeyboardInterrupt
         written.append(number)
-        return original(self, folder, number, video)
+        return original(self, folder, number, video, before)
 
     monkeypatch.setattr(SampleWriter, "write_video", write)
     with pytest.raises(KeyboardInterrupt):
