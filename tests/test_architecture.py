@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "generation": CORE | {"ar", "generation", "allocation", "data"},
     "tokenizer": CORE | SUPPORT | {"tokenizer", "device"},
     "eval": CORE | {"data", "allocation", "perceptual", "eval"},
+    "api": LIBRARY,
+    "": {"api"},  # genvid.load
     "cli": LIBRARY | {"cli", "recipes"},
     "recipes": LIBRARY | {"recipes"},
 }

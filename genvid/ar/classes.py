@@ -19,3 +19,23 @@ def class_names(model: RowModel) -> list[str]:
     held = yaml.safe_load(run.read_text())
     cache = held.get("cache") if isinstance(held, dict) else None
     return TokenCache.open(cache).classes if cache and (Path(cache) / FINGERPRINT).is_file() else []
+
+
+def class_number(model: RowModel, label: int | str | None) -> int | None:
+    """Number of a class that is given by its name or number; None for a model without classes, which takes no label."""
+    count = model.layout.num_classes
+    if model.config.context_blocks:
+        raise ValueError("this model continues videos, it does not generate classes: give a prompt")
+    if not count:
+        if label is not None:
+            raise ValueError(f"this model has no classes: leave out the class {label!r}")
+        return None
+    names = class_names(model)
+    known = f"a number from 0 to {count - 1}" + (f", or one of {', '.join(names)}" if names else "")
+    if label is None:
+        raise ValueError(f"give a class, which is {known}")
+    if label in names:
+        return names.index(str(label))
+    if not str(label).isdecimal() or int(label) >= count:
+        raise ValueError(f"this model has no class {label!r}; a class is {known}")
+    return int(label)

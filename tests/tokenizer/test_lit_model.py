@@ -7,6 +7,7 @@ import pytest
 import torch
 from tiny_codecs import CLASSES, cosmos, drifting, make_lit, save_codec
 
+import genvid
 from genvid.checkpoint import load_model
 from genvid.provenance import Origin, ProvenanceError
 from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator
@@ -208,6 +209,18 @@ def test_a_folder_holds_the_inpainter_and_names_the_codec(lit: LIT, tmp_path: Pa
     # Where weights lie in memory changes the rounding of matrix products on some processors.
     torch.testing.assert_close(again.decode(tokens), lit.decode(tokens))
     assert not any(name.startswith("codec") for name in lit.state_dict())
+
+
+def test_genvid_load_keeps_a_number_of_positions_of_each_clip(lit: LIT, tmp_path: Path) -> None:
+    lit.save(tmp_path / "model")
+    tokenizer = genvid.load(tmp_path / "model", device="cpu")
+    video = (drifting(2, 12) + 1) / 2
+    tokens = tokenizer.encode(video, tokens=40)
+    assert tokens.lengths.sum(1).tolist() == [40, 40]
+    filled = torch.cat([video, video[:, :, -1:].expand(-1, -1, 2, -1, -1)], 2) * 2 - 1
+    kept = BudgetAllocator(40, lit.metric)(lit.encode(filled))
+    decoded = tokenizer.decode(tokens)
+    torch.testing.assert_close(decoded * 2 - 1, lit.decode(kept)[:, :, :12].clamp(-1, 1), atol=1e-5, rtol=1e-5)
 
 
 def test_other_resolutions_work_with_tiles(lit: LIT) -> None:

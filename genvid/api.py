@@ -1,0 +1,201 @@
+"""Models from their folders, for arrays and images instead of tensors:
+
+    tokenizer = genvid.load("models/adaptok")
+    tokens = tokenizer.encode(video, tokens=256)
+    video = tokenizer.decode(tokens)
+    model = genvid.load("models/adaptok-ar")
+    videos = model.sample(tokenizer, label="Basketball", count=4)
+
+Arrays are those of `genvid.data.arrays`, and come back in the form in which they were given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genvid import noise
+from genvid.allocation import Allocator, BudgetError, DistortionPredictor, JointAllocator, UniformAllocator
+from genvid.ar.classes import class_number
+from genvid.ar.model import RowModel
+from genvid.checkpoint import CONFIG, CheckpointError, Model, load_model, resolve
+from genvid.data.arrays import Array, ArrayForm, read_array
+from genvid.device import device as default_device
+from genvid.generation.budget import BudgetConfig, with_budget
+from genvid.generation.engine.scheduler import Engine
+from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
+from genvid.generation.sampler import SamplingConfig
+from genvid.provenance import check_made_from
+from genvid.tokenizer.adaptok.loading import load_scorer
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.lit.budget import BudgetAllocator, check_floor
+from genvid.tokenizer.lit.model import LIT
+from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens.blocks import clip_frames
+
+BATCH = 16
+"""Videos sampled at a time: memory, not results."""
+
+
+@dataclass(frozen=True)
+class VideoTokens:
+    """Tokens of B videos of the same length."""
+
+    clips: tuple[BlockTokens, ...]
+    """The consecutive clips that the tokenizer cuts a video into, each of all B videos, on the CPU."""
+    frames: int
+    """Frames of a video; the last clip is longer where these do not fill its blocks."""
+    form: ArrayForm
+    tokenizer: str | None
+    """Fingerprint of the tokenizer's folder."""
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B, G) int64: kept tokens of each block of the whole videos."""
+        return torch.cat([clip.lengths for clip in self.clips], 1)
+
+
+class Tokenizer:
+    """Arrays <-> tokens."""
+
+    def __init__(self, model: VideoTokenizer, predictor: DistortionPredictor | None, device: torch.device) -> None:
+        self.model, self.predictor, self.device = model, predictor, device
+
+    @torch.no_grad()
+    def encode(self, video: Any, *, tokens: int | None = None) -> VideoTokens:
+        """A video, several of one length, or an image -> its tokens.
+
+        A video of any length is cut into consecutive clips of at most `spec.max_blocks` blocks, and its last frame is
+        repeated to fill the last block. `tokens` is the most that a clip of full length keeps, and a shorter one keeps
+        its share; None: all. With a scorer they are spent where they reduce the distortion most, without one each block
+        gets as many. Of LIT, `tokens` are the positions that each clip keeps.
+        """
+        pixels, form = read_array(video)
+        self.model.spec.check_frames(pixels)
+        clips = []
+        for clip in self._clips(pixels):
+            encoded = self.model.encode(clip.to(self.device))
+            cut = encoded if tokens is None else self.allocator(tokens, encoded.keep.shape[1])(encoded)
+            clips.append(replace(cut, features=None).to("cpu"))
+        return VideoTokens(tuple(clips), pixels.shape[2], form, self._fingerprint())
+
+    @torch.no_grad()
+    def decode(self, tokens: VideoTokens) -> Array:
+        """Tokens -> the videos, in the form of those that were encoded."""
+        if tokens.tokenizer is not None and (own := self._fingerprint()) is not None:
+            way_out = "decode them with the tokenizer that encoded them"
+            check_made_from("these tokens", {"tokenizer": tokens.tokenizer}, {"tokenizer": own}, way_out)
+        clips = [self.model.decode(clip.to(self.device)) for clip in tokens.clips]
+        return tokens.form.restore(torch.cat(clips, 2)[:, :, : tokens.frames])
+
+    def allocator(self, tokens: int, blocks: int) -> Allocator:
+        """The rule that keeps at most `tokens` of a clip of full length, each clip by itself, for clips of so many
+        `blocks`. BudgetError when a clip takes more."""
+        spec = self.model.spec
+        if isinstance(self.model, LIT):
+            check_floor(tokens, spec.block_capacity)
+            return BudgetAllocator(tokens, self.model.metric)
+        most = blocks if spec.max_blocks is None else spec.max_blocks
+        least = most * (1 if self.predictor is None else int(self.predictor.sizes[0]))
+        if tokens < least:
+            raise BudgetError(f"{tokens} tokens are too few for a clip of {most} blocks, which take at least {least}")
+        if self.predictor is None:
+            return UniformAllocator(tokens // most)
+        return JointAllocator(self.predictor, tokens * blocks / most, group_size=1)
+
+    def _clips(self, video: Tensor) -> Iterator[Tensor]:
+        """(B, 3, T, H, W) -> its consecutive clips, of which the last repeats its last frame to fill its blocks."""
+        spec = self.model.spec
+        for clip in torch.split(video, clip_frames(video.shape[2], spec), 2):
+            missing = spec.filled(clip.shape[2]) - clip.shape[2]
+            yield torch.cat([clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+
+    def _fingerprint(self) -> str | None:
+        return self.model.fingerprint if isinstance(self.model, Model) else None
+
+
+class Generator:
+    """An autoregressive model over the tokens of a tokenizer."""
+
+    def __init__(self, model: RowModel) -> None:
+        self.model = model
+
+    @torch.no_grad()
+    def sample(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        label: int | str | None = None,
+        prompt: Any = None,
+        count: int = 1,
+        seed: int = 0,
+        tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float = 1.0,
+    ) -> Array:
+        """`count` videos of the class `label` (name or number), or that continue the video `prompt`.
+
+        Videos of a class are (count, T, H, W, 3) uint8 in NumPy; continuations are a batch in the form of the prompt,
+        whose last frames they begin with. Video i of a seed does not depend on `count`. `tokens` is the most that the
+        generated blocks of a video have; `prompt_tokens` cuts the prompt, as `Tokenizer.encode` does. `temperature` to
+        `guidance` are those of `genvid.generation.sampler.SamplingConfig`.
+        """
+        if count < 1:
+            raise ValueError(f"count is at least 1, got {count}")
+        sampling = SamplingConfig(temperature, top_k, top_p, guidance)
+        check_match(self.model, tokenizer.model)
+        seeds = noise.sample_seeds(seed, "samples", torch.arange(count))
+        if prompt is None:
+            if prompt_tokens is not None:
+                raise ValueError("prompt_tokens cuts a prompt, and there is none: give prompt, or tokens for a class")
+            number, form = class_number(self.model, label), ArrayForm()
+            job = class_job(self.model, torch.full_like(seeds, number or 0), seeds)
+        else:
+            if label is not None:
+                raise ValueError(f"give a label or a prompt, not both: got label {label!r}")
+            job, form = self._continuations(tokenizer, prompt, prompt_tokens, seeds)
+        engine = Engine(self.model, sampling, slots=min(BATCH, count))
+        job = replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens)))
+        return form.restore(generate(engine, tokenizer.model, job, batch_size=BATCH).videos)
+
+    def _continuations(
+        self, tokenizer: Tokenizer, prompt: Any, tokens: int | None, seeds: Tensor
+    ) -> tuple[Job, ArrayForm]:
+        video, form = read_array(prompt)
+        if len(video) != 1:
+            raise ValueError(f"a prompt is one video, got {len(video)}")
+        context = video.expand(len(seeds), -1, -1, -1, -1)
+        allocator = None if tokens is None else tokenizer.allocator(tokens, self.model.config.context_blocks)
+        return prediction_job(self.model, tokenizer.model, allocator, context, seeds), replace(form, ndim=5)
+
+
+def load(
+    source: str | Path, *, scorer: str | Path | None = None, device: str | torch.device | None = None
+) -> Tokenizer | Generator:
+    """A model folder or Hugging Face Hub id -> its tokenizer or autoregressive model, by default on a GPU if there is
+    one. The scorer of an AdapTok tokenizer is that in its folder `scorer`, unless another is given."""
+    folder, place = resolve(source), default_device() if device is None else torch.device(device)
+    model = load_model(folder).to(place)
+    if scorer is not None and not isinstance(model, AdapTok):
+        raise ValueError(f"a scorer belongs to an AdapTok tokenizer, and {source} holds a {model.model_type} model")
+    if isinstance(model, AdapTok):
+        beside = folder / "scorer"
+        found = scorer or (beside if (beside / CONFIG).is_file() else None)
+        predictor = None if found is None else ScorerPredictor(model, load_scorer(str(found), model).to(place))
+        return Tokenizer(model, predictor, place)
+    if isinstance(model, VideoTokenizer):
+        return Tokenizer(model, None, place)
+    if isinstance(model, RowModel):
+        return Generator(model)
+    raise CheckpointError(
+        f"{source} holds a model of type {model.model_type}; genvid.load opens tokenizers and autoregressive models"
+    )
