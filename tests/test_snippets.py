@@ -1,0 +1,107 @@
+"""The Python blocks of the pages run, one after another, in a folder and with variables that each page takes as given.
+
+Models are tiny and untrained. Nothing is fetched: a folder takes the place of a Hub model.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from genvid.allocation import FixedCurves, UniformAllocator
+from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.model import BlockTransformer
+from genvid.data import ClipConfig, SyntheticConfig, to_float
+from genvid.data.dataset import ClipDataset
+from genvid.data.loader import one_pass
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens import BlockTokens
+from genvid.tokens.cache import CacheInfo
+from genvid.tokens.rows import BlockLayout
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = {str(page.relative_to(ROOT)): page for page in [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]}
+BLOCKS = {name: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re.S) for name, page in PAGES.items()}
+CODES = VQConfig(codebook_size=64)
+LAYOUT = BlockLayout(codebook_size=64, num_classes=3, num_blocks=4, block_capacity=16, sizes=(2, 4, 16))
+
+Helpers = Callable[[str], Any]
+"""Imports a module of helpers from a folder of the tests: `tokenizer/tiny_codecs`."""
+
+
+def adaptok() -> AdapTok:
+    network = StackConfig(width=16, depth=1, heads=2)
+    config = AdapTokConfig(resolution=(32, 32), block_capacity=16, encoder=network, decoder=network, quantizer=CODES)
+    return AdapTok(config).eval()
+
+
+def transformer(context_blocks: int = 0) -> BlockTransformer:
+    sizes = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=96)
+    return BlockTransformer(ARConfig(LAYOUT, sizes, context_blocks)).eval()
+
+
+def allocation(helpers: Helpers) -> dict[str, Any]:
+    curves, sizes = torch.tensor([[3.0, 2.0, 1.5], [9.0, 4.0, 1.0]]), torch.tensor([1, 2, 4])
+    given = {"curves": curves, "candidate_sizes": sizes, "budget": 5, "multiplier": 0.1}
+    tokens = BlockTokens(torch.ones(1, 2, 4).bool(), torch.zeros(1, 2, 4).long())
+    return {**given, "tokens": tokens, "predictor": FixedCurves(curves[None], sizes)}
+
+
+def data(helpers: Helpers) -> dict[str, Any]:
+    dataset = ClipDataset(SyntheticConfig(clips=8), ClipConfig(resolution=(32, 32)))
+    batches = [[batch] for batch in one_pass(dataset, batch_size=1)]
+    info = CacheInfo("abc", {"type": "uniform"}, "data", 1, 16, 4, 16, [4], 64, list(dataset.classes))
+    given = {"tokenizer": adaptok(), "allocator": UniformAllocator(4), "fingerprint": "abc", "i": 0, "seed": 0}
+    return {"folder": "cache", "info": info, "dataset": dataset, "batches": batches, **given}
+
+
+def generation(helpers: Helpers) -> dict[str, Any]:
+    model = transformer()
+    model.save("runs/ar/export")
+    Path("yeahhhh326").mkdir()
+    helpers("ar/test_ar_published").published_folder(Path("yeahhhh326/AdapTok-AR"))
+    tokenizer, clip = adaptok(), to_float(torch.zeros(2, 3, 4, 32, 32).byte())
+    given = {"allocator": UniformAllocator(4), "labels": torch.tensor([0, 2]), "seeds": torch.arange(2), "clip": clip}
+    return {"model": model, "frame_model": transformer(context_blocks=1), "tokenizer": tokenizer, **given}
+
+
+def lit(helpers: Helpers) -> dict[str, Any]:
+    codecs = helpers("tokenizer/tiny_codecs")
+    codecs.make_lit(codecs.cosmos(Path("codec").resolve(), window=9), resolution=64).save("runs/lit/lit/export")
+    video, shown = codecs.drifting(1, 90, 64), []
+    return {"video": video, "chunks": video.split(9, dim=2), "show": shown.append}
+
+
+PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
+    "docs/allocation.md": allocation,
+    "docs/data.md": data,
+    "docs/generation.md": generation,
+    "docs/lit.md": lit,
+    "docs/published.md": allocation,
+}
+"""Page -> a function that makes the files and returns the variables that its blocks take as given."""
+
+
+@pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks and "evaluation" not in name])
+def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def helpers(module: str) -> Any:
+        monkeypatch.syspath_prepend(ROOT / "tests" / Path(module).parent)
+        return importlib.import_module(Path(module).name)
+
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    namespace = PREPARED[name](helpers) if name in PREPARED else {}
+    for number, block in enumerate(BLOCKS[name]):
+        code = compile(block, f"{name}, block {number}", "exec")
+        if "vllm" in block and importlib.util.find_spec("vllm") is None:
+            continue
+        exec(code, namespace)
