@@ -6,6 +6,7 @@ import importlib.util
 import os
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from accelerate.utils import (
 )
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from torch.distributed.fsdp.wrap import transformer_auto_wrap_policy
+from torch.utils.checkpoint import checkpoint
 
 from genvid.train.config import TrainConfig
 from genvid.train.task import StepOutput, TrainingTask
@@ -100,14 +102,22 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
         }
 
 
-def compile_task(accelerator: Accelerator, task: TrainingTask, micro_batches: int) -> None:
-    """Layer by layer where FSDP2 or DeepSpeed come between the layers, else as the task wishes."""
+def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
+    """Activation checkpointing and compilation, as the config says; before `Accelerator.prepare`, on the device.
+
+    Under FSDP2 and DeepSpeed, whose hooks run between the layers, layers are compiled one by one.
+    """
+    if config.activation_checkpointing:
+        for layer in task.layers():
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
+    if not config.compile:
+        return
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         task.compile_layers()
     else:
-        # DDP would have every compiled part cut where its buckets end, into pieces of 25 MB of weights.
+        # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.
         torch._dynamo.config.optimize_ddp = False
-        task.use_compiler("reduce-overhead" if micro_batches == 1 else None)
+        task.use_compiler("reduce-overhead" if config.accumulation == 1 else None)
 
 
 def make_state() -> PartialState:

@@ -21,11 +21,13 @@ from typing import Any
 import safetensors
 import safetensors.torch
 import torch
+import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
 from genvid.files import sha256
+from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
 from genvid.train.run import RunError
 from genvid.train.sharding import gather, local_part, named_weights, split
@@ -65,6 +67,18 @@ def damage(checkpoint: Path) -> str | None:
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"it cannot be read: {error}"
     return None
+
+
+def check_steps(run: Path, config: TrainConfig) -> None:
+    """RunError when `train.steps` of a config would change learning rates of steps that the run has finished."""
+    checkpoints = list_checkpoints(run)
+    if checkpoints:
+        held = yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"]
+        for phase, settings in config.optimizers.items():
+            try:
+                settings.check_extension(checkpoint_step(checkpoints[0]), held, config.steps)
+            except ValueError as error:
+                raise RunError(f"{run}, optimizer {phase}: {error}") from None
 
 
 class TrainingState:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -10,26 +11,26 @@ from genvid.train.optim import OptimizerConfig
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How a stage is trained. Steps, never epochs; `batch_size` is the global one."""
+    """Length, batch, precision and optimizers of a run. Counted in steps, never epochs."""
 
     steps: int
     batch_size: int = 32
+    """Clips (or rows) of a step, over all processes and micro-batches."""
     accumulation: int = 1
     """Micro-batches per step and process."""
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
     activation_checkpointing: bool = False
-    """Layers keep only their inputs and run again in the backward pass: about a third more work, for a fraction of the
-    memory."""
+    """Keep only the inputs of layers and compute them again in the backward pass: a third more work, less memory."""
     optimizers: dict[str, OptimizerConfig] = field(default_factory=lambda: {"model": OptimizerConfig()})
-    """One for each phase of the task."""
+    """Phase of the task -> its optimizer."""
     ema_decay: float | None = 0.999
     workers: int = 2
     log_every: int = 20
     save_every: int = 1000
     keep_checkpoints: int = 2
     max_skipped: int = 10
-    """Steps in a row that may be skipped for a loss or gradient that is not finite, before the run stops."""
+    """Steps in a row with a loss or gradient that is not finite, after which the run ends."""
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -37,3 +38,30 @@ class TrainConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+
+    def check_phases(self, task: str, phases: Sequence[str]) -> None:
+        """ValueError unless every phase of a task, and nothing else, has an optimizer."""
+        if set(self.optimizers) != set(phases):
+            raise ValueError(f"{task} needs train.optimizers for {', '.join(phases)}; got {', '.join(self.optimizers)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationConfig:
+    """When and on how much held-out data the loss is measured while a run trains."""
+
+    every: int = 1000
+    """Steps between measurements: a multiple of `train.log_every`, whose records hold the results."""
+    batches: int = 2
+    """Held-out batches of `train.batch_size`, the same ones at every measurement."""
+
+    def __post_init__(self) -> None:
+        if self.every < 1 or self.batches < 1:
+            raise ValueError(f"validation.every and validation.batches must be at least 1, got {self}")
+
+    def check_records(self, log_every: int) -> None:
+        """ValueError unless every measurement falls on a step that has a record."""
+        if self.every % log_every:
+            raise ValueError(
+                f"validation.every must be a multiple of train.log_every, {log_every} steps, whose records hold the "
+                f"results; got {self.every}"
+            )

@@ -1,6 +1,6 @@
-"""Steps whose loss or gradient is not finite change nothing; too many in a row end the run.
+"""Skipping of steps whose loss or gradient is not finite; too many in a row end the run.
 
-The device decides and counts: the host asks only when it writes to the journal.
+The check and the counts stay on the device. The host reads them only when it writes to the journal.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What the host reads of the guard."""
+class Skipped:
+    """Counts of skipped steps."""
 
-    skipped: int
-    """Steps since the run began."""
+    total: int
+    """Since the run began."""
     in_a_row: int
-    """Steps up to the last one; at the limit and beyond, nothing changes any more."""
+    """Up to the last step. From the limit on, all further steps are skipped."""
 
 
 class NonFiniteGuard:
-    """Holds the tensor `bad`: 1 while the present step is to be skipped, else 0.
+    """Holds the tensor `bad`: 1 when the present step is to be skipped, else 0.
 
-    torch's fused optimizers read it where a gradient scaler would have put it (`found_inf`), and then leave weights,
-    moments and step counts as they are. `limit` bad steps in a row make all later ones bad.
+    torch's fused optimizers read it as `found_inf`, where a gradient scaler would put it, and then leave weights,
+    moments and step counts unchanged. After `limit` bad steps in a row all later ones are bad.
     """
 
     def __init__(self, task: nn.Module, optimizers: Iterable[torch.optim.Optimizer], limit: int) -> None:
@@ -35,7 +35,7 @@ class NonFiniteGuard:
         self.bad, self.in_a_row, self.skipped = (torch.zeros((), device=device) for _ in range(3))
         for optimizer in optimizers:
             optimizer.found_inf = self.bad  # type: ignore[attr-defined]
-        # Running statistics are updated before anything is known of the step: they are put back.
+        # Running statistics are updated before the step is known to be good: copies of them are restored if it is not.
         kept = task.state_dict(keep_vars=True)
         self.statistics = [b for name, b in task.named_buffers() if name in kept and b.is_floating_point()]
         self.before = [buffer.clone() for buffer in self.statistics]
@@ -49,7 +49,7 @@ class NonFiniteGuard:
 
     @torch.no_grad()
     def check(self, norm: Tensor) -> None:
-        """After the backward pass of a phase, with its gradient norm: is it and what follows to be skipped?"""
+        """Mark this phase and the rest of the step as skipped if `norm` is not finite; after the backward pass."""
         torch.ne(torch.add(self.bad, norm, alpha=0), 0, out=self.bad)
 
     @torch.no_grad()
@@ -62,12 +62,12 @@ class NonFiniteGuard:
             for buffer, before in zip(self.statistics, self.before, strict=True):
                 torch.where(bad, before, buffer, out=buffer)
 
-    def verdict(self) -> Verdict:
-        """Waits for the device."""
+    def read(self) -> Skipped:
+        """The counts so far. Waits for the device."""
         skipped, in_a_row = torch.stack([self.skipped, self.in_a_row]).long().tolist()
-        return Verdict(skipped, in_a_row)
+        return Skipped(skipped, in_a_row)
 
 
 def poisoned(scale: Tensor, loss: Tensor) -> Tensor:
-    """`scale`, or NaN where `loss` is not finite: every process then finds it in the gradients they share."""
+    """`scale`, or NaN where `loss` is not finite: the gradients that all processes share are then NaN too."""
     return torch.add(scale, loss.detach(), alpha=0)

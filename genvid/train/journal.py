@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid.files import write_atomically
+from genvid.train.means import Means
 from genvid.train.run import RunError, read_journal
+from genvid.train.task import StepOutput
 
 logger = logging.getLogger(__name__)
 
@@ -28,17 +32,12 @@ STARVED = 0.2
 
 
 class Journal:
-    """Sums the terms of every step on the device and writes their means every `every` steps.
-
-    Means are weighted by the number of items, over all processes: what is written does not depend on how the global
-    batch was split.
-    """
+    """Writes the means of every `every` steps: of a task's terms over all items and processes (genvid.train.means)."""
 
     def __init__(self, accelerator: Accelerator, folder: Path, *, start: int, steps: int, every: int) -> None:
         self.accelerator, self.every, self.recorded = accelerator, every, start
         self.file = folder / "metrics.jsonl"
-        self.sums: dict[tuple[str, ...], Tensor] = {}
-        """Names of terms that come together -> their sums weighted by items, then the sum of the weights."""
+        self.means = Means()
         self.values: dict[str, float] = {}
         self.waited = 0.0
         self.started = self.warned = False
@@ -46,29 +45,55 @@ class Journal:
         self.bar = tqdm(
             total=steps, initial=start, desc=folder.name, unit="step", disable=not accelerator.is_local_main_process
         )
-        self._forget_after(start)
+        self._drop_after(start)
 
-    def add(self, terms: dict[str, Tensor], items: Tensor, skip: Tensor) -> None:
-        """Account for one micro-batch: named means over its `items` items; for nothing where `skip` (bool)."""
-        names = tuple(terms)
-        weighted = torch.stack([*(value.detach() for value in terms.values()), torch.ones_like(items)]).double() * items
-        weighted = torch.where(skip, 0.0, weighted)
-        self.sums[names] = self.sums[names] + weighted if names in self.sums else weighted
+    def add_phase(
+        self,
+        prefix: str,
+        outputs: Sequence[StepOutput],
+        items: Sequence[Tensor],
+        terms: dict[str, Tensor],
+        *,
+        lr: float,
+        skip: Tensor,
+    ) -> None:
+        """Add one phase of a step: each micro-batch's output with its number of items, `terms` of the step as a whole,
+        and the learning rate. Names begin with `prefix`; a skipped step (`skip`, bool) counts for nothing."""
+        for output, count in zip(outputs, items, strict=True):
+            self.means.add_output(prefix, output, count, skip)
+        if terms:
+            named = {prefix + name: value for name, value in terms.items()}
+            self.means.add(named, torch.ones_like(items[0]), skip)
+        self.set(**{f"{prefix}lr": lr})
 
     def set(self, **values: float) -> None:
         """Values that are the same on every process (learning rates, skipped steps)."""
         self.values |= values
 
+    @contextmanager
+    def waiting_for_data(self) -> Iterator[None]:
+        """Time spent here is waiting for data."""
+        begun = time.perf_counter()
+        yield
+        self.waited += time.perf_counter() - begun
+
+    @contextmanager
+    def clock_stopped(self) -> Iterator[None]:
+        """Time spent here is no training: speeds leave it out."""
+        begun = time.perf_counter()
+        yield
+        self.since += time.perf_counter() - begun
+
     def due(self, step: int) -> bool:
         """Whether step `step` (from 0) ends with a record."""
         return (step + 1) % self.every == 0 or step + 1 == self.bar.total
 
-    def step(self, step: int, batch_size: int) -> None:
-        """Close optimizer step `step` (from 0), with a record when one is due."""
+    def step(self, step: int, batch_size: int, held_out: dict[str, float]) -> None:
+        """Close optimizer step `step` (from 0); when a record is due, write it, `held_out` included."""
         self.bar.update()
         if not self.due(step):
             return
-        record = self._record(step + 1, batch_size)
+        record = self._record(step + 1, batch_size) | held_out
         if self.accelerator.is_main_process:
             self._write(record)
             self._warn(record)
@@ -77,29 +102,19 @@ class Journal:
         self.accelerator.log({k: v for k, v in record.items() if k != "step"}, step=step + 1)
 
     def _record(self, step: int, batch_size: int) -> dict[str, Any]:
-        sums = self.accelerator.reduce(torch.cat(list(self.sums.values())), "sum").tolist()
-        totals: dict[str, tuple[float, float]] = {}
-        for names in self.sums:
-            *values, weight = sums[: len(names) + 1]
-            del sums[: len(names) + 1]
-            for name, value in zip(names, values, strict=True):
-                total, seen = totals.get(name, (0.0, 0.0))
-                totals[name] = total + value, seen + weight
-        items = next(iter(totals.values()))[1]
+        totals = self.means.read(self.accelerator)
         elapsed = time.perf_counter() - self.since
         count, self.recorded = step - self.recorded, step
-        record: dict[str, Any] = {"step": step}
-        record |= {name: total / seen for name, (total, seen) in totals.items() if seen}
-        record |= self.values
+        record: dict[str, Any] = {"step": step, **totals.means, **self.values}
         record |= {
-            "items_per_second": items / elapsed,
+            "items_per_second": totals.items / elapsed,
             "clips_per_second": batch_size * count / elapsed,
             "data_wait": self.waited / elapsed,
         }
         if self.accelerator.device.type == "cuda":
             record["memory"] = torch.cuda.max_memory_allocated() / 1e9
             torch.cuda.reset_peak_memory_stats()
-        self.sums, self.waited = {}, 0.0
+        self.waited = 0.0
         self.since = time.perf_counter()
         return record
 
@@ -121,7 +136,7 @@ class Journal:
                 100 * record["data_wait"],
             )
 
-    def _forget_after(self, step: int) -> None:
+    def _drop_after(self, step: int) -> None:
         """Drop lines that a killed run wrote after its last checkpoint."""
         if self.accelerator.is_main_process and self.file.exists():
             kept = [record for record in read_journal(self.file.parent) if record["step"] <= step]

@@ -1,8 +1,10 @@
-"""A few clips above what a tokenizer makes of them, for the trackers of a run."""
+"""Clips above their reconstructions, for the trackers of a run."""
 
 from __future__ import annotations
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
 from genvid.tokens import VideoTokenizer
@@ -11,9 +13,22 @@ from genvid.train.task import Batch
 CLIPS, FRAMES = 4, 4
 
 
+def log_preview(accelerator: Accelerator, model: nn.Module, batch: Batch, step: int) -> None:
+    """Give the trackers a preview after `step` steps, where the first process holds all weights of the model."""
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    trackers = [tracker for tracker in accelerator.trackers if hasattr(tracker, "log_images")]
+    if sharded or not trackers or not accelerator.is_main_process:
+        return
+    with accelerator.autocast():
+        pictures = preview(model, batch)
+    if pictures is not None:
+        for tracker in trackers:
+            tracker.log_images({"reconstruction": pictures}, step=step)
+
+
 @torch.no_grad()
 def preview(model: nn.Module, batch: Batch) -> Tensor | None:
-    """(N, 3, 2 H, FRAMES W) pictures in [0, 1], frames of a clip from left to right; None without clips to encode."""
+    """Pictures (N, 3, 2 H, FRAMES W) in [0, 1], frames of a clip side by side; None if there is nothing to encode."""
     if not isinstance(model, VideoTokenizer) or "video" not in batch:
         return None
     video, training = batch["video"][:CLIPS], model.training

@@ -1,4 +1,4 @@
-"""SIGTERM, SIGUSR1 (preemption, the end of a Slurm job's time) and failures become the wish to stop after a step."""
+"""Stopping after a step: on SIGTERM or SIGUSR1 (preemption, the end of a Slurm job's time), or after a failure."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 STOPPED = os.EX_TEMPFAIL
-"""Exit status of a run that was told to stop and can go on: 75, which sysexits(3) calls "try again later"."""
+"""Exit status of a run that was stopped and can be resumed: 75, "try again later" of sysexits(3)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Stopped(SystemExit):
-    """A run that was told to stop, after its state was saved; ends the process with status `STOPPED`."""
+    """The end of a stopped run, its state saved: ends the process with status `STOPPED`."""
 
     def __init__(self) -> None:
         super().__init__(STOPPED)
@@ -30,8 +30,8 @@ T = TypeVar("T")
 
 
 class LookAhead(Generic[T]):
-    """Items of a stream, of which the next `steps` are held: when the stream fails, a process among several can still
-    take part in so many steps, until all have agreed to stop."""
+    """Items of a stream, the next `steps` of them read ahead. When the stream fails on one of several processes, that
+    process can still take part in so many steps, until all have agreed to stop."""
 
     def __init__(self, stream: Iterator[T], steps: int) -> None:
         self.stream, self.steps = stream, steps
@@ -39,7 +39,7 @@ class LookAhead(Generic[T]):
         self.failure: Exception | None = None
 
     def take(self) -> T | None:
-        """The next item; None when the stream has ended or failed and nothing is held any more."""
+        """The next item; None when the stream has ended or failed and all items read ahead are used up."""
         while self.failure is None and len(self.held) <= self.steps:
             try:
                 self.held.append(next(self.stream))
@@ -51,10 +51,10 @@ class LookAhead(Generic[T]):
 
 
 class StopRequest:
-    """A context in which the signals end nothing, but make `agreed` true on all processes after the same step.
+    """A context in which signals do not end the process, but make `agreed` true on all processes after the same step.
 
-    Processes tell each other with every step, in a sum that they exchange anyway. To read a sum never makes a GPU
-    wait: it is looked at `LAG` steps later, when it has long been computed.
+    The request of each process is part of a sum that they exchange in every step. The sum is read `LAG` steps late, so
+    reading it never stalls the GPU.
     """
 
     LAG = 2
@@ -63,9 +63,9 @@ class StopRequest:
         self.alone, self.device = processes == 1, device
         self.received: signal.Signals | None = None
         self.failure: Exception | None = None
-        """The first error of this process that leaves its state whole: of the data, or of the journal."""
-        self._answers = torch.tensor([0, 1], device=device)
-        self._told: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
+        """The first error of this process that leaves weights and optimizers intact: of the data, or of the journal."""
+        self._indicators = torch.tensor([0, 1], device=device)
+        self._totals: deque[tuple[Tensor, torch.cuda.Event | None]] = deque()
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -82,7 +82,7 @@ class StopRequest:
 
     @contextmanager
     def shield(self) -> Iterator[None]:
-        """Processes that are started here never see the signals, which launchers send to whole process groups."""
+        """Processes started here are not reached by the signals, which launchers send to complete process groups."""
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             yield
@@ -90,34 +90,42 @@ class StopRequest:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
     def fail(self, error: Exception) -> None:
-        """Wish to stop because of an error; later ones are consequences of the first."""
+        """Request a stop because of an error; later errors are consequences of the first."""
         self.failure = self.failure or error
 
+    @contextmanager
+    def after(self, kind: type[Exception]) -> Iterator[None]:
+        """An error of this kind becomes the request to stop: the run first tries to save once more."""
+        try:
+            yield
+        except kind as error:
+            self.fail(error)
+
     @property
-    def wished(self) -> bool:
-        """Whether this process wishes to stop."""
+    def requested(self) -> bool:
+        """Whether this process requests a stop."""
         return self.received is not None or self.failure is not None
 
-    def wish(self) -> Tensor:
-        """1 where this process wishes to stop, else 0: to be summed over the processes."""
-        return self._answers[int(self.wished)]
+    def indicator(self) -> Tensor:
+        """() int64: 1 where this process requests a stop, else 0; to be summed over the processes."""
+        return self._indicators[int(self.requested)]
 
-    def tell(self, wishes: Tensor) -> None:
-        """The sum of a step's wishes."""
+    def add_total(self, requests: Tensor) -> None:
+        """Take the sum of `indicator` over all processes, once a step."""
         if not self.alone:
-            copy, event = wishes.to("cpu", non_blocking=True), None
+            copy, event = requests.to("cpu", non_blocking=True), None
             if self.device.type == "cuda":
                 event = torch.cuda.Event()  # type: ignore[no-untyped-call]
                 event.record()
-            self._told.append((copy, event))
+            self._totals.append((copy, event))
 
     def agreed(self) -> bool:
         """Whether to stop after this step; the same on all processes."""
         if self.alone:
-            return self.wished
-        if len(self._told) <= self.LAG:
+            return self.requested
+        if len(self._totals) <= self.LAG:
             return False
-        copy, event = self._told.popleft()
+        copy, event = self._totals.popleft()
         if event is not None:
             event.synchronize()
         return bool(copy)

@@ -62,6 +62,10 @@ class TrainingTask(nn.Module, ABC):
         """Journal terms that are not means but functions of the `StepOutput.sums` of a whole step."""
         return {}
 
+    def prefix(self, phase: str) -> str:
+        """Beginning of the journal names of a phase; empty in a task of one phase."""
+        return "" if len(self.phases) == 1 else f"{phase}/"
+
     def phases_at(self, step: int) -> tuple[str, ...]:
         """The phases that run in this step."""
         return self.phases

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.checkpoint import Model, load_weights, read_weights
-from genvid.train.config import TrainConfig
+from genvid.train.config import TrainConfig, ValidationConfig
 from genvid.train.muon import Muon
 from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
 from genvid.train.run import RunError
 from genvid.train.stop import Stopped
 from genvid.train.task import StepOutput, TrainingTask
-from genvid.train.trainer import Shard, Trainer
+from genvid.train.trainer import HeldOut, Shard, Trainer
 
 pytestmark = pytest.mark.gpu
 
@@ -98,11 +98,11 @@ class RunConfig:
 
 
 def train(
-    folder: Path, task: type[TrainingTask] = ToyTask, batches=stream, *, other: int = 0, **settings
+    folder: Path, task: type[TrainingTask] = ToyTask, batches=stream, *, other: int = 0, held_out=None, **settings
 ) -> list[dict]:
     optimizers = {phase: OptimizerConfig(lr=0.05, warmup_steps=2) for phase in task.phases}
     config = TrainConfig(**{"steps": 4, "batch_size": 8, "log_every": 1, "optimizers": optimizers, **settings})
-    Trainer(task(), config, folder, run_config=RunConfig(config, str(folder), other)).fit(batches)
+    Trainer(task(), config, folder, run_config=RunConfig(config, str(folder), other), held_out=held_out).fit(batches)
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -312,3 +312,47 @@ def test_phases_without_an_optimizer_are_named(tmp_path):
 def test_a_non_finite_loss_stops_the_run(tmp_path):
     with pytest.raises(FloatingPointError, match=r"not finite in 10 steps in a row"):
         train(tmp_path / "run", optimizers={"model": OptimizerConfig(lr=1e30, clip_norm=None)}, steps=50)
+
+
+def shifted(shard: Shard) -> Iterator[list[dict[str, Tensor]]]:
+    """Other clips than those of `stream`."""
+    return stream(replace(shard, start_step=shard.start_step + 100))
+
+
+@pytest.mark.parametrize("task", [ToyTask, TwoPlayerTask])
+def test_held_out_losses_change_nothing_of_the_run(tmp_path, task):
+    constant = {p: OptimizerConfig(lr=0.05, warmup_steps=2, final_lr=1.0) for p in task.phases}
+    held_out = HeldOut(shifted, ValidationConfig(every=2, batches=3))
+    measured = train(tmp_path / "with", task, steps=5, held_out=held_out, optimizers=constant)
+    measured = train(tmp_path / "with", task, steps=6, held_out=held_out, optimizers=constant)
+    without = train(tmp_path / "plain", task, steps=6, optimizers=constant)
+    assert_equal_runs(tmp_path / "plain", tmp_path / "with")
+    for plain, record in zip(without, measured, strict=True):
+        named = {name for name in record if name.startswith("held_out/")}
+        due = record["step"] in (2, 4, 5, 6)
+        assert ("held_out/loss" if task is ToyTask else "held_out/generator/loss") in named or not due
+        assert bool(named) == due
+        assert {n: v for n, v in plain.items() if "loss" in n} == {
+            n: v for n, v in record.items() if "loss" in n and n not in named
+        }
+
+
+def test_a_held_out_loss_is_that_of_the_weights_after_the_step(tmp_path):
+    held_out = HeldOut(shifted, ValidationConfig(every=4, batches=2))
+    records = train(tmp_path / "run", steps=4, held_out=held_out, ema_decay=None)
+    task = ToyTask()
+    load_weights(task.model, exported(tmp_path / "run"), source="export")
+    clips = shifted(Shard(0, 1, 0, 1, torch.device("cpu")))
+    batches = [next(clips)[0] for _ in range(2)]
+    with torch.no_grad():
+        total = sum(float(task(batch, "model", 3, {}).loss) for batch in batches)
+    expected = total / sum(int(task.num_items(batch)) for batch in batches)
+    assert records[-1]["held_out/loss"] == pytest.approx(expected, rel=1e-6)
+    split = train(tmp_path / "split", steps=4, held_out=held_out, accumulation=4)
+    assert split[-1]["held_out/loss"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_held_out_losses_belong_to_a_record(tmp_path):
+    with pytest.raises(ValueError, match=r"validation\.every must be a multiple of train\.log_every, 20 steps"):
+        train(tmp_path / "run", held_out=HeldOut(shifted, ValidationConfig(every=30)), log_every=20)
+    assert not (tmp_path / "run").exists()
