@@ -8,6 +8,7 @@ from genvid.allocation.allocators import (
     ThresholdAllocator,
     UniformAllocator,
 )
+from genvid.allocation.budget import Budget
 from genvid.allocation.calibration import Calibration, Provenance, calibrate, close_loop, fit_block_weights
 from genvid.allocation.comparison import choices, with_expected
 from genvid.allocation.config import AllocatorConfig, build_allocator
@@ -19,6 +20,7 @@ from genvid.allocation.solver import solve_budget, solve_program
 __all__ = [
     "Allocator",
     "AllocatorConfig",
+    "Budget",
     "BudgetError",
     "Calibration",
     "DistortionPredictor",

@@ -16,6 +16,7 @@ from genvid.allocation import (
     predict_all_curves,
     solve_program,
 )
+from genvid.allocation.budget import budget_groups
 from genvid.allocation.config import GroupConfig, UniformConfig
 from genvid.allocation.curves import gains
 from genvid.tokens import BlockTokens
@@ -172,3 +173,9 @@ def test_errors_say_what_is_wrong():
         GroupConfig(1024, block_budgets=(float("nan"), 512.0))
     with pytest.raises(ValueError, match="cannot keep -1"):
         UniformAllocator(-1)
+
+
+def test_clips_of_as_many_blocks_share_a_budget():
+    groups = budget_groups([4] * 65 + [2] + [4] * 2)
+    assert [len(group) for group in groups] == [64, 3, 1]
+    assert groups[1:] == [[64, 66, 67], [65]]

@@ -9,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from genvid.allocation import BudgetError
-from genvid.tokenizer.lit.budget import BudgetAllocator, Paths, PriceAllocator, calibrate_prices
+from genvid.tokenizer.lit.budget import (
+    BudgetAllocator,
+    ClipBudget,
+    Paths,
+    PriceAllocator,
+    calibrate_prices,
+    clip_shares,
+)
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
 from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_kept
 from genvid.tokens import BlockTokens
@@ -194,3 +201,14 @@ def test_bad_budgets_and_prices_are_one_sentence() -> None:
         BudgetAllocator(8, METRIC, period=0)
     with pytest.raises(ValueError, match="price of a latent is at least 0, got -1"):
         PriceAllocator(-1, METRIC)
+
+
+def test_clips_of_a_video_share_its_tokens() -> None:
+    assert clip_shares(100, [8, 8, 4], floor=4) == [39, 39, 22]
+    assert clip_shares(12, [8, 8, 4], floor=4) == [4, 4, 4]
+    with pytest.raises(BudgetError, match="11 tokens are too few for a video of 3 clips, which take at least 12"):
+        clip_shares(11, [8, 8, 4], floor=4)
+    shares = ClipBudget(20, METRIC, 4).video_allocators([2, 1])
+    assert [(clips, allocator.positions) for clips, allocator in shares] == [(1, 12), (1, 8)]
+    with pytest.raises(BudgetError, match="below the floor"):
+        ClipBudget(3, METRIC, 4)

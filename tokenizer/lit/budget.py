@@ -17,12 +17,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genvid.allocation import BudgetError
+from genvid.allocation import Allocator, Budget, BudgetError
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.redundancy import measured, positions_at
 from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_reference
@@ -106,6 +107,32 @@ class BudgetAllocator(PathAllocator):
     def choose(self, paths: Paths) -> Tensor:
         check_floor(self.positions, paths.floor)
         return paths.at_budget(paths.savings.new_full((len(paths.savings),), self.positions, dtype=torch.int64))
+
+
+class ClipBudget(Budget):
+    """Tokens of every clip; those of a video are shared among its clips in proportion to their blocks."""
+
+    def __init__(self, tokens: int, metric: Tensor, floor: int) -> None:
+        """`floor`: tokens of the first block of a clip, which keeps all."""
+        check_floor(tokens, floor)
+        self.tokens, self.metric, self.floor = tokens, metric, floor
+
+    def allocator(self, blocks: int) -> Allocator:
+        return BudgetAllocator(self.tokens, self.metric)
+
+    def video_allocators(self, blocks: Sequence[int]) -> list[tuple[int, Allocator]]:
+        return [(1, BudgetAllocator(share, self.metric)) for share in clip_shares(self.tokens, blocks, self.floor)]
+
+
+def clip_shares(tokens: int, blocks: Sequence[int], floor: int) -> list[int]:
+    """Tokens of a video -> of each of its clips: at least `floor`, the rest in proportion to its blocks."""
+    rest, ends = tokens - floor * len(blocks), [0, *accumulate(blocks)]
+    if rest < 0:
+        raise BudgetError(
+            f"{tokens} tokens are too few for a video of {len(blocks)} clips, which take at least "
+            f"{floor * len(blocks)}: the first block of each is kept whole"
+        )
+    return [floor + rest * end // ends[-1] - rest * start // ends[-1] for start, end in pairwise(ends)]
 
 
 def check_floor(positions: int, floor: int) -> None:
