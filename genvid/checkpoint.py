@@ -10,6 +10,7 @@ import hashlib
 import importlib
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar, cast, overload
 
@@ -218,18 +219,22 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def load_weights(model: nn.Module, weights: dict[str, Tensor], *, source: str) -> None:
     """Strict `load_state_dict` whose error names the entries that are missing, unexpected or of another shape."""
-    expected = model.state_dict()
+    expected = {name: value.shape for name, value in model.state_dict().items()}
+    if mismatch := describe_mismatch(expected, weights):
+        raise CheckpointError(f"{source} does not fit {type(model).__name__}: {mismatch}")
+    model.load_state_dict(weights)
+
+
+def describe_mismatch(expected: Mapping[str, tuple[int, ...]], weights: Mapping[str, Tensor]) -> str:
+    """The entries that are missing, unexpected or of another shape, of many the first four; empty where all fit."""
     problems = [f"missing {name}" for name in expected if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in expected]
     problems += [
-        f"{name} is {tuple(weights[name].shape)} but should be {tuple(value.shape)}"
-        for name, value in expected.items()
-        if name in weights and weights[name].shape != value.shape
+        f"{name} is {tuple(weights[name].shape)} but should be {tuple(shape)}"
+        for name, shape in expected.items()
+        if name in weights and weights[name].shape != shape
     ]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise CheckpointError(f"{source} does not fit {type(model).__name__}: {'; '.join(problems[:4])}{more}")
-    model.load_state_dict(weights)
+    return "; ".join(problems[:4]) + (f" and {len(problems) - 4} more" if len(problems) > 4 else "")
 
 
 def fingerprint(folder: str | Path) -> str:

@@ -21,7 +21,7 @@ from genvid.ar.attention import row_positions
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama, run_packed
 from genvid.ar.prompt import Cut, Prompt, encode_in_parts
-from genvid.checkpoint import CheckpointError, load_weights, read_config, read_weights, resolve
+from genvid.checkpoint import CheckpointError, describe_mismatch, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.rows import BlockLayout
@@ -169,7 +169,8 @@ def convert(source: str | Path, destination: str | Path) -> PublishedTransformer
         raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
     data, weights = read_config(folder), read_weights(folder)
     config = _read_config(data, weights, folder)
-    _check_entries(_expected_shapes(config), weights, folder)
+    if mismatch := describe_mismatch(_expected_shapes(config), weights):
+        raise CheckpointError(f"{folder} is no published AR model: {mismatch}")
     model = PublishedTransformer(config).eval()
     load_weights(model, _rename(weights, config), source=str(folder))
     model.save(destination)
@@ -246,19 +247,6 @@ def _expected_shapes(config: PublishedConfig) -> dict[str, tuple[int, ...]]:
             f"layers.{layer}.ffn_norm.weight": (width,),
         }
     return shapes
-
-
-def _check_entries(expected: dict[str, tuple[int, ...]], weights: dict[str, Tensor], folder: Path) -> None:
-    problems = [f"missing {name}" for name in expected if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in expected]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)} but should be {shape}"
-        for name, shape in expected.items()
-        if name in weights and tuple(weights[name].shape) != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise CheckpointError(f"{folder} is no published AR model: {'; '.join(problems[:4])}{more}")
 
 
 def _rename(weights: dict[str, Tensor], config: PublishedConfig) -> dict[str, Tensor]:

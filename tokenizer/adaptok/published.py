@@ -16,7 +16,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genvid.checkpoint import CheckpointError, fingerprint, load_weights, read_config, read_weights, resolve
+from genvid.checkpoint import (
+    WEIGHTS,
+    CheckpointError,
+    describe_mismatch,
+    fingerprint,
+    load_weights,
+    read_config,
+    read_weights,
+    resolve,
+)
 from genvid.files import write_atomically
 from genvid.provenance import Origin
 from genvid.tokenizer.adaptok.config import AdapTokConfig
@@ -102,7 +111,8 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     scorer = None
     if config.get("scorer_name", "none") != "none":
         scorer = Scorer(scorer_config_of(config, tokenizer_config))
-    _check(weights, _expected(tokenizer, scorer), str(folder / "model.safetensors"))
+    if mismatch := describe_mismatch(_expected(tokenizer, scorer), weights):
+        raise CheckpointError(f"{folder / WEIGHTS} does not fit its config.json: {mismatch}")
     _check_fixed(tokenizer, weights)
     load_weights(tokenizer, _tokenizer_weights(tokenizer, weights), source=str(folder))
     with write_atomically(destination) as temporary:
@@ -241,19 +251,6 @@ def _expected(tokenizer: AdapTok, scorer: Scorer | None) -> dict[str, torch.Size
         shapes |= {theirs: state[ours].shape for ours, theirs in _scorer_names(scorer).items()}
         shapes["scorer.latent_pe"] = torch.Size([blocks * config.block_capacity, scorer.config.width])
     return shapes
-
-
-def _check(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str) -> None:
-    problems = [f"missing {name}" for name in shapes if name not in weights]
-    problems += [f"unexpected {name}" for name in weights if name not in shapes]
-    problems += [
-        f"{name} is {tuple(weights[name].shape)} but should be {tuple(shape)}"
-        for name, shape in shapes.items()
-        if name in weights and weights[name].shape != shape
-    ]
-    if problems:
-        more = f" and {len(problems) - 4} more" if len(problems) > 4 else ""
-        raise CheckpointError(f"{source} does not fit its config.json: {'; '.join(problems[:4])}{more}")
 
 
 def _check_fixed(tokenizer: AdapTok, weights: Mapping[str, Tensor]) -> None:
