@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,8 @@ class TrainingTask(nn.Module, ABC):
     """A module that owns everything one stage trains, and computes its loss.
 
     Randomness that concerns a clip is drawn from its seed (genvid.noise), never from global state: losses are then
-    the same however a global batch is split over processes.
+    the same however a global batch is split over processes. Networks that are used but not trained are held in
+    `genvid.frozen.Frozen`.
     """
 
     phases: ClassVar[tuple[str, ...]] = ("model",)
@@ -69,19 +70,6 @@ class TrainingTask(nn.Module, ABC):
     def phases_at(self, step: int) -> tuple[str, ...]:
         """The phases that run in this step."""
         return self.phases
-
-    def frozen(self) -> Iterable[nn.Module]:
-        """Networks that are used but not trained: they follow the task to its device and are not saved with it.
-
-        Keep them out of `nn.Module`'s registry (in a tuple).
-        """
-        return ()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        for module in self.frozen():
-            module._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         """Parameters that `phase` optimizes."""

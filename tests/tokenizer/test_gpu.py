@@ -82,8 +82,6 @@ def test_losses_and_gradients_are_the_same(gpu: torch.device, make) -> None:
     torch.manual_seed(0)
     task = make()
     on_gpu = copy.deepcopy(task).to(gpu)
-    for frozen in on_gpu.frozen():
-        frozen.to(gpu)
     torch.testing.assert_close(gradients(on_gpu, gpu), gradients(task, torch.device("cpu")), **CLOSE)
 
 

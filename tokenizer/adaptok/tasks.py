@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genvid import noise
+from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.curves import measure_curve
 from genvid.tokenizer.adaptok.discriminator import (
@@ -51,10 +52,7 @@ class AdapTokTask(TrainingTask):
         if objective.prior is not None:
             num_tokens = model.block_capacity * self.tokenizer.spec.num_blocks(model.frames)
             self.prior = TokenPrior(objective.prior, code_dim=self.tokenizer.quantizer.code_dim, num_tokens=num_tokens)
-        self._frozen = (distortion,)
-
-    def frozen(self) -> Iterable[nn.Module]:
-        return self._frozen
+        self._distortion = Frozen(distortion)
 
     def exportable(self) -> AdapTok:
         return self.tokenizer
@@ -85,7 +83,7 @@ class AdapTokTask(TrainingTask):
         keep = BlockTokens(features.new_ones(features.shape[:3], dtype=torch.bool)).tail_drop(lengths).keep
         quantized = self.tokenizer.quantizer(features, keep, seeds)
         reconstruction = self.tokenizer.render(self.tokenizer.quantizer.project(quantized.vectors), keep)
-        parts = self._frozen[0].parts(reconstruction, video)
+        parts = self._distortion.network.parts(reconstruction, video)
         if self.objective.quantizer_weight:
             parts["quantizer"] = self.objective.quantizer_weight * quantized.loss
         if self.prior is not None and self.objective.prior is not None:
@@ -183,10 +181,7 @@ class ScorerTask(TrainingTask):
     def __init__(self, scorer: Scorer, tokenizer: AdapTok, tail_drop: TailDropConfig, distortion: Distortion) -> None:
         super().__init__()
         self.scorer, self.tail_drop = scorer, tail_drop
-        self._frozen = (tokenizer.eval().requires_grad_(False), distortion)
-
-    def frozen(self) -> Iterable[nn.Module]:
-        return self._frozen
+        self._tokenizer, self._distortion = Frozen(tokenizer.eval().requires_grad_(False)), Frozen(distortion)
 
     def exportable(self) -> Scorer:
         return self.scorer
@@ -195,12 +190,12 @@ class ScorerTask(TrainingTask):
         return self.scorer.layers
 
     def compile_layers(self) -> None:
-        tokenizer = self._frozen[0]
+        tokenizer = self._tokenizer.network
         for layer in (*self.scorer.layers, *tokenizer.encoder, *tokenizer.decoder):
             layer.compile()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
-        tokenizer, distortion = self._frozen
+        tokenizer, distortion = self._tokenizer.network, self._distortion.network
         video, seeds = batch["video"], batch["seed"]
         tokens = tokenizer.encode(video)
         num_blocks = tokens.keep.shape[1]

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from genvid.checkpoint import Model
+from genvid.frozen import Frozen
 from genvid.provenance import check_made_from
 from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, CodecSpec
 from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
@@ -53,8 +54,7 @@ class LIT(Model):
 
     def __init__(self, config: LITConfig) -> None:
         super().__init__(config)
-        # Not a registered module: the codec's weights are in no model folder, optimizer or moving average.
-        self._frozen = (config.codec.load(),)
+        self._codec = Frozen(config.codec.load())
         self.resolution = config.resolution
         channels = self.spec.token_dim
         mean, std = self.codec.statistics() or (torch.zeros(channels), torch.ones(channels))
@@ -74,7 +74,7 @@ class LIT(Model):
 
     @property
     def codec(self) -> Codec:
-        return self._frozen[0]
+        return self._codec.network
 
     @property
     def spec(self) -> CodecSpec:
@@ -152,11 +152,6 @@ class LIT(Model):
         if first and not bool(tokens.keep[:, 0].all()):
             raise ValueError("the first block must be kept whole: there is nothing to fill its dropped tokens from")
         return tokens.latents
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        self.codec._apply(fn)  # type: ignore[no-untyped-call]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
 
 
 class FilledCodec:

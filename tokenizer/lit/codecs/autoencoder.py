@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from genvid.checkpoint import Model
+from genvid.frozen import Frozen
 from genvid.tokenizer.lit.codecs.diffusers_codec import import_diffusers
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.statistics import moment_sums
@@ -112,10 +113,7 @@ class AutoencoderTask(TrainingTask):
     def __init__(self, model: AutoencoderConfig, distortion: Distortion, latent_penalty: float) -> None:
         super().__init__()
         self.autoencoder, self.latent_penalty = VideoAutoencoder(model), latent_penalty
-        self._frozen = (distortion,)
-
-    def frozen(self) -> tuple[nn.Module, ...]:
-        return self._frozen
+        self._distortion = Frozen(distortion)
 
     def exportable(self) -> VideoAutoencoder:
         return self.autoencoder
@@ -130,7 +128,7 @@ class AutoencoderTask(TrainingTask):
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         restored, latents = self.autoencoder(batch["video"])
-        parts = self._frozen[0].parts(restored, batch["video"])
+        parts = self._distortion.network.parts(restored, batch["video"])
         parts["penalty"] = self.latent_penalty * latents.float().square().flatten(1).mean(1)
         losses = torch.stack(list(parts.values())).sum(0)
         terms = {name: value.detach().mean() for name, value in parts.items()}
