@@ -1,10 +1,9 @@
-"""What a training run is: one dataclass per stage, whose YAML file is the recipe."""
+"""Training runs: one dataclass per stage, whose YAML file is the recipe."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from genvid.ar.task import ARTask
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset, VideoData
+from genvid.data.loader import SizedDataset
+from genvid.data.sources.base import SourceConfig
 from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.provenance import Origin
@@ -32,8 +33,22 @@ from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.rows import BlockLayout
-from genvid.train.config import TrainConfig
+from genvid.train.config import TrainConfig, ValidationConfig
 from genvid.train.task import Batch, StepOutput, TrainingTask
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutClips(ValidationConfig):
+    """Held-out clips, cut by the clip rule of `data`."""
+
+    source: SourceConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutTokens(ValidationConfig):
+    """Held-out rows: a cache of other clips, made with the same tokenizer and allocator."""
+
+    cache: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +59,38 @@ class Run(ABC):
     output_dir: str
     train: TrainConfig
     seed: int = 0
+    validation: ValidationConfig | None = None
+    """Held-out data, on which the same loss is measured while the run trains."""
 
     @abstractmethod
-    def build(self) -> tuple[TrainingTask, Any]:
+    def build(self) -> tuple[TrainingTask, SizedDataset]:
         """The task, its weights drawn from the global generator, and the dataset it reads."""
+
+    @abstractmethod
+    def held_out(self) -> SizedDataset:
+        """The dataset of `validation`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapTokRun(Run):
-    """Tokenizer; with a discriminator when one is configured."""
+class ClipRun(Run):
+    """A stage that is trained on clips."""
 
     data: VideoData
+    validation: HeldOutClips | None = None
+
+    def held_out(self) -> ClipDataset:
+        assert self.validation is not None
+        if self.validation.source == self.data.source:
+            raise ValueError(
+                "validation.source is data.source, whose clips are trained on: give it another split, held_out or seed"
+            )
+        return replace(self.data, source=self.validation.source).open()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapTokRun(ClipRun):
+    """Tokenizer; with a discriminator when one is configured."""
+
     model: AdapTokConfig
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     distortion: DistortionSpec = field(default_factory=lambda: DistortionSpec(DistortionConfig(l1=1.0)))
@@ -77,10 +113,9 @@ class AdapTokRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorerRun(Run):
+class ScorerRun(ClipRun):
     """Scorer of a trained tokenizer."""
 
-    data: VideoData
     tokenizer: str
     model: StackConfig
     sizes: tuple[int, ...]
@@ -104,10 +139,9 @@ class ScorerRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderRun(Run):
+class AutoencoderRun(ClipRun):
     """A small causal video autoencoder: a codec for LIT where none can be downloaded."""
 
-    data: VideoData
     model: AutoencoderConfig
     distortion: DistortionSpec = field(default_factory=lambda: DistortionSpec(DistortionConfig(l1=1.0)))
     latent_penalty: float = 1e-3
@@ -125,10 +159,9 @@ class AutoencoderRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LITRun(Run):
+class LITRun(ClipRun):
     """Inpainter on a frozen codec."""
 
-    data: VideoData
     model: LITConfig
     objective: LITObjective = field(default_factory=LITObjective)
     metric_clips: int = 16
@@ -150,19 +183,35 @@ class LITRun(Run):
 
 @dataclass(frozen=True, kw_only=True)
 class ARRun(Run):
-    """Autoregressive model over a token cache; the cache says what a row is."""
+    """Autoregressive model over the rows of a token cache."""
 
     cache: str
     model: TransformerConfig
+    validation: HeldOutTokens | None = None
     objective: RowConfig = field(default_factory=RowConfig)
     framing: str = "length"
     context_blocks: int = 0
     """Above 0: frame prediction from that many given blocks, without classes."""
     budget_bins: int = 0
-    """Above 0: rows begin with their number of tokens, in so many steps, so that sampling can ask for it."""
+    """Above 0: rows begin with a budget token, their number of codes in so many bins, for sampling at a budget."""
 
     def build(self) -> tuple[TrainingTask, PackedRows]:
         cache = TokenCache.open(self.cache)
+        config = self._config(cache)
+        model = BlockTransformer(config)
+        model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
+        return ARTask(model), PackedRows(cache, config, self.objective)
+
+    def held_out(self) -> PackedRows:
+        assert self.validation is not None
+        cache = TokenCache.open(self.cache)
+        alike = {name: getattr(cache.info, name) for name in ("tokenizer", "frames", "sizes", "classes")}
+        held_out = TokenCache.open(self.validation.cache, **alike)
+        if held_out.info.data == cache.info.data:
+            raise ValueError(f"validation.cache {self.validation.cache} holds the clips of {self.cache}: cache others")
+        return PackedRows(held_out, self._config(cache), self.objective)
+
+    def _config(self, cache: TokenCache) -> ARConfig:
         layout = BlockLayout(
             codebook_size=cache.info.codebook_size,
             num_classes=cache.num_classes,
@@ -172,17 +221,13 @@ class ARRun(Run):
             framing=self.framing,
             budget_bins=self.budget_bins,
         )
-        config = ARConfig(layout, self.model, context_blocks=self.context_blocks)
-        model = BlockTransformer(config)
-        model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
-        return ARTask(model), PackedRows(cache, config, self.objective)
+        return ARConfig(layout, self.model, context_blocks=self.context_blocks)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierRun(Run):
-    """Video classifier on real clips: judges samples, and gives features for a Frechet distance."""
+class ClassifierRun(ClipRun):
+    """Video classifier on real clips: for the classes of samples, and for features of a Frechet distance."""
 
-    data: VideoData
     width: int = 24
     pool: int = 1
 
@@ -198,6 +243,14 @@ class ClassifierRun(Run):
         classifier = VideoClassifier(config)
         classifier.origin = Origin({"data": dataset.describe()}, dataset.classes)
         return ClassifierTask(classifier), dataset
+
+    def held_out(self) -> ClipDataset:
+        held_out, classes = super().held_out(), self.data.open().classes
+        if held_out.classes != classes:
+            raise ValueError(
+                f"validation.source has the classes {', '.join(held_out.classes)}, but {', '.join(classes)} are trained"
+            )
+        return held_out
 
 
 class ClassifierTask(TrainingTask):

@@ -14,16 +14,16 @@ from accelerate.utils import set_seed
 from genvid import config as configuration
 from genvid.command import command
 from genvid.config import ConfigError
-from genvid.data.loader import step_batches
+from genvid.data.loader import SizedDataset, step_batches
 from genvid.recipes.runs import RUNS, Run
 from genvid.train.task import Batch
-from genvid.train.trainer import Shard, Trainer
+from genvid.train.trainer import BatchStream, HeldOut, Shard, Trainer
 
 USAGE = "accelerate launch recipes/train.py CONFIG.yaml [--section.key value ...]"
 
 
 def read_run(argv: Sequence[str]) -> Run:
-    """The run that a recipe and its overrides describe; its `task:` says of which kind."""
+    """The run of a recipe and its overrides; `task:` names the stage."""
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"usage: {USAGE}")
     data = configuration.read(argv[0], argv[1:])
@@ -37,7 +37,13 @@ def train(run: Run) -> Path:
     """Train a stage to its end; returns the folder of the exported model."""
     set_seed(run.seed)
     task, dataset = run.build()
-    trainer = Trainer(task, run.train, run.output_dir, run_config=run, seed=run.seed)
+    held_out = None if run.validation is None else HeldOut(_batches(run, run.held_out()), run.validation)
+    trainer = Trainer(task, run.train, run.output_dir, run_config=run, seed=run.seed, held_out=held_out)
+    return trainer.fit(_batches(run, dataset))
+
+
+def _batches(run: Run, dataset: SizedDataset) -> BatchStream:
+    """The batches of a run from a dataset."""
 
     def batches(shard: Shard) -> Iterator[list[Batch]]:
         return step_batches(
@@ -52,7 +58,7 @@ def train(run: Run) -> Path:
             device=shard.device,
         )
 
-    return trainer.fit(batches)
+    return batches
 
 
 @command

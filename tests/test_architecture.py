@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "eval": CORE | {"data", "allocation", "perceptual", "eval"},
     "api": LIBRARY,
     "": {"api"},  # genvid.load
-    "cli": LIBRARY | {"cli", "recipes"},
+    "cli": LIBRARY | {"cli"},
     "recipes": LIBRARY | {"recipes"},
 }
 ONLY_IN = {

@@ -90,8 +90,8 @@ def _read_origin(folder: Path) -> dict[str, Any]:
 
 
 def _comparable(config: dict[str, Any]) -> dict[str, Any]:
-    """What defines a run: not where it lies, nor how long or how often it reports."""
-    config = {key: value for key, value in config.items() if key != "output_dir"}
+    """The keys that define a run: not its place, its length, nor how it reports."""
+    config = {key: value for key, value in config.items() if key not in ("output_dir", "validation")}
     if isinstance(config.get("train"), dict):
         config["train"] = {k: v for k, v in config["train"].items() if k not in FREE_TO_CHANGE}
     return config

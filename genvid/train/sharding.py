@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 
@@ -55,6 +56,13 @@ def split(whole: Tensor, parameter: Tensor) -> Tensor:
     if isinstance(parameter, DTensor):
         return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
     return whole
+
+
+def reshard(model: nn.Module) -> None:
+    """Free the gathered weights of FSDP2 layers, which a forward pass without a backward pass may leave gathered."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from genvid.train.means import Means
+from genvid.train.sharding import reshard
 from genvid.train.step import TrainingStep
 from genvid.train.task import Batch
 
@@ -50,6 +51,7 @@ class Validation:
                 # CUDA graphs reuse the memory of their outputs.
                 sums[phase].append({name: value.clone() for name, value in output.sums.items()})
         runner.model.train()
+        reshard(runner.model)
         for phase, parts in sums.items():
             terms = task.summary(phase, runner.totals(parts))
             if terms:

@@ -1,0 +1,77 @@
+"""The loss on held-out data while a stage trains."""
+
+import pytest
+import torch
+from tiny_recipes import clips, records
+
+from genvid.checkpoint import read_weights
+
+pytestmark = pytest.mark.gpu
+TERMS = {
+    "tokenizer": {"generator/loss", "generator/l1", "generator/perceptual", "discriminator/loss"},
+    "scorer": {"loss", "distortion"},
+    "ar": {"loss", "accuracy"},
+    "classifier": {"loss", "accuracy"},
+}
+
+
+@pytest.fixture(scope="module")
+def validations(stages):
+    """Stage -> its section, of other clips than those it trains on."""
+    stages.run("cache", "cache_held_out", data=clips(32, seed=1))
+    source = {"source": clips(32, seed=1)["source"], "every": 1, "batches": 2}
+    rows = {"cache": stages.path("cache_held_out"), "every": 1, "batches": 2}
+    return {stage: rows if stage == "ar" else source for stage in TERMS}
+
+
+def held_out(folder):
+    prefix = "held_out/"
+    return [{n.removeprefix(prefix): v for n, v in r.items() if n.startswith(prefix)} for r in records(folder)]
+
+
+@pytest.mark.parametrize("stage", TERMS)
+def test_a_stage_is_trained_alike_with_and_without(stages, validations, stage):
+    folder = stages.run(stage, f"{stage}_validated", validation=validations[stage])
+    first, second = held_out(folder)
+    assert TERMS[stage] <= first.keys()
+    assert first != second
+    if torch.cuda.is_available():
+        return
+    plain = read_weights(stages.folder / stage / "export")
+    for name, value in read_weights(folder / "export").items():
+        assert torch.equal(value, plain[name]), name
+
+
+def test_two_processes_measure_what_one_does(stages, validations):
+    pytest.importorskip("deepspeed")
+    cases = [("ddp", "ar"), ("fsdp2", "ar"), ("zero3", "ar"), ("ddp", "tokenizer"), ("fsdp2", "tokenizer")]
+    runs = [(s, stages.write(stage, f"{stage}_validated_{s}", validation=validations[stage])) for s, stage in cases]
+    stages.launch_all(runs)
+    for strategy, stage in cases:
+        one, two = (held_out(stages.folder / f"{stage}_validated{suffix}") for suffix in ("", f"_{strategy}"))
+        for a, b in zip(one, two, strict=True):
+            assert a == pytest.approx(b, rel=1e-4), strategy
+
+
+def test_validation_may_begin_in_the_middle_of_a_run(stages, validations):
+    stages.run("classifier", "classifier_later")
+    train = {**stages.configs["classifier"]["train"], "steps": 3}
+    folder = stages.run("classifier", "classifier_later", train=train, validation=validations["classifier"])
+    assert [bool(record) for record in held_out(folder)] == [False, False, True]
+
+
+@pytest.mark.parametrize(
+    ("stage", "change", "reason"),
+    [
+        ("classifier", {"source": clips()["source"]}, "validation.source is data.source"),
+        ("ar", {"cache": "cache"}, "holds the clips of"),
+        ("tokenizer", {"every": 0}, "validation.every and validation.batches must be at least 1"),
+    ],
+)
+def test_bad_held_out_data_is_refused_before_training(stages, validations, capsys, stage, change, reason):
+    if "cache" in change:
+        change = {"cache": stages.path("cache")}
+    with pytest.raises(SystemExit):
+        stages.run(stage, f"{stage}_refused", validation={**validations[stage], **change})
+    assert reason in capsys.readouterr().err
+    assert not (stages.folder / f"{stage}_refused").exists()
