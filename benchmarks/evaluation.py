@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from genvid.batch import Batch
 from genvid.data import FolderConfig, write_video
-from genvid.data.loader import Batch
 from genvid.eval.evaluation import Evaluation, Output
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.i3d import I3D

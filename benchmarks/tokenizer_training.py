@@ -25,6 +25,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from genvid import config as configuration
+from genvid.batch import Batch
 from genvid.perceptual import LPIPSConfig, PerceptualDistance, StructureDistance
 from genvid.perceptual.networks import BACKBONES
 from genvid.recipes.runs import AdapTokRun
@@ -32,7 +33,6 @@ from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import Distortion
 from genvid.train.config import TrainConfig
-from genvid.train.task import Batch
 from genvid.train.trainer import Shard, Trainer
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "configs" / "k600" / "tokenizer.yaml"

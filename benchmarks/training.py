@@ -38,10 +38,10 @@ from genvid.ar.config import ARConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.rows import IGNORED, PackedRows, RowConfig
 from genvid.ar.task import ARTask
+from genvid.batch import Batch
 from genvid.data.loader import step_batches
 from genvid.train.config import TrainConfig
 from genvid.train.optim import OptimizerConfig
-from genvid.train.task import Batch
 from genvid.train.trainer import Shard, Trainer
 
 

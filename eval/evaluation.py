@@ -22,9 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from genvid import noise
+from genvid.batch import Batch
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import ClipDataset
-from genvid.data.loader import Batch, load_batches
+from genvid.data.loader import load_batches
 from genvid.data.sources.base import SourceConfig
 from genvid.data.sources.video_index import cache_folder
 from genvid.data.video import write_video

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from genvid.batch import Batch
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset
-from genvid.data.loader import Batch
 from genvid.data.sources.files import FolderConfig
 from genvid.data.sources.listing import EXTENSIONS
 from genvid.eval.evaluation import Output

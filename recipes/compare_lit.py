@@ -23,12 +23,13 @@ from tqdm import tqdm
 from genvid import config as configuration
 from genvid import noise
 from genvid.allocation import Allocator
+from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.animation import write_animation
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import VideoData
-from genvid.data.loader import Batch, one_pass
+from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes, write_video
 from genvid.device import device
 from genvid.eval.features.loading import load_features

@@ -21,11 +21,12 @@ from genvid import config as configuration
 from genvid import noise
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
+from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import VideoData
-from genvid.data.loader import Batch, one_pass
+from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier

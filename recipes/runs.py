@@ -12,6 +12,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
+from genvid.batch import Batch
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset, VideoData
@@ -34,7 +35,7 @@ from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.rows import BlockLayout
 from genvid.train.config import TrainConfig, ValidationConfig
-from genvid.train.task import Batch, StepOutput, TrainingTask
+from genvid.train.task import StepOutput, TrainingTask
 
 
 @dataclass(frozen=True, kw_only=True)

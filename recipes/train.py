@@ -12,11 +12,11 @@ from pathlib import Path
 from accelerate.utils import set_seed
 
 from genvid import config as configuration
+from genvid.batch import Batch
 from genvid.command import command
 from genvid.config import ConfigError
 from genvid.data.loader import SizedDataset, step_batches
 from genvid.recipes.runs import RUNS, Run
-from genvid.train.task import Batch
 from genvid.train.trainer import BatchStream, HeldOut, Shard, Trainer
 
 USAGE = "accelerate launch recipes/train.py CONFIG.yaml [--section.key value ...]"

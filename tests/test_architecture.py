@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"tokens", "config", "values", "noise", "files", "provenance", "pieces", "checkpoint", "frozen"}
+CORE = {"tokens", "config", "values", "noise", "files", "provenance", "pieces", "checkpoint", "frozen", "batch"}
 SUPPORT = {"data", "allocation", "train", "perceptual"}
 LIBRARY = CORE | SUPPORT | {"ar", "generation", "tokenizer", "eval", "device", "command"}
 MAY_IMPORT = {

@@ -17,9 +17,9 @@ from torch.utils.data import default_collate
 
 from genvid import noise
 from genvid.ar.config import ARConfig
+from genvid.batch import Batch
 from genvid.tokens import BlockTokens
 from genvid.tokens.rows import TokenSequence
-from genvid.train.task import Batch
 
 IGNORED = -100
 """In the place of a target where nothing is predicted."""

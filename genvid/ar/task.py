@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from genvid.ar.model import RowModel
 from genvid.ar.rows import IGNORED
-from genvid.train.task import Batch, StepOutput, TrainingTask
+from genvid.batch import Batch
+from genvid.train.task import StepOutput, TrainingTask
 
 
 class ARTask(TrainingTask):

@@ -12,9 +12,9 @@ from torch import Tensor
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
+from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, resolve
 from genvid.cli.coding import Budget
-from genvid.data.loader import Batch
 from genvid.eval.evaluation import Output
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job

@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from genvid import noise
+from genvid.batch import Batch
 from genvid.data.clips import to_float
-
-Batch = dict[str, Tensor]
 
 
 class DataError(ValueError, RuntimeError):

@@ -7,8 +7,8 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor, nn
 
+from genvid.batch import Batch
 from genvid.tokens import VideoTokenizer
-from genvid.train.task import Batch
 
 CLIPS, FRAMES = 4, 4
 

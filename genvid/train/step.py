@@ -14,6 +14,7 @@ from accelerate.utils import DistributedType
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from genvid.batch import Batch
 from genvid.train.accelerator import prepare_layers
 from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
@@ -21,7 +22,7 @@ from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import make_optimizers, set_lr
 from genvid.train.stop import StopRequest
-from genvid.train.task import Batch, StepOutput, TrainingTask
+from genvid.train.task import StepOutput, TrainingTask
 
 
 class TrainingStep:

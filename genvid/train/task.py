@@ -10,10 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from genvid.batch import Batch
 from genvid.checkpoint import Model
-
-Batch = dict[str, Tensor]
-"""Named tensors with a common first dimension. `seed` (B,) int64 is always there: the clip's own random seed."""
 
 
 @dataclass

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 import torch
 from accelerate.utils import set_seed
 
+from genvid.batch import Batch
 from genvid.train.accelerator import adapt, make_accelerator
 from genvid.train.checkpoints import Checkpoints, TrainingState, check_steps
 from genvid.train.config import TrainConfig, ValidationConfig
@@ -22,7 +23,7 @@ from genvid.train.preview import log_preview
 from genvid.train.run import RunError, check_run_folder, claim_run_folder
 from genvid.train.step import TrainingStep
 from genvid.train.stop import STOPPED, LookAhead, Stopped, StopRequest
-from genvid.train.task import Batch, TrainingTask
+from genvid.train.task import TrainingTask
 from genvid.train.validation import Validation
 
 logger = logging.getLogger(__name__)

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genvid.batch import Batch
 from genvid.train.means import Means
 from genvid.train.sharding import reshard
 from genvid.train.step import TrainingStep
-from genvid.train.task import Batch
 
 PREFIX = "held_out/"
 """Beginning of the journal names of what is measured on held-out data."""

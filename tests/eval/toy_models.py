@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from genvid import noise
+from genvid.batch import Batch
 from genvid.data import SyntheticConfig
-from genvid.data.loader import Batch
 from genvid.eval.evaluation import Output
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.protocols import EvaluationProtocol

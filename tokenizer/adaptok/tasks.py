@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from genvid import noise
+from genvid.batch import Batch
 from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.curves import measure_curve
@@ -29,7 +30,7 @@ from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized
 from genvid.tokenizer.statistics import moment_sums
 from genvid.tokens import BlockTokens
-from genvid.train.task import Batch, StepOutput, TrainingTask
+from genvid.train.task import StepOutput, TrainingTask
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from genvid import noise
+from genvid.batch import Batch
 from genvid.tokenizer.lit.budget import Paths
 from genvid.tokenizer.lit.model import LIT, as_tokens
 from genvid.tokenizer.lit.redundancy import walk
 from genvid.tokenizer.lit.reference import interval_means, last_kept
-from genvid.train.task import Batch, StepOutput, TrainingTask
+from genvid.train.task import StepOutput, TrainingTask
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from genvid.batch import Batch
 from genvid.checkpoint import Model
 from genvid.frozen import Frozen
 from genvid.tokenizer.lit.codecs.diffusers_codec import import_diffusers
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.statistics import moment_sums
-from genvid.train.task import Batch, StepOutput, TrainingTask
+from genvid.train.task import StepOutput, TrainingTask
 
 
 @dataclass(frozen=True)
