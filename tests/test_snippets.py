@@ -20,8 +20,10 @@ from genvid.ar.model import BlockTransformer
 from genvid.data import ClipConfig, SyntheticConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import one_pass
+from genvid.provenance import Origin
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import BlockTokens
@@ -47,6 +49,16 @@ def adaptok() -> AdapTok:
 def transformer(context_blocks: int = 0) -> BlockTransformer:
     sizes = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=96)
     return BlockTransformer(ARConfig(LAYOUT, sizes, context_blocks)).eval()
+
+
+def readme(helpers: Helpers) -> dict[str, Any]:
+    tokenizer, model = adaptok(), transformer()
+    tokenizer.save("demo/tokenizer/export")
+    sizes = ScorerConfig.for_tokenizer(tokenizer.config, StackConfig(16, 1, 2), sizes=LAYOUT.sizes, metric="x")
+    Scorer(sizes).save("demo/scorer/export")
+    model.origin = Origin(classes=["still", "circle", "grow"])
+    model.save("demo/ar/export")
+    return {}
 
 
 def allocation(helpers: Helpers) -> dict[str, Any]:
@@ -82,6 +94,7 @@ def lit(helpers: Helpers) -> dict[str, Any]:
 
 
 PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
+    "README.md": readme,
     "docs/allocation.md": allocation,
     "docs/data.md": data,
     "docs/generation.md": generation,
