@@ -20,7 +20,8 @@ from genvid import noise
 from genvid.ar.config import PRESETS, ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.generation.budget import BudgetConfig, with_budget
-from genvid.generation.engine.network import Attention, PlainAttention, SlotNetwork
+from genvid.generation.engine.attention import Attention, PlainAttention
+from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import SamplingConfig
 from genvid.tokens.rows import BlockLayout
@@ -181,9 +182,9 @@ def check(bench: Benchmark) -> None:
 @torch.no_grad()
 def check_single(bench: Benchmark, attention: Attention) -> None:
     """The kernels of one row against torch in float32: in float32 equal, in bf16 no farther off than those of many."""
-    from genvid.generation.engine import single_row as single
+    from genvid.generation.engine import single_row
 
-    single.OVERLAP = not bench.arguments.no_overlap
+    single_row.OVERLAP = not bench.arguments.no_overlap
     exact = SlotNetwork(bench.model, 1, dtype=torch.float32, attention=PlainAttention())
     exact.cache.normal_()
     networks = {
@@ -258,7 +259,7 @@ def steps(bench: Benchmark, engine: Engine, rows: int, guidance: float, target: 
 def hold_at(bench: Benchmark, engine: Engine, length: int) -> None:
     """Make all rows of one length, by hand; they never go on."""
     slots, layout = engine.slots, bench.scale.layout
-    grammar, state = slots.look()
+    grammar, state = slots.sync()
     grammar.zero_()
     grammar[2], grammar[3] = -1, layout.num_blocks  # ANNOUNCED, NUM_BLOCKS
     grammar[5:] = -2  # WAIT

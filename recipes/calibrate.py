@@ -23,7 +23,7 @@ from genvid import config as configuration
 from genvid import noise
 from genvid.allocation import (
     Calibration,
-    Provenance,
+    CalibrationOrigin,
     calibrate,
     close_loop,
     fit_block_weights,
@@ -93,7 +93,7 @@ def run_calibration(run: CalibrationRun) -> Path:
     if len(dataset) < run.clips:
         logger.warning("calibrating on %d clips, which is all there are of the %d asked for", len(dataset), run.clips)
     middle = largest_size(sizes, run.budgets[len(run.budgets) // 2] / blocks)
-    provenance = Provenance(
+    provenance = CalibrationOrigin(
         tokenizer=fingerprint(resolve(run.tokenizer)),
         scorer=fingerprint(resolve(run.scorer)),
         data=dataset.fingerprint(),
@@ -115,7 +115,7 @@ def run_calibration(run: CalibrationRun) -> Path:
     return folder / "calibration.json"
 
 
-def _about(run: CalibrationRun, provenance: Provenance) -> dict[str, Any]:
+def _about(run: CalibrationRun, provenance: CalibrationOrigin) -> dict[str, Any]:
     """Everything that the pieces depend on. Where models and data lie, and how fast they are read, is none of it."""
     free = {"output_dir", "tokenizer", "scorer", "data", "workers"}
     config = {key: value for key, value in configuration.encode(run).items() if key not in free}

@@ -100,7 +100,7 @@ class Samples:
     report: Report
 
 
-class OpenRun:
+class GenerationSession:
     """A run with its models, data and folder open: everything that can be wrong has been looked at."""
 
     def __init__(self, run: GenerationRun) -> None:
@@ -248,25 +248,25 @@ class OpenRun:
 
 def generate(run: GenerationRun) -> Samples:
     """Sample and score. Each of several processes has its own part of the samples, and the report of all."""
-    opened = OpenRun(run)
-    opened.sample()
-    ours, frames = opened.part(len(opened.labels)), opened.context_frames
-    numbers = score(opened, ours, opened.part(len(opened.real_labels)))
+    session = GenerationSession(run)
+    session.sample()
+    ours, frames = session.part(len(session.labels)), session.context_frames
+    numbers = score(session, ours, session.part(len(session.real_labels)))
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
     provenance = Provenance.now({role: fingerprint(resolve(folder)) for role, folder in weights.items()})
     report = Report("frame prediction" if frames else "class-conditional", numbers, provenance)
-    generated, real = opened.shown(ours)
-    return Samples(generated, opened.labels[ours][:SHOWN], real, opened.dataset.classes, frames, report)
+    generated, real = session.shown(ours)
+    return Samples(generated, session.labels[ours][:SHOWN], real, session.dataset.classes, frames, report)
 
 
 @torch.no_grad()
-def score(opened: OpenRun, ours: slice, held_out: slice) -> list[Number]:
+def score(session: GenerationSession, ours: slice, held_out: slice) -> list[Number]:
     """Frechet distance and its floor, agreement with the class, and tokens spent, over all processes.
 
     This process scores the samples `ours` and the real clips `held_out`, a batch at a time.
     """
-    run, classifier, frames = opened.run, opened.classifier, opened.context_frames
-    features, count, real = ClassifierFeatures(classifier, FEATURES), len(opened.labels), len(opened.real_labels)
+    run, classifier, frames = session.run, session.classifier, session.context_frames
+    features, count, real = ClassifierFeatures(classifier, FEATURES), len(session.labels), len(session.real_labels)
     protocol = replace(
         data_protocol(run.data, run.protocol, "prediction" if frames else "generation", count),
         seed=run.seed,
@@ -274,17 +274,17 @@ def score(opened: OpenRun, ours: slice, held_out: slice) -> list[Number]:
         features=features.name,
     )
     agreement, truth = ClassAccuracy(classifier), ClassAccuracy(classifier)
-    labels = torch.split(opened.judged[opened.labels[ours]].to(device()), run.batch_size)
-    made = zip((part.videos for part in opened.made(ours)), labels, strict=True)
+    labels = torch.split(session.judged[session.labels[ours]].to(device()), run.batch_size)
+    made = zip((part.videos for part in session.made(ours)), labels, strict=True)
     clips = (
-        (batch["video"], opened.judged.to(device())[batch["label"]])
-        for batch in opened.real(range(held_out.start, held_out.stop), run.batch_size)
+        (batch["video"], session.judged.to(device())[batch["label"]])
+        for batch in session.real(range(held_out.start, held_out.stop), run.batch_size)
     )
     distances = evaluate_generation(
         truth.counted(clips), agreement.counted(made), features=features, protocol=protocol, start=held_out.start
     )
     frechet, floor, *_ = distances
-    tokens = sum(sum(line["tokens"]) for line in opened.folder.samples().values()) / count
+    tokens = sum(sum(line["tokens"]) for line in session.folder.samples().values()) / count
     halves = protocol.adapted(count=real // 2)
     return [
         Number(frechet, distances[frechet], protocol, count, better="lower"),

@@ -9,7 +9,7 @@ from genvid.allocation.allocators import (
     UniformAllocator,
 )
 from genvid.allocation.budget import Budget
-from genvid.allocation.calibration import Calibration, Provenance, calibrate, close_loop, fit_block_weights
+from genvid.allocation.calibration import Calibration, CalibrationOrigin, calibrate, close_loop, fit_block_weights
 from genvid.allocation.comparison import choices, with_expected
 from genvid.allocation.config import AllocatorConfig, build_allocator
 from genvid.allocation.online import OnlineBudgetAllocator, OnlineController, StreamLedger, VideoLedger
@@ -23,13 +23,13 @@ __all__ = [
     "Budget",
     "BudgetError",
     "Calibration",
+    "CalibrationOrigin",
     "DistortionPredictor",
     "FixedCurves",
     "GroupAllocator",
     "JointAllocator",
     "OnlineBudgetAllocator",
     "OnlineController",
-    "Provenance",
     "Solution",
     "StreamLedger",
     "TableAllocator",

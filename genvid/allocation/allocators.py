@@ -52,7 +52,7 @@ class TableAllocator:
         grid, table = sizes.double().cpu(), torch.tensor(list(lengths), dtype=torch.float64)
         misfit = (grid - table[:, None]) ** 2
         spend_first = misfit.amax(1).sum() + 1  # more than any misfit: a spent token always wins
-        self.lengths = solve_budget(misfit - spend_first * grid, sizes.cpu(), whole(sum(lengths)))
+        self.lengths = solve_budget(misfit - spend_first * grid, sizes.cpu(), whole_tokens(sum(lengths)))
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         check_blocks(tokens, len(self.lengths), "the table of lengths")
@@ -83,7 +83,7 @@ class GroupAllocator:
         return tokens.tail_drop(lengths)
 
     def _solve(self, curves: Tensor, mean: float) -> Tensor:
-        sizes, budget = self.predictor.sizes.to(curves.device), whole(mean * len(curves))
+        sizes, budget = self.predictor.sizes.to(curves.device), whole_tokens(mean * len(curves))
         if self.exact:
             smallest = int(sizes[0])
             step = math.gcd(*(sizes - smallest).tolist())
@@ -143,7 +143,7 @@ class JointAllocator:
             torch.split(lengths[:, :block], self.group_size),
             strict=True,
         ):
-            budget = whole(self.tokens_per_video * len(group)) - int(spent.sum())
+            budget = whole_tokens(self.tokens_per_video * len(group)) - int(spent.sum())
             solved.append(solve_budget(group.flatten(0, 1), sizes, budget).view(group.shape[:2]))
         return torch.cat(solved)
 
@@ -182,7 +182,7 @@ class ThresholdAllocator:
         return sizes[(gains(check_curves(curves), sizes) > self.multiplier).sum(-1)]
 
 
-def whole(tokens: float) -> int:
+def whole_tokens(tokens: float) -> int:
     """Tokens of a fractional budget: rounded down, but for rounding errors of the product that made it."""
     return math.floor(tokens + 1e-6)
 

@@ -2,7 +2,7 @@
 
 Calibration starts from one (N, G, K) tensor of curves, predicted or measured, over N clips. It treats these curves as
 given: the curve of a block was taken with the blocks before it cut in some way (whole, or at random lengths, as
-`Provenance.earlier_blocks` must say), and in use they will be cut otherwise. `close_loop` removes that
+`CalibrationOrigin.earlier_blocks` must say), and in use they will be cut otherwise. `close_loop` removes that
 assumption from the tables and multipliers by running the allocator itself.
 """
 
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from genvid import config
-from genvid.allocation.allocators import ThresholdAllocator, whole
+from genvid.allocation.allocators import ThresholdAllocator, whole_tokens
 from genvid.allocation.curves import gains, running_minimum
 from genvid.allocation.predictor import DistortionPredictor, predict_all_curves
 from genvid.allocation.solver import solve_program
@@ -26,7 +26,7 @@ from genvid.tokens import BlockTokens
 
 
 @dataclass(frozen=True)
-class Provenance:
+class CalibrationOrigin:
     """What a calibration was made from."""
 
     tokenizer: str
@@ -62,7 +62,7 @@ class Calibration:
     """(G,) worth of a unit of gain in each block; the multipliers price weighted gains."""
     expected: Mapping[str, tuple[float, ...]]
     """Allocator -> per budget: mean distortion per video that its choice has on the calibration curves."""
-    provenance: Provenance
+    provenance: CalibrationOrigin
 
     def __post_init__(self) -> None:
         blocks, budgets = len(self.block_weights), len(self.budgets)
@@ -127,7 +127,7 @@ def calibrate(
     curves: Tensor,
     sizes: Tensor,
     budgets: Sequence[float],
-    provenance: Provenance,
+    provenance: CalibrationOrigin,
     *,
     block_weights: Sequence[float] | None = None,
 ) -> Calibration:
@@ -141,7 +141,7 @@ def calibrate(
     weights = torch.ones(blocks) if block_weights is None else torch.tensor(list(block_weights))
     weighted = curves * weights.double().to(curves.device)[:, None]
     ordered = sorted(budgets)
-    solutions = [solve_program(weighted.flatten(0, 1), sizes, whole(budget * clips)) for budget in ordered]
+    solutions = [solve_program(weighted.flatten(0, 1), sizes, whole_tokens(budget * clips)) for budget in ordered]
     return Calibration(
         sizes=tuple(sizes.tolist()),
         budgets=tuple(float(budget) for budget in ordered),

@@ -25,7 +25,7 @@ from genvid.config import Choice, ConfigError
 
 
 @dataclass(frozen=True)
-class Parts:
+class AllocatorInputs:
     """What an allocator may be built from; a part that it needs and that is not there is an error in words."""
 
     blocks: int
@@ -67,7 +67,7 @@ class AllocatorConfig(Choice):  # type: ignore[misc]
         return 1
 
     @abstractmethod
-    def build(self, parts: Parts) -> Allocator: ...
+    def build(self, inputs: AllocatorInputs) -> Allocator: ...
 
 
 @AllocatorConfig.register_subclass("uniform")
@@ -75,8 +75,8 @@ class AllocatorConfig(Choice):  # type: ignore[misc]
 class UniformConfig(AllocatorConfig):
     """The same length everywhere: the largest candidate size (without a grid: integer) within the budget."""
 
-    def build(self, parts: Parts) -> Allocator:
-        length, sizes = self.tokens_per_video / parts.blocks, parts.sizes()
+    def build(self, inputs: AllocatorInputs) -> Allocator:
+        length, sizes = self.tokens_per_video / inputs.blocks, inputs.sizes()
         return UniformAllocator(int(length if sizes is None else largest_size(sizes, length)))
 
 
@@ -85,8 +85,8 @@ class UniformConfig(AllocatorConfig):
 class TableConfig(AllocatorConfig):
     """The calibrated lengths per block, the same for every clip."""
 
-    def build(self, parts: Parts) -> Allocator:
-        calibration = parts.needed_calibration("table")
+    def build(self, inputs: AllocatorInputs) -> Allocator:
+        calibration = inputs.needed_calibration("table")
         return TableAllocator(calibration.table(self.tokens_per_video), torch.tensor(calibration.sizes))
 
 
@@ -111,10 +111,10 @@ class GroupConfig(AllocatorConfig):
     def clips_per_budget(self) -> int:
         return self.group_size
 
-    def build(self, parts: Parts) -> Allocator:
-        predictor, table = parts.needed_predictor("group"), self.block_budgets
+    def build(self, inputs: AllocatorInputs) -> Allocator:
+        predictor, table = inputs.needed_predictor("group"), self.block_budgets
         if table is None:
-            table = tuple(parts.needed_calibration("group").table(self.tokens_per_video))
+            table = tuple(inputs.needed_calibration("group").table(self.tokens_per_video))
         return GroupAllocator(predictor, table, self.group_size, exact=self.exact)
 
 
@@ -130,9 +130,9 @@ class JointConfig(AllocatorConfig):
     def clips_per_budget(self) -> int:
         return self.group_size
 
-    def build(self, parts: Parts) -> Allocator:
-        weights = None if parts.calibration is None else parts.calibration.block_weights
-        predictor = parts.needed_predictor("joint")
+    def build(self, inputs: AllocatorInputs) -> Allocator:
+        weights = None if inputs.calibration is None else inputs.calibration.block_weights
+        predictor = inputs.needed_predictor("joint")
         return JointAllocator(
             predictor, self.tokens_per_video, self.group_size, block_weights=weights, rounds=self.rounds
         )
@@ -143,10 +143,10 @@ class JointConfig(AllocatorConfig):
 class ThresholdConfig(AllocatorConfig):
     """Every clip by itself, at the multiplier calibrated for the budget."""
 
-    def build(self, parts: Parts) -> Allocator:
-        calibration = parts.needed_calibration("threshold")
+    def build(self, inputs: AllocatorInputs) -> Allocator:
+        calibration = inputs.needed_calibration("threshold")
         multiplier = calibration.multiplier(self.tokens_per_video)
-        predictor = parts.needed_predictor("threshold")
+        predictor = inputs.needed_predictor("threshold")
         return ThresholdAllocator(predictor, multiplier, block_weights=calibration.block_weights)
 
 
@@ -155,8 +155,8 @@ class ThresholdConfig(AllocatorConfig):
 class OnlineConfig(AllocatorConfig):
     """At most `tokens_per_video` for every clip; a calibration sharpens the forecast where there is one."""
 
-    def build(self, parts: Parts) -> Allocator:
-        predictor, calibration = parts.needed_predictor("online"), parts.calibration
+    def build(self, inputs: AllocatorInputs) -> Allocator:
+        predictor, calibration = inputs.needed_predictor("online"), inputs.calibration
         if calibration is None:
             return OnlineBudgetAllocator(predictor, self.tokens_per_video)
         return OnlineBudgetAllocator(
@@ -178,4 +178,4 @@ def build_allocator(
             f"the calibration is for sizes {list(calibration.sizes)}, the scorer predicts {predictor.sizes.tolist()}; "
             "calibrate again"
         )
-    return config.build(Parts(blocks, predictor, calibration))
+    return config.build(AllocatorInputs(blocks, predictor, calibration))

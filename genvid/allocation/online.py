@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from genvid.allocation.allocators import weights_tensor, whole
+from genvid.allocation.allocators import weights_tensor, whole_tokens
 from genvid.allocation.curves import gains, running_minimum
 from genvid.allocation.predictor import DistortionPredictor, predict_curves
 from genvid.allocation.program import BudgetError, grid_unit
@@ -50,7 +50,7 @@ class VideoLedger:
 
     def __init__(self, tokens: float, blocks: int, sizes: Tensor, streams: int = 1) -> None:
         grid = [int(size) for size in sizes.tolist()]
-        tokens = whole(min(tokens, blocks * grid[-1]))  # more could not be spent
+        tokens = whole_tokens(min(tokens, blocks * grid[-1]))  # more could not be spent
         if tokens < blocks * grid[0]:
             raise BudgetError(
                 f"{tokens} tokens cannot pay for {blocks} blocks of at least {grid[0]} tokens; "
@@ -97,7 +97,7 @@ class StreamLedger:
     def plan(self) -> tuple[int, Tensor]:
         """The bucket should be half full again after as many blocks as it could pay for."""
         ahead = math.ceil(self._burst / self._rate)
-        return ahead, self._level + whole(ahead * self._rate) - self._burst // 2
+        return ahead, self._level + whole_tokens(ahead * self._rate) - self._burst // 2
 
     def stranded(self) -> Tensor:
         rest = self._level[:, None] - self._sizes
@@ -110,7 +110,7 @@ class StreamLedger:
 
     def _refill(self) -> int:
         """Whole tokens gained before the next block; their sum never runs ahead of the rate."""
-        return whole((self._block + 1) * self._rate) - whole(self._block * self._rate)
+        return whole_tokens((self._block + 1) * self._rate) - whole_tokens(self._block * self._rate)
 
 
 class OnlineController:

@@ -22,11 +22,11 @@ class ARTask(TrainingTask):
     def __init__(self, model: RowModel) -> None:
         super().__init__()
         self.model = model
-        self._judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = judge
+        self._cross_entropy: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = cross_entropy
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         targets = batch["targets"]
-        nll, correct = self._judge(self.logits(batch).flatten(0, -2), targets.flatten())
+        nll, correct = self._cross_entropy(self.logits(batch).flatten(0, -2), targets.flatten())
         counted, framing = targets != IGNORED, targets >= self.model.layout.codebook_size
         lengths = framing.sum()
         mean = nll.detach() / counted.sum()
@@ -50,14 +50,14 @@ class ARTask(TrainingTask):
 
     def compile_layers(self) -> None:
         super().compile_layers()
-        self._judge = torch.compile(judge)
+        self._cross_entropy = torch.compile(cross_entropy)
 
     def num_items(self, batch: Batch) -> Tensor:
         """Targets: each predicted block's codes and its one framing token."""
         return (batch["targets"] != IGNORED).sum()
 
 
-def judge(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def cross_entropy(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
     """(N, V) logits of any precision, (N,) targets or IGNORED -> summed cross entropy, and (N,) which were likeliest.
 
     Compiled, it reads the logits as they are; nothing of their size is made in float32.

@@ -195,9 +195,9 @@ def _engine(arguments: argparse.Namespace, model: RowModel, config: SamplingConf
     dtype = PRECISIONS[arguments.precision]
     if arguments.engine == "genvid":
         return Engine(model, config, slots=slots, dtype=dtype)
-    from genvid.generation.engine.transformers_engine import StockEngine
+    from genvid.generation.engine.transformers_engine import TransformersEngine
 
-    return StockEngine(model, config, slots=slots, dtype=dtype)
+    return TransformersEngine(model, config, slots=slots, dtype=dtype)
 
 
 def _job(arguments: argparse.Namespace, model: RowModel, tokenizer: VideoTokenizer, condition: dict[str, Any]) -> Job:

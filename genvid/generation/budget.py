@@ -157,7 +157,7 @@ def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetCo
     layout, blocks = engine.model.layout, _common_blocks(requests)
     shares = _shares(layout, blocks, len(requests), budget)
     if budget.tokens_per_video is not None and layout.budget_bins:
-        requests = _told(engine.model, requests, shares[0][0])
+        requests = _with_budget_prefix(engine.model, requests, shares[0][0])
     if budget.plan and layout.framing != "length":
         raise ValueError('only models of "length" framing plan a budget; use plan: false, or plan the lengths yourself')
     if not budget.plan:
@@ -193,17 +193,17 @@ def missing(requests: Sequence[Request], done: Collection[int]) -> list[int]:
 def forecast(engine: RowEngine, requests: Sequence[Request]) -> Tensor:
     """(R, G, K) scores of every block's sizes, in requests sampled without a budget."""
     sizes = torch.tensor(engine.model.layout.sizes)
-    watchers = [_Watcher(sizes) for _ in requests]
+    recorders = [_ScoreRecorder(sizes) for _ in requests]
     watched = [
-        replace(request, planner=watcher, planned=None, limit=None)
-        for request, watcher in zip(requests, watchers, strict=True)
+        replace(request, planner=recorder, planned=None, limit=None)
+        for request, recorder in zip(requests, recorders, strict=True)
     ]
     for _ in engine.run(watched):
         pass
-    return torch.stack([torch.cat(watcher.seen) for watcher in watchers])
+    return torch.stack([torch.cat(recorder.seen) for recorder in recorders])
 
 
-class _Watcher:
+class _ScoreRecorder:
     """A planner that lets the row have its way, and remembers the scores."""
 
     rows = 1
@@ -227,7 +227,7 @@ def _common_blocks(requests: Sequence[Request]) -> int:
     return blocks.pop()
 
 
-def _told(model: RowModel, requests: Sequence[Request], tokens: int) -> list[Request]:
+def _with_budget_prefix(model: RowModel, requests: Sequence[Request], tokens: int) -> list[Request]:
     """The requests with prefixes that tell the budget: in tokens of as many blocks as in training."""
     layout = model.layout
     blocks = layout.num_blocks - model.config.context_blocks

@@ -40,7 +40,7 @@ class BlockGrammar:
         device: torch.device | str | None = None,
     ) -> None:
         self.layout = layout
-        self.state = torch.tensor(fresh(layout, num_blocks), device=device)[:, None].repeat(1, rows)
+        self.state = torch.tensor(initial_state(layout, num_blocks), device=device)[:, None].repeat(1, rows)
         """(PLANNED + layout.num_blocks, B) int64."""
         self._allowed = layout.length_allowed(device)
         self._sizes = torch.tensor(layout.sizes, dtype=torch.long, device=device)
@@ -113,7 +113,9 @@ class BlockGrammar:
         return planned
 
 
-def fresh(layout: BlockLayout, num_blocks: int, planned: Sequence[int] = (), limit: int | None = None) -> list[int]:
+def initial_state(
+    layout: BlockLayout, num_blocks: int, planned: Sequence[int] = (), limit: int | None = None
+) -> list[int]:
     """State of a row at its first block: a column of `BlockGrammar.state`.
 
     limit: tokens (codes) that its blocks may have together.

@@ -6,10 +6,10 @@ python tests/allocation/synthetic_clips.py prints the table of docs/allocation.m
 import torch
 
 from genvid.allocation import (
+    CalibrationOrigin,
     GroupAllocator,
     JointAllocator,
     OnlineBudgetAllocator,
-    Provenance,
     TableAllocator,
     ThresholdAllocator,
     UniformAllocator,
@@ -67,7 +67,7 @@ def print_gap_table(clips, budgets=(512, 1024, 1536)):
     tokens, count = clips.tokens(), len(clips.activity)
     curves = predict_all_curves(clips, tokens, torch.full_like(tokens.lengths, 256))
     weights = fit_block_weights(clips, [tokens], [256] * 4)
-    provenance = Provenance("synthetic", "true curves", "synthetic", count, "256 tokens each", "today")
+    provenance = CalibrationOrigin("synthetic", "true curves", "synthetic", count, "256 tokens each", "today")
     calibration = calibrate(curves, clips.sizes, budgets, provenance, block_weights=weights)
     calibration = close_loop(calibration, clips, [tokens])
     print("weights", [round(weight, 2) for weight in weights])

@@ -10,7 +10,7 @@ from synthetic_clips import SyntheticClips
 from genvid.allocation import (
     AllocatorConfig,
     Calibration,
-    Provenance,
+    CalibrationOrigin,
     ThresholdAllocator,
     build_allocator,
     calibrate,
@@ -24,7 +24,7 @@ from genvid.config import ConfigError, decode
 CLIPS = SyntheticClips()
 TOKENS = CLIPS.tokens()
 CURVES = predict_all_curves(CLIPS, TOKENS, TOKENS.lengths)
-PROVENANCE = Provenance("tokenizer", "scorer", "data", 48, "whole", "2026-01-01")
+PROVENANCE = CalibrationOrigin("tokenizer", "scorer", "data", 48, "whole", "2026-01-01")
 CALIBRATION = calibrate(CURVES, CLIPS.sizes, [1024, 384, 640, 1536], PROVENANCE)
 
 

@@ -16,7 +16,7 @@ from genvid.allocation import (
     calibrate,
     predict_all_curves,
 )
-from genvid.allocation.calibration import Provenance
+from genvid.allocation.calibration import CalibrationOrigin
 from genvid.allocation.curves import gains
 
 EVEN = torch.arange(64, 513, 64)
@@ -47,7 +47,7 @@ def adversarial(generator, streams, sizes, block):
 def typical_of(sizes, blocks):
     clips = SyntheticClips(64, blocks, sizes.tolist())
     curves = predict_all_curves(clips, clips.tokens(), clips.tokens().lengths)
-    provenance = Provenance("t", "s", "d", 64, "whole", "2026-01-01")
+    provenance = CalibrationOrigin("t", "s", "d", 64, "whole", "2026-01-01")
     return calibrate(curves, sizes, [int(sizes[2]) * blocks], provenance).typical()
 
 
@@ -130,7 +130,7 @@ def test_hard_budgets_close_most_of_the_gap_of_the_clip_alone():
     clips = SyntheticClips()
     tokens = clips.tokens()
     curves = predict_all_curves(clips, tokens, torch.full_like(tokens.lengths, 256))
-    provenance = Provenance("t", "s", "d", 48, "256 tokens each", "2026-01-01")
+    provenance = CalibrationOrigin("t", "s", "d", 48, "256 tokens each", "2026-01-01")
     for budget in (512, 1024, 1536):
         calibration = calibrate(curves, clips.sizes, [budget], provenance)
         allocators = (

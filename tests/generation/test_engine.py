@@ -12,7 +12,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.hardware import Hardware
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation.engine import network
+from genvid.generation.engine import attention
 from genvid.generation.engine import slots as slots_module
 from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import Sampler, SamplingConfig
@@ -163,9 +163,9 @@ def test_limits_are_hard_and_leave_enough_for_later_blocks(layout, limit):
 
 @pytest.mark.parametrize("found", [Hardware(None), Hardware((7, 5), True), Hardware((9, 0), False)], ids=str)
 def test_a_gpu_without_the_kernels_goes_the_plain_way(found, monkeypatch):
-    monkeypatch.setattr(network, "hardware", lambda device: found)
+    monkeypatch.setattr(attention, "hardware", lambda device: found)
     monkeypatch.setitem(sys.modules, "genvid.generation.engine.kernels", None)  # importing it would fail
-    assert isinstance(network.plain_or_triton(torch.device("cuda")), network.PlainAttention)
+    assert isinstance(attention.plain_or_triton(torch.device("cuda")), attention.PlainAttention)
 
 
 def test_an_unfinished_run_leaves_nothing_behind():

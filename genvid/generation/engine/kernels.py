@@ -15,12 +15,12 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 CHUNK = 256
 """Positions that one program reads."""
-BLOCK = 64
+TILE = 64
 """Positions read at a time."""
 
 
 class TritonAttention:
-    """`genvid.generation.engine.network.Attention` for rows on a GPU."""
+    """`genvid.generation.engine.attention.Attention` for rows on a GPU."""
 
     def append(
         self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
@@ -48,7 +48,7 @@ class TritonAttention:
 
     def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
         rows, heads, width = queries.shape
-        partial, greatest, total = attend_chunks(queries, cache, slots, lengths, limit, CHUNK, BLOCK)
+        partial, greatest, total = attend_chunks(queries, cache, slots, lengths, limit, CHUNK, TILE)
         attended = torch.empty(rows, heads * width, dtype=queries.dtype, device=queries.device)
         splits = greatest.shape[-1]
         _join_chunks[(rows, heads)](
@@ -75,11 +75,11 @@ def attend_chunks(
     lengths: Tensor,
     limit: int,
     chunk: int,
-    block: int,
+    tile: int,
     *,
     overlap: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of queries (B, H, D) to each `chunk` of at most `limit` positions, read `block` at a time.
+    """Attention of queries (B, H, D) to each `chunk` of at most `limit` positions, read `tile` at a time.
 
     Sums of values (B, H, chunks, D), greatest scores and sums of weights (B, H, chunks), to be joined. With `overlap`
     the kernel starts before the one ahead of it ends.
@@ -107,7 +107,7 @@ def attend_chunks(
         WIDTH=width,
         WIDTH_PADDED=triton.next_power_of_2(width),
         CHUNK=chunk,
-        BLOCK=block,
+        TILE=tile,
         IDENTITY=slots is None,
         OVERLAP=overlap,
         num_warps=4,
@@ -189,7 +189,7 @@ def _attend_chunk(
     WIDTH: tl.constexpr,
     WIDTH_PADDED: tl.constexpr,
     CHUNK: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     IDENTITY: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
@@ -215,10 +215,10 @@ def _attend_chunk(
         highest = -1e30
         weight = 0.0
         summed = tl.full([WIDTH_PADDED], 0.0, tl.float32)
-        for offset in range(0, CHUNK, BLOCK):
+        for offset in range(0, CHUNK, TILE):
             start = first + offset
             if start < last:
-                position = start + tl.arange(0, BLOCK)
+                position = start + tl.arange(0, TILE)
                 there = position < last
                 at = (lines + position)[:, None] * WIDTH + channel[None, :]
                 mask = there[:, None] & inside[None, :]

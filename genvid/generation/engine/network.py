@@ -10,7 +10,7 @@ N rows of a pass, H heads, E heads of keys and values, D channels of a head, C p
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,83 +18,19 @@ from torch.nn import functional
 
 from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
+from genvid.generation.engine.attention import Attention, plain_or_triton
+from genvid.generation.engine.weights import Layer, layer_weights
 
 if TYPE_CHECKING:
     from genvid.generation.engine.single_row import SingleRow
 
 
-class Layer(NamedTuple):
-    """Weights of a layer, as they are read."""
-
-    norm: Tensor
-    qkv: Tensor
-    """((H + 2E) D, width)."""
-    out: Tensor
-    mlp_norm: Tensor
-    gate_up: Tensor
-    """(2 hidden, width)."""
-    down: Tensor
-
-
-class Parts(NamedTuple):
+class LayerFunctions(NamedTuple):
     """What stands before, between and after the attentions."""
 
     before: Callable[..., Tensor]
     between: Callable[..., tuple[Tensor, Tensor]]
     after: Callable[..., Tensor]
-
-
-class Attention(Protocol):
-    """The parts of a layer that touch the cache. `slots` None: row i is slot i."""
-
-    def append(
-        self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        """(N, (H + 2E) D) -> rotated queries (N, H, D); rotated keys, and values, go to `positions` of the cache."""
-        ...
-
-    def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
-        """(N, H, D) queries over the first (N,) `lengths`, none above `limit`, of (2, slots, E, C, D) -> (N, H D).
-
-        Rows of length 0 get finite numbers that mean nothing.
-        """
-        ...
-
-
-class PlainAttention:
-    """By torch: every row reads `limit` positions."""
-
-    def append(
-        self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> Tensor:
-        kv_heads, width = cache.shape[2], cache.shape[4]
-        split = qkv.view(len(qkv), -1, width)
-        cos, sin = (table[positions][:, None] for table in rotary)
-        turned = split[:, :-kv_heads].float()
-        low, high = turned.chunk(2, -1)
-        turned = (turned * cos + torch.cat([-high, low], -1) * sin).to(qkv.dtype)
-        rows = torch.arange(len(qkv), device=qkv.device) if slots is None else slots
-        cache[0, rows, :, positions] = turned[:, -kv_heads:]
-        cache[1, rows, :, positions] = split[:, -kv_heads:]
-        return turned[:, :-kv_heads]
-
-    def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
-        keys, values = (cache[:, :, :, :limit] if slots is None else cache[:, slots, :, :limit]).unbind(0)
-        filled = torch.arange(limit, device=lengths.device) < lengths.clamp(min=1)[:, None]
-        grouped = keys.shape[1] < queries.shape[1]
-        attended = functional.scaled_dot_product_attention(
-            queries[:, :, None], keys, values, attn_mask=filled[:, None, None], enable_gqa=grouped
-        )
-        return attended.flatten(1)
-
-
-def plain_or_triton(device: torch.device) -> Attention:
-    """The attention that reads only what is filled, where its kernels run."""
-    if not hardware(device).kernels:
-        return PlainAttention()
-    from genvid.generation.engine.kernels import TritonAttention
-
-    return TritonAttention()
 
 
 class SlotNetwork:
@@ -114,7 +50,7 @@ class SlotNetwork:
         device, dtype = parameter.device, dtype or parameter.dtype
         self._attention = attention or plain_or_triton(device)
         self._eps = sizes.norm_eps
-        self._layers = [_layer(layer, dtype) for layer in llama.layers]
+        self._layers = [layer_weights(layer, dtype) for layer in llama.layers]
         self._embedding, self._norm = parameter.detach().to(dtype), llama.norm.weight.detach().to(dtype)
         self._head = model.head_weight.detach().to(dtype).contiguous()
         # Room for the last token of the longest row, which is written though never read, in whole lines of memory.
@@ -129,9 +65,11 @@ class SlotNetwork:
         shape = (sizes.depth, 2, slots, sizes.kv_heads, capacity, sizes.width // sizes.heads)
         self.cache = torch.zeros(shape, dtype=dtype, device=device)
         """(depth, 2, slots, E, C, D): keys and values of every layer."""
-        parts = Parts(_before, _between, _after)  # compiled once for all layers
-        self._parts = Parts._make(torch.compile(part, dynamic=False) for part in parts) if compiled else parts
-        self._single = None if attention else self._for_one_row()
+        functions = LayerFunctions(_before, _between, _after)  # compiled once for all layers
+        if compiled:
+            functions = LayerFunctions._make(torch.compile(function, dynamic=False) for function in functions)
+        self._functions = functions
+        self._single_row = None if attention else self._for_one_row()
 
     @property
     def capacity(self) -> int:
@@ -145,23 +83,23 @@ class SlotNetwork:
         x = functional.embedding(tokens, self._embedding)
         if self._positions is not None:
             x = x + self._positions[positions]
-        if self._single and slots is None:
-            return self._single(x, positions, lengths, limit)
-        qkv = self._parts.before(x, self._layers[0], self._eps)
+        if self._single_row and slots is None:
+            return self._single_row(x, positions, lengths, limit)
+        qkv = self._functions.before(x, self._layers[0], self._eps)
         for number, layer in enumerate(self._layers):
             cache = self.cache[number]
             queries = self._attention.append(qkv, cache, slots, positions, self._rotary)
             attended = self._attention.attend(queries, cache, slots, lengths, limit)
             if number + 1 < len(self._layers):
-                x, qkv = self._parts.between(x, attended, layer, self._layers[number + 1], self._eps)
+                x, qkv = self._functions.between(x, attended, layer, self._layers[number + 1], self._eps)
             else:
-                x = self._parts.after(x, attended, layer, self._eps)
+                x = self._functions.after(x, attended, layer, self._eps)
         return x
 
     def logits(self, states: Tensor) -> Tensor:
         """(N, width) -> (N, num_outputs) float32."""
-        if self._single:
-            return self._single.logits(states)
+        if self._single_row:
+            return self._single_row.logits(states)
         return functional.linear(_normed(states, self._norm, self._eps), self._head).float()
 
     def _for_one_row(self) -> SingleRow | None:
@@ -177,19 +115,6 @@ class SlotNetwork:
     def share(self, source: int, target: int, length: int) -> None:
         """Copy the first `length` positions of a slot to another."""
         self.cache[:, :, target, :, :length] = self.cache[:, :, source, :, :length]
-
-
-def _layer(layer: torch.nn.Module, dtype: torch.dtype) -> Layer:
-    """Weights of transformers' LlamaDecoderLayer."""
-    weight = {name.removesuffix(".weight"): value.detach().to(dtype) for name, value in layer.named_parameters()}
-    return Layer(
-        norm=weight["input_layernorm"],
-        qkv=torch.cat([weight[f"self_attn.{name}_proj"] for name in "qkv"]),
-        out=weight["self_attn.o_proj"],
-        mlp_norm=weight["post_attention_layernorm"],
-        gate_up=torch.cat([weight["mlp.gate_proj"], weight["mlp.up_proj"]]),
-        down=weight["mlp.down_proj"],
-    )
 
 
 def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from genvid import noise
 from genvid.ar.model import RowModel
-from genvid.generation.engine.network import Attention
-from genvid.generation.engine.slots import POSITION, SEED, WAITED, Slots
+from genvid.generation.engine.attention import Attention
+from genvid.generation.engine.slots import POSITION, SEED, WAITED, BatchSlots
 from genvid.generation.grammar import (
     ANNOUNCED,
     BLOCK,
@@ -27,7 +27,7 @@ from genvid.generation.grammar import (
     PLANNED,
     WAIT,
     check_plan,
-    fresh,
+    initial_state,
     least_tokens,
 )
 from genvid.generation.sampler import SamplingConfig
@@ -36,7 +36,7 @@ from genvid.tokens.rows import BlockLayout
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 """Of weights and cache. Commands and recipes sample in fp32 on every device unless told otherwise."""
-LOOKS = (4, 64)
+SYNC_STEPS = (4, 64)
 """Fewest and most steps between two looks at the slots."""
 
 
@@ -72,7 +72,7 @@ class Request:
 
 
 class RowEngine(Protocol):
-    """What samples rows: `Engine`, or `genvid.generation.engine.transformers_engine.StockEngine`."""
+    """What samples rows: `Engine`, or `genvid.generation.engine.transformers_engine.TransformersEngine`."""
 
     @property
     def model(self) -> RowModel: ...
@@ -94,7 +94,7 @@ class RowEngine(Protocol):
 class Engine:
     """A model, how it is sampled, and slots for rows in flight.
 
-    dtype: of weights and cache; the model's own by default. compiled, attention: see `Slots`.
+    dtype: of weights and cache; the model's own by default. compiled, attention: see `BatchSlots`.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Engine:
         if slots < 1:
             raise ValueError(f"an engine needs at least 1 slot, got {slots}")
         self.model, self.config = model, config
-        self.slots = Slots(model, config, slots, dtype=dtype, compiled=compiled, attention=attention)
+        self.slots = BatchSlots(model, config, slots, dtype=dtype, compiled=compiled, attention=attention)
         self.tokens = 0
         """Tokens sampled so far, framing included."""
         self.steps = 0
@@ -137,66 +137,66 @@ class Engine:
                 raise ValueError(f"{planner.rows} requests in a row must share this planner, but {count} do")
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
-        flight = _Flight(self.slots, requests)
-        while flight.seat():
-            steps, reach = flight.steps(self.model.layout)
+        batch = InFlightBatch(self.slots, requests)
+        while batch.admit():
+            steps, reach = batch.steps(self.model.layout)
             for number in range(steps):
                 self.slots.step(min(reach + number, self.model.max_positions))
             self.steps += steps
-            self.tokens += flight.look()
-            flight.tell_lengths()
-            yield from flight.ended()
+            self.tokens += batch.sync()
+            batch.assign_lengths()
+            yield from batch.ended()
 
 
-class _Flight:
-    """The host's side of a run: which request sits where, and the state of the slots at the last look."""
+class InFlightBatch:
+    """The host's side of a run: which request sits where, and the state of the slots at the last sync."""
 
-    def __init__(self, slots: Slots, requests: Sequence[Request]) -> None:
+    def __init__(self, slots: BatchSlots, requests: Sequence[Request]) -> None:
         self._slots, self._requests, self._next = slots, requests, 0
-        self._seated: dict[int, int] = {}
+        self._active: dict[int, int] = {}
         """Slot -> request."""
-        self._grammar, self._state = slots.look()
+        self._grammar, self._state = slots.sync()
         self._grammar[NUM_BLOCKS] = 0  # what an earlier run left unfinished
 
-    def seat(self) -> bool:
+    def admit(self) -> bool:
         """Give free slots to the next requests. False: nothing is left to do."""
-        free = [slot for slot in range(self._slots.count) if slot not in self._seated]
+        free = [slot for slot in range(self._slots.count) if slot not in self._active]
         prefixes = {}
         for slot in free[: len(self._requests) - self._next]:
             request = self._requests[self._next]
             null = request.null_prefix or request.prefix
             plan = request.planned or ((WAIT,) * request.num_blocks if request.planner else ())
-            row = fresh(self._slots.layout, request.num_blocks, plan, request.limit)
+            row = initial_state(self._slots.layout, request.num_blocks, plan, request.limit)
             self._grammar[:, slot] = torch.tensor(row)
             self._state[:, slot] = torch.tensor([request.prefix[-1], null[-1], len(null) - 1, request.seed, 0])
             prefixes[slot] = (request.prefix, null)
-            self._seated[slot] = self._next
+            self._active[slot] = self._next
             self._next += 1
-        self._slots.seat(prefixes)
+        self._slots.admit(prefixes)
         self._slots.write(self._grammar, self._state)
-        return bool(self._seated)
+        return bool(self._active)
 
     def steps(self, layout: BlockLayout) -> tuple[int, int]:
-        """Steps until the next look, and positions that the longest row has filled after the first of them."""
-        slots = list(self._seated)
+        """Steps until the next sync, and positions that the longest row has filled after the first of them."""
+        slots = list(self._active)
         columns, waited = self._grammar[:, slots].T.tolist(), self._state[WAITED, slots].tolist()
         soonest = min(_steps_to_event(layout, column) for column, w in zip(columns, waited, strict=True) if not w)
-        return min(max(soonest, LOOKS[0]), LOOKS[1]), int(self._state[POSITION, slots].max()) + 1
+        return min(max(soonest, SYNC_STEPS[0]), SYNC_STEPS[1]), int(self._state[POSITION, slots].max()) + 1
 
-    def look(self) -> int:
+    def sync(self) -> int:
         """See what the steps did; the number of tokens sampled by them."""
         before = self._state[POSITION].sum()
-        self._grammar, self._state = self._slots.look()
+        self._grammar, self._state = self._slots.sync()
         return int(self._state[POSITION].sum() - before)
 
-    def tell_lengths(self) -> None:
+    def assign_lengths(self) -> None:
         """Tell the next lengths to the rows of each planner of which all rows wait."""
         waiting: dict[int, list[int]] = {}
-        for slot, number in sorted(self._seated.items(), key=lambda item: item[1]):
+        for slot, number in sorted(self._active.items(), key=lambda item: item[1]):
             if self._state[WAITED, slot]:
                 waiting.setdefault(id(self._requests[number].planner), []).append(slot)
         for slots in waiting.values():
-            planner = self._requests[self._seated[slots[0]]].planner
+            planner = self._requests[self._active[slots[0]]].planner
             assert planner is not None
             if len(slots) == planner.rows:
                 seeds = noise.fold(self._state[SEED, slots], self._state[POSITION, slots] + 1)
@@ -206,12 +206,12 @@ class _Flight:
 
     def ended(self) -> list[tuple[int, Tensor]]:
         """Rows that are complete; their slots become free."""
-        over = [slot for slot in self._seated if self._grammar[BLOCK, slot] >= self._grammar[NUM_BLOCKS, slot]]
+        over = [slot for slot in self._active if self._grammar[BLOCK, slot] >= self._grammar[NUM_BLOCKS, slot]]
         if not over:
             return []
         rows, ended = self._slots.rows(over), []
         for slot, row in zip(over, rows, strict=True):
-            number = self._seated.pop(slot)
+            number = self._active.pop(slot)
             prefix = torch.tensor(self._requests[number].prefix)
             ended.append((number, torch.cat([prefix, row[len(prefix) : int(self._state[POSITION, slot]) + 1]])))
         return ended

@@ -19,7 +19,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from genvid.ar.hardware import hardware
 from genvid.generation.engine.kernels import attend_chunks
-from genvid.generation.engine.network import Layer
+from genvid.generation.engine.weights import Layer
 
 OVERLAP = True
 """Start each kernel while the one before it runs, on GPUs that can."""
@@ -61,7 +61,7 @@ class SingleRow:
     def __call__(self, x: Tensor, position: Tensor, length: Tensor, limit: int) -> Tensor:
         """(1, width) at its (1,) position, seeing (1,) `length` positions, at most `limit` -> x itself, overwritten."""
         chunk = max(SMALLEST_CHUNK, triton.next_power_of_2(-(-limit // SPLITS)))
-        options = {"chunk": chunk, "block": min(chunk, POSITIONS), "overlap": self._overlap}
+        options = {"chunk": chunk, "tile": min(chunk, POSITIONS), "overlap": self._overlap}
         for number, layer in enumerate(self._layers):
             cache = self._cache[number]
             queries = self._project(x, layer, cache, position, overlap=number > 0)
@@ -111,7 +111,7 @@ class SingleRow:
     ) -> None:
         _, heads, splits, width = parts[0].shape
         grid, options = self._split(layer.out)
-        options["BLOCK"] = max(options["BLOCK"], width)
+        options["TILE"] = max(options["TILE"], width)
         _add_attended[grid](
             x,
             *parts,
@@ -139,12 +139,12 @@ class SingleRow:
         rows = 2 if even else 1
         while 2 * rows * columns * matrix.element_size() <= PROGRAM_BYTES and count >= 2 * rows * self._processors:
             rows *= 2
-        block = max(min(COLUMNS, triton.next_power_of_2(columns)), triton.next_power_of_2(-(-columns // 16)))
-        warps = min(4, max(rows, block // COLUMNS))
+        tile = max(min(COLUMNS, triton.next_power_of_2(columns)), triton.next_power_of_2(-(-columns // 16)))
+        warps = min(4, max(rows, tile // COLUMNS))
         options = {
             "ROWS": rows,
             "WARPS": min(rows, warps),
-            "BLOCK": block,
+            "TILE": tile,
             "OVERLAP": self._overlap,
             "num_warps": warps,
         }
@@ -161,13 +161,13 @@ def _numbers(ROWS: tl.constexpr, WARPS: tl.constexpr):
 
 
 @triton.jit
-def _tiles(matrix, rows, COUNT: tl.constexpr, BLOCK: tl.constexpr):
-    """Rows of a matrix of COUNT columns, as tiles (..., BLOCK)."""
+def _tiles(matrix, rows, COUNT: tl.constexpr, TILE: tl.constexpr):
+    """Rows of a matrix of COUNT columns, as tiles (..., TILE)."""
     tiles = ()
-    for start in tl.static_range(0, COUNT, BLOCK):
-        column = start + tl.arange(0, BLOCK)[None, None, :]
+    for start in tl.static_range(0, COUNT, TILE):
+        column = start + tl.arange(0, TILE)[None, None, :]
         at = matrix + rows[:, :, None] * COUNT + column
-        if start + BLOCK <= COUNT:
+        if start + TILE <= COUNT:
             tile = tl.load(at)
         else:
             tile = tl.load(at, mask=column < COUNT, other=0.0)
@@ -176,14 +176,14 @@ def _tiles(matrix, rows, COUNT: tl.constexpr, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def _vector(source, COUNT: tl.constexpr, BLOCK: tl.constexpr, WARPS: tl.constexpr):
-    """A vector as tiles (1, WARPS, BLOCK)."""
-    return _tiles(source, tl.arange(0, WARPS)[None, :] * 0, COUNT, BLOCK)
+def _vector(source, COUNT: tl.constexpr, TILE: tl.constexpr, WARPS: tl.constexpr):
+    """A vector as tiles (1, WARPS, TILE)."""
+    return _tiles(source, tl.arange(0, WARPS)[None, :] * 0, COUNT, TILE)
 
 
 @triton.jit
 def _products(weights, vector):
-    """Tiles (R, WARPS, BLOCK) times tiles (1, ..., BLOCK) -> (R, WARPS) float32."""
+    """Tiles (R, WARPS, TILE) times tiles (1, ..., TILE) -> (R, WARPS) float32."""
     total = weights[0].to(tl.float32) * vector[0].to(tl.float32)
     for number in tl.static_range(1, len(weights)):
         total += weights[number].to(tl.float32) * vector[number].to(tl.float32)
@@ -192,7 +192,7 @@ def _products(weights, vector):
 
 @triton.jit
 def _normed_products(weights, x, gains, eps, COUNT: tl.constexpr):
-    """Tiles (R, WARPS, BLOCK) times the RMSNorm of x -> (R, WARPS) float32."""
+    """Tiles (R, WARPS, TILE) times the RMSNorm of x -> (R, WARPS) float32."""
     value = x[0].to(tl.float32)
     squares = value * value
     total = weights[0].to(tl.float32) * (value * gains[0].to(tl.float32))
@@ -204,9 +204,9 @@ def _normed_products(weights, x, gains, eps, COUNT: tl.constexpr):
 
 
 @triton.jit
-def _joined(summed, greatest, total, splits, length, first, HEADS, WIDTH, CHUNK, SPLITS, BLOCK):
-    """BLOCK channels of the attention from head `first` on -> (1, 1, BLOCK)."""
-    heads = first + tl.arange(0, BLOCK // WIDTH)
+def _joined(summed, greatest, total, splits, length, first, HEADS, WIDTH, CHUNK, SPLITS, TILE):
+    """TILE channels of the attention from head `first` on -> (1, 1, TILE)."""
+    heads = first + tl.arange(0, TILE // WIDTH)
     split = tl.arange(0, SPLITS)
     there = (heads < HEADS)[:, None] & (split * CHUNK < length)[None, :]
     cell = heads[:, None] * splits + split[None, :]
@@ -216,7 +216,7 @@ def _joined(summed, greatest, total, splits, length, first, HEADS, WIDTH, CHUNK,
     share = share / tl.maximum(weight, 1e-30)[:, None]
     at = cell[:, :, None] * WIDTH + tl.arange(0, WIDTH)[None, None, :]
     part = tl.load(summed + at, mask=there[:, :, None], other=0.0)
-    return tl.sum(part * share[:, :, None], axis=1).reshape(1, 1, BLOCK)
+    return tl.sum(part * share[:, :, None], axis=1).reshape(1, 1, TILE)
 
 
 @triton.jit
@@ -239,7 +239,7 @@ def _project(
     WIDTH: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """RMSNorm, product, rotation: pairs of channels of a head, which are turned together."""
@@ -249,8 +249,8 @@ def _project(
     # Rows come as low, high, low, high ... of pairs.
     number = _numbers(ROWS, WARPS)
     pair = tl.minimum(number // 2, OUTPUTS // 2 - 1)
-    weights = _tiles(weight, pair // HALF * WIDTH + pair % HALF + number % 2 * HALF, INPUTS, BLOCK)
-    gains = _vector(norm, INPUTS, BLOCK, WARPS)
+    weights = _tiles(weight, pair // HALF * WIDTH + pair % HALF + number % 2 * HALF, INPUTS, TILE)
+    gains = _vector(norm, INPUTS, TILE, WARPS)
     at = tl.load(position)
     pair = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     head = pair // HALF
@@ -263,7 +263,7 @@ def _project(
     sin_high = tl.load(sin + angle + HALF, mask=turned, other=0.0)
     if OVERLAP:
         gdc_wait()
-    found = _normed_products(weights, _vector(x, INPUTS, BLOCK, WARPS), gains, eps, INPUTS)
+    found = _normed_products(weights, _vector(x, INPUTS, TILE, WARPS), gains, eps, INPUTS)
     low, high = tl.split(found.reshape(ROWS // 2, 2))
     low, high = low * cos_low - high * sin_low, high * cos_high + low * sin_high
     query = head < HEADS
@@ -298,20 +298,20 @@ def _add_attended(
     SPLITS: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Join the parts of the attention, multiply, add to x."""
     if OVERLAP:
         gdc_launch_dependents()
     row = _numbers(ROWS, WARPS)
-    weights = _tiles(weight, tl.minimum(row, OUTPUTS - 1), INPUTS, BLOCK)
+    weights = _tiles(weight, tl.minimum(row, OUTPUTS - 1), INPUTS, TILE)
     seen = tl.load(length)
     if OVERLAP:
         gdc_wait()
     attended = ()
-    for start in tl.static_range(0, INPUTS, BLOCK):
-        tile = _joined(summed, greatest, total, splits, seen, start // WIDTH, HEADS, WIDTH, CHUNK, SPLITS, BLOCK)
+    for start in tl.static_range(0, INPUTS, TILE):
+        tile = _joined(summed, greatest, total, splits, seen, start // WIDTH, HEADS, WIDTH, CHUNK, SPLITS, TILE)
         attended += (tile,)
     _add(x, row, _products(weights, attended), OUTPUTS)
 
@@ -327,7 +327,7 @@ def _open(
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """RMSNorm, product, SiLU of the gate times the other half."""
@@ -336,11 +336,11 @@ def _open(
     HIDDEN: tl.constexpr = OUTPUTS // 2
     # Rows come as gate, up, gate, up ...
     number = _numbers(ROWS, WARPS)
-    weights = _tiles(weight, tl.minimum(number // 2, HIDDEN - 1) + number % 2 * HIDDEN, INPUTS, BLOCK)
-    gains = _vector(norm, INPUTS, BLOCK, WARPS)
+    weights = _tiles(weight, tl.minimum(number // 2, HIDDEN - 1) + number % 2 * HIDDEN, INPUTS, TILE)
+    gains = _vector(norm, INPUTS, TILE, WARPS)
     if OVERLAP:
         gdc_wait()
-    found = _normed_products(weights, _vector(x, INPUTS, BLOCK, WARPS), gains, eps, INPUTS)
+    found = _normed_products(weights, _vector(x, INPUTS, TILE, WARPS), gains, eps, INPUTS)
     gate, up = tl.split(found.reshape(ROWS // 2, 2))
     at = tl.program_id(0) * (ROWS // 2) + tl.arange(0, ROWS // 2)
     tl.store(hidden + at, (gate / (1 + tl.exp(-gate)) * up).to(hidden.dtype.element_ty), mask=at < HIDDEN)
@@ -355,17 +355,17 @@ def _close(
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Product, add to x."""
     if OVERLAP:
         gdc_launch_dependents()
     row = _numbers(ROWS, WARPS)
-    weights = _tiles(weight, tl.minimum(row, OUTPUTS - 1), INPUTS, BLOCK)
+    weights = _tiles(weight, tl.minimum(row, OUTPUTS - 1), INPUTS, TILE)
     if OVERLAP:
         gdc_wait()
-    _add(x, row, _products(weights, _vector(hidden, INPUTS, BLOCK, WARPS)), OUTPUTS)
+    _add(x, row, _products(weights, _vector(hidden, INPUTS, TILE, WARPS)), OUTPUTS)
 
 
 @triton.jit
@@ -386,14 +386,14 @@ def _read_out(
     INPUTS: tl.constexpr,
     ROWS: tl.constexpr,
     WARPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """Last RMSNorm and product."""
     row = _numbers(ROWS, WARPS)
-    weights = _tiles(weight, tl.minimum(row, OUTPUTS - 1), INPUTS, BLOCK)
-    gains = _vector(norm, INPUTS, BLOCK, WARPS)
+    weights = _tiles(weight, tl.minimum(row, OUTPUTS - 1), INPUTS, TILE)
+    gains = _vector(norm, INPUTS, TILE, WARPS)
     if OVERLAP:
         gdc_wait()
-    found = _normed_products(weights, _vector(x, INPUTS, BLOCK, WARPS), gains, eps, INPUTS)
+    found = _normed_products(weights, _vector(x, INPUTS, TILE, WARPS), gains, eps, INPUTS)
     tl.store(logits + row, found, mask=row < OUTPUTS)

@@ -1,4 +1,4 @@
-"""Slots: rows in flight on one device, and the step that moves all of them on by a token.
+"""BatchSlots: rows in batch on one device, and the step that moves all of them on by a token.
 
 A step works in place on tensors whose shapes never change. On a GPU it is a CUDA graph: the host starts it and does not
 wait for it. Rows are apart in it, and random numbers are counted by (seed, position): what is drawn for a row depends
@@ -16,7 +16,8 @@ from torch import Tensor
 from genvid import noise
 from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
-from genvid.generation.engine.network import Attention, SlotNetwork
+from genvid.generation.engine.attention import Attention
+from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.grammar import BlockGrammar
 from genvid.generation.sampler import SamplingConfig, draw, guided, length_scores
 
@@ -30,8 +31,8 @@ SMALLEST_LIMIT = 256
 """Least of the cache lengths that graphs are made for; the others are its doubles."""
 
 
-class Slots:
-    """Rows in flight. With guidance, slot i has a second row of the cache for its null condition.
+class BatchSlots:
+    """Rows in batch. With guidance, slot i has a second row of the cache for its null condition.
 
     On a GPU steps are captured as CUDA graphs, and compiled if `compiled` and the GPU can (`Hardware.kernels`);
     elsewhere they run as written.
@@ -67,11 +68,6 @@ class Slots:
         self._held: dict[int, tuple[int, ...]] = {}
         """Row of the cache -> the prefix that stands in it."""
 
-    @property
-    def cache_bytes(self) -> int:
-        """Memory of keys and values."""
-        return self._network.cache.nbytes
-
     @torch.no_grad()
     def warm_up(self) -> None:
         """Make every graph now: the first request is then as fast as the others. All slots must be free."""
@@ -90,7 +86,7 @@ class Slots:
         self._launch("step", limit, partial(self._step, limit))
 
     @torch.no_grad()
-    def seat(self, prefixes: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
+    def admit(self, prefixes: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
         """Read the prefix and null prefix of new rows, {slot: both}, but for the last token, the input of a step.
 
         A prefix that some slot holds already is copied, not computed.
@@ -113,7 +109,7 @@ class Slots:
         for source, row, length in copies:
             self._network.share(source, row, length)
 
-    def look(self) -> tuple[Tensor, Tensor]:
+    def sync(self) -> tuple[Tensor, Tensor]:
         """Copies of the grammar's state and of the other (see TOKEN ...), on the CPU. Waits for the device."""
         return self._grammar.state.to("cpu", copy=True), self._state.to("cpu", copy=True)
 

@@ -26,14 +26,14 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.generation.engine.scheduler import Request, check_request
-from genvid.generation.grammar import BlockGrammar, fresh
+from genvid.generation.grammar import BlockGrammar, initial_state
 from genvid.generation.sampler import SamplingConfig, draw
 
 PAGE = 64
 """Positions of a page of the cache."""
 
 
-class StockEngine:
+class TransformersEngine:
     """A model as transformers runs it, with room for `slots` of the longest rows at a time.
 
     Prefixes, plans and limits are as in `Engine`. Guidance and planned budgets are not: they need rows that wait for
@@ -121,7 +121,8 @@ class _GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc
     def __init__(self, model: RowModel, config: SamplingConfig, requests: Sequence[Request]) -> None:
         self._layout, self._config = model.layout, config
         self._grammars = [
-            fresh(model.layout, request.num_blocks, request.planned or (), request.limit) for request in requests
+            initial_state(model.layout, request.num_blocks, request.planned or (), request.limit)
+            for request in requests
         ]
         self._seeds = [request.seed for request in requests]
         self._batch: list[tuple[int, int]] = []

@@ -12,7 +12,8 @@ from genvid import noise
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
-from genvid.generation.engine.network import PlainAttention, SlotNetwork
+from genvid.generation.engine.attention import PlainAttention
+from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import Sampler, SamplingConfig, draw
 from genvid.tokens.rows import BlockLayout
@@ -21,8 +22,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("on a CPU kernels are interpreted: TRITON_INTERPRET=1, before anything starts", allow_module_level=True)
 pytest.importorskip("triton", reason="the kernels of a GPU need triton, which is not installed here")
 
-from genvid.generation.engine import kernels
-from genvid.generation.engine import single_row as single
+from genvid.generation.engine import kernels, single_row
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -47,8 +47,8 @@ def model_of(layout: BlockLayout = LENGTH, **changes: int | None) -> RowModel:
 def one_row(model: RowModel, **settings: torch.dtype) -> SlotNetwork:
     """A network that goes by the kernels whatever the device, its cache filled."""
     network = SlotNetwork(model, 1, **settings)
-    assert single.SingleRow.fits(network.cache)
-    network._single = network._single or single.SingleRow(
+    assert single_row.SingleRow.fits(network.cache)
+    network._single_row = network._single_row or single_row.SingleRow(
         network._layers, network._norm, network._head, network.cache, network._rotary, network._eps
     )
     torch.manual_seed(1)
@@ -88,8 +88,8 @@ def test_a_row_that_has_ended_is_finite():
 
 
 def test_what_the_kernels_cannot_do_goes_the_general_way():
-    assert not single.SingleRow.fits(SlotNetwork(model_of(), 2).cache)
-    assert not single.SingleRow.fits(SlotNetwork(model_of(width=48), 1).cache)  # heads of 12 channels
+    assert not single_row.SingleRow.fits(SlotNetwork(model_of(), 2).cache)
+    assert not single_row.SingleRow.fits(SlotNetwork(model_of(width=48), 1).cache)  # heads of 12 channels
 
 
 @pytest.mark.parametrize("outputs", [5, 64, 1100])
@@ -143,7 +143,7 @@ def test_kernels_that_overlap_give_what_they_give_one_after_another(monkeypatch)
     """In bf16 and at many positions, from one cache."""
     model = model_of(width=1280, heads=20, kv_heads=20, hidden=3584, depth=4)
     networks = [one_row(model, dtype=torch.bfloat16)]
-    monkeypatch.setattr(single, "OVERLAP", False)
+    monkeypatch.setattr(single_row, "OVERLAP", False)
     networks.append(one_row(model, dtype=torch.bfloat16))
     token = torch.zeros(1, dtype=torch.long, device=DEVICE)
     for position in range(150):

@@ -1,0 +1,67 @@
+"""Attention of one new token per row over a cache of keys and values.
+
+N rows of a pass, H heads, E heads of keys and values, D channels of a head, C positions of the cache.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from genvid.ar.hardware import hardware
+
+
+class Attention(Protocol):
+    """The parts of a layer that touch the cache. `slots` None: row i is slot i."""
+
+    def append(
+        self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        """(N, (H + 2E) D) -> rotated queries (N, H, D); rotated keys, and values, go to `positions` of the cache."""
+        ...
+
+    def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
+        """(N, H, D) queries over the first (N,) `lengths`, none above `limit`, of (2, slots, E, C, D) -> (N, H D).
+
+        Rows of length 0 get finite numbers that mean nothing.
+        """
+        ...
+
+
+class PlainAttention:
+    """By torch: every row reads `limit` positions."""
+
+    def append(
+        self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> Tensor:
+        kv_heads, width = cache.shape[2], cache.shape[4]
+        split = qkv.view(len(qkv), -1, width)
+        cos, sin = (table[positions][:, None] for table in rotary)
+        turned = split[:, :-kv_heads].float()
+        low, high = turned.chunk(2, -1)
+        turned = (turned * cos + torch.cat([-high, low], -1) * sin).to(qkv.dtype)
+        rows = torch.arange(len(qkv), device=qkv.device) if slots is None else slots
+        cache[0, rows, :, positions] = turned[:, -kv_heads:]
+        cache[1, rows, :, positions] = split[:, -kv_heads:]
+        return turned[:, :-kv_heads]
+
+    def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
+        keys, values = (cache[:, :, :, :limit] if slots is None else cache[:, slots, :, :limit]).unbind(0)
+        filled = torch.arange(limit, device=lengths.device) < lengths.clamp(min=1)[:, None]
+        grouped = keys.shape[1] < queries.shape[1]
+        attended = functional.scaled_dot_product_attention(
+            queries[:, :, None], keys, values, attn_mask=filled[:, None, None], enable_gqa=grouped
+        )
+        return attended.flatten(1)
+
+
+def plain_or_triton(device: torch.device) -> Attention:
+    """The attention that reads only what is filled, where its kernels run."""
+    if not hardware(device).kernels:
+        return PlainAttention()
+    from genvid.generation.engine.kernels import TritonAttention
+
+    return TritonAttention()
