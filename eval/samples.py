@@ -32,14 +32,14 @@ from genvid.tokens import TokenizerSpec
 _THREADS = min(16, os.cpu_count() or 1)
 
 
-def open_samples(path: str, protocol: EvaluationProtocol) -> VideoFiles | PixelFiles:
+def open_samples(path: Path, protocol: EvaluationProtocol) -> VideoFiles | PixelFiles:
     """A folder of videos or of .npz files, or one .npz file; ValueError when it holds fewer than are compared.
 
     Of more, as many as are compared are drawn, as real clips are: the first ones would be of a few classes.
     """
-    given, rule = Path(path), replace(protocol.clip_rule(), window="first")
-    arrays = [given] if given.suffix == ".npz" else sorted(given.glob("*.npz"))
-    if given.is_dir() and arrays and any(file.suffix.lower() in EXTENSIONS for file in given.iterdir()):
+    rule = replace(protocol.clip_rule(), window="first")
+    arrays = [path] if path.suffix == ".npz" else sorted(path.glob("*.npz"))
+    if path.is_dir() and arrays and any(file.suffix.lower() in EXTENSIONS for file in path.iterdir()):
         raise ValueError(f"{path} mixes .npz and video files; give a folder of one kind")
     samples: VideoFiles | PixelFiles = PixelFiles(arrays, rule) if arrays else VideoFiles(path, rule)
     held = len(samples)
@@ -56,8 +56,8 @@ class VideoFiles:
 
     spec: TokenizerSpec | None = None
 
-    def __init__(self, path: str, rule: ClipConfig) -> None:
-        self.dataset = ClipDataset(FolderConfig(path), rule, strict=True)
+    def __init__(self, path: Path, rule: ClipConfig) -> None:
+        self.dataset = ClipDataset(FolderConfig(str(path)), rule, strict=True)
         self.about: dict[str, Any] = {"videos": self.dataset.fingerprint()}
         self.drawn: Sequence[int] = range(len(self))
         """Number of the file that is the sample at each position."""

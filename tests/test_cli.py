@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from genvid.allocation import budget as budgets
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
-from genvid.cli import coding, main, sampling
+from genvid.cli import main, sampling
 from genvid.data.clips import ClipConfig
 from genvid.data.video import probe, read_clip, write_video
 from genvid.generation.engine.scheduler import Engine
@@ -188,7 +189,7 @@ def calls_of(monkeypatch, method, *arguments, stop_after=None):
 
 @pytest.mark.parametrize("budget", [(), ("--tokens", 12)])
 def test_encoding_goes_on_after_an_interruption(models, video, tmp_path, monkeypatch, capsys, budget):
-    monkeypatch.setattr(coding, "GROUP", 2)
+    monkeypatch.setattr(budgets, "GROUP_SIZE", 2)
     scorer = ("--scorer", models / "scorer") if budget else ()
     asked = ("encode", video, video, video, tmp_path / "a.npz", "--tokenizer", models / "tokenizer", *scorer, *budget)
     run(*asked)
@@ -237,7 +238,7 @@ def test_memory_does_not_grow_with_the_length_of_a_video(models, tmp_path, monke
     """As many results of the tokenizer are alive at a time for 20 clips as a group has."""
     frames = torch.randint(0, 256, (3, 119, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     write_video(tmp_path / "long.mp4", frames, 12)
-    monkeypatch.setattr(coding, "GROUP", 3)
+    monkeypatch.setattr(budgets, "GROUP_SIZE", 3)
     most = {}
     for method in ("encode", "decode"):
         watch(monkeypatch, method, most)
@@ -426,7 +427,7 @@ def test_numbers_out_of_range_end_in_one_sentence(models, video, tmp_path, capsy
     refused(capsys, f"{huge} tokens is none of the sizes", *classes, "--lengths", 8, 8, huge)
     refused(capsys, "--count and --batch-size", *classes, "--count", huge)
     refused(capsys, "--count and --batch-size", *classes, "--batch-size", huge)
-    refused(capsys, "--frames at least 1", *prompts, "--frames", huge)
+    refused(capsys, "--frames is at least 1", *prompts, "--frames", huge)
     refused(capsys, "no class", *common, models / "run" / "export", f"--class={huge}")
     for fps in ("nan", "inf", -1):
         refused(capsys, "--fps is above 0", *classes, "--fps", fps)
@@ -460,10 +461,10 @@ def test_bad_requests_to_sample_leave_nothing(models, video, tmp_path, capsys):
     refused(capsys, "give --class", *asked, models / "run" / "export")
     refused(capsys, "--class in place of --prompt", *asked, models / "run" / "export", "--prompt", video)
     refused(capsys, "give --prompt", *asked, models / "continues", "--class", 1)
-    refused(capsys, "adaptok model, but an autoregressive", *asked, models / "tokenizer", "--class", 1)
+    refused(capsys, "a model of type adaptok, not a RowModel", *asked, models / "tokenizer", "--class", 1)
     refused(capsys, "--count and --batch-size", *asked, models / "continues", "--prompt", video, "--count", 0)
     refused(capsys, "no.mp4", *asked, models / "continues", "--prompt", tmp_path / "no.mp4")
-    refused(capsys, "--frames at least 1", *asked, models / "continues", "--prompt", video, "--frames", 0)
+    refused(capsys, "--frames is at least 1", *asked, models / "continues", "--prompt", video, "--frames", 0)
     a_class = (*asked, models / "run" / "export", "--class", 1)
     refused(capsys, "--budget or --total", *a_class, "--scorer", models / "scorer", "--tokens", 12)
     refused(capsys, "--fps is above 0", *a_class, "--fps", 0)

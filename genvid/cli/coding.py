@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import replace
-from itertools import accumulate, islice, pairwise
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,19 +17,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from genvid.allocation import Allocator, BudgetError, GroupAllocator, JointAllocator
+from genvid.allocation import Allocator, Budget
+from genvid.allocation.budget import budget_groups
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import VideoInfo, probe, video_writer
 from genvid.device import device
 from genvid.files import readable, sha256
 from genvid.pieces import Pieces
-from genvid.tokenizer.adaptok.loading import load_scorer
-from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.published import published_budgets
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.lit.budget import BudgetAllocator, check_floor
-from genvid.tokenizer.lit.model import LIT
+from genvid.tokenizer.budgets import token_budget
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
 from genvid.tokens.file import (
@@ -44,48 +39,112 @@ from genvid.tokens.file import (
 Videos = list[tuple[Path, VideoInfo]]
 """Files, and what a probe found in them."""
 
-Budget = Callable[[int], Allocator]
-"""Blocks of a clip -> the rule that cuts clips of so many blocks."""
 
-GROUP = 64
-"""Clips that share a token budget: as many as in a batch of the published evaluation."""
+@dataclass(frozen=True)
+class BudgetOptions:
+    """Tokens that are kept of a video; by default all."""
+
+    tokens: int | None = None
+    """AdapTok: mean tokens of a clip of full length (needs --scorer). LIT: tokens of each clip, in `reconstruct` of the
+    video."""
+    scorer: str | None = None
+    """Scorer of the AdapTok tokenizer: model folder or Hub id."""
+    published: bool = False
+    """Share --tokens among the blocks of a clip as the published evaluation of AdapTok does."""
+
+    def __bool__(self) -> bool:
+        return self != BudgetOptions()
+
+    def budget(self, tokenizer: VideoTokenizer) -> Budget | None:
+        """None: all tokens are kept."""
+        if not self:
+            return None
+        return token_budget(tokenizer, self.tokens, self.scorer, published=self.published)
 
 
-def encode(arguments: argparse.Namespace) -> None:
-    """Videos -> one token file. Groups of clips that were cut lie beside it until all are: the same command goes on."""
-    output = new_output(arguments.output, ".npz")
-    videos: Videos = [(Path(path), probe(path)) for path in arguments.videos]
-    tokenizer = open_tokenizer(arguments.tokenizer)
-    budget = open_budget(arguments, tokenizer)
+@dataclass(frozen=True)
+class EncodeOptions:
+    """Options of `encode`."""
+
+    videos: tuple[Path, ...]
+    """Video files."""
+    output: Path
+    """New token file (.npz)."""
+    _: KW_ONLY
+    tokenizer: str
+    """Model folder or Hub id."""
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+
+
+@dataclass(frozen=True)
+class DecodeOptions:
+    """Options of `decode`."""
+
+    tokens: Path
+    """Token file (.npz)."""
+    output: Path
+    """New video (.mp4), or new folder if the token file holds several videos."""
+    _: KW_ONLY
+    tokenizer: str
+    """Model folder or Hub id of the tokenizer that encoded the videos."""
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """Options of `reconstruct`."""
+
+    video: Path
+    """Video file."""
+    output: Path
+    """New video (.mp4): the original on the left, the reconstruction on the right."""
+    _: KW_ONLY
+    tokenizer: str
+    """Model folder or Hub id."""
+    budget: BudgetOptions = field(default_factory=BudgetOptions)
+
+
+def encode(options: EncodeOptions) -> None:
+    """Encode videos into one token file.
+
+    Finished groups of clips lie beside it until all are finished, so the same command resumes after an interruption.
+    """
+    output = new_output(options.output, ".npz")
+    videos: Videos = [(path, probe(path)) for path in options.videos]
+    tokenizer = open_tokenizer(options.tokenizer)
+    budget = options.budget.budget(tokenizer)
     if tokenizer.spec.codebook_size is None:
-        raise ValueError(f"{arguments.tokenizer} is a continuous tokenizer: it has no codes to store")
+        raise ValueError(f"{options.tokenizer} is a continuous tokenizer: it has no codes to store")
+    scorer, made_by = options.budget.scorer, fingerprint(resolve(options.tokenizer))
     about = {
-        "tokenizer": fingerprint(resolve(arguments.tokenizer)),
-        "scorer": arguments.scorer and fingerprint(resolve(arguments.scorer)),
-        "tokens": arguments.tokens,
-        "published": arguments.published,
+        "tokenizer": made_by,
+        "scorer": scorer and fingerprint(resolve(scorer)),
+        "tokens": options.budget.tokens,
+        "published": options.budget.published,
         "videos": {f"{number} {readable(path.name)}": sha256(path)[:16] for number, (path, _) in enumerate(videos)},
     }
     pieces = Pieces(f"{output}.unfinished", about)
     tokenized = _encode(tokenizer, budget, videos, pieces)
-    write_tokens(output, tokenized, tokenizer=about["tokenizer"], codebook_size=tokenizer.spec.codebook_size)
+    write_tokens(output, tokenized, tokenizer=made_by, codebook_size=tokenizer.spec.codebook_size)
     pieces.remove()
     for (path, found), video in zip(videos, tokenized, strict=True):
         print(f"{readable(path)}: {found.frames} frames, {len(video.clips)} clips, {video.num_tokens} tokens")
 
 
-def decode(arguments: argparse.Namespace) -> None:
-    """Token file -> video, or a folder of videos, of which those that are whole are not decoded again."""
-    found = token_file_info(arguments.tokens)
-    output = new_output(arguments.output, ".mp4" if found.videos == 1 else "")
-    tokenizer, made_by = open_tokenizer(arguments.tokenizer), fingerprint(resolve(arguments.tokenizer))
-    videos = read_tokens(arguments.tokens, tokenizer.spec, tokenizer=made_by)
+def decode(options: DecodeOptions) -> None:
+    """Decode a token file into a video, or into a folder of videos.
+
+    The same command resumes a folder after an interruption: finished videos are not decoded again.
+    """
+    found = token_file_info(options.tokens)
+    output = new_output(options.output, ".mp4" if found.videos == 1 else "")
+    tokenizer, made_by = open_tokenizer(options.tokenizer), fingerprint(resolve(options.tokenizer))
+    videos = read_tokens(options.tokens, tokenizer.spec, tokenizer=made_by)
     with tqdm(total=sum(len(video.clips) for video in videos), desc="decoding", unit="clip") as bar:
         if found.videos == 1:
             _say_it_begins_anew(output)
             _decode(tokenizer, videos[0], output, bar)
             return
-        pieces = Pieces(f"{output}.unfinished", {"tokenizer": made_by, "tokens": sha256(Path(arguments.tokens))[:16]})
+        pieces = Pieces(f"{output}.unfinished", {"tokenizer": made_by, "tokens": sha256(options.tokens)[:16]})
         for number, video in enumerate(videos):
             file = pieces.folder / f"{number:04d}-{Path(video.name).stem}.mp4"
             if file.exists():
@@ -96,13 +155,16 @@ def decode(arguments: argparse.Namespace) -> None:
 
 
 @torch.no_grad()
-def reconstruct(arguments: argparse.Namespace) -> None:
-    """Video -> the video beside its reconstruction."""
-    output = new_output(arguments.output, ".mp4")
-    path, found = Path(arguments.video), probe(arguments.video)
-    tokenizer = open_tokenizer(arguments.tokenizer)
+def reconstruct(options: ReconstructOptions) -> None:
+    """Write a video beside its reconstruction."""
+    output = new_output(options.output, ".mp4")
+    path, found = options.video, probe(options.video)
+    tokenizer = open_tokenizer(options.tokenizer)
     blocks = _clip_blocks([(path, found)], tokenizer.spec)
-    rules = _rules(arguments, tokenizer, blocks)
+    budget = options.budget.budget(tokenizer)
+    rules: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
+    if budget is not None:
+        rules = [*budget.video_allocators(blocks)]
     if tokenizer.spec.max_blocks is None and len(blocks) > 1:
         parts = f"{len(blocks)} clips of at most {max(blocks)}, each by itself"
         print(f"{readable(path)}: {sum(blocks)} blocks, coded in {parts}")
@@ -121,9 +183,8 @@ def reconstruct(arguments: argparse.Namespace) -> None:
                 bar.update()
 
 
-def new_output(path: str, suffix: str) -> Path:
-    """An output that is not there yet; without a suffix, a folder that may be there but must be empty."""
-    output = Path(path)
+def new_output(output: Path, suffix: str) -> Path:
+    """The output, checked: a file of this suffix that does not exist, or without a suffix an empty or absent folder."""
     if output.suffix != suffix:
         wanted = f"a {suffix} file" if suffix else "a folder"
         raise ValueError(f"the output is {wanted}, not {output}")
@@ -142,71 +203,9 @@ def open_tokenizer(source: str) -> VideoTokenizer:
     return tokenizer
 
 
-def open_budget(arguments: argparse.Namespace, tokenizer: VideoTokenizer) -> Budget | None:
-    """The rule that cuts clips of so many blocks, if a budget is asked for."""
-    if arguments.scorer is None and arguments.tokens is None and not arguments.published:
-        return None
-    if isinstance(tokenizer, LIT):
-        return _redundancy(arguments, tokenizer)
-    if arguments.scorer is None or arguments.tokens is None:
-        raise ValueError("a token budget needs both --scorer and --tokens")
-    if not isinstance(tokenizer, AdapTok):
-        raise ValueError(f"{arguments.tokenizer} has no scorer: only AdapTok tokenizers have one")
-    predictor = ScorerPredictor(tokenizer, load_scorer(arguments.scorer, tokenizer).to(device()))
-    most, tokens = tokenizer.config.grid[0], arguments.tokens
-    if arguments.published:
-        budgets = published_budgets(tokenizer.spec.block_capacity, tokens)
-        if len(budgets) != most:
-            raise ValueError(f"the published budgets are for {len(budgets)} blocks, this tokenizer has {most}")
-        return lambda blocks: GroupAllocator(predictor, budgets[:blocks], GROUP, exact=True)
-    least = most * int(predictor.sizes[0])
-    if tokens < least:  # said now, not after encoding
-        raise BudgetError(f"{tokens} tokens are too few for a clip of {most} blocks, which take at least {least}")
-    return lambda blocks: JointAllocator(predictor, tokens * blocks / most, GROUP)
-
-
-def _redundancy(arguments: argparse.Namespace, lit: LIT) -> Budget:
-    if arguments.scorer is not None or arguments.published:
-        raise ValueError(f"{arguments.tokenizer} is LIT, which needs no scorer: give --tokens alone")
-    check_floor(arguments.tokens, lit.spec.block_capacity)
-    return lambda _: BudgetAllocator(arguments.tokens, lit.metric)
-
-
-def _rules(
-    arguments: argparse.Namespace, tokenizer: VideoTokenizer, blocks: list[int]
-) -> list[tuple[int, Allocator | None]]:
-    """How many consecutive clips of a video, with so many `blocks` each, are cut at once, and the rule that does it."""
-    budget = open_budget(arguments, tokenizer)
-    if budget is None:
-        return [(1, None)] * len(blocks)
-    if isinstance(tokenizer, LIT):
-        shares = clip_budgets(arguments.tokens, blocks, tokenizer.spec.block_capacity)
-        return [(1, BudgetAllocator(share, tokenizer.metric)) for share in shares]
-    return [(len(group), budget(blocks[group[0]])) for group in _groups(blocks)]
-
-
-def clip_budgets(tokens: int, blocks: list[int], floor: int) -> list[int]:
-    """Tokens of a video -> of each of its clips, which takes at least `floor`: the rest in proportion to its blocks."""
-    rest, ends = tokens - floor * len(blocks), [0, *accumulate(blocks)]
-    if rest < 0:
-        raise BudgetError(
-            f"{tokens} tokens are too few for a video of {len(blocks)} clips, which take at least "
-            f"{floor * len(blocks)}: the first block of each is kept whole"
-        )
-    return [floor + rest * end // ends[-1] - rest * start // ends[-1] for start, end in pairwise(ends)]
-
-
 def _clip_blocks(videos: Videos, spec: TokenizerSpec) -> list[int]:
     """Blocks of every clip of all videos, in order."""
     return [spec.num_blocks(spec.filled(n)) for _, found in videos for n in clip_frames(found.frames, spec)]
-
-
-def _groups(blocks: list[int]) -> list[list[int]]:
-    """Clips that share a budget: GROUP of the same number of `blocks`, in order."""
-    alike = defaultdict[int, list[int]](list)
-    for clip, count in enumerate(blocks):
-        alike[count].append(clip)
-    return [clips[start : start + GROUP] for clips in alike.values() for start in range(0, len(clips), GROUP)]
 
 
 @torch.no_grad()
@@ -214,7 +213,7 @@ def _encode(tokenizer: VideoTokenizer, budget: Budget | None, videos: Videos, pi
     """All videos; in memory are the kept codes, and whole clips of groups that are not complete."""
     spec = tokenizer.spec
     blocks = _clip_blocks(videos, spec)
-    groups = _groups(blocks)
+    groups = budget_groups(blocks)
     group_of = {clip: number for number, group in enumerate(groups) for clip in group}
     waiting = defaultdict[int, list[BlockTokens]](list)
     clips = (clip for path, found in videos for clip in read_clips(path, found, spec))
@@ -222,7 +221,7 @@ def _encode(tokenizer: VideoTokenizer, budget: Budget | None, videos: Videos, pi
         number = group_of[clip]
         if str(number) in pieces:
             continue
-        rule = budget and budget(blocks[clip])
+        rule = None if budget is None else budget.allocator(blocks[clip])
         waiting[number].append(_encode_clip(tokenizer, video, rule))
         if len(waiting[number]) == len(groups[number]):
             tokens = _cut(waiting.pop(number), rule)

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
+from pathlib import Path
 
 from genvid.ar import published as published_ar
 from genvid.checkpoint import MODELS, CheckpointError, read_config, resolve
 from genvid.tokenizer.adaptok import published as published_adaptok
 
 
-def convert(arguments: argparse.Namespace) -> None:
-    """Published folder or Hub id -> model folder."""
-    source, destination = resolve(arguments.source), arguments.destination
+@dataclass(frozen=True)
+class ConvertOptions:
+    """Options of `convert`."""
+
+    source: str
+    """Published model: a folder or a Hub id."""
+    destination: Path
+    """New model folder."""
+
+
+def convert(options: ConvertOptions) -> None:
+    """Convert a published model into a model folder."""
+    source, destination = resolve(options.source), options.destination
     config = read_config(source)
     if published_adaptok.recognises(config):
         conversion = published_adaptok.convert(source, destination)

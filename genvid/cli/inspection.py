@@ -1,8 +1,8 @@
-"""`genvid info`: what a path holds."""
+"""`genvid info`: models, training runs, token caches, token files and videos in a few lines."""
 
 from __future__ import annotations
 
-import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,17 @@ from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, 
 from genvid.train.run import read_journal
 
 
-def info(arguments: argparse.Namespace) -> None:
-    """Say what a path holds."""
-    path = Path(arguments.path)
+@dataclass(frozen=True)
+class InfoOptions:
+    """Options of `info`."""
+
+    source: str
+    """Path, or Hub id of a model."""
+
+
+def info(options: InfoOptions) -> None:
+    """Describe a model folder, run folder, token cache, token file or video."""
+    path = Path(options.source)
     if path.is_file():
         lines = _token_file(path) if path.suffix == ".npz" else _video(path)
     elif (path / "config.yaml").is_file():
@@ -30,7 +38,7 @@ def info(arguments: argparse.Namespace) -> None:
     elif path.is_dir() and not (path / "config.json").is_file():
         raise ValueError(f"{path} holds neither a model (config.json), a run (config.yaml) nor a token cache")
     else:
-        lines = _model(resolve(arguments.path))
+        lines = _model(resolve(options.source))
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:{width}}  {value}")

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genvid.allocation import Allocator
+from genvid.allocation import Allocator, Budget
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, resolve
-from genvid.cli.coding import Budget
 from genvid.eval.evaluation import Output
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job
@@ -53,12 +52,8 @@ class Reconstruction:
         whole = torch.cat([video, video[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
         tokens = encode(self.tokenizer, whole, DECODED)
         if self.budget is not None:
-            tokens = self._allocator(tokens)(tokens)
+            tokens = self.budget.allocator(tokens.keep.shape[1])(tokens)
         return decode(self.tokenizer, tokens, DECODED)[:, :, :frames], tokens
-
-    def _allocator(self, tokens: BlockTokens) -> Allocator:
-        assert self.budget is not None
-        return self.budget(tokens.keep.shape[1])
 
 
 class Sampling:

@@ -163,6 +163,15 @@ class VideoTokenizer(Protocol):
         ...
 
 
+@runtime_checkable
+class ResizableTokenizer(VideoTokenizer, Protocol):
+    """A tokenizer for frames of more than one size."""
+
+    def at(self, resolution: tuple[int, int]) -> Self:
+        """The same weights for frames (height, width) of another size."""
+        ...
+
+
 LONGEST_CLIP = 64
 """Blocks of a clip where the tokenizer sets no limit."""
 

@@ -135,7 +135,7 @@ def test_of_more_samples_than_are_compared_not_the_first_classes_are_taken(tmp_p
             video = torch.full((3, 16, 16, 16), 60 * label, dtype=torch.uint8)
             write_video(tmp_path / "made" / f"class{label}" / f"{number}.mp4", video, 25)
     record = protocol("ucf101-gfvd-tats-2048").adapted(count=12)
-    samples = open_samples(str(tmp_path / "made"), record)
+    samples = open_samples(tmp_path / "made", record)
     shades = samples({"position": torch.arange(12)}, torch.zeros(12)).video.mean((1, 2, 3, 4))
     drawn = sorted(random.Random(42).sample(range(24), 12))
     assert [round((float(shade) + 1) * 127.5 / 60) for shade in shades] == [number // 6 for number in drawn]
@@ -150,7 +150,7 @@ def test_samples_in_png_folders_are_read_bit_for_bit(tmp_path: Path) -> None:
     (tmp_path / "made" / "tokens").mkdir()
     (tmp_path / "made" / "tokens" / "00000.npz").write_bytes(b"")
     (tmp_path / "made" / "index.jsonl").write_text("{}\n")
-    samples = open_samples(str(tmp_path / "made"), protocol("ucf101-gfvd-tats-2048").adapted(count=3))
+    samples = open_samples(tmp_path / "made", protocol("ucf101-gfvd-tats-2048").adapted(count=3))
     videos = samples({"position": torch.arange(3)}, torch.arange(3)).video
     assert torch.equal(videos, to_float(made))
 
@@ -200,7 +200,7 @@ def test_npz_files_that_hold_no_samples_are_said_to(tmp_path: Path) -> None:
 
     def refused(said: str) -> None:
         with pytest.raises(ValueError, match=said):
-            open_samples(str(tmp_path / "made"), record)
+            open_samples(tmp_path / "made", record)
 
     (tmp_path / "made").mkdir()
     file = tmp_path / "made" / "0.npz"
@@ -358,7 +358,7 @@ def test_two_processes_give_the_very_numbers_of_one(
         ("ucf101-rfvd-first", ["--i3d", __file__], "test_evaluate_command.py is no PyTorch checkpoint"),
         ("ucf101-rfvd-first", ["--features", "none", "--partial", "--count", "0"], "--count is at least 1, got 0"),
         ("ucf101-gfvd-larp-10k", ["--model", "m", "--scorer", "s", "--tokens", "8", "32"], "it would change nothing"),
-        ("ucf101-gfvd-tats-2048", ["--videos", "v", "--tokens", "8"], "cut clips that a model is given: it would"),
+        ("ucf101-gfvd-tats-2048", ["--videos", "v", "--tokens", "8"], "cut the input of a model: it would"),
         ("ucf101-gfvd-larp-10k", ["--model", "m", "--lpips", "vgg"], "--lpips compares reconstructions"),
         ("ucf101-rfvd-first", ["--temperature", "0"], "are of samples of a --model: it would change nothing"),
         ("ucf101-gfvd-larp-10k", ["--videos", "v", "--seeds", "2"], "--seeds is of samples of a --model"),

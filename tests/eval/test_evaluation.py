@@ -396,7 +396,7 @@ def test_real_files_go_through_every_ucf_protocol(ucf: Path, tmp_path: Path, nam
     record = protocol(name)
     videos = 6 if record.split == "train+test" else 3
     count = 8 if record.clips == "windows" else videos
-    source = protocol_source(record, str(ucf))
+    source = protocol_source(record, ucf)
     with pytest.raises(ValueError, match=r"clips, but the data hold|would not be"):
         Evaluation(record, source, tmp_path / "out", features=None, partial=False)
     evaluation = Evaluation(
@@ -405,7 +405,7 @@ def test_real_files_go_through_every_ucf_protocol(ucf: Path, tmp_path: Path, nam
         tmp_path / "out",
         features=Colours(),
         fidelity=[ClipPSNR()],
-        test_source=unseen_source(record, str(ucf)),
+        test_source=unseen_source(record, ucf),
         sampler_seeds=min(2, record.sampler_seeds),
         partial=True,
         batch_size=3,

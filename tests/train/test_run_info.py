@@ -1,15 +1,13 @@
 """`genvid info` on a run folder: what it trains, how far it is, what is whole, and how to go on."""
 
-import argparse
-
 import yaml
 from test_trainer import train
 
-from genvid.cli.inspection import info
+from genvid.cli.inspection import InfoOptions, info
 
 
 def told(capsys, folder) -> dict[str, str]:
-    info(argparse.Namespace(path=str(folder)))
+    info(InfoOptions(str(folder)))
     lines = capsys.readouterr().out.splitlines()
     return {line.split("  ")[0].strip(): line.partition("  ")[2].strip() for line in lines}
 
