@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,39 @@ def test_imports_follow_the_design(module):
             assert area in ONLY_IN[top], f"{module} imports {top}, which belongs in {sorted(ONLY_IN[top])}"
         if top == "genvid" and imported != "genvid":  # the package itself holds the version alone
             assert _area(imported) in MAY_IMPORT[area], f"{module} may not import {imported}"
+
+
+def test_imports_form_no_circle():
+    try:
+        TopologicalSorter({module: set(_imports(module)) & set(SOURCES) for module in SOURCES}).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+@pytest.mark.parametrize("module", [name for name in SOURCES if _area(name) in ("cli", "generation")])
+def test_models_are_used_by_their_contract(module):
+    """No `isinstance` of a model class: a subclass of genvid.checkpoint.Model, by its name."""
+    for node in ast.walk(SOURCES[module]):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+            named = {name.id for name in ast.walk(node.args[1]) if isinstance(name, ast.Name)}
+            assert not named & MODELS, f"{module}, line {node.lineno}: isinstance of {sorted(named & MODELS)}"
+
+
+def _models() -> set[str]:
+    """Names of genvid.checkpoint.Model and of all classes below it."""
+    bases = {
+        node.name: {base.id for base in node.bases if isinstance(base, ast.Name)}
+        for tree in SOURCES.values()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    }
+    found = {"Model"}
+    while more := {name for name, above in bases.items() if above & found} - found:
+        found |= more
+    return found
+
+
+MODELS = _models()
 
 
 def test_no_script_shadows_a_module_it_needs():
