@@ -178,7 +178,7 @@ def test_bad_tokens_are_refused(video):
     tokens = model.encode(video)
     with pytest.raises(ValueError, match="another tokenizer"):
         model.decode(replace(tokens, codes=tokens.codes + 32))
-    with pytest.raises(ValueError, match="carry no codes"):
+    with pytest.raises(ValueError, match="have no codes"):
         model.decode(replace(tokens, codes=None))
     narrow = replace(tokens, keep=tokens.keep[..., :4], codes=tokens.codes[..., :4], features=None)
     with pytest.raises(ValueError, match="3 blocks of 4 do not fit"):

@@ -17,20 +17,18 @@ class AdapTokConfig:
     RENAMED: ClassVar[Mapping[str, str]] = {"shortcuts": "pooled_queries"}
 
     frames: int = 16
-    """Of the longest clip; shorter ones of whole blocks are fine."""
+    """Of the longest clip. Shorter clips are a multiple of the block's frames."""
     resolution: tuple[int, int] = (128, 128)
     patch: tuple[int, int, int] = (4, 8, 8)
-    """Frames, height, width. The frames of a patch are the frames of a block."""
+    """Frames, height, width. A block has the frames of a patch."""
     block_capacity: int = 512
     encoder: StackConfig = field(default_factory=lambda: StackConfig(768, 12, 12))
     decoder: StackConfig = field(default_factory=lambda: StackConfig(768, 12, 12))
     quantizer: QuantizerConfig = field(default_factory=VQConfig)
     pooled_queries: bool = False
-    """Latents start from the mean of the patches in their cell, pixel queries from the mean of the latents whose cells
-    they lie in (genvid.tokenizer.adaptok.cells). A
-    dropped latent leaves its place to the last kept one of its slot, faded:
-    what does not change need not be said again. The published model has none of this and needs thousands of steps
-    before its latents tell one part of a picture from another; EVATok (arXiv 2603.12267) pools its queries likewise."""
+    """Start queries from means over cells of the picture and carry dropped latents over from earlier blocks
+    (genvid.tokenizer.adaptok.pooled_queries). The published model does neither, and trains for thousands of steps
+    before its latents separate one part of a picture from another."""
 
     def __post_init__(self) -> None:
         for name, size, part in zip(

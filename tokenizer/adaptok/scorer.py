@@ -1,4 +1,4 @@
-"""The scorer: predicts how a block's distortion falls with its length, given earlier blocks as they were cut."""
+"""The scorer: predicts the distortion of a block at each candidate length, given the kept tokens of earlier blocks."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.attention import alone, block_causal, key_mask
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
+from genvid.tokenizer.adaptok.pooled_queries import carry_over, novelty
 from genvid.tokenizer.layers import Attend, StackConfig, learned_table
 from genvid.tokenizer.statistics import Standardize
 from genvid.tokens import BlockTokens
@@ -21,7 +22,7 @@ from genvid.tokens import BlockTokens
 
 @dataclass(frozen=True)
 class ScorerConfig:
-    """Size of a scorer, and the tokenizer geometry that it was trained for."""
+    """Size of a scorer, and the shape of its tokenizer."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"surprise": "novelty"}
 
@@ -37,11 +38,11 @@ class ScorerConfig:
     num_blocks: int
     block_capacity: int
     metric: str
-    """The distortion that it predicts, for example "lpips"."""
+    """The distortion to be predicted, for example "lpips"."""
     gains: bool = False
-    """Predict the distortion of the smallest size and what every further size gains, in place of K distortions as
-    published. Gains are what an allocation depends on; among distortions they drown in the differences between clips.
-    All gains share one scale: an error counts by what it costs, and the small gains of the last sizes count little.
+    """Predict the distortion of the smallest size and the decrease at every further one, instead of K distortions (the
+    published targets). An allocation depends on the decreases alone, which are small beside the differences between
+    clips. All decreases share one scale, so errors count in proportion to the distortion they cost.
     """
     novelty: bool = False
     """Read also the novelty of each latent (genvid.tokenizer.adaptok.pooled_queries)."""
@@ -61,7 +62,7 @@ class ScorerConfig:
         metric: str,
         gains: bool = False,
     ) -> ScorerConfig:
-        """A scorer of the size of `network` that fits `tokenizer`."""
+        """A scorer with layers as in `network`, for `tokenizer`."""
         return cls(
             width=network.width,
             depth=network.depth,
@@ -80,15 +81,17 @@ class ScorerConfig:
 class Scorer(Model):
     """Transformer over the latents of all blocks.
 
-    Slot `size - 1` of a block reads out the score of that size, as published; with `gains`, all slots that a size adds
-    do, and the score is their mean: every token answers for what it adds.
+    The score of a size is read out at its last position of the block (published). With `gains` it is the mean of
+    read-outs at the positions that the size adds to the one before.
     """
 
     model_type = "adaptok_scorer"
     config_type = ScorerConfig
     config: ScorerConfig
-    slots: Tensor
-    readers: Tensor
+    sizes: Tensor
+    """(K,) int64: `config.sizes`."""
+    readout: Tensor
+    """(L, K), for `gains`: weights of positions in scores."""
 
     def __init__(self, config: ScorerConfig) -> None:
         super().__init__(config)
@@ -103,13 +106,13 @@ class Scorer(Model):
         self.layers = StackConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
-        self.register_buffer("slots", torch.tensor(config.sizes) - 1, persistent=False)
-        self.register_buffer("readers", _readers(config), persistent=False)
+        self.register_buffer("sizes", torch.tensor(config.sizes), persistent=False)
+        self.register_buffer("readout", _readout(config), persistent=False)
 
     def forward(self, scorer_inputs: Tensor, keep: Tensor) -> Tensor:
-        """Normalised scores (B, G, K) of every block from `scorer_inputs` (B, G, L, E) and the kept slots (B, G, L).
+        """`scorer_inputs` (B, G, L, E) and kept tokens (B, G, L) -> normalised scores (B, G, K) of every block.
 
-        The scores of block g mean something where g is kept whole and earlier blocks as they were cut.
+        The scores of a block are predictions only where `keep` has all of its tokens.
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1))
@@ -124,12 +127,12 @@ class Scorer(Model):
         return torch.cat([targets[..., :1], -targets[..., 1:]], -1).cumsum(-1) if self.config.gains else targets
 
     def normalize(self, targets: Tensor) -> Tensor:
-        """Targets (..., K) -> the scores to be predicted."""
+        """Targets (..., K) -> normalised scores to be predicted."""
         normal: Tensor = self.target_scale(targets)
         return normal
 
     def targets(self, distortion: Tensor) -> Tensor:
-        """Distortion (..., K) in the units of `config.metric` -> what is predicted of it."""
+        """Distortion (..., K) in the units of `config.metric` -> targets: itself, or with `gains` its decreases."""
         return torch.cat([distortion[..., :1], -distortion.diff(dim=-1)], -1) if self.config.gains else distortion
 
     def update_targets(self, mean: Tensor, square: Tensor, step: int) -> None:
@@ -139,21 +142,24 @@ class Scorer(Model):
             shared = self.target_scale.std[1:]
             shared.copy_(shared.square().mean().sqrt())
 
-    def scorer_inputs(self, tokenizer: AdapTok, tokens: BlockTokens, left: Tensor | None = None) -> Tensor:
-        """What is read of consecutive blocks (B, G, L, E): features, embeddings, and surprise; `left` by the blocks
-        before (see `AdapTok.carry_over`)."""
+    def scorer_inputs(self, tokenizer: AdapTok, tokens: BlockTokens, start: Tensor | None = None) -> Tensor:
+        """Consecutive blocks -> (B, G, L, E): features, embeddings and, if configured, novelty.
+
+        `start` (B, L, W): the carry-over of the blocks before (`carry_over`).
+        """
         assert tokens.features is not None
         embeddings = tokenizer.embed(tokens)
         read = [tokens.features, embeddings]
         if self.config.novelty:
-            known = tokenizer.carry_over(embeddings, tokens.keep, left)[:, :-1]
-            read.append(tokenizer.novelty(embeddings, known))
+            assert tokenizer.memory is not None
+            carried = carry_over(embeddings, tokens.keep, tokenizer.memory, start)[:, :-1]
+            read.append(novelty(embeddings, carried, tokenizer.coarser))
         return torch.cat(read, -1)
 
     def embed(self, scorer_inputs: Tensor, keep: Tensor, first: int = 0) -> Tensor:
-        """Scorer inputs of consecutive blocks from `first` -> layer input (B, G, L, width).
+        """Scorer inputs (B, G, L, E) of the blocks from `first` on -> layer input (B, G, L, width).
 
-        Fewer slots than the block capacity are the first ones.
+        L below the block capacity: the first positions of each block.
         """
         tokens: Tensor = self.input(torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
         return tokens + self.positions[first : first + scorer_inputs.shape[1], : scorer_inputs.shape[2]]
@@ -161,39 +167,39 @@ class Scorer(Model):
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
         if not self.config.gains:
-            x = x[:, :, self.slots]
+            x = x[:, :, self.sizes - 1]
         scores: Tensor = self.head(self.output_norm(x))[..., 0]
-        return scores @ self.readers.to(scores.dtype) if self.config.gains else scores
+        return scores @ self.readout.to(scores.dtype) if self.config.gains else scores
 
 
-def _readers(config: ScorerConfig) -> Tensor:
-    """(L, K) share of each slot in each score: the mean over the slots that a size adds to the one before."""
-    slots, ends = torch.arange(config.block_capacity)[:, None], torch.tensor(config.sizes)
+def _readout(config: ScorerConfig) -> Tensor:
+    """(L, K) weight of each position in each score: the mean over the positions that a size adds."""
+    positions, ends = torch.arange(config.block_capacity)[:, None], torch.tensor(config.sizes)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
-    return ((slots >= starts) & (slots < ends)).float() / (ends - starts)
+    return ((positions >= starts) & (positions < ends)).float() / (ends - starts)
 
 
 class ScorerPredictor:
-    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`.
+    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`, with keys and values cached.
 
-    Asked block after block, it runs each block once in full to score it and once as kept for the blocks after it,
-    from cached keys and values. What it answers never depends on what it was asked before: the cache is used only
-    where it holds exactly the earlier blocks of the question. For weights that do not change while it is in use.
+    In a pass over the blocks, each block runs twice: with all its tokens for its own scores, and with its kept tokens
+    for the keys and values that later blocks attend to. The cache is used only for a call whose earlier blocks equal
+    the cached ones, so results do not depend on earlier calls. The weights must not change between calls.
     """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.tokenizer, self.scorer = tokenizer, scorer
-        self.sizes = scorer.slots + 1
+        self.sizes = scorer.sizes
         self._cache: _Cache | None = None
 
     @torch.no_grad()
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
-        """Distortion (B, K) of `block` at each size, when earlier blocks are cut as `tokens.keep` says.
+        """Distortion (B, K) of `block` at each size, given the tokens of earlier blocks that `tokens.keep` keeps.
 
-        `block` itself is read whole, whatever `tokens.keep` says of it; later blocks are not read.
+        All tokens of `block` are read, kept or not; later blocks are not read.
         """
         if tokens.features is None or tokens.codes is None:
-            raise ValueError("the scorer needs codes and encoder features, and these tokens lack one: encode the video")
+            raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
         cache = self._cache
         if cache is None or not cache.precedes(tokens, block):
             cache = _Cache(self.tokenizer, self.scorer)
@@ -204,19 +210,19 @@ class ScorerPredictor:
 
 
 class _Cache:
-    """Keys and values of the blocks before the next one, as they were kept."""
+    """Keys and values of the kept tokens of the first `blocks` blocks."""
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.tokenizer, self.scorer = tokenizer, scorer
         self.blocks = 0
         self.tokens: BlockTokens | None = None
         self.keep: list[Tensor] = []
-        self.left: Tensor | None = None
-        """(B, L, W): what the last block left in its slots, where the scorer reads surprise."""
+        self.carried: Tensor | None = None
+        """(B, L, W) carry-over to the next block, for a scorer that reads novelty."""
         self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in scorer.layers]
 
     def precedes(self, tokens: BlockTokens, block: int) -> bool:
-        """Whether what is cached are the first blocks of `tokens`, and no more than those before `block`."""
+        """Whether the cached blocks are the first ones of `tokens`, and none of them is `block` or later."""
         if self.tokens is None or self.blocks > block:
             return False
         ours, theirs = self.tokens, _select(tokens, slice(self.blocks))
@@ -224,33 +230,35 @@ class _Cache:
         return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
 
     def score(self, tokens: BlockTokens) -> Tensor:
-        """Normalised scores (B, K) of the next block of `tokens`, whole."""
+        """Normalised scores (B, K) of the next block of `tokens`, from all of its tokens."""
         x, _ = self._run(tokens, torch.ones_like(tokens.keep[:, self.blocks]))
         return self.scorer.read_out(x[:, None])[:, 0]
 
     def append(self, tokens: BlockTokens) -> None:
-        """Take the next block of `tokens` as it is kept, cut to its longest kept length."""
+        """Cache the kept tokens of the next block of `tokens`, up to its longest kept length."""
         keep = tokens.keep[:, self.blocks]
         keep = keep[:, : longest_kept(keep[:, None])[0]]
         if keep.shape[1]:
             _, layers = self._run(tokens, keep)
             for past, (keys, values) in zip(self.layers, layers, strict=True):
-                # Copied, because views would hold the queries too.
+                # Views would keep the queries in memory.
                 past.append((keys.clone(), values.clone()))
             self.keep.append(keep)
         if self.scorer.config.novelty:
+            assert self.tokenizer.memory is not None
             block = _select(tokens, slice(self.blocks, self.blocks + 1))
-            self.left = self.tokenizer.carry_over(self.tokenizer.embed(block), block.keep, self.left)[:, -1]
+            embeddings = self.tokenizer.embed(block)
+            self.carried = carry_over(embeddings, block.keep, self.tokenizer.memory, self.carried)[:, -1]
         self.blocks += 1
         self.tokens = _select(tokens, slice(self.blocks))
 
     def _run(self, tokens: BlockTokens, keep: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The first slots of the next block, of which `keep` (B, S) exist, through all layers.
+        """The first S tokens of the next block through all layers, those that `keep` (B, S) keeps.
 
         Returns their output (B, S, width), and their keys and values by layer.
         """
-        block, slots = _select(tokens, slice(self.blocks, self.blocks + 1)), keep.shape[1]
-        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, block, self.left)[:, :, :slots]
+        block, count = _select(tokens, slice(self.blocks, self.blocks + 1)), keep.shape[1]
+        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, block, self.carried)[:, :, :count]
         x = self.scorer.embed(scorer_inputs, keep[:, None], self.blocks)[:, 0]
         mask = key_mask(torch.cat([*self.keep, keep], 1))
         layers: list[tuple[Tensor, Tensor]] = []
@@ -262,7 +270,7 @@ class _Cache:
 def _after(
     past: list[tuple[Tensor, Tensor]], mask: Tensor, keep: Tensor, record: list[tuple[Tensor, Tensor]]
 ) -> Attend:
-    """One more block, of kept slots `keep`, attends to `past` and itself; its keys and values are added to `record`."""
+    """Attention of the next block, kept tokens `keep`, to `past` and itself; keys and values are added to `record`."""
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         record.append((keys, values))
@@ -273,6 +281,6 @@ def _after(
 
 
 def _select(tokens: BlockTokens, blocks: slice) -> BlockTokens:
-    """Some blocks."""
+    """The tokens of some blocks."""
     fields = (tokens.keep, tokens.codes, tokens.latents, tokens.features)
     return BlockTokens(*(None if field is None else field[:, blocks] for field in fields))  # type: ignore[arg-type]

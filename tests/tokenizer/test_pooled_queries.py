@@ -1,11 +1,17 @@
-"""Cells, pooled_queries and whitened latents: what the published model does not have must keep the same promises."""
+"""Pooled queries, carry-over and whitened latents, absent from the published model, keep its promises."""
 
 import pytest
 import torch
 
-from genvid.tokenizer.adaptok.cells import cells, coarser
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.pooled_queries import (
+    cell_means,
+    coarser_weights,
+    fill_from_past,
+    novelty,
+    pyramid_cells,
+)
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokenizer.statistics import Whiten
@@ -38,15 +44,15 @@ def video() -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("rows", "columns", "capacity"), [(4, 4, 16), (8, 8, 21), (16, 16, 300), (3, 5, 9)])
-def test_every_prefix_of_cells_covers_the_picture_and_whole_levels_cover_it_once_each(rows, columns, capacity):
-    cover = cells(rows, columns, capacity)
+def test_every_prefix_of_cells_covers_the_picture_and_complete_levels_cover_it_once_each(rows, columns, capacity):
+    cover = pyramid_cells(rows, columns, capacity)
     assert cover.shape == (capacity, rows * columns)
     assert bool(cover[0].all())
     assert torch.equal(cover[1:5].sum(0), torch.ones(rows * columns))
 
 
 def test_a_partial_level_is_spread_over_the_picture():
-    quarters = cells(8, 8, 5 + 4)[5:].view(4, 8, 8)
+    quarters = pyramid_cells(8, 8, 5 + 4)[5:].view(4, 8, 8)
     assert [int(quarters[:, i : i + 4, j : j + 4].any((1, 2)).sum()) for i in (0, 4) for j in (0, 4)] == [1, 1, 1, 1]
 
 
@@ -71,20 +77,20 @@ def test_dropped_tokens_are_not_read_and_trimming_changes_nothing(tokenizer, vid
     assert torch.allclose(tokenizer.decode(tokens[:1]), decoded[:1], atol=1e-5)
 
 
-def test_a_patch_sees_the_mean_of_its_known_cells(tokenizer):
+def test_a_patch_starts_from_the_mean_of_the_present_latents_whose_cells_contain_it(tokenizer):
     latents = torch.randn(1, 1, 7, 32)
     known = torch.tensor([[[True, True, False, True, False, False, False]]])
-    means = tokenizer._cell_means(latents, known)
+    means = cell_means(latents, known, tokenizer.cells)
     cover = tokenizer.cells * known[0, 0, :, None]
     for patch in range(cover.shape[1]):
         expected = latents[0, 0, cover[:, patch].bool()].mean(0)
         assert torch.allclose(means[0, 0, patch], expected, atol=1e-5)
 
 
-def test_a_dropped_slot_recalls_the_last_kept_latent_of_that_slot(tokenizer):
+def test_a_dropped_latent_is_filled_by_the_last_kept_one_in_its_position(tokenizer):
     embeddings = torch.randn(1, 3, 7, 32)
     keep = torch.tensor([[[True] * 5 + [False] * 2, [True] * 2 + [False] * 5, [True] + [False] * 6]])
-    recalled, known = tokenizer._recall(embeddings, keep)
+    recalled, known = fill_from_past(embeddings, keep, tokenizer.memory)
     assert torch.equal(known, torch.tensor([[[True] * 5 + [False] * 2] * 3]))
     assert torch.equal(recalled[keep], embeddings[keep])
     assert torch.allclose(recalled[0, 1, 2:5], tokenizer.memory * embeddings[0, 0, 2:5])
@@ -93,7 +99,7 @@ def test_a_dropped_slot_recalls_the_last_kept_latent_of_that_slot(tokenizer):
     assert not recalled[:, :, 5:].any()
 
 
-def test_both_shortcuts_are_taken(tokenizer, video):
+def test_queries_of_both_halves_are_pooled(tokenizer, video):
     """With no layers between, what a latent and a pixel start from is all that there is."""
     plain = AdapTok(AdapTokConfig(**{**tokenizer.config.__dict__, "pooled_queries": False}))
     plain.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if name != "memory"})
@@ -150,9 +156,9 @@ def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction()
     assert used[True] > 3 * used[False]
 
 
-def test_surprise_is_what_slots_and_cells_could_not_tell(tokenizer):
+def test_novelty_is_the_difference_from_carried_and_coarser_latents(tokenizer):
     latents, left = torch.randn(2, 7, 32), torch.randn(2, 7, 32)
-    from_slot, from_cell = tokenizer.novelty(latents, left).chunk(2, -1)
+    from_slot, from_cell = novelty(latents, left, tokenizer.coarser).chunk(2, -1)
     torch.testing.assert_close(from_slot, latents - left)
     cover = tokenizer.cells.bool()
     for slot in range(7):
@@ -164,6 +170,6 @@ def test_surprise_is_what_slots_and_cells_could_not_tell(tokenizer):
 
 
 def test_every_latent_but_the_first_lies_in_coarser_cells():
-    weights = coarser(cells(4, 4, 16))
+    weights = coarser_weights(pyramid_cells(4, 4, 16))
     torch.testing.assert_close(weights[1:].sum(1), torch.ones(15))
     assert not weights.triu().any()
