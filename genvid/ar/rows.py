@@ -128,4 +128,4 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         dropped = noise.uniform(seeds, "budget_dropout") < self.rows.budget_dropout
         if layout.num_classes:
             dropped |= prefix[:, 0] == layout.null_id
-        return prefix.where(dropped[:, None], layout.tell_budget(prefix, tokens))
+        return prefix.where(dropped[:, None], layout.set_budget(prefix, tokens))

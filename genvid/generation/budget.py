@@ -233,7 +233,7 @@ def _with_budget_prefix(model: RowModel, requests: Sequence[Request], tokens: in
     blocks = layout.num_blocks - model.config.context_blocks
     budgets = torch.tensor([tokens * blocks // request.num_blocks for request in requests])
     return [
-        replace(request, prefix=tuple(layout.tell_budget(torch.tensor([request.prefix]), budget[None])[0].tolist()))
+        replace(request, prefix=tuple(layout.set_budget(torch.tensor([request.prefix]), budget[None])[0].tolist()))
         for request, budget in zip(requests, budgets, strict=True)
     ]
 

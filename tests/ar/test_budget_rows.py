@@ -58,7 +58,7 @@ def test_folders_hold_budgets_and_older_ones_have_none(tmp_path):
     model.save(tmp_path / "new")
     ours, theirs = load_model(tmp_path / "new"), AutoModelForCausalLM.from_pretrained(tmp_path / "new")
     assert ours.config == model.config
-    rows = LAYOUT.tell_budget(LAYOUT.class_prefix(torch.tensor([2])), torch.tensor([9]))
+    rows = LAYOUT.set_budget(LAYOUT.class_prefix(torch.tensor([2])), torch.tensor([9]))
     with torch.no_grad():
         torch.testing.assert_close(theirs(rows).logits[..., : LAYOUT.num_outputs], ours(rows))
     plain = BlockTransformer(ARConfig(replace(LAYOUT, budget_bins=0), TINY))

@@ -149,14 +149,14 @@ def test_a_budget_stands_second_and_changes_nothing_behind_it(layout, bins):
     tokens = tokens_of(torch.tensor([[5, 5, 5], [0, 1, 0], [5, 2, 0]]))
     prefix = told.class_prefix(torch.tensor([0, 1, 2]))
     assert (prefix[:, 1] == told.any_budget_id).all()
-    prefix = told.tell_budget(prefix, tokens.lengths.sum(1))
+    prefix = told.set_budget(prefix, tokens.lengths.sum(1))
     assert prefix[:, 0].tolist() == layout.class_prefix(torch.tensor([0, 1, 2]))[:, 0].tolist()
     assert (prefix[:, 1] - told.frame_prediction_id - 1).tolist() == [bins - 1, 0, 7 * bins // 16]
     packed = told.pack(tokens, prefix)
     plain = layout.pack(tokens, layout.null_prefix(3)).tokens
     assert torch.equal(packed.tokens[:, 2:], plain[:, 1:].where(plain[:, 1:] != layout.pad_id, told.pad_id))
     assert torch.equal(told.unpack(packed.tokens).keep, tokens.keep)
-    context = told.tell_budget(
+    context = told.set_budget(
         told.frame_prediction_prefix(tokens_of(torch.tensor([[3]] * 3))), torch.tensor([0, 4, 15])
     )
     rows = told.pack(tokens_of(torch.tensor([[1, 2]] * 3)), context)
@@ -165,6 +165,6 @@ def test_a_budget_stands_second_and_changes_nothing_behind_it(layout, bins):
 
 def test_rows_without_budgets_cannot_tell_one():
     with pytest.raises(ValueError, match="train with budget_bins"):
-        LENGTH.tell_budget(LENGTH.null_prefix(1), torch.tensor([3]))
+        LENGTH.set_budget(LENGTH.null_prefix(1), torch.tensor([3]))
     with pytest.raises(ValueError, match="budget_bins is at least 0"):
         replace(LENGTH, budget_bins=-1)
