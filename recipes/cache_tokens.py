@@ -1,7 +1,7 @@
 """Tokenize a dataset once, at a budget: accelerate launch recipes/cache_tokens.py CONFIG.yaml [--key value ...]
 
-Clips go through in whole groups, in the order of the dataset, whatever the number of processes: what a clip is given
-does not depend on the hardware. After an interruption the same command goes on, on any number of processes.
+Clips are allocated in complete groups, in the order of the dataset: their lengths do not depend on the number of
+processes. After an interruption the same command goes on, on any number of processes.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ SHARDS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class CacheRun:
-    """What is tokenized, by what, at which budget, and where the tokens go."""
+    """A dataset, a tokenizer with its allocator, and the folder of the token cache."""
 
     output_dir: str
     data: VideoData
     tokens: AllocatedTokenizer
     passes: int = 1
-    """How often each item is tokenized: more than once where its window is random."""
+    """Times that each item is tokenized: more than 1 for random windows."""
     group_size: int = 128
-    """Clips that are cut at a time: whole groups of the allocator."""
+    """Clips that are allocated at a time: a multiple of the allocator's group."""
     batch_size: int = 16
-    """Clips encoded at a time: memory, not results."""
+    """Clips encoded at a time; affects memory, not results."""
     workers: int = 2
 
     def __post_init__(self) -> None:
@@ -111,7 +111,7 @@ def _info(run: CacheRun, tokenizer: AdapTok, sizes: list[int], dataset: ClipData
 
 
 def _shards(groups: int) -> list[range]:
-    """The consecutive groups of every shard, as many as can be: an interruption loses one of each process."""
+    """The consecutive groups of every shard. Many small shards: an interruption loses one of each process."""
     count = min(SHARDS, groups)
     return [range(number * groups // count, (number + 1) * groups // count) for number in range(count)]
 

@@ -1,4 +1,4 @@
-"""Measure what budgets buy: python recipes/calibrate.py CONFIG.yaml [--key value ...]
+"""Calibrate the allocators of a tokenizer: python recipes/calibrate.py CONFIG.yaml [--key value ...]
 
 Writes calibration.json (tables, multipliers and typical gains per budget, which allocators read) and a page with the
 expected distortion of every allocator against tokens. One process. After an interruption the same command goes on
@@ -54,7 +54,7 @@ CURVES = ("predicted", "measured")
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationRun:
-    """What is measured, on which clips, for which budgets."""
+    """A tokenizer, its scorer, the clips they are measured on, and the budgets."""
 
     output_dir: str
     tokenizer: str
@@ -63,20 +63,20 @@ class CalibrationRun:
     budgets: tuple[float, ...]
     """Mean tokens per video."""
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
-    """Must be the one that the scorer predicts."""
+    """The distortion that the scorer predicts."""
     cost_to_go: bool = True
-    """Weigh each block's gain by what it saves in later blocks, measured on one batch."""
+    """Weight each block's gain by the distortion it saves in later blocks, measured on one batch."""
     clips: int = 256
-    """Drawn among all clips of the data."""
+    """Number of clips, drawn from all clips of the data."""
     seed: int = 0
-    """Of that draw."""
+    """Seed of that draw."""
     batch_size: int = 32
     workers: int = 2
 
 
 @torch.no_grad()
 def run_calibration(run: CalibrationRun) -> Path:
-    """Returns the path of calibration.json. Batches and budgets that are done lie beside it until all are."""
+    """Returns the path of calibration.json. Finished batches and budgets are kept beside it until it is written."""
     tokenizer = load_model(run.tokenizer, AdapTok).to(device())
     scorer = load_scorer(run.scorer, tokenizer).to(device())
     distortion = run.distortion.build().to(device())
@@ -91,7 +91,7 @@ def run_calibration(run: CalibrationRun) -> Path:
             f"{blocks * int(sizes[0])}"
         )
     if len(dataset) < run.clips:
-        logger.warning("calibrating on %d clips, which is all there are of the %d asked for", len(dataset), run.clips)
+        logger.warning("calibrating on %d clips: the data has no more, and clips is %d", len(dataset), run.clips)
     middle = largest_size(sizes, run.budgets[len(run.budgets) // 2] / blocks)
     provenance = CalibrationOrigin(
         tokenizer=fingerprint(resolve(run.tokenizer)),
@@ -116,7 +116,7 @@ def run_calibration(run: CalibrationRun) -> Path:
 
 
 def _about(run: CalibrationRun, provenance: CalibrationOrigin) -> dict[str, Any]:
-    """Everything that the pieces depend on. Where models and data lie, and how fast they are read, is none of it."""
+    """Everything that the pieces depend on: no paths, and not the number of workers."""
     free = {"output_dir", "tokenizer", "scorer", "data", "workers"}
     config = {key: value for key, value in configuration.encode(run).items() if key not in free}
     made_from = {key: value for key, value in asdict(provenance).items() if key != "date"}
@@ -196,7 +196,7 @@ def _close_loop(
 def write_page(calibration: Calibration, metric: str, path: Path) -> None:
     """Expected distortion against tokens, one line for each allocator, and the table of budgets."""
     series = [Series(name, calibration.budgets, values) for name, values in calibration.expected.items()]
-    page = Page("Calibration", lead="What each allocator is expected to make of a budget, on measured curves.")
+    page = Page("Calibration", lead="Expected distortion of each allocator at each budget, on measured curves.")
     section = page.section("Distortion against tokens")
     section.charts(LineChart("Expected distortion", series, x_label="tokens per video", y_label=metric, markers=True))
     section.table(

@@ -1,7 +1,7 @@
-"""Every stage on small clips, and a page that shows what came out: python recipes/demo.py [--output demo] [--data DIR]
+"""Every stage on small clips, with a page of results: python recipes/demo.py [--output demo] [--data DIR]
 
-Runs the recipes of recipes/configs/demo in one process, as `accelerate launch` would each of them. Without `--data` it
-makes its own clips; with it, the class subfolders of a folder of videos. Running it again resumes.
+Runs the recipes of recipes/configs/demo in one process. `--data` is a folder of videos in class subfolders; without it
+the clips are generated. The same command resumes.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ FPS = 8.0
 
 
 class Demo:
-    """The stages, their configs moved to one output folder, and how long each took."""
+    """The stages of one output folder, and the seconds that each took."""
 
     def __init__(self, output: Path, data: str | None, quick: bool) -> None:
         self.output, self.data, self.quick = output, data, quick
         self.seconds: dict[str, float] = {}
 
     def overrides(self, name: str) -> list[str]:
-        """What the command line changes in a recipe: the folder, the clips, and with `quick` the number of steps."""
+        """Changes of a recipe: its folder, the clips of `--data`, and with `--quick` the number of steps."""
         recipe = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
         changed = _moved(recipe, self.output)
         if self.data is not None and "data" in recipe:
@@ -56,7 +56,7 @@ class Demo:
         return [f"--{key}={value}" for key, value in changed.items()]
 
     def stage(self, name: str, work: Callable[[], Any]) -> Any:
-        """Run one stage, say so, and remember its time."""
+        """Run one stage and measure its time."""
         print(f"\n== {name}", flush=True)
         start = time.perf_counter()
         result = work()
@@ -152,7 +152,7 @@ def main(argv: Sequence[str]) -> None:
     parser = argparse.ArgumentParser(description="Every stage on small clips, and one page that shows what came out.")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for runs and report.html")
     parser.add_argument("--data", help="folder of videos in class subfolders, in place of generated clips")
-    parser.add_argument("--quick", action="store_true", help="a few steps per stage: does it run?")
+    parser.add_argument("--quick", action="store_true", help="a few steps per stage, to check that all of them run")
     options = parser.parse_args(argv)
     start = time.perf_counter()
     page = Demo(options.output, options.data, options.quick).run()

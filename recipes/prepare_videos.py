@@ -1,8 +1,7 @@
 """Resize videos once, before training: python recipes/prepare_videos.py CONFIG.yaml [--key value ...]
 
-Writes a folder that every source reads in place of the original one: point `data.source.path` to it. Files that are
-there already are not made again, so the same command goes on after an interruption; --part 3 --parts 8 makes an eighth
-of them, on one machine of eight.
+Writes a folder for `data.source.path` in place of the original one. Finished files are kept: the same command goes on
+after an interruption. --part 3 --parts 8 makes an eighth of the files, on one machine of eight.
 """
 
 from __future__ import annotations
@@ -38,16 +37,16 @@ from genvid.files import readable, write_atomically
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY = 500
-"""Videos that are made again at most after an interruption."""
+"""Most videos that are prepared again after an interruption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationRun:
-    """Which videos are prepared, how, and where they go."""
+    """Videos of a source, how they are compressed, and their folder."""
 
     output_dir: str
     data: VideoData
-    """`clip` says to what resolution and crop; its frames are the fewest that a video must have."""
+    """Source, and resolution and crop of `clip`; videos with fewer frames than `clip.frames` are left out."""
     quality: int = Preparation.quality
     keyframe_every: int = Preparation.keyframe_every
     workers: int = 8
@@ -63,7 +62,7 @@ class PreparationRun:
 
 
 def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[str, str]]:
-    """The prepared videos by path, and why others are not among them, by path."""
+    """Prepared videos by path, and the problems of all others by path."""
     how = Preparation(run.data.clip, run.quality, run.keyframe_every)
     root, index = Path(run.output_dir), index_file(Path(run.output_dir), run.part, run.parts)
     source = run.data.source.open(run.data.clip, strict=run.data.strict)
@@ -96,7 +95,7 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
 
 
 def _targets(listing: dict[str, VideoInfo], part: int, parts: int) -> dict[str, tuple[str, VideoInfo]]:
-    """What this part makes: path of the prepared video -> path of its source, and what is in it."""
+    """Videos of this part: path of the prepared video -> path and properties of its source."""
     targets: dict[str, tuple[str, VideoInfo]] = {}
     for path, info in sorted(listing.items()):
         target = prepared_path(path)
@@ -107,15 +106,15 @@ def _targets(listing: dict[str, VideoInfo], part: int, parts: int) -> dict[str, 
 
 
 def _is_good(file: Path, video: PreparedVideo, source: str) -> bool:
-    """Whether a prepared file is whole, and of the video with the digest `source`, where both are known."""
-    is_whole = file.is_file() and file.stat().st_size == video.bytes
-    return is_whole and ("" in (video.source, source) or video.source == source)
+    """Whether a prepared file is complete, and made from the video of digest `source`, if both digests are known."""
+    complete = file.is_file() and file.stat().st_size == video.bytes
+    return complete and ("" in (video.source, source) or video.source == source)
 
 
 def _prepare(
     source: Path, root: Path, videos: dict[str, tuple[str, VideoInfo]], how: Preparation, workers: int
 ) -> Iterator[tuple[str, PreparedVideo | VideoError]]:
-    """Every video as it is finished, with what became of it."""
+    """Every video when it is finished: its path, and the prepared video or the error."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["genvid.data"])
     with ProcessPoolExecutor(workers, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:

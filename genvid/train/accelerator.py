@@ -1,4 +1,4 @@
-"""An Accelerator that means the same on CPU and GPU, and refuses accelerate's silent fall-backs."""
+"""Accelerators with the same meaning on CPU and GPU; accelerate's silent fall-backs are errors."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from genvid.train.config import TrainConfig
 from genvid.train.task import StepOutput, TrainingTask
 
 torch.export.register_dataclass(StepOutput)
-"""So that FSDP2 finds the loss in it."""
+"""FSDP2 finds tensors, the loss among them, in registered classes alone."""
 
 
 class LaunchError(RuntimeError):
-    """The processes were not started as asked."""
+    """Processes started in a way in which the run cannot train."""
 
 
 def make_accelerator(
@@ -42,8 +42,8 @@ def make_accelerator(
 ) -> Accelerator:
     """Start accelerate for a run in `folder`.
 
-    accelerate starts one process where several were asked for on a CPU, and trains FSDP on a CPU without ever
-    synchronising gradients; both are errors here. DeepSpeed on a CPU needs the gloo backend named.
+    accelerate may start one process on a CPU instead of several, and trains FSDP on a CPU without synchronising
+    gradients; both are errors here. DeepSpeed on a CPU needs the gloo backend.
     """
     cuda = torch.cuda.is_available()
     deepspeed, fsdp = _flag("ACCELERATE_USE_DEEPSPEED"), _flag("ACCELERATE_USE_FSDP")
@@ -52,13 +52,13 @@ def make_accelerator(
     handlers: list[object] = []
     if deepspeed and not cuda:
         handlers.append(InitProcessGroupKwargs(backend="gloo"))
-    # Gradients live in DDP's buckets: a copy of all of them less.
+    # Gradients live in DDP's buckets, which saves one copy of them.
     handlers.append(
         DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=find_unused_parameters)
     )
     accelerator = Accelerator(
         cpu=not cuda and not deepspeed and not fsdp,
-        # DeepSpeed's own bf16 would turn every weight and running statistic into bf16: it is told to autocast instead.
+        # DeepSpeed's own bf16 would turn every weight and running statistic into bf16; `adapt` sets autocast instead.
         mixed_precision="no" if deepspeed or precision == "fp32" else precision,
         gradient_accumulation_steps=accumulation,
         log_with=_installed(trackers) or None,
@@ -70,15 +70,14 @@ def make_accelerator(
 
 
 def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
-    """Tell FSDP2 and DeepSpeed what a launch file cannot know; call it before `prepare`.
+    """Configure FSDP2 and DeepSpeed for a task; call it before `prepare`. LaunchError if they cannot train it.
 
-    The recipe decides on precision, clipping and accumulation, whatever a launch file says of them. LaunchError where
-    a task cannot be trained this way.
+    Precision, clipping and accumulation of the recipe override those of the launch file.
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
-        # Each layer is gathered by itself. Weights stay in full precision and autocast decides, as under DDP: FSDP's
-        # own mixed precision would round codebooks, targets and losses to bf16.
+        # Each layer is gathered by itself. Weights stay in full precision under autocast, as with DDP: FSDP's own
+        # mixed precision would round codebooks, targets and losses to bf16.
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
@@ -88,7 +87,7 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
             raise LaunchError(f"{name} trains two networks in turn, which DeepSpeed cannot; launch with DDP or FSDP2")
         settings = config.optimizers[task.phases[0]]
         if settings.muon:
-            raise LaunchError(f"{name} is trained with Muon, which needs whole matrices: launch with DDP or FSDP2")
+            raise LaunchError(f"{name} is trained with Muon, which needs complete matrices: launch with DDP or FSDP2")
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.batch_size // (accelerator.num_processes * config.accumulation),
             "gradient_accumulation_steps": config.accumulation,
@@ -103,7 +102,7 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
 
 
 def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
-    """Activation checkpointing and compilation, as the config says; before `Accelerator.prepare`, on the device.
+    """Set up activation checkpointing and compilation as configured; before `Accelerator.prepare`, on the device.
 
     Under FSDP2 and DeepSpeed, whose hooks run between the layers, layers are compiled one by one.
     """
@@ -121,7 +120,7 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
 
 
 def make_state() -> PartialState:
-    """The processes of a launch that does not train; LaunchError where accelerate does not see all of them."""
+    """The processes of a launch that does not train; LaunchError if accelerate does not count all of them."""
     state = PartialState(cpu=not torch.cuda.is_available())
     _check_world(state)
     return state
@@ -139,7 +138,7 @@ def _check_world(state: Accelerator | PartialState) -> None:
     alone = state.distributed_type == DistributedType.NO
     if state.num_processes != world or (world > 1 and alone):
         raise LaunchError(
-            f"{world} processes were launched but accelerate sees {state.num_processes} "
+            f"{world} processes were launched but accelerate counts {state.num_processes} "
             f"({state.distributed_type}); see recipes/README.md for launch files that work"
         )
 
@@ -149,7 +148,7 @@ def _flag(name: str) -> bool:
 
 
 def _installed(trackers: Sequence[str]) -> list[str]:
-    """The trackers that can be imported; a missing one costs a warning, never the run."""
+    """The trackers that can be imported, with a warning for each missing one."""
     found = []
     for tracker in trackers:
         if importlib.util.find_spec(tracker) is None:

@@ -1,10 +1,10 @@
-"""The checkpoints of a run: whole or ignored, rotated, written while training goes on.
+"""The checkpoints of a run: complete or ignored, rotated, written while training goes on.
 
 checkpoints/step_00001000/{state.safetensors, manifest.json}
 
-A checkpoint holds whole tensors by name, however they were sharded, so it can be resumed on any number of processes,
-replicated (DDP) or sharded (FSDP2). It is copied to the CPU between two steps and written by a thread. DeepSpeed keeps
-its own format: written while training waits, and resumed on as many processes.
+A checkpoint holds gathered tensors by name: it can be resumed on any number of processes, replicated (DDP) or sharded
+(FSDP2). It is copied to the CPU between two steps and written by a thread. DeepSpeed has its own format: training
+waits while it is written, and it is resumed on the same number of processes.
 """
 
 from __future__ import annotations
@@ -48,12 +48,12 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def newest_complete(run: Path) -> Path | None:
-    """The newest checkpoint of a run folder that is as it was written. Reads every byte of those it looks at."""
+    """The newest undamaged checkpoint of a run folder. Reads every byte of the newer ones too."""
     return next((checkpoint for checkpoint in list_checkpoints(run) if damage(checkpoint) is None), None)
 
 
 def damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint, in words; None for a whole one."""
+    """The damage of a checkpoint, in words; None if it is complete."""
     try:
         files = json.loads((checkpoint / MANIFEST).read_text())
         for name, written in files.items():
@@ -61,7 +61,7 @@ def damage(checkpoint: Path) -> str | None:
             if size != written["bytes"]:
                 return f"{name} has {size} bytes, but {written['bytes']} were written"
             if sha256(checkpoint / name) != written["sha256"]:
-                return f"{name} is not what was written"
+                return f"{name} has other bytes than were written"
     except FileNotFoundError as error:
         return f"it has no {Path(error.filename).name}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -82,7 +82,7 @@ def check_steps(run: Path, config: TrainConfig) -> None:
 
 
 class TrainingState:
-    """What a run goes on from: weights, moving average, optimizers by phase, and a counter; as tensors by name."""
+    """State that a run is resumed from, as tensors by name: weights, moving average, optimizers, skipped steps."""
 
     def __init__(
         self,
@@ -95,7 +95,7 @@ class TrainingState:
 
     @torch.no_grad()
     def gathered(self) -> Iterator[tuple[str, Tensor]]:
-        """Names and whole tensors, one at a time. All processes must exhaust it."""
+        """Names and gathered tensors, one at a time. All processes must exhaust it."""
         for name, part, like in self._fixed():
             yield name, gather(part, like)
         names: dict[Tensor, str] = {parameter: name for name, parameter in self.task.named_parameters()}
@@ -108,7 +108,7 @@ class TrainingState:
 
     @torch.no_grad()
     def restore(self, file: Path) -> None:
-        """Take the tensors of a file, spread over the processes as this state is."""
+        """Load the tensors of a file, sharded as this state is."""
         parameters = dict(self.task.named_parameters())
         with safetensors.safe_open(str(file), "pt") as saved:
             for name, part, like in self._fixed():
@@ -120,14 +120,14 @@ class TrainingState:
                     self._restore_field(phase, parameters[name], field, saved.get_tensor(key))
 
     def num_bytes(self) -> int:
-        """About what a checkpoint will take: weights, average, and two moments of every weight."""
+        """Approximate size of a checkpoint: weights, average, and two moments of every weight."""
         weights: int = sum(value.nbytes for value in self.task.state_dict().values())
         moments: int = 2 * sum(parameter.nbytes for parameter in self.task.parameters() if parameter.requires_grad)
         averages = {} if self.average is None else self.average.weights
         return weights + moments + sum(value.nbytes for value in averages.values())
 
     def _fixed(self) -> Iterator[tuple[str, Tensor, Tensor]]:
-        """(name, what this process holds, the tensor whose spreading it shares) of all that exists from the start."""
+        """(name, local part, tensor that is sharded likewise) of all state that exists from the start."""
         yield "skipped", self.skipped, self.skipped
         for name, value in named_weights(self.task).items():
             yield f"task.{name}", local_part(value), value
@@ -167,9 +167,9 @@ class Checkpoints:
             )
 
     def resume(self, state: TrainingState) -> int:
-        """Restore the newest whole checkpoint; returns its number of finished steps, 0 when there is none.
+        """Restore the newest complete checkpoint; returns its number of finished steps, 0 when there is none.
 
-        Damaged ones that are newer are set aside, each with a message.
+        Newer, damaged ones are renamed, each with a warning.
         """
         found = [self._find() if self.accelerator.is_main_process else None]
         broadcast_object_list(found)
@@ -193,27 +193,27 @@ class Checkpoints:
     def _find(self) -> str | None:
         for left in self.folder.glob(".step_*"):
             shutil.rmtree(left)
-        whole = None
+        complete = None
         damaged: list[tuple[Path, str]] = []
         for checkpoint in list_checkpoints(self.run):
             reason = damage(checkpoint)
             if reason is None:
-                whole = checkpoint.name
+                complete = checkpoint.name
                 break
             damaged.append((checkpoint, reason))
         for checkpoint, reason in damaged:
             aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
             shutil.rmtree(aside, ignore_errors=True)
             checkpoint.rename(aside)
-            start = f"resuming from {whole}" if whole else "starting anew, for no other is whole"
+            start = f"resuming from {complete}" if complete else "starting anew: no other is complete"
             logger.warning("checkpoint %s is damaged (%s): kept as %s, %s", checkpoint, reason, aside.name, start)
-        return whole
+        return complete
 
     def save(self, step: int, state: TrainingState) -> None:
-        """Save the state after `step` steps. Returns when it is copied; a failure is raised by the next call."""
+        """Save the state after `step` steps. Returns when it is copied; a failed write is raised by a later call."""
         self.wait()
         if self.deepspeed:
-            self._save_spread(step, state.average)
+            self._save_sharded(step, state.average)
             return
         tensors: dict[str, Tensor] = {}
         for name, value in state.gathered():
@@ -223,18 +223,18 @@ class Checkpoints:
             self.pending = self.writer.submit(self._write, step, tensors)
 
     def poll(self) -> None:
-        """Raise the error of a write that has failed; never waits."""
+        """Raise the error of a failed write, if any; does not wait."""
         if self.pending is not None and self.pending.done():
             self.wait()
 
     def wait(self) -> None:
-        """Until the last checkpoint is on disk, which the first process writes."""
+        """Return when the last checkpoint, which the first process writes, is on disk."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
 
     def close(self) -> None:
-        """Finish what is being written."""
+        """Finish writing."""
         try:
             self.wait()
         finally:
@@ -252,7 +252,7 @@ class Checkpoints:
             reason = getattr(error, "strerror", None) or error
             raise RunError(f"cannot write checkpoint {step} into {self.folder} ({reason})") from error
 
-    def _save_spread(self, step: int, average: ExponentialAverage | None) -> None:
+    def _save_sharded(self, step: int, average: ExponentialAverage | None) -> None:
         temporary = self._temporary(step)
         self.accelerator.wait_for_everyone()
         self.accelerator.save_state(str(temporary))
@@ -268,7 +268,7 @@ class Checkpoints:
         return self.folder / f".step_{step:08d}.tmp"
 
     def _publish(self, temporary: Path, step: int) -> None:
-        """Seal a finished folder with the hashes of its files, give it its name, and drop the oldest."""
+        """Write the manifest of a finished folder, give it its name, and delete the oldest checkpoints."""
         files = sorted(file for file in temporary.rglob("*") if file.is_file())
         sealed: dict[str, Any] = {}
         for file in files:
@@ -283,14 +283,14 @@ class Checkpoints:
         temporary.rename(target)
         _to_disk(self.folder)
         for old in list_checkpoints(self.run)[self.keep :]:
-            # A folder that is half deleted must not look like a checkpoint.
+            # A half-deleted folder must not have the name of a checkpoint.
             gone = old.with_name(f".{old.name}.old")
             old.rename(gone)
             shutil.rmtree(gone)
 
 
 def _to_disk(path: Path) -> None:
-    """Return when what was written to a file, or the names in a folder, would survive a power cut."""
+    """Flush the contents of a file, or the names in a folder, to disk, to survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Exponential moving average of a model's weights: what a run exports."""
+"""Exponential moving average of a model's weights, which a run exports."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from genvid.train.sharding import gather, local_part, named_weights, split
 class ExponentialAverage:
     """Average of parameters with decay min(decay, (1 + n) / (10 + n)) at update n, and of running statistics.
 
-    Each process averages what it holds of the weights, in float32 at least: made after the model was spread over the
-    processes (FSDP2, ZeRO-3), it costs each its share.
+    Each process averages its local part of the weights, in float32 or wider. Made after the model is sharded (FSDP2,
+    ZeRO-3), it takes memory for that part alone.
     """
 
     def __init__(self, model: Model, decay: float) -> None:
@@ -26,7 +26,7 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def update(self, step: int, skip: Tensor) -> None:
-        """Move towards the weights after optimizer step `step` (from 0), or stay where `skip` is 1 instead of 0."""
+        """Move towards the weights after optimizer step `step` (from 0); unchanged if `skip` is 1 instead of 0."""
         decay = min(self.decay, (1 + step) / (10 + step))
         averaged: list[Tensor] = []
         current: list[Tensor] = []
@@ -37,7 +37,7 @@ class ExponentialAverage:
                 current.append(value.to(average))
             else:
                 average.copy_(value)
-        # The gradient of |average - weights|^2 / 2 leads there; torch's fused step can be skipped without being asked.
+        # A gradient step on |average - weights|^2 / 2: torch's fused kernel skips it on the device if `found_inf` is 1.
         sgd(
             averaged,
             current,
@@ -54,12 +54,12 @@ class ExponentialAverage:
 
     @torch.no_grad()
     def state_dict(self) -> dict[str, Tensor]:
-        """The averaged model's `state_dict`, whole, on the CPU. All processes must call it."""
+        """The averaged model's `state_dict`, gathered, on the CPU. All processes must call it."""
         return {name: gather(average, self.weights[name]).cpu() for name, average in self.averages.items()}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take what `state_dict` returned, under whatever number of processes."""
+        """Load the result of `state_dict`, on any number of processes."""
         for name, average in self.averages.items():
             average.copy_(split(state[name].to(average.device), self.weights[name]))
 

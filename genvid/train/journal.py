@@ -1,8 +1,8 @@
-"""The record of a run: metrics.jsonl, a progress line with ETA, and the trackers that accelerate knows.
+"""The record of a run: metrics.jsonl, a progress bar, and the trackers of accelerate.
 
-Beside what a task measures: `items_per_second` of what the loss counts (clips, or target tokens), `clips_per_second`,
-`data_wait` (share of the time spent waiting for clips), `memory` (most GB that were in use on the first GPU), gradient
-norms, learning rates, and `skipped` steps.
+A record has the terms of the task and `items_per_second` (items of the loss: clips, or target tokens),
+`clips_per_second`, `data_wait` (share of the time spent waiting for data), `memory` (peak GB on the first GPU),
+`grad_norm`, `lr`, `skipped` (steps since the run began), and held-out losses and terms (genvid.train.validation).
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from genvid.train.task import StepOutput
 logger = logging.getLogger(__name__)
 
 STARVED = 0.2
-"""Share of the time spent waiting for data above which a run is told so."""
+"""Share of the time spent waiting for data above which a warning is logged."""
 
 
 class Journal:
@@ -57,7 +57,7 @@ class Journal:
         lr: float,
         skip: Tensor,
     ) -> None:
-        """Add one phase of a step: each micro-batch's output with its number of items, `terms` of the step as a whole,
+        """Add one phase of a step: each micro-batch's output with its number of items, `terms` of the complete step,
         and the learning rate. Names begin with `prefix`; a skipped step (`skip`, bool) counts for nothing."""
         for output, count in zip(outputs, items, strict=True):
             self.means.add_output(prefix, output, count, skip)
@@ -126,7 +126,7 @@ class Journal:
             raise RunError(f"cannot write to {self.file} ({error.strerror})") from error
 
     def _warn(self, record: dict[str, Any]) -> None:
-        """Say once that data is the bottleneck; not of the first record, in which everything starts."""
+        """Warn once if data is the bottleneck; not for the first record, which includes starting up."""
         started, self.started = self.started, True
         if started and record["data_wait"] > STARVED and not self.warned:
             self.warned = True
@@ -137,7 +137,7 @@ class Journal:
             )
 
     def _drop_after(self, step: int) -> None:
-        """Drop lines that a killed run wrote after its last checkpoint."""
+        """Delete the records that a killed run wrote after its last checkpoint."""
         if self.accelerator.is_main_process and self.file.exists():
             kept = [record for record in read_journal(self.file.parent) if record["step"] <= step]
             with write_atomically(self.file) as temporary:

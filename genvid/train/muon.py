@@ -1,5 +1,4 @@
-"""Muon (Jordan et al. 2024) as torch has it, for convolutions too, with the matrices of one shape orthogonalised
-together."""
+"""Muon (Jordan et al. 2024) with batched orthogonalisation of matrices of one shape, for convolutions too."""
 
 from __future__ import annotations
 
@@ -14,15 +13,15 @@ from torch import Tensor
 from genvid.train.sharding import gather, local_part, split
 
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic iteration, as published: steepest at zero, singular values end between 0.7 and 1.2."""
+"""Published coefficients of the quintic iteration, steepest at zero: singular values end between 0.7 and 1.2."""
 _ITERATIONS = 5
 
 
 class Muon(torch.optim.Optimizer):
     """Same updates as torch.optim.Muon with `match_rms_adamw`, in a tenth of the kernels.
 
-    torch's own takes some 20 launches for every matrix, which on a small model costs more than forward and backward,
-    and refuses the kernels of convolutions, which are matrices here: outputs by everything that an output sees.
+    torch.optim.Muon launches some 20 kernels for every matrix, which on a small model costs more than forward and
+    backward pass. It also refuses convolution kernels, which are (outputs, inputs x kernel size) matrices here.
     """
 
     def __init__(self, params: Iterable[Tensor], lr: float, weight_decay: float) -> None:
@@ -44,9 +43,9 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _step(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        """Update matrices of one shape; none where `found_inf` is 1, which torch's fused optimizers know too.
+        """Update matrices of one shape, unless `found_inf` is 1, as in torch's fused optimizers.
 
-        Of matrices that FSDP2 spreads over processes, each process orthogonalises the whole and keeps its part.
+        Matrices that FSDP2 shards are gathered: every process orthogonalises all of one and keeps its part.
         """
         held = [local_part(self._average(p)) for p in parameters]
         gradients = torch.stack([local_part(p.grad) for p in parameters if p.grad is not None])
@@ -78,7 +77,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(N, rows, columns) -> about U V^T of the singular value decomposition of each, in bfloat16.
+    """(N, rows, columns) -> approximately U V^T of the singular value decomposition of each, in bfloat16.
 
     Newton-Schulz iterations on the smaller side's Gram matrix.
     """

@@ -1,4 +1,4 @@
-"""Optimizers and learning rates, as functions of the step: nothing here has to be saved to resume."""
+"""Optimizers, and learning rates as functions of the step: a schedule has no state to save."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from genvid.train.muon import Muon
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW, or Muon and AdamW. The learning rate warms up linearly, is constant where `decay_steps` leaves room for
-    that, and decays by a cosine until the last step."""
+    """AdamW, or Muon and AdamW. The learning rate warms up linearly, is constant until the last `decay_steps` steps,
+    and decays by a cosine until the last step."""
 
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.0
-    """On matrices only: biases, norms and other vectors are never decayed."""
+    """Of matrices only: biases, norms and other vectors are not decayed."""
     warmup_steps: int = 0
     decay_steps: int | None = None
-    """Length of the decay at the end of the run. Until it begins, `train.steps` may be changed on resume. Null: the
-    decay follows the warm-up at once, and its shape fixes `train.steps`."""
+    """Length of the decay at the end of the run; until it begins, `train.steps` may be changed on resume. Null: decay
+    from the end of the warm-up, which fixes `train.steps`."""
     final_lr: float = 0.01
     """Learning rate at the last step, as a fraction of `lr`."""
     clip_norm: float | None = 1.0

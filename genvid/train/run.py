@@ -17,24 +17,24 @@ from genvid.provenance import Origin, check_made_from
 from genvid.values import ConfigError, typed
 
 ORIGIN = "origin.json"
-"""What the run trains on: data, token cache, tokenizer, ... by their fingerprints (genvid.provenance)."""
+"""Fingerprints of the data, token cache, tokenizer, ... of a run (genvid.provenance)."""
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
     *("accumulation", "activation_checkpointing", "compile"),
 )
-"""Keys of `train` that a resumed run may change: how long, how it reports, and how the same work is done."""
+"""Keys of `train` that may change on resume: length, reports, and the way the same work is done."""
 
 
 class RunError(ValueError):
-    """A run folder that cannot be used, said in one sentence."""
+    """A run folder that cannot be used; the message is one sentence."""
 
 
 def check_run_folder(folder: Path, config: Any, origin: Origin) -> None:
-    """RunError when `folder` cannot be the run of `config`, because it holds another run or something else.
-    ProvenanceError when what it was trained on so far is not that of `origin`.
+    """RunError when `folder` holds another run than that of `config`, or something else; ProvenanceError when the run
+    was trained on other data or models than those of `origin`.
 
-    A config alone is that of a run that was refused before its first step: it may be mended.
+    A folder with a config alone is of a run that was refused before its first step: its config may change.
     """
     if folder.exists() and not folder.is_dir():
         raise RunError(f"cannot write to {folder} (Not a directory)")
@@ -62,7 +62,7 @@ def check_run_folder(folder: Path, config: Any, origin: Origin) -> None:
 
 
 def claim_run_folder(folder: Path, config: Any, origin: Origin) -> None:
-    """Make `folder` the run of `config`, when all processes have checked it; RunError when it cannot be written."""
+    """Make `folder` the run of `config`, after all processes have checked it; RunError when it cannot be written."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         configuration.dump(config, folder / "config.yaml")
@@ -84,7 +84,7 @@ def read_journal(folder: Path) -> list[dict[str, Any]]:
 
 
 def _read_origin(folder: Path) -> dict[str, Any]:
-    """Empty in runs of older versions, and where the user deleted it."""
+    """Empty in runs of older versions, and after the user deleted the file."""
     file = folder / ORIGIN
     return configuration.read_json(file) if file.is_file() else {}
 

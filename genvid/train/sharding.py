@@ -1,6 +1,6 @@
-"""Parameters that are spread over processes by FSDP2 or ZeRO-3: the part that this process holds, and the whole.
+"""Parameters sharded over processes by FSDP2 or ZeRO-3: the local part, and the gathered tensor.
 
-For all others (one process, DDP, ZeRO-1 and -2) the part is the whole, and nothing is communicated.
+For all others (one process, DDP, ZeRO-1 and -2) the local part is the complete tensor, and nothing is communicated.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 
 def local_part(parameter: Tensor) -> Tensor:
-    """What this process holds of a parameter, detached, in the parameter's own memory."""
+    """The part of a parameter that this process holds, detached, sharing the parameter's memory."""
     if hasattr(parameter, "ds_tensor"):  # ZeRO-3: an equal share of the flattened and padded tensor
         share: Tensor = parameter.ds_tensor
         return share.detach()
@@ -26,15 +26,15 @@ def local_part(parameter: Tensor) -> Tensor:
 
 
 def gather(part: Tensor, parameter: Tensor) -> Tensor:
-    """A tensor spread like `parameter`, whole. All processes must call it."""
+    """The complete tensor of a `part` that is sharded as `parameter` is. All processes must call it."""
     if hasattr(parameter, "ds_tensor"):
-        whole = part.new_empty(part.numel() * torch.distributed.get_world_size(), device=parameter.device)
-        torch.distributed.all_gather_into_tensor(whole, part.to(parameter.device))
+        gathered = part.new_empty(part.numel() * torch.distributed.get_world_size(), device=parameter.device)
+        torch.distributed.all_gather_into_tensor(gathered, part.to(parameter.device))
         zero: Any = parameter
-        return whole[: zero.ds_numel].view(zero.ds_shape)
+        return gathered[: zero.ds_numel].view(zero.ds_shape)
     if isinstance(parameter, DTensor):
         part = part.to(parameter.device_mesh.device_type)
-        spread = DTensor.from_local(
+        sharded = DTensor.from_local(
             part,
             parameter.device_mesh,
             parameter.placements,
@@ -42,20 +42,20 @@ def gather(part: Tensor, parameter: Tensor) -> Tensor:
             shape=parameter.shape,
             stride=parameter.stride(),
         )
-        return spread.full_tensor()
+        return sharded.full_tensor()
     return part
 
 
-def split(whole: Tensor, parameter: Tensor) -> Tensor:
-    """This process's part of a tensor that is to be spread like `parameter`: undoes `gather`."""
+def split(complete: Tensor, parameter: Tensor) -> Tensor:
+    """This process's part of a tensor, sharded as `parameter` is: the inverse of `gather`."""
     if hasattr(parameter, "ds_tensor"):
         size = parameter.ds_tensor.numel()
         first = size * torch.distributed.get_rank()
-        part = whole.flatten()[first : first + size]
+        part = complete.flatten()[first : first + size]
         return nn.functional.pad(part, (0, size - part.numel()))
     if isinstance(parameter, DTensor):
-        return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
-    return whole
+        return distribute_tensor(complete, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
+    return complete
 
 
 def reshard(model: nn.Module) -> None:
@@ -66,7 +66,7 @@ def reshard(model: nn.Module) -> None:
 
 
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a model folder, by name: what `state_dict` has, as the objects that they are."""
+    """Parameters and buffers of the `state_dict`, by name, as the objects themselves."""
     everything: Iterable[tuple[str, Any]] = (
         *model.named_parameters(remove_duplicate=False),
         *model.named_buffers(remove_duplicate=False),
@@ -76,6 +76,6 @@ def named_weights(model: nn.Module) -> dict[str, Tensor]:
 
 
 def gathered_state(model: nn.Module) -> dict[str, Tensor]:
-    """`state_dict` with whole tensors, on the CPU. All processes must call it."""
+    """`state_dict` with gathered tensors, on the CPU. All processes must call it."""
     with torch.no_grad():
         return {name: gather(local_part(value), value).cpu() for name, value in named_weights(model).items()}

@@ -1,4 +1,4 @@
-"""What a stage of training must say: its loss on a batch, in which phases, and what is exported."""
+"""A stage of training: its loss on a batch, its phases, its layers, and the model that it exports."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class StepOutput:
     counts: dict[str, Tensor] = field(default_factory=dict)
     """Number of values behind a mean in `terms`, for those that are not means over the items of the loss."""
     sums: dict[str, Tensor] = field(default_factory=dict)
-    """Named detached sums over the batch. The trainer adds them up over all micro-batches and processes of a step for
+    """Named detached sums over the batch, totalled over all micro-batches and processes of a step for
     `TrainingTask.update_statistics` and `TrainingTask.summary`."""
     carry: dict[str, Tensor] = field(default_factory=dict)
     """Detached tensors that the next phase of the same step receives."""
 
 
 class TrainingTask(nn.Module, ABC):
-    """A module that owns everything one stage trains, and computes its loss.
+    """A module that holds everything one stage trains, and computes its loss.
 
-    Randomness that concerns a clip is drawn from its seed (genvid.noise), never from global state: losses are then
-    the same however a global batch is split over processes. Networks that are used but not trained are held in
+    Randomness of a clip is drawn from its seed (genvid.noise), never from global state: losses do not depend on how a
+    global batch is split over processes. Networks that are used but not trained are held in
     `genvid.frozen.Frozen`.
     """
 
@@ -48,17 +48,17 @@ class TrainingTask(nn.Module, ABC):
 
     @abstractmethod
     def exportable(self) -> Model:
-        """The part that users load; the moving average tracks its parameters."""
+        """The model that users load; the moving average is of its weights."""
 
     def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
-        """Update running statistics with the `StepOutput.sums` of a whole step; called once, after its gradients.
+        """Update running statistics with the `StepOutput.sums` of a complete step; called once, after its gradients.
 
         Every forward pass of a step uses the statistics of earlier steps: losses and weights do not depend on how a
         global batch is split into micro-batches and processes.
         """
 
     def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Journal terms that are not means but functions of the `StepOutput.sums` of a whole step."""
+        """Journal terms that are functions of the `StepOutput.sums` of a complete step, not means."""
         return {}
 
     def prefix(self, phase: str) -> str:
@@ -74,7 +74,7 @@ class TrainingTask(nn.Module, ABC):
         return (p for p in self.parameters() if p.requires_grad)
 
     def matrices(self) -> set[Tensor]:
-        """Weights that Muon may train, where it is asked for: of linear layers."""
+        """Weights that Muon trains if `muon` is set: those of linear layers."""
         return {layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)}
 
     def layers(self) -> Iterable[nn.Module]:
@@ -83,18 +83,18 @@ class TrainingTask(nn.Module, ABC):
         return ()
 
     def use_compiler(self, mode: str | None) -> None:
-        """Hand to torch.compile what gains by it; called once, on the device, when `train.compile` is set.
+        """Compile the parts that gain by it; called once, on the device, when `train.compile` is set.
 
-        By itself, layer by layer. `mode` is torch.compile's for a whole step: CUDA graphs keep gradients in memory of
-        their own, so they are asked for where a step is one micro-batch.
+        By default every layer by itself. `mode` is torch.compile's mode for a complete step: "reduce-overhead" (CUDA
+        graphs, which keep gradients in memory of their own) if a step is one micro-batch.
         """
         self.compile_layers()
 
     def compile_layers(self) -> None:
-        """The same where FSDP2 or DeepSpeed come between the layers: all share one compilation."""
+        """Compile layer by layer, the only way under FSDP2 and DeepSpeed; all layers share one compilation."""
         for layer in self.layers():
             layer.compile()
 
     def num_items(self, batch: Batch) -> Tensor:
-        """How many items the loss sums over (clips, or target tokens): a scalar tensor."""
+        """() number of items that the loss sums over: clips, or target tokens."""
         return torch.tensor(len(batch["seed"]))

@@ -14,14 +14,14 @@ from genvid.train.sharding import reshard
 from genvid.train.step import TrainingStep
 
 PREFIX = "held_out/"
-"""Beginning of the journal names of what is measured on held-out data."""
+"""Beginning of the journal names of held-out losses and terms."""
 
 
 class Validation:
-    """The loss and terms of a task on the same held-out micro-batches every time, of the weights of the run (not their
-    moving average), in evaluation mode and without gradients.
+    """Loss and terms of a task on the same held-out micro-batches every time, in evaluation mode and without gradients.
 
-    Nothing that a later step depends on is changed: the generators are seeded anew in every step.
+    The weights are those being trained, not their moving average. Later steps are unaffected: every step seeds the
+    generators anew.
     """
 
     def __init__(self, step: TrainingStep, micro_batches: Sequence[Batch], every: int) -> None:

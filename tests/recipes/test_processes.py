@@ -175,7 +175,7 @@ def test_compiled_steps_are_those_of_the_plain_path(stages, gpu, stage):
 
 @pytest.mark.parametrize(
     ("stage", "muon", "reason"),
-    [("tokenizer", False, "two networks in turn"), ("ar", True, "Muon, which needs whole matrices")],
+    [("tokenizer", False, "two networks in turn"), ("ar", True, "Muon, which needs complete matrices")],
 )
 def test_what_deepspeed_cannot_train_is_refused(stages, stage, muon, reason):
     recipe = {**stages.configs[stage], "output_dir": "unused"}
