@@ -1,4 +1,4 @@
-"""How a recipe ends when its input is bad: one sentence on stderr and exit status 2, no traceback."""
+"""Bad input of a command or recipe: one sentence on stderr and exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Main = Callable[[Sequence[str]], None]
 
 
 def command(main: Main) -> Main:
-    """Wrap the main function of a script: errors that a user can mend are said, not raised."""
+    """Wrap the main function of a script: errors that a user can fix are printed, not raised."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str]) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8, as stderr has them
+            sys.stdout.reconfigure(errors="backslashreplace")  # file names that are not UTF-8, as on stderr
         logging.basicConfig(level=logging.INFO, format="%(message)s")
         for noisy in ("httpx", "accelerate", "datasets", "torch"):
             logging.getLogger(noisy).setLevel(logging.WARNING)

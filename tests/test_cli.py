@@ -1,5 +1,6 @@
 """The `genvid` command as a user runs it, on tiny models made here and on the published folders where they are."""
 
+import argparse
 import json
 import os
 import weakref
@@ -15,6 +16,10 @@ from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import main, sampling
+from genvid.cli.coding import BudgetOptions, EncodeOptions, encode
+from genvid.cli.evaluation import EvaluateOptions
+from genvid.cli.options import add_options, read_options
+from genvid.cli.sampling import SampleOptions
 from genvid.data.clips import ClipConfig
 from genvid.data.video import probe, read_clip, write_video
 from genvid.generation.engine.scheduler import Engine
@@ -93,6 +98,38 @@ def index(folder):
     return [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
 
 
+def test_options_are_made_from_their_dataclass():
+    parser = argparse.ArgumentParser()
+    add_options(parser, EvaluateOptions)
+    words = ["ucf101-rfvd-first", "--data=d", "--output=o", "--tokenizer=t", "--tokens", "8", "32", "--tokens=64"]
+    given = parser.parse_args([*words, "--scorer=s", "--lpips", "vgg", "--partial"])
+    assert read_options(EvaluateOptions, given) == EvaluateOptions(
+        "ucf101-rfvd-first",
+        data=Path("d"),
+        output=Path("o"),
+        tokenizer="t",
+        tokens=(8, 32, 64),
+        scorer="s",
+        lpips=("vgg",),
+        partial=True,
+    )
+    text = " ".join(parser.format_help().split())
+    assert "--workers N Processes that decode videos (default: 2)." in text
+    assert "--guidance X" in text
+
+
+def test_a_verb_is_called_from_python(models, video, tmp_path):
+    tokenizer = str(models / "tokenizer")
+    run("encode", video, tmp_path / "a.npz", "--tokenizer", tokenizer, "--scorer", models / "scorer", "--tokens", 12)
+    budget = BudgetOptions(12, str(models / "scorer"))
+    encode(EncodeOptions((video,), tmp_path / "b.npz", tokenizer=tokenizer, budget=budget))
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    with pytest.raises(ValueError, match="--class and --prompt exclude each other"):
+        SampleOptions(model="m", tokenizer="t", output=tmp_path, class_="run", prompt=video)
+    with pytest.raises(ValueError, match="--budget and --total exclude each other"):
+        SampleOptions(model="m", tokenizer="t", output=tmp_path, budget=12, total=48)
+
+
 def test_info(models, video, tmp_path, capsys):
     run("info", models / "tokenizer")
     count = sum(parameter.numel() for parameter in load_model(models / "tokenizer").parameters())
@@ -153,7 +190,7 @@ def test_several_videos_decode_into_a_folder_by_their_own_tokenizer_only(models,
     names = [file.name for file in sorted((tmp_path / "videos").iterdir())]
     assert names == ["0000-video.mp4", "0001-video.mp4"]
     assert probe(tmp_path / "videos" / names[1]).frames == 15
-    refused(capsys, "is a folder, not", "decode", tokens, tmp_path / "d.mp4", *tokenizer)
+    refused(capsys, "must be a folder, got", "decode", tokens, tmp_path / "d.mp4", *tokenizer)
     refused(
         capsys,
         "was not made from this tokenizer (tokenizer is",

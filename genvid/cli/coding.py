@@ -37,7 +37,7 @@ from genvid.tokens.file import (
 )
 
 Videos = list[tuple[Path, VideoInfo]]
-"""Files, and what a probe found in them."""
+"""Files, with their probed properties."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class BudgetOptions:
         return self != BudgetOptions()
 
     def budget(self, tokenizer: VideoTokenizer) -> Budget | None:
-        """None: all tokens are kept."""
+        """The budget, checked against the tokenizer; None: all tokens are kept."""
         if not self:
             return None
         return token_budget(tokenizer, self.tokens, self.scorer, published=self.published)
@@ -113,7 +113,9 @@ def encode(options: EncodeOptions) -> None:
     tokenizer = open_tokenizer(options.tokenizer)
     budget = options.budget.budget(tokenizer)
     if tokenizer.spec.codebook_size is None:
-        raise ValueError(f"{options.tokenizer} is a continuous tokenizer: it has no codes to store")
+        raise ValueError(
+            f"{options.tokenizer} is a continuous tokenizer, which has no codes to store: give a discrete one"
+        )
     scorer, made_by = options.budget.scorer, fingerprint(resolve(options.tokenizer))
     about = {
         "tokenizer": made_by,
@@ -141,7 +143,7 @@ def decode(options: DecodeOptions) -> None:
     videos = read_tokens(options.tokens, tokenizer.spec, tokenizer=made_by)
     with tqdm(total=sum(len(video.clips) for video in videos), desc="decoding", unit="clip") as bar:
         if found.videos == 1:
-            _say_it_begins_anew(output)
+            _print_restart(output)
             _decode(tokenizer, videos[0], output, bar)
             return
         pieces = Pieces(f"{output}.unfinished", {"tokenizer": made_by, "tokens": sha256(options.tokens)[:16]})
@@ -162,18 +164,18 @@ def reconstruct(options: ReconstructOptions) -> None:
     tokenizer = open_tokenizer(options.tokenizer)
     blocks = _clip_blocks([(path, found)], tokenizer.spec)
     budget = options.budget.budget(tokenizer)
-    rules: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
+    allocators: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
     if budget is not None:
-        rules = [*budget.video_allocators(blocks)]
+        allocators = [*budget.video_allocators(blocks)]
     if tokenizer.spec.max_blocks is None and len(blocks) > 1:
         parts = f"{len(blocks)} clips of at most {max(blocks)}, each by itself"
         print(f"{readable(path)}: {sum(blocks)} blocks, coded in {parts}")
-    _say_it_begins_anew(output)
+    _print_restart(output)
     clips, left, number = read_clips(path, found, tokenizer.spec), found.frames, 0
     with video_writer(output, found.fps) as append, tqdm(total=len(blocks), desc="coding", unit="clip") as bar:
-        for size, rule in rules:
+        for size, allocator in allocators:
             group = list(islice(clips, size))
-            tokens = _cut([_encode_clip(tokenizer, clip, rule) for clip in group], rule)
+            tokens = _cut([_encode_clip(tokenizer, clip, allocator) for clip in group], allocator)
             for row, clip in enumerate(group):
                 both = torch.cat([to_uint8(clip), _pixels(tokenizer, tokens[row : row + 1])], 3)[:, :left]
                 append(both)
@@ -187,7 +189,7 @@ def new_output(output: Path, suffix: str) -> Path:
     """The output, checked: a file of this suffix that does not exist, or without a suffix an empty or absent folder."""
     if output.suffix != suffix:
         wanted = f"a {suffix} file" if suffix else "a folder"
-        raise ValueError(f"the output is {wanted}, not {output}")
+        raise ValueError(f"the output must be {wanted}, got {output}")
     above = next(folder for folder in output.absolute().parents if folder.exists())
     if not above.is_dir() or not os.access(above, os.W_OK):
         raise ValueError(f"cannot write {output}: {above} is not a folder that can be written to")
@@ -197,6 +199,7 @@ def new_output(output: Path, suffix: str) -> Path:
 
 
 def open_tokenizer(source: str) -> VideoTokenizer:
+    """Load a tokenizer onto the device of this process."""
     tokenizer = load_model(source, VideoTokenizer)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(device())
@@ -210,7 +213,7 @@ def _clip_blocks(videos: Videos, spec: TokenizerSpec) -> list[int]:
 
 @torch.no_grad()
 def _encode(tokenizer: VideoTokenizer, budget: Budget | None, videos: Videos, pieces: Pieces) -> list[TokenizedVideo]:
-    """All videos; in memory are the kept codes, and whole clips of groups that are not complete."""
+    """All videos. Memory holds the kept codes, and the complete clips of unfinished groups."""
     spec = tokenizer.spec
     blocks = _clip_blocks(videos, spec)
     groups = budget_groups(blocks)
@@ -221,17 +224,17 @@ def _encode(tokenizer: VideoTokenizer, budget: Budget | None, videos: Videos, pi
         number = group_of[clip]
         if str(number) in pieces:
             continue
-        rule = None if budget is None else budget.allocator(blocks[clip])
-        waiting[number].append(_encode_clip(tokenizer, video, rule))
+        allocator = None if budget is None else budget.allocator(blocks[clip])
+        waiting[number].append(_encode_clip(tokenizer, video, allocator))
         if len(waiting[number]) == len(groups[number]):
-            tokens = _cut(waiting.pop(number), rule)
+            tokens = _cut(waiting.pop(number), allocator)
             assert tokens.codes is not None
             pieces.save(str(number), {"codes": tokens.codes[tokens.keep].int(), "lengths": tokens.lengths.int()})
     return list(_collect(videos, spec, groups, pieces))
 
 
 def _collect(videos: Videos, spec: TokenizerSpec, groups: list[list[int]], pieces: Pieces) -> Iterator[TokenizedVideo]:
-    """The videos, of the pieces of all groups."""
+    """The videos, joined from the pieces of all groups."""
     stored = np.uint16 if (spec.codebook_size or 0) <= 2**16 else np.int32
     codes, lengths = dict[int, NDArray[Any]](), dict[int, NDArray[Any]]()
     for number, group in enumerate(groups):
@@ -250,20 +253,20 @@ def _collect(videos: Videos, spec: TokenizerSpec, groups: list[list[int]], piece
         first += len(own)
 
 
-def _encode_clip(tokenizer: VideoTokenizer, clip: Tensor, rule: Allocator | None) -> BlockTokens:
-    """A clip (3, T, H, W) on the CPU; with its features where a rule is to cut it."""
+def _encode_clip(tokenizer: VideoTokenizer, clip: Tensor, allocator: Allocator | None) -> BlockTokens:
+    """(3, T, H, W) on the CPU -> its tokens on the CPU, with the features that an allocator reads."""
     tokens = tokenizer.encode(clip[None].to(device()))
-    return (tokens if rule else replace(tokens, features=None)).to("cpu")
+    return (tokens if allocator else replace(tokens, features=None)).to("cpu")
 
 
-def _cut(clips: list[BlockTokens], rule: Allocator | None) -> BlockTokens:
-    """Clips that share a budget, cut and without their features."""
+def _cut(clips: list[BlockTokens], allocator: Allocator | None) -> BlockTokens:
+    """Join clips that share a budget, cut them and drop their features."""
     tokens = BlockTokens.concatenate(clips)
-    return tokens if rule is None else replace(rule(tokens.to(device())).to("cpu"), features=None)
+    return tokens if allocator is None else replace(allocator(tokens.to(device())).to("cpu"), features=None)
 
 
 def _decode(tokenizer: VideoTokenizer, video: TokenizedVideo, file: Path, bar: tqdm[NoReturn]) -> None:
-    """Write a video, clip by clip."""
+    """Write a video clip by clip."""
     left = video.frames
     with video_writer(file, video.fps) as append:
         for clip in video.clips:
@@ -282,5 +285,5 @@ def _described(clip: BlockTokens) -> str:
     return f"{int(clip.keep.sum())} tokens in blocks of {clip.lengths[0].tolist()}"
 
 
-def _say_it_begins_anew(output: Path) -> None:
-    print(f"{readable(output)} is written in one piece: after an interruption the same command begins anew")
+def _print_restart(output: Path) -> None:
+    print(f"{readable(output)} is written in one piece: after an interruption the same command starts again")

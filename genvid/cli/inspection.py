@@ -87,10 +87,10 @@ def _training_run(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(run: Path) -> str:
-    """The newest checkpoint that is whole, and what is wrong with those that are newer."""
-    whole = newest_complete(run)
-    known = f"{whole} (step {checkpoint_step(whole)}, whole)" if whole else "none"
-    newer = [c for c in list_checkpoints(run) if whole is None or c.name > whole.name]
+    """The newest complete checkpoint, and the damage of newer ones."""
+    complete = newest_complete(run)
+    known = f"{complete} (step {checkpoint_step(complete)}, whole)" if complete else "none"
+    newer = [c for c in list_checkpoints(run) if complete is None or c.name > complete.name]
     return "; ".join([known, *(f"{c.name} is damaged: {damage(c)}" for c in newer)])
 
 
@@ -100,7 +100,7 @@ def _model(folder: Path) -> dict[str, Any]:
     if published_adaptok.recognises(config) or published_ar.recognises(config):
         kind = "published; `genvid convert` makes a model folder of it"
     elif kind not in MODELS:
-        raise CheckpointError(f"{folder / 'config.json'} is not of a model that genvid knows")
+        raise CheckpointError(f"{folder / 'config.json'} is of no model of genvid: its model_type is {kind!r}")
     count = sum(value.numel() for value in read_weights(folder).values())
     lines = {"model folder": folder, "model type": kind, "parameters": f"{count:,} ({count / 1e6:.2f} M)"}
     scorer = {"scorer": folder / "scorer"} if (folder / "scorer" / "config.json").is_file() else {}
@@ -109,7 +109,7 @@ def _model(folder: Path) -> dict[str, Any]:
 
 
 def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one, with dotted names."""
+    """Nested dicts -> one dict with dotted names."""
     flat: dict[str, Any] = {}
     for name, value in data.items():
         flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}

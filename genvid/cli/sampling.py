@@ -39,11 +39,11 @@ from genvid.generation.sampler import SamplingConfig
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 SHOWN, SHOWN_FRAMES = 32, 256
-"""Videos of the contact sheet and the page, and their last frames that are shown."""
+"""Videos on the contact sheet and the page, and the number of their last frames shown."""
 MOST = 10**9
-"""Videos or frames: more are a mistake."""
+"""Largest number of videos or frames: a larger one is a typing error."""
 FPS = 25.0
-"""Frame rate of videos of a class."""
+"""Frames per second of videos of a class."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def _sample(
     writer: SampleWriter,
     condition: dict[str, Any],
 ) -> None:
-    """Fill the folder with what is missing in it."""
+    """Generate the samples that the folder lacks."""
     job, engine = _job(options, model, tokenizer, condition), _engine(options, model)
     job = replace(job, requests=with_budget(engine, job.requests, BudgetConfig(options.budget, options.total)))
     numbers = missing(job.requests, samples.samples())
@@ -222,8 +222,8 @@ def _continue(
 
 
 def _engine(options: SampleOptions, model: RowModel) -> RowEngine:
-    """Ours, or transformers' own, whose internals not every version has."""
-    together = 1 if options.total is None else BudgetConfig().group_size  # rows that wait for each other
+    """The engine of this name. That of transformers is imported late: it needs internals that not every version has."""
+    together = 1 if options.total is None else BudgetConfig().group_size  # rows of a group are planned together
     slots = min(max(options.batch_size, together), options.count)
     dtype = PRECISIONS[options.precision]
     if options.engine == "genvid":
@@ -234,7 +234,7 @@ def _engine(options: SampleOptions, model: RowModel) -> RowEngine:
 
 
 def _job(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer, condition: dict[str, Any]) -> Job:
-    """The videos that are asked for."""
+    """Requests of all samples."""
     seeds = noise.sample_seeds(options.seed, "samples", torch.arange(options.count))
     if options.lengths:
         check_plan(model.layout, options.lengths)
@@ -247,14 +247,14 @@ def _job(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer, con
 
 
 def _allocator(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer) -> Allocator | None:
-    """The rule that cuts contexts. Each is cut by itself: a video does not depend on the others."""
+    """The allocator of contexts. It cuts each by itself, so that a video does not depend on the others."""
     budget = options.prompt_budget.budget(tokenizer)
     if budget is None:
         return None
-    rule = budget.allocator(model.config.context_blocks)
+    allocator = budget.allocator(model.config.context_blocks)
 
     def cut(tokens: BlockTokens) -> BlockTokens:
-        return BlockTokens.concatenate([rule(tokens[row : row + 1]) for row in range(len(tokens.keep))])
+        return BlockTokens.concatenate([allocator(tokens[row : row + 1]) for row in range(len(tokens.keep))])
 
     return cut
 
@@ -276,7 +276,7 @@ def _show(samples: SampleFolder, writer: SampleWriter, spec: TokenizerSpec, made
 
 
 def _condition(options: SampleOptions, model: RowModel) -> dict[str, Any]:
-    """What the index says of a sample's condition; ValueError when it is not one of this model."""
+    """Condition of the samples as in index.jsonl; ValueError if the model does not take it."""
     if options.prompt is None:
         return {"class": _class_number(options, model)}
     if not model.config.context_blocks:
@@ -285,20 +285,15 @@ def _condition(options: SampleOptions, model: RowModel) -> dict[str, Any]:
 
 
 def _prompt(path: Path, model: RowModel, spec: TokenizerSpec) -> Tensor:
-    """The first frames (1, 3, T0, H, W) of a video, as many as the model reads."""
-    return _frames(path, model.prompt_frames(spec), spec)
-
-
-def _frames(path: Path, count: int, spec: TokenizerSpec) -> Tensor:
-    """The first frames (1, 3, count, H, W) of a video, in [-1, 1]."""
-    info = probe(path)
+    """The first frames of a video, as many as the model reads: (1, 3, T0, H, W) in [-1, 1]."""
+    info, count = probe(path), model.prompt_frames(spec)
     if info.frames < count:
         raise ValueError(f"{path} has {info.frames} frames, but this model reads {count}")
     return to_float(torch.cat(list(islice(read_frames(path, info, spec), count)), 1))[None]
 
 
 def _class_number(options: SampleOptions, model: RowModel) -> int | None:
-    """The class asked for by name or number; None where the model has no classes."""
+    """Number of the class given by name or number; None where the model has no classes."""
     wanted, count = options.class_, model.layout.num_classes
     if model.config.context_blocks:
         raise ValueError("this model continues videos, it does not generate classes: give --prompt")
