@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "command": {"train"},
     "ar": CORE | {"train", "ar"},
     "generation": CORE | {"ar", "generation", "allocation", "data"},
-    "tokenizer": CORE | SUPPORT | {"tokenizer", "device"},
+    "tokenizer": CORE | SUPPORT | {"tokenizer"},
     "eval": CORE | {"data", "allocation", "perceptual", "eval"},
     "api": LIBRARY,
     "": {"api"},  # genvid.load
@@ -31,7 +31,7 @@ ONLY_IN = {
     "av": {"data"},
     "PIL": {"data"},
     "datasets": {"data", "tokens"},
-    "accelerate": {"train", "recipes", "cli"},
+    "accelerate": {"train", "recipes"},
     "torchmetrics": {"eval", "perceptual"},
     "transformers": {"ar", "generation", "eval"},
     "draccus": {"config"},
