@@ -26,11 +26,12 @@ from torch import Tensor
 
 from genvid.batch import Batch
 from genvid.data import FolderConfig, write_video
-from genvid.eval.evaluation import Evaluation, Output
+from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.i3d import I3D
 from genvid.eval.features.loading import I3DStateDict, load_i3d
 from genvid.eval.protocols import EvaluationProtocol
+from genvid.eval.selection import protocol_clips
 from genvid.tokens import TokenizerSpec
 
 SHARE = 0.9
@@ -145,27 +146,15 @@ def make_files(folder: Path) -> None:
 
 
 def evaluation(
-    network: FeatureNetwork,
-    clips: int,
-    record: EvaluationProtocol,
-    data: str,
-    output: Path,
-    options: argparse.Namespace,
+    network: FeatureNetwork, clips: int, record: EvaluationProtocol, data: str, options: argparse.Namespace
 ) -> tuple[Evaluation, Timed]:
     """An evaluation of so many clips, windows of the files again and again, and its clock."""
     features = Timed(network, clips // 8)
-    run = Evaluation(
-        replace(record, features=features.name),
-        FolderConfig(data),
-        output,
-        features=features,
-        batch_size=options.batch_size,
-        workers=options.workers,
-        device=DEVICE,
-    )
-    run.real.items[:] = list(islice(cycle(run.real.items), clips))
-    run.others.items.clear()  # the floor would be a second pass
-    return run, features
+    drawn = protocol_clips(replace(record, features=features.name), FolderConfig(data), features=features)
+    drawn.real.items[:] = list(islice(cycle(drawn.real.items), clips))
+    execution = Execution(options.batch_size, workers=options.workers, device=DEVICE)
+    # Without other clips: the floor would be a second pass.
+    return Evaluation(replace(drawn, others=None), Measures(features), execution), features
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
@@ -179,17 +168,17 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
         say(f"{FILES} files made")
     speed = alone(i3d.to(DEVICE), clips // 4, batch, options.resolution)
     say(f"I3D alone         {speed:9.2f} clips/s")
-    run, clock = evaluation(NoNetwork(), clips // 2, record, data, folder / "loading", options)
-    run._measure_real(run.real, "loading")
+    run, clock = evaluation(NoNetwork(), clips // 2, record, data, options)
+    run._measure_real(run.clips.real, "loading")
     say(f"loading alone     {1 / clock.seconds_a_clip():9.2f} clips/s")
-    run, clock = evaluation(i3d, clips, record, data, folder / "features", options)
-    run._measure_real(run.real, "decoded")
+    run, clock = evaluation(i3d, clips, record, data, options)
+    run._measure_real(run.clips.real, "decoded")
     decoded = 1 / clock.seconds_a_clip()
     say(f"while decoding    {decoded:9.2f} clips/s, {share(decoded / speed)} of I3D alone")
     generator = Generator(16, options.resolution)
     apart = 1 / (1 / speed + generating(generator, clips // 4, batch))
     clock.restart()
-    run._measure_made(generator, 0)
+    run._measure_outputs([Candidate("generated", generator, folder / "features")], 0)
     beside = 1 / clock.seconds_a_clip()
     say(f"while generating  {beside:9.2f} clips/s, {share(beside / apart)} of {apart:.2f}")
 

@@ -1,11 +1,12 @@
 """A protocol, run: real clips in, the clips made of them or for them out, a row of measurements for each.
 
-    evaluation = Evaluation(protocol("ucf101-rfvd-first"), source, "out", features=load_features("i3d.pt"))
-    evaluation.measure(model)        # in every process; what was measured before an interruption is not repeated
-    report = evaluation.report("my model", Provenance.now({...}))        # in one process, after all have measured
+    network = load_features("i3d.pt")
+    clips = protocol_clips(protocol("ucf101-rfvd-first"), source, features=network)
+    evaluation, candidate = Evaluation(clips, Measures(network)), Candidate("my model", model, Path("out"))
+    evaluation.measure(candidate)       # in every process; finished rows are not measured again
+    Summary(evaluation, candidate).report(Provenance.now({...}))    # in one process, after all have measured
 
-A model sees what the protocol gives to a model and nothing else: the whole clip to reconstruct, the first frames to
-continue, or the class.
+Several candidates are measured side by side: each clip is read once for all of them.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
@@ -24,29 +26,29 @@ from tqdm import tqdm
 from genvid import noise
 from genvid.batch import Batch
 from genvid.data.clips import to_uint8
-from genvid.data.dataset import ClipDataset
-from genvid.data.loader import load_batches
-from genvid.data.sources.base import SourceConfig
 from genvid.data.sources.video_index import cache_folder
 from genvid.data.video import write_video
 from genvid.eval.features.base import FeatureNetwork
-from genvid.eval.listings import listed
-from genvid.eval.metrics.fidelity import ClipMean
+from genvid.eval.metrics.fidelity import ClipScore
 from genvid.eval.pixels import as_scored
-from genvid.eval.protocols import PREPARED, EvaluationProtocol
+from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
 from genvid.eval.table import ClipTable
 from genvid.tokens import BlockTokens, TokenizerSpec
 
+BLOCKS = "tokens of each block"
+CODES = "codes, -1 where dropped"
 _FEATURE_BATCH = 16
 """Clips in a pass of the feature network: fixed, so that features do not depend on the batches they came in."""
 
 
 @dataclass(frozen=True)
 class Output:
-    """What a model made: videos (B, 3, T, H, W) in [-1, 1], and the tokens they were decoded from, if any."""
+    """Videos of a model (B, 3, T, H, W) in [-1, 1], and the tokens that they were decoded from, if any."""
 
     video: Tensor
     tokens: BlockTokens | None = None
+    measured: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further numbers of each video by name, (B,)."""
 
 
 class VideoModel(Protocol):
@@ -56,164 +58,167 @@ class VideoModel(Protocol):
     """Of its tokens, for their cost in bits."""
 
     def describe(self) -> Mapping[str, Any]:
-        """What its videos depend on (weights, sampling, budget): measurements of another model are not resumed."""
+        """Everything its videos depend on (weights, sampling, budget): rows of another description are not resumed."""
         ...
 
     def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         """`conditioning` has "label" (B,), "position" (B,) among the clips and, where the task shows frames, "video"
-        (B, 3, T, H, W); `seeds` is (B,) int64."""
+        (B, 3, T, H, W): the whole clip to reconstruct, or the first frames to continue. `seeds` is (B,) int64."""
         ...
 
 
 @dataclass(frozen=True)
-class Selection:
-    """The clips of a data set that are compared: item and clip seed of each position."""
+class Candidate:
+    """A model under evaluation, the title of its report and the folder of its measurements."""
 
-    dataset: ClipDataset
-    items: list[tuple[int, int]]
+    title: str
+    model: VideoModel
+    folder: Path
 
-    def __len__(self) -> int:
-        return len(self.items)
 
-    def labels(self) -> Tensor:
-        return torch.tensor([self.dataset.source.labels[index] for index, _ in self.items])
+@dataclass(frozen=True)
+class Measures:
+    """Measurements of every output."""
 
-    def names(self) -> list[str]:
-        return [self.dataset.name(index) for index, _ in self.items]
+    features: FeatureNetwork | None = None
+    """Of the Frechet distance; None: there is none."""
+    fidelity: Sequence[ClipScore] = ()
+    """Scores of a reconstruction against its original; other tasks have none."""
+    codebook: bool = False
+    """Usage of the codebook: keeps the kept codes of every clip."""
+    examples: int = 16
+    """First clips whose outputs are kept as videos, for the page."""
+
+
+@dataclass(frozen=True)
+class Execution:
+    """Batches of an evaluation, and the process that computes them."""
+
+    batch_size: int = 16
+    """Clips that a model is given at a time; whole videos come one by one."""
+    drawn_groups: bool = False
+    """Batches are drawn over the clips. Neighbours are of one class or of one file: for models that spend a budget over
+    a batch."""
+    workers: int = 0
+    """Processes that decode videos."""
+    device: torch.device | str = "cpu"
+    rank: int = 0
+    world_size: int = 1
 
 
 class Evaluation:
-    """One protocol on one data set, measured into one folder."""
+    """Clips and measures; rows of measurements are kept in the folder of each candidate."""
 
-    def __init__(
-        self,
-        protocol: EvaluationProtocol,
-        source: SourceConfig,
-        folder: str | Path,
-        *,
-        features: FeatureNetwork | None,
-        fidelity: Sequence[ClipMean] = (),
-        test_source: SourceConfig | None = None,
-        sampler_seeds: int | None = None,
-        resolution: int | None = None,
-        partial: bool = False,
-        batch_size: int = 16,
-        drawn_groups: bool = False,
-        workers: int = 0,
-        device: torch.device | str = "cpu",
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        """`test_source`: real clips that no model was trained on; samples are compared with them too.
-        `resolution`: side of the model's frames. `drawn_groups`: batches are drawn over the data set, not neighbours in
-        its order, which are of one class or of one file; for models that spend a budget over a batch.
-
-        ValueError when the data, the features, the seeds or the resolution are not what the protocol says, unless
-        `partial`: then the numbers bear a name that says what differs.
-        """
-        self.folder, self.device = Path(folder), torch.device(device)
-        self.features = None if features is None else features.to(self.device)
+    def __init__(self, clips: EvaluationClips, measures: Measures, execution: Execution | None = None) -> None:
+        """ValueError, before anything is made, where a Frechet distance could not be computed afterwards."""
+        self.clips, self.measures, self.execution = clips, measures, execution or Execution()
+        self.device = torch.device(self.execution.device)
+        self.features = None if measures.features is None else measures.features.to(self.device)
+        if self.features is not None:
+            _check_features(self.features, clips)
         on_gpu = self.device.type == "cuda"
         self._aside = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
-        self.fidelity = list(fidelity) if protocol.task == "reconstruction" else []
-        self.batch_size = batch_size if protocol.frames is not None else 1
-        self.drawn_groups = drawn_groups
-        self.workers, self.rank, self.world_size = workers, rank, world_size
-        sized = protocol.adapted(resolution=resolution or protocol.resolution)
-        dataset = _open(source, sized)
-        self.pixel_protocol = sized.adapted(
-            videos=dataset.source.videos if protocol.videos is not None else None,
-            names=listed(protocol.names, dataset.source.names),
-            sampler_seeds=sampler_seeds or protocol.sampler_seeds,
-            resize=PREPARED if dataset.source.prepared else protocol.resize,
-        )
-        """Of numbers that no feature network has a part in."""
-        followed = self.pixel_protocol.adapted(features="" if features is None else features.name)
-        if not partial and followed != protocol:
-            raise ValueError(
-                f"this would not be {protocol.name} but '{followed.name}'; pass `partial` (--partial) to run it under "
-                "that name"
-            )
-        self.protocol, self.dataset = followed, dataset
-        self.real = _select(followed, dataset, followed.draw(len(dataset)))
-        if features is not None:
-            _check_features(features, followed, len(self.real))
-        others = followed.draw_others(len(dataset), [index for index, _ in self.real.items])
-        self.others = _select(followed, dataset, others)
-        self.test: Selection | None = None
-        if test_source is not None and features is not None:
-            unseen = _open(test_source, sized)
-            count = min(len(self.real), len(unseen))
-            self.test = _select(followed, unseen, replace(followed, count=count).draw(len(unseen)))
+        self.fidelity = list(measures.fidelity) if clips.protocol.task == "reconstruction" else []
+        self.batch_size = self.execution.batch_size if clips.protocol.frames is not None else 1
 
-    def measure(self, model: VideoModel) -> None:
+    def measure(self, *candidates: Candidate) -> None:
         """Measure this process's share of all that is not on disk yet."""
-        for seed in range(self.protocol.sampler_seeds):
-            self._measure_made(model, seed)
+        for seed in range(self.clips.protocol.sampler_seeds):
+            self._measure_outputs(candidates, seed)
         if self.features is not None:
-            for what, selection in (("real", self.real), ("real, again", self.others), ("real, test", self.test)):
-                if selection:
+            clips = self.clips
+            for what, selection in (("real", clips.real), ("real, again", clips.others), ("real, test", clips.test)):
+                if selection is not None:
                     self._measure_real(selection, what)
 
-    def made_table(self, model: VideoModel, seed: int) -> ClipTable:
-        """Measurements of what a model made with one sampler seed."""
+    def output_table(self, candidate: Candidate, seed: int) -> ClipTable:
+        """Measurements of the outputs of a candidate with one sampler seed."""
         what = {
             "protocol": self._scoring(),
-            "clips": _hash(self.real),
+            "clips": self.clips.real.fingerprint(),
             "features": self._network(),
             "fidelity": [metric.name for metric in self.fidelity],
-            "producer": dict(model.describe()),
+            "producer": dict(candidate.model.describe()),
             "batch size": self.batch_size,
         }
-        if self.drawn_groups:
+        if self.execution.drawn_groups:
             what["batches"] = "drawn"
-        return ClipTable(self.folder / "measured" / f"seed{seed}", what)
+        if self.clips.requests is not None:
+            what["requests"] = self.clips.requests.fingerprint()
+        if self.measures.codebook:
+            what["codebook"] = True
+        return ClipTable(candidate.folder / "measured" / f"seed{seed}", what)
 
     def real_table(self, selection: Selection) -> ClipTable:
         """Features of real clips, kept for all evaluations by what they depend on."""
-        what = {"protocol": self._scoring(), "clips": _hash(selection), "features": self._network()}
+        what = {"protocol": self._scoring(), "clips": selection.fingerprint(), "features": self._network()}
         key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
         return ClipTable(cache_folder() / "real" / key, what)
 
     @torch.no_grad()
-    def _measure_made(self, model: VideoModel, seed: int) -> None:
-        table, protocol = self.made_table(model, seed), self.protocol
-        sees_video = protocol.task != "generation"
-        real = self.real_table(self.real) if sees_video and self.features is not None else None
+    def _measure_outputs(self, candidates: Sequence[Candidate], seed: int) -> None:
+        protocol, conditioning = self.clips.protocol, self.clips.conditioning
+        tables = [self.output_table(candidate, seed) for candidate in candidates]
+        done = [table.done() for table in tables]
+        real = self._originals()
         known = set() if real is None else real.done()
-        described = "samples" if protocol.sampler_seeds == 1 else f"samples of seed {seed}"
-        for positions, batch in self._batches(self.real, described, [table, real], with_video=sees_video):
-            seeds = noise.sample_seeds(protocol.seed, f"sampler {seed}", positions).to(self.device)
-            made = model(_conditioning(batch, protocol), seeds)
-            video = made.video.to(self.device)
-            truth = as_scored(batch["video"], protocol) if sees_video else None
-            table.add(positions, self._columns(as_scored(video, protocol), truth, made.tokens, model.spec))
-            if real is not None and truth is not None and not known.issuperset(positions.tolist()):
-                real.add(positions, {"features": self._extract(truth)})
-            if seed == 0:
-                self._keep_samples(positions, video)
+        what = "samples" if protocol.sampler_seeds == 1 else f"samples of seed {seed}"
+        with _flushed([*tables, real]), self._bar(what, parts := self._share(len(conditioning), done)) as bar:
+            for positions, batch in self._load(conditioning, parts, with_video=self.clips.shows_frames):
+                seeds = noise.sample_seeds(protocol.seed, f"sampler {seed}", positions).to(self.device)
+                original = as_scored(batch["video"], protocol) if self.clips.shows_frames else None
+                shown = self._shown(batch)
+                for candidate, table, measured in zip(candidates, tables, done, strict=True):
+                    if not measured.issuperset(positions.tolist()):
+                        bar.set_postfix_str(candidate.title)
+                        output = candidate.model(shown, seeds)
+                        table.add(positions, self._columns(output, original, candidate.model.spec))
+                        if seed == 0:
+                            self._keep_examples(candidate.folder, positions, output.video)
+                if real is not None and original is not None and not known.issuperset(positions.tolist()):
+                    real.add(positions, {"features": self._extract(original)})
+                bar.update(len(positions))
 
     @torch.no_grad()
     def _measure_real(self, selection: Selection, what: str) -> None:
         table = self.real_table(selection)
-        for positions, batch in self._batches(selection, what, [table], with_video=True):
-            table.add(positions, {"features": self._extract(as_scored(batch["video"], self.protocol))})
+        parts = self._share(len(selection), [table.done()])
+        with _flushed([table]), self._bar(what, parts) as bar:
+            for positions, batch in self._load(selection, parts, with_video=True):
+                table.add(positions, {"features": self._extract(as_scored(batch["video"], self.clips.protocol))})
+                bar.update(len(positions))
 
-    def _columns(
-        self, video: Tensor, truth: Tensor | None, tokens: BlockTokens | None, spec: TokenizerSpec | None
-    ) -> dict[str, Tensor]:
-        """Measurements of videos that were made, beside the real ones where the task shows these; both as scored."""
+    def _shown(self, batch: Batch) -> Batch:
+        """The batch with the frames that the task shows."""
+        if self.clips.shows_frames and self.clips.protocol.task == "prediction":
+            return {**batch, "video": batch["video"][:, :, : self.clips.protocol.condition_frames]}
+        return batch
+
+    def _originals(self) -> ClipTable | None:
+        """Features of the real clips, where these pass through the models anyway."""
+        passed = self.clips.shows_frames and self.clips.requests is None
+        return self.real_table(self.clips.real) if passed and self.features is not None else None
+
+    def _columns(self, output: Output, original: Tensor | None, spec: TokenizerSpec | None) -> dict[str, Tensor]:
+        """Measurements of outputs, beside the original clips (as scored) where the task shows these."""
+        video, tokens, protocol = (
+            as_scored(output.video.to(self.device), self.clips.protocol),
+            output.tokens,
+            self.clips.protocol,
+        )
         columns = {}
         if self.features is not None:
             columns["features"] = self._extract(video)
-        if truth is not None:
-            columns |= {m.name: m.to(self.device).score(video, truth).double() for m in self.fidelity}
+        if original is not None:
+            columns |= {m.name: m.to(self.device).score(video, original).double() for m in self.fidelity}
         if tokens is not None and spec is not None:
             columns["tokens per clip"] = tokens.keep.sum((1, 2))
             columns["bits per clip"] = spec.clip_bits(tokens)
-            if self.protocol.frames is not None:
-                columns["tokens of each block"] = tokens.lengths
-        return columns
+            if protocol.frames is not None:
+                columns[BLOCKS] = tokens.lengths
+            if self.measures.codebook and tokens.codes is not None:
+                columns[CODES] = torch.where(tokens.keep, tokens.codes, -1).int()
+        return {**columns, **output.measured}
 
     def _extract(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, beside what loads or
@@ -226,84 +231,62 @@ class Evaluation:
         with torch.cuda.stream(self._aside):  # None: no stream
             return torch.cat([self.features(part) for part in torch.split(video, _FEATURE_BATCH)])
 
-    def _batches(
-        self, selection: Selection, what: str, tables: Sequence[ClipTable | None], *, with_video: bool
-    ) -> Iterator[tuple[Tensor, Batch]]:
-        """This process's batches of positions that the first table lacks; in the end all tables are on disk.
+    def _share(self, count: int, done: Sequence[set[int]]) -> list[Tensor]:
+        """This process's batches of `count` positions, without those that all tables have `done`.
 
-        Batches are the same for any number of processes and after any interruption. Whose a batch is does not depend on
-        what is done: processes look at different moments.
+        Batches are the same for any number of processes and after any interruption. The process of a batch does not
+        depend on `done`, which processes read at different moments.
         """
-        wanted, fed = tables[0], [table for table in tables if table is not None]
-        assert wanted is not None
-        done = wanted.done()
-        count = len(selection)
-        order = noise.permutation(self.protocol.seed, "groups", count) if self.drawn_groups else torch.arange(count)
-        share = torch.split(order, self.batch_size)[self.rank :: self.world_size]
-        mine = [part for part in share if not done.issuperset(part.tolist())]
-        batches = self._load(selection, mine) if with_video else self._labels(selection, mine)
-        try:
-            with tqdm(total=sum(map(len, mine)), desc=what, unit="clip", disable=self.rank != 0) as bar:
-                for part, batch in zip(mine, batches, strict=True):
-                    yield part, {**batch, "position": part}
-                    bar.update(len(part))
-        finally:
-            for table in fed:
-                table.flush()
+        execution = self.execution
+        drawn = execution.drawn_groups
+        order = noise.permutation(self.clips.protocol.seed, "groups", count) if drawn else torch.arange(count)
+        share = torch.split(order, self.batch_size)[execution.rank :: execution.world_size]
+        return [part for part in share if not all(positions.issuperset(part.tolist()) for positions in done)]
 
-    def _load(self, selection: Selection, parts: Sequence[Tensor]) -> Iterator[Batch]:
-        wanted = [[selection.items[i] for i in part.tolist()] for part in parts]
-        return load_batches(selection.dataset, wanted, workers=self.workers, device=self.device)
+    def _load(
+        self, selection: Selection | ClassRequests, parts: Sequence[Tensor], *, with_video: bool
+    ) -> Iterator[tuple[Tensor, Batch]]:
+        """Positions (B,) and their clips, or only their classes."""
+        if with_video and isinstance(selection, Selection):
+            batches = selection.load(parts, workers=self.execution.workers, device=self.device)
+        else:
+            labels = selection.labels()
+            batches = ({"label": labels[part].to(self.device)} for part in parts)
+        for part, batch in zip(parts, batches, strict=True):
+            yield part, {**batch, "position": part}
 
-    def _labels(self, selection: Selection, parts: Sequence[Tensor]) -> Iterator[Batch]:
-        labels = selection.labels()
-        return ({"label": labels[part].to(self.device)} for part in parts)
+    def _bar(self, what: str, parts: Sequence[Tensor]) -> tqdm[NoReturn]:
+        return tqdm(total=sum(map(len, parts)), desc=what, unit="clip", disable=self.execution.rank != 0)
 
-    def _keep_samples(self, positions: Tensor, video: Tensor) -> None:
+    def _keep_examples(self, folder: Path, positions: Tensor, video: Tensor) -> None:
         for position, clip in zip(positions.tolist(), video, strict=True):
-            if position < SHOWN:
-                write_video(self.folder / "samples" / f"{position:04d}.mp4", to_uint8(clip).cpu(), fps=25)
+            if position < self.measures.examples:
+                write_video(folder / "samples" / f"{position:04d}.mp4", to_uint8(clip).cpu(), fps=25)
 
     def _scoring(self) -> dict[str, Any]:
-        """What features of a clip depend on."""
-        fields = asdict(self.protocol)
+        """Fields of the protocol that the features of a clip depend on."""
+        fields = asdict(self.clips.protocol)
         return {key: fields[key] for key in ("frames", "resolution", "resize", "scored_resolution", "quantize")}
 
     def _network(self) -> str:
         return "" if self.features is None else f"{self.features.name} {self.features.weights}"
 
 
-SHOWN = 16
-"""First clips whose videos are kept for the page."""
+@contextmanager
+def _flushed(tables: Sequence[ClipTable | None]) -> Iterator[None]:
+    """Writes the rows of all tables at the end, also of an interruption."""
+    try:
+        yield
+    finally:
+        for table in tables:
+            if table is not None:
+                table.flush()
 
 
-def _open(source: SourceConfig, protocol: EvaluationProtocol) -> ClipDataset:
-    """Files that cannot be used are left out and counted when they are listed; one that fails later is an error,
-    because another in its place would be another set of clips."""
-    dataset = ClipDataset(source, protocol.clip_rule())
-    dataset.strict = True
-    return dataset
-
-
-def _select(protocol: EvaluationProtocol, dataset: ClipDataset, indices: Sequence[int]) -> Selection:
-    return Selection(dataset, list(zip(indices, protocol.clip_seeds(indices), strict=True)))
-
-
-def _check_features(features: FeatureNetwork, protocol: EvaluationProtocol, clips: int) -> None:
-    """ValueError, before anything is made, where a Frechet distance could not be computed afterwards."""
-    if clips < 2:
-        raise ValueError(f"a Frechet distance needs at least 2 clips, got {clips}: compare more, or features none")
+def _check_features(features: FeatureNetwork, clips: EvaluationClips) -> None:
+    count, protocol = len(clips.real), clips.protocol
+    if count < 2:
+        raise ValueError(f"a Frechet distance needs at least 2 clips, got {count}: compare more, or features none")
     side = protocol.scored_resolution or protocol.resolution
     if protocol.frames is not None:
         features.check(torch.empty(1, 3, protocol.frames, side, side, device="meta"))
-
-
-def _conditioning(batch: Batch, protocol: EvaluationProtocol) -> Batch:
-    """What the task shows of a clip."""
-    if protocol.task == "prediction":
-        return {**batch, "video": batch["video"][:, :, : protocol.condition_frames]}
-    return batch
-
-
-def _hash(selection: Selection) -> str:
-    return hashlib.sha256(json.dumps([selection.dataset.fingerprint(), selection.items]).encode()).hexdigest()[:24]

@@ -129,14 +129,6 @@ class EvaluationProtocol:
     def _sample(self, items: Sequence[int], count: int, stream: int = 0) -> list[int]:
         return random.Random(self.seed + stream).sample(items, count)
 
-    def require(self, *, count: int, features: str) -> None:
-        """ValueError unless the protocol was followed to the end with its own feature network."""
-        followed = self.adapted(count=count if self.count is not None else None, features=features)
-        if followed != self:
-            raise ValueError(
-                f"this is not {self.name} but '{followed.name}'; follow the protocol, or report it under that name"
-            )
-
 
 def _said(field: str, value: object) -> object:
     return ("all" if field == "count" else "none") if value in (None, "") else value

@@ -1,91 +1,84 @@
-"""Reconstruction: what is lost, and what it costs, when clips pass through a tokenizer and an allocator."""
+"""Reconstruction: clips through a tokenizer, cut by a budget."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
-from genvid.eval.metrics.codebook import CodebookUsage
-from genvid.eval.metrics.fidelity import ClipMean
-from genvid.eval.metrics.frechet import FrechetVideoDistance
-from genvid.eval.metrics.rate import TokenRate
-from genvid.eval.pixels import round_to_bytes
-from genvid.eval.protocols import EvaluationProtocol
-from genvid.eval.report import Better, Number
+from genvid.allocation import Budget
+from genvid.batch import Batch
+from genvid.eval.evaluation import Output
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.coding import decode, encode
+
+DECODED = 16
+"""Clips that go through a tokenizer at a time: memory, not results."""
+
+T = TypeVar("T")
 
 
-class ReconstructionScores:
-    """Everything that is measured on reconstructions: fidelity, the rate and, if discrete, codebook usage.
+class PerBatch(Generic[T]):
+    """A function of a batch of videos, computed once for all candidates: the value of the last batch is kept."""
 
-    Across processes each feeds its own share and every one computes the whole.
+    def __init__(self, compute: Callable[[Tensor], T]) -> None:
+        self.compute = compute
+        self._last: tuple[Tensor, T] | None = None
+
+    def __call__(self, video: Tensor) -> T:
+        if self._last is None or self._last[0] is not video:
+            self._last = None  # frees the last value before the next is computed
+            self._last = (video, self.compute(video))
+        return self._last[1]
+
+
+class PieceEncoder(PerBatch[list[BlockTokens]]):
+    """Videos (B, 3, T, H, W) -> the tokens of their consecutive pieces, each as long as the tokenizer takes.
+
+    A last piece that does not fill its blocks is filled with its last frame.
     """
 
-    def __init__(
-        self,
-        spec: TokenizerSpec,
-        fidelity: Sequence[ClipMean],
-        *,
-        frechet: FrechetVideoDistance | None = None,
-        quantize: bool = False,
-    ) -> None:
-        """`quantize` rounds originals and reconstructions to 8 bits before they are scored."""
-        self.fidelity, self.frechet, self.quantize = list(fidelity), frechet, quantize
-        self.rate = TokenRate(spec)
-        self.usage = CodebookUsage(spec.codebook_size) if spec.codebook_size else None
+    def __init__(self, tokenizer: VideoTokenizer) -> None:
+        super().__init__(self._encode)
+        self.tokenizer = tokenizer
 
-    def update(self, video: Tensor, restored: Tensor, tokens: BlockTokens) -> None:
-        """Count a batch: originals and reconstructions (B, 3, T, H, W) in [-1, 1], and the kept tokens."""
-        restored = restored.clamp(-1, 1)
-        if self.quantize:
-            video, restored = round_to_bytes(video), round_to_bytes(restored)
-        self.rate.to(video.device).update(tokens)
-        if self.usage:
-            self.usage.to(video.device).update(tokens)
-        for metric in self.fidelity:
-            metric.to(video.device).update(restored, video)
-        if self.frechet:
-            self.frechet.to(video.device).update(video, real=True)
-            self.frechet.update(restored, real=False)
+    def pieces(self, video: Tensor) -> tuple[Tensor, ...]:
+        """(B, 3, T, H, W) -> the same, cut in time."""
+        spec = self.tokenizer.spec
+        longest = video.shape[2] if spec.max_blocks is None else spec.max_blocks * spec.frames_per_block
+        return torch.split(video, longest, 2)
 
-    def compute(self) -> dict[str, float]:
-        """Name -> value, with the count of clips."""
-        results = {metric.name: float(metric.compute()) for metric in self.fidelity}
-        if self.frechet:
-            results[self.frechet.name] = float(self.frechet.compute())
-        for group in (self.rate, self.usage):
-            if group is not None:
-                results |= {name: float(value) for name, value in group.compute().items()}
-        return results
+    def _encode(self, video: Tensor) -> list[BlockTokens]:
+        return [encode(self.tokenizer, self._filled(piece), DECODED) for piece in self.pieces(video)]
 
-    def numbers(self, values: Mapping[str, float], protocol: EvaluationProtocol, count: int) -> list[Number]:
-        """Values by name, measured on `count` clips, as reports hold them: what is no score here is neither good nor
-        bad."""
-        known: dict[str, tuple[str, Better]] = {metric.name: (metric.unit, metric.better) for metric in self.fidelity}
-        if self.frechet:
-            known[self.frechet.name] = ("", "lower")
-        marked = [(name, value, *known.get(name, ("", "neither"))) for name, value in values.items()]
-        return [Number(name, value, protocol, count, unit=unit, better=better) for name, value, unit, better in marked]
+    def _filled(self, piece: Tensor) -> Tensor:
+        filling = self.tokenizer.spec.filled(piece.shape[2]) - piece.shape[2]
+        return torch.cat([piece, piece[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
 
 
-@torch.no_grad()
-def evaluate_reconstruction(
-    tokenizer: VideoTokenizer,
-    allocator: Callable[[BlockTokens], BlockTokens],
-    batches: Iterable[Tensor],
-    *,
-    fidelity: Sequence[ClipMean],
-    frechet: FrechetVideoDistance | None = None,
-    quantize: bool = False,
-) -> dict[str, float]:
-    """Batches (B, 3, T, H, W) in [-1, 1] -> name -> value. Metrics are reset first."""
-    metrics: list[ClipMean | FrechetVideoDistance] = [*fidelity, *([frechet] if frechet else [])]
-    for metric in metrics:
-        metric.reset()
-    scores = ReconstructionScores(tokenizer.spec, fidelity, frechet=frechet, quantize=quantize)
-    for video in batches:
-        tokens = allocator(tokenizer.encode(video))
-        scores.update(video, tokenizer.decode(tokens), tokens)
-    return scores.compute()
+class Reconstruction:
+    """A `VideoModel`: clips through a tokenizer, cut by a budget."""
+
+    def __init__(self, encoder: PieceEncoder, budget: Budget | None, about: Mapping[str, Any]) -> None:
+        """`encoder` may serve several candidates. `budget` None: nothing is cut.
+        `about`: everything that the reconstructions depend on, hashes of the weights among it."""
+        self.encoder, self.tokenizer, self.budget, self.about = encoder, encoder.tokenizer, budget, about
+        self.spec: TokenizerSpec | None = encoder.tokenizer.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.about
+
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        """Fillings are cut off again; their tokens are counted."""
+        video = conditioning["video"]
+        kept = [self._cut(tokens) for tokens in self.encoder(video)]
+        restored = [
+            decode(self.tokenizer, tokens, DECODED)[:, :, : piece.shape[2]]
+            for tokens, piece in zip(kept, self.encoder.pieces(video), strict=True)
+        ]
+        return Output(torch.cat(restored, 2), BlockTokens(torch.cat([tokens.keep for tokens in kept], 1)))
+
+    def _cut(self, tokens: BlockTokens) -> BlockTokens:
+        return tokens if self.budget is None else self.budget.allocator(tokens.keep.shape[1])(tokens)

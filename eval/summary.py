@@ -11,35 +11,38 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genvid.eval.evaluation import Evaluation, Selection, VideoModel
+from genvid.eval.evaluation import BLOCKS, CODES, Candidate, Evaluation
+from genvid.eval.metrics.codebook import codebook_usage
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_distance, frechet_interval, frechet_name, real_halves
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Better, Number, Provenance, Report
+from genvid.eval.selection import Selection
 from genvid.files import write_atomically
 
-BLOCKS = "tokens of each block"
+_RATES = ("tokens per clip", "bits per clip")
 
 
 class Summary:
-    """All that was measured in an evaluation, once every process is done."""
+    """All measurements of one candidate, once every process is done."""
 
-    def __init__(self, evaluation: Evaluation, model: VideoModel, *, resamples: int = 100) -> None:
+    def __init__(self, evaluation: Evaluation, candidate: Candidate, *, resamples: int = 100) -> None:
         """`resamples`: draws of the bootstrap; 0: no interval of distances."""
-        self.evaluation, self.resamples = evaluation, resamples
-        count = len(evaluation.real)
-        self.seeds = [
-            evaluation.made_table(model, seed).load(count) for seed in range(evaluation.protocol.sampler_seeds)
-        ]
+        self.evaluation, self.clips, self.candidate = evaluation, evaluation.clips, candidate
+        self.resamples = resamples
+        count = len(self.clips.conditioning)
+        seeds = range(self.clips.protocol.sampler_seeds)
+        self.seeds = [evaluation.output_table(candidate, seed).load(count) for seed in seeds]
 
-    def report(self, title: str, provenance: Provenance, remarks: Sequence[str] = ()) -> Report:
-        """Numbers and what a reader must know of them."""
-        left_out = self.evaluation.dataset.source.left_out
+    def report(self, provenance: Provenance, remarks: Sequence[str] = ()) -> Report:
+        """All numbers, with remarks on what a reader must take into account."""
+        left_out = self.clips.dataset.source.left_out
         said = [f"{len(left_out)} videos of the data set were missing or unusable: {left_out[0]}"] if left_out else []
-        return Report(title, [*self._means(), *self._distances()], provenance, [*said, *remarks])
+        numbers = [*self._means(), *self._distances(), *self._codebook()]
+        return Report(self.candidate.title, numbers, provenance, [*said, *remarks])
 
     def classes(self) -> dict[str, dict[str, float]]:
         """Class -> name -> mean, over the clips and seeds of the class, with its count of clips."""
-        names, labels = self.evaluation.dataset.classes, self.evaluation.real.labels()
+        names, labels = self.clips.dataset.classes, self.clips.conditioning.labels()
         found = {}
         for label in sorted(set(labels.tolist())):
             chosen = labels == label
@@ -54,11 +57,11 @@ class Summary:
 
     def class_lengths(self) -> dict[str, list[int]]:
         """Class -> tokens of each of its clips, of the first seed, costliest class first; empty without tokens."""
-        tokens, labels = self.seeds[0].get("tokens per clip"), self.evaluation.real.labels()
+        tokens, labels = self.seeds[0].get("tokens per clip"), self.clips.conditioning.labels()
         if tokens is None:
             return {}
         found = {
-            self.evaluation.dataset.classes[label]: tokens[labels == label].tolist()
+            self.clips.dataset.classes[label]: tokens[labels == label].tolist()
             for label in sorted(set(labels.tolist()))
         }
         return dict(sorted(found.items(), key=lambda item: -statistics.fmean(item[1])))
@@ -72,21 +75,23 @@ class Summary:
 
     def write_clips(self, path: str | Path) -> None:
         """A CSV file with a row for each clip and seed: name, class, and all that was measured of it."""
-        evaluation, columns = self.evaluation, self._columns()
-        names, labels = evaluation.real.names(), evaluation.real.labels().tolist()
+        columns, classes = self._columns(), self.clips.dataset.classes
+        names, labels = self.clips.conditioning.names(), self.clips.conditioning.labels().tolist()
         with write_atomically(path) as temporary, temporary.open("w", newline="") as stream:
             writer = csv.writer(stream)
             writer.writerow(["clip", "class", "seed", *columns])
             for seed in range(len(self.seeds)):
                 for row, (name, label) in enumerate(zip(names, labels, strict=True)):
                     values = [float(values[seed, row]) for values in columns.values()]
-                    writer.writerow([name, evaluation.dataset.classes[label], seed, *values])
+                    writer.writerow([name, classes[label], seed, *values])
 
     def _columns(self) -> dict[str, Tensor]:
-        """Name -> (seeds, N) of what is one number a clip."""
-        order = [metric.name for metric in self.evaluation.fidelity] + ["tokens per clip", "bits per clip"]
-        single = [name for name in order if name in self.seeds[0]]
-        return {name: torch.stack([seed[name].double() for seed in self.seeds]) for name in single}
+        """Name -> (seeds, N) of everything that is one number a clip."""
+        first, named = self.seeds[0], [metric.name for metric in self.evaluation.fidelity]
+        known = [*named, *_RATES]
+        further = [name for name in first if name not in (*known, "features", BLOCKS, CODES)]
+        chosen = [name for name in (*known, *further) if name in first]
+        return {name: torch.stack([seed[name].double() for seed in self.seeds]) for name in chosen}
 
     def _means(self) -> list[Number]:
         evaluation, numbers = self.evaluation, []
@@ -101,7 +106,7 @@ class Summary:
                 Number(
                     name,
                     mean,
-                    evaluation.pixel_protocol,
+                    self.clips.pixel_protocol,
                     values.shape[1],
                     unit=unit,
                     better=better,
@@ -111,23 +116,31 @@ class Summary:
             )
         return numbers
 
+    def _codebook(self) -> list[Number]:
+        """Usage of the codebook over all clips of the first seed."""
+        codes, spec = self.seeds[0].get(CODES), self.candidate.model.spec
+        if codes is None or spec is None or spec.codebook_size is None:
+            return []
+        usage = codebook_usage(codes[codes >= 0], spec.codebook_size)
+        return [Number(name, value, self.clips.pixel_protocol, len(codes)) for name, value in usage.items()]
+
     def _distances(self) -> list[Number]:
-        evaluation = self.evaluation
+        evaluation, clips = self.evaluation, self.clips
         if evaluation.features is None:
             return []
-        name, protocol = frechet_name(evaluation.features), evaluation.protocol
-        real = self._real(evaluation.real)
+        name, protocol = frechet_name(evaluation.features), clips.protocol
+        real = self.real_features(clips.real)
         numbers = [self._distance(name, real, protocol)]
-        if len(evaluation.others):
-            again = self._real(evaluation.others)
+        if clips.others is not None:
+            again = self.real_features(clips.others)
             floor = frechet_distance(real, again, ddof=protocol.ddof)
             numbers.append(Number(f"{name}, real against real", floor, protocol, len(real)))
         elif len(real) >= FEWEST_REAL:
             halves = protocol.adapted(count=len(real) // 2)
             floor = frechet_distance(*real_halves(real), ddof=protocol.ddof)
             numbers.append(Number(f"{name}, real against real", floor, halves, len(real) // 2))
-        if evaluation.test is not None:
-            unseen = self._real(evaluation.test)
+        if clips.test is not None:
+            unseen = self.real_features(clips.test)
             against = protocol.adapted(split="test")
             numbers.append(self._distance(f"{name}, test split", unseen, against))
         return numbers
@@ -151,7 +164,8 @@ class Summary:
             interval=interval,
         )
 
-    def _real(self, selection: Selection) -> Tensor:
+    def real_features(self, selection: Selection) -> Tensor:
+        """(N, F) float64."""
         features = self.evaluation.real_table(selection).load(len(selection))["features"]
         return features.to(self.evaluation.device).double()
 

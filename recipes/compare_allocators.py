@@ -2,44 +2,48 @@
 
 accelerate launch recipes/compare_allocators.py CONFIG.yaml [--key value ...]
 
-One pass over the clips serves all of them. Writes a report for each allocator and budget, with protocol and
-provenance, and page.html.
+Each clip is encoded once for all of them. Writes a report for each allocator and budget, with protocol and provenance,
+and page.html. Running it again resumes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid import noise
 from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, build_allocator, choices
+from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import VideoData
-from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
 from genvid.device import device
+from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.page import Clip, Page, Section
 from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
 from genvid.eval.protocols import check_held_out, data_protocol
-from genvid.eval.reconstruction import ReconstructionScores
+from genvid.eval.reconstruction import PerBatch
 from genvid.eval.report import Provenance, Report
+from genvid.eval.selection import EvaluationClips, Selection
+from genvid.eval.summary import Summary
+from genvid.files import sha256
 from genvid.perceptual import PerceptualConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.losses import DistortionSpec
+from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.tokens.coding import decode, encode
 from genvid.train.accelerator import make_state
 
@@ -90,8 +94,9 @@ class EvaluationRun:
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A clip as the page shows it: the original, and by budget what the joint program made of it and its lengths."""
+class Example:
+    """A clip of the page, uint8 (3, T, H, W), and by budget its version of the joint program with the lengths of its
+    blocks."""
 
     name: str
     original: Tensor
@@ -99,7 +104,7 @@ class Shown:
 
 
 class Comparison:
-    """Scores of every allocator at every budget, group by group."""
+    """The models, the clips, and a candidate for each allocator and budget."""
 
     def __init__(self, run: EvaluationRun) -> None:
         self.run = run
@@ -108,89 +113,100 @@ class Comparison:
         self.predictor = ScorerPredictor(self.tokenizer, scorer)
         self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
         self.distortion = run.distortion.build().to(device())
-        configs = {run.perceptual, run.distortion.perceptual} - {None}
-        distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
-        distances.append(self.distortion)
-        self.scores = {
-            (name, budget): ReconstructionScores(
-                self.tokenizer.spec,
-                [ClipPSNR(), ClipSSIM(), *(MeanPerceptual(d) for d in distances)],
-            )
-            for budget in run.budgets
-            for name in run.allocators
+        self.weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
+        self.encoded = PerBatch(self._encode)
+        self.evaluation = self._evaluation()
+        self.models = {
+            (name, budget): Allocated(self, name, budget) for budget in run.budgets for name in run.allocators
         }
+        folder = Path(run.output_dir)
+        self.candidates = [
+            Candidate(f"{name} @ {budget:g}", model, folder / f"{name}_{budget:g}")
+            for (name, budget), model in self.models.items()
+        ]
 
-    @torch.no_grad()
-    def add(self, video: Tensor, bar: tqdm[Any]) -> dict[float, tuple[Tensor, Tensor]]:
-        """Count a group (N, 3, T, H, W), a step of the bar for each rule and budget. By budget, what the joint program
-        made of the group: (N, 3, T, H, W) and (N, G) lengths."""
-        run = self.run
-        tokens = encode(self.tokenizer, video, run.batch_size)
-        measured = MeasuredCurves(
-            self.tokenizer, video, self.predictor.sizes, self.distortion, batch_size=run.batch_size
-        )
-        joint = {}
-        for (name, budget), scores in self.scores.items():
-            bar.set_postfix_str(f"{name} @ {budget:g}")
-            kept = self._allocator(name, budget, tokens.keep.shape[1], measured)(tokens)
-            restored = decode(self.tokenizer, kept, run.batch_size)
-            scores.update(video, restored, kept)
-            bar.update()
-            if name == "joint":
-                joint[budget] = (restored, kept.lengths)
-        return joint
-
-    def reports(self) -> list[Report]:
-        """One for each allocator and budget, over all processes."""
-        run = self.run
-        weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
-        provenance = Provenance.now(weights)
-        reports = []
-        for (name, budget), scores in self.scores.items():
-            values = scores.compute()
-            count = int(values.pop("clips"))
-            protocol = replace(
-                data_protocol(run.data, run.protocol, "reconstruction", count),
-                seed=run.seed,
-                note=f"groups of {run.group_size} clips, drawn over the data set, share a budget",
-            )
-            reports.append(Report(f"{name} @ {budget:g}", scores.numbers(values, protocol, count), provenance))
-        return reports
-
-    def _allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
+    def allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
+        """`measured`: the curves of the group, for the oracle."""
         group_size, calibration = self.run.group_size, self.calibration
         if name == "oracle":
             return JointAllocator(measured, budget, group_size, block_weights=calibration.block_weights)
         return build_allocator(choices(budget, group_size)[name], blocks, self.predictor, calibration)
 
-
-def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Shown]]:
-    """A report for each allocator and budget, and the clips to show (the first ones of this process)."""
-    state = make_state()
-    comparison, dataset = Comparison(run), run.data.open()
-    drawn = noise.permutation(run.seed, "groups", len(dataset))[: run.clips].tolist()
-    groups = one_pass(
-        dataset,
-        batch_size=run.group_size,
-        items=drawn,
-        rank=state.process_index,
-        world_size=state.num_processes,
-        workers=run.workers,
-        device=device(),
-    )
-    total = -(-len(drawn) // (run.group_size * state.num_processes)) * len(comparison.scores)
-    shown: list[Shown] = []
-    with tqdm(total=total, desc="evaluating", unit="rule", disable=not state.is_main_process) as bar:
-        for group in groups:
-            video = group["video"]
-            joint = comparison.add(video, bar)
-            for row in range(min(len(video), run.shown - len(shown)) if joint else 0):
+    def examples(self) -> list[Example]:
+        """The first clips, cut by the joint program within their groups."""
+        run, real = self.run, self.evaluation.clips.real
+        joint = {budget: model for (name, budget), model in self.models.items() if name == "joint"}
+        parts = torch.split(torch.arange(len(real)), run.group_size)[: -(-run.shown // run.group_size)]
+        found: list[Example] = []
+        for part, batch in zip(parts, real.load(parts, workers=0, device=device()), strict=True):
+            outputs = {budget: model(batch, part) for budget, model in joint.items()}
+            for row in range(min(len(part), run.shown - len(found)) if joint else 0):
                 versions = {
-                    budget: (to_uint8(restored[row]).cpu(), lengths[row].tolist())
-                    for budget, (restored, lengths) in joint.items()
+                    budget: (to_uint8(output.video[row]).cpu(), output.tokens.lengths[row].tolist())
+                    for budget, output in outputs.items()
+                    if output.tokens is not None
                 }
-                shown.append(Shown(dataset.name(int(group["index"][row])), to_uint8(video[row]).cpu(), versions))
-    return comparison.reports(), shown
+                found.append(Example(real.names()[int(part[row])], to_uint8(batch["video"][row]).cpu(), versions))
+        return found
+
+    def _encode(self, video: Tensor) -> tuple[BlockTokens, MeasuredCurves]:
+        size = self.run.batch_size
+        measured = MeasuredCurves(self.tokenizer, video, self.predictor.sizes, self.distortion, batch_size=size)
+        return encode(self.tokenizer, video, size), measured
+
+    def _evaluation(self) -> Evaluation:
+        run, dataset = self.run, self.run.data.open()
+        dataset.strict = True  # another clip in the place of one that fails would be another set
+        drawn = noise.permutation(run.seed, "groups", len(dataset))[: run.clips].tolist()
+        protocol = replace(
+            data_protocol(run.data, run.protocol, "reconstruction", len(drawn)),
+            seed=run.seed,
+            note=f"groups of {run.group_size} clips, drawn over the data set, share a budget",
+        )
+        configs = {run.perceptual, run.distortion.perceptual} - {None}
+        distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
+        fidelity = [ClipPSNR(), ClipSSIM(), *map(MeanPerceptual, [*distances, self.distortion])]
+        clips = EvaluationClips(protocol, protocol, Selection(dataset, [(index, index) for index in drawn]))
+        state = make_state()
+        execution = Execution(
+            run.group_size,
+            workers=run.workers,
+            device=device(),
+            rank=state.process_index,
+            world_size=state.num_processes,
+        )
+        return Evaluation(clips, Measures(None, fidelity, codebook=True, examples=0), execution)
+
+
+class Allocated:
+    """A `VideoModel`: groups of clips, cut by one allocator at one budget."""
+
+    def __init__(self, comparison: Comparison, name: str, budget: float) -> None:
+        self.comparison, self.name, self.budget = comparison, name, budget
+        self.spec: TokenizerSpec | None = comparison.tokenizer.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        run = self.comparison.run
+        made_from = {**self.comparison.weights, "calibration": sha256(run.calibration)[:16]}
+        about = {**made_from, "allocator": self.name, "budget": self.budget}
+        return about | {"distortion": configuration.encode(run.distortion)} if self.name == "oracle" else about
+
+    @torch.no_grad()
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        comparison = self.comparison
+        tokens, measured = comparison.encoded(conditioning["video"])
+        kept = comparison.allocator(self.name, self.budget, tokens.keep.shape[1], measured)(tokens)
+        return Output(decode(comparison.tokenizer, kept, comparison.run.batch_size), kept)
+
+
+def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Example]]:
+    """A report for each allocator and budget, and the clips of the page."""
+    comparison = Comparison(run)
+    comparison.evaluation.measure(*comparison.candidates)
+    make_state().wait_for_everyone()
+    provenance = Provenance.now(comparison.weights)
+    reports = [Summary(comparison.evaluation, candidate).report(provenance) for candidate in comparison.candidates]
+    return reports, comparison.examples()
 
 
 OVERSPENT = 0.01
@@ -220,7 +236,9 @@ def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[l
     return [*header, "gap closed, %"] if ends else header, rows
 
 
-def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Shown], capacity: int, fps: float) -> None:
+def add_to_page(
+    section: Section, reports: Sequence[Report], examples: Sequence[Example], capacity: int, fps: float
+) -> None:
     """Charts, tables and clips of an evaluation; `capacity` tokens are what a block can hold."""
     distances = [number.name for number in reports[0].numbers if number.better == "lower"]
     rate = "tokens per clip"
@@ -228,31 +246,31 @@ def add_to_page(section: Section, reports: Sequence[Report], shown: Sequence[Sho
     section.table(*gap_table(reports, distances[-1]))
     section.note("A dash: uniform lengths are as good as the oracle, or the rule spent more than its budget.")
     section.numbers(reports)
-    if not shown:
+    if not examples:
         return
-    scale = max(1, 128 // shown[0].original.shape[-1])
+    scale = max(1, 128 // examples[0].original.shape[-1])
     rows = {}
-    for clip in shown:
+    for clip in examples:
         versions = [
             Clip(video_bytes(video, fps, scale=scale), f"{sum(lengths)} tokens", lengths, capacity)
             for video, lengths in clip.versions.values()
         ]
         rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
-    section.comparison(["original", *(f"mean budget {budget:g}" for budget in shown[0].versions)], rows)
+    section.comparison(["original", *(f"mean budget {budget:g}" for budget in examples[0].versions)], rows)
 
 
 @command
 def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/compare_allocators.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(EvaluationRun, argv, usage=usage)
-    reports, shown = evaluate(run)
+    reports, examples = evaluate(run)
     if make_state().is_main_process:
         folder = Path(run.output_dir)
         for report in reports:
             report.save(folder / f"{report.title.replace(' @ ', '_')}.json")
         page = Page("Reconstruction", lead=f"{run.protocol}: every allocator at every budget.")
         capacity = load_model(run.tokenizer, AdapTok).spec.block_capacity
-        add_to_page(page.section("Allocators"), reports, shown, capacity, fps=8)
+        add_to_page(page.section("Allocators"), reports, examples, capacity, fps=8)
         page.write(folder / "page.html")
         print(f"wrote {folder / 'page.html'}")
 

@@ -63,7 +63,8 @@ def charts(reports: Sequence[Report]) -> list[LineChart]:
     """Class accuracy and Frechet distance against the tokens that were spent; every line ends at the free samples."""
     free, *others = reports
     drawn = []
-    for measure in ("class as asked", free.numbers[0].name):
+    distance = next(number.name for number in free.numbers if number.better == "lower")
+    for measure in ("class as asked", distance):
         end = (free.value(COST), free.value(measure))
         lines = {name: [*line, end] for name, line in curves(others, COST, measure).items()}
         drawn.append(quality_chart(lines, COST, measure))

@@ -1,24 +1,24 @@
-"""Score LIT, the simple fillers and the rules it is compared with: python recipes/compare_lit.py CONFIG.yaml [...]
+"""Score LIT, the simple fillers and the rules that it is compared with.
+
+accelerate launch recipes/compare_lit.py CONFIG.yaml [--key value ...]
 
 At every keep rate each clip keeps the same number of positions under every rule, except ElasticTok's, whose target
 error is calibrated to that rate on a drawn batch, and where all clips have one price, which is calibrated on drawn
 clips; "budget met, %" counts the clips that keep that number exactly.
 Writes a report for each method and rate, table.md, page.html, and side_by_side as mp4 and as a picture (WebP) for
-Markdown. One process.
+Markdown. Running it again resumes.
 """
 
 from __future__ import annotations
 
-import math
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid import noise
@@ -32,21 +32,23 @@ from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes, write_video
 from genvid.device import device
+from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.features.loading import load_features
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
-from genvid.eval.metrics.frechet import FrechetVideoDistance
 from genvid.eval.pages.page import Clip, Page
 from genvid.eval.pages.rate_distortion import curves, quality_chart
 from genvid.eval.protocols import check_held_out, data_protocol
-from genvid.eval.reconstruction import ReconstructionScores
+from genvid.eval.reconstruction import PerBatch
 from genvid.eval.report import Provenance, Report, compare
+from genvid.eval.selection import EvaluationClips, Selection
+from genvid.eval.summary import Summary
 from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator, calibrate_prices, check_floor
-from genvid.tokenizer.lit.codecs.codec import CodecSpec
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
-from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.train.accelerator import make_state
 
 ONE_PRICE = ", one price"
 ELASTIC = "ElasticTok's rule"
@@ -102,104 +104,98 @@ class LITEvaluationRun:
             )
 
 
-class Rates:
-    """Sums of what `ReconstructionScores` do not count."""
+@dataclass(frozen=True)
+class Example:
+    """A clip of the page: uint8 videos (3, T, H, W) by caption."""
 
-    def __init__(self, spec: CodecSpec) -> None:
-        self.spec = spec
-        self.kept = self.positions = self.mask = self.met = self.clips = 0.0
-
-    def update(self, tokens: BlockTokens, budget: int) -> None:
-        self.kept += float(tokens.keep.sum())
-        self.positions += tokens.keep.numel()
-        self.mask += float(self.spec.side_bits(tokens.keep).sum())
-        self.met += float((tokens.keep.sum((1, 2)) == budget).sum())
-        self.clips += len(tokens.keep)
-
-    def compute(self) -> dict[str, float]:
-        return {
-            "keep rate": self.kept / self.positions,
-            "mask bits per clip": self.mask / self.clips,
-            "budget met, %": 100 * self.met / self.clips,
-        }
+    name: str
+    videos: dict[str, Tensor]
 
 
 class Comparison:
-    """Scores of every method at every rate."""
+    """The model, the clips, and a candidate for each method and rate."""
 
     def __init__(self, run: LITEvaluationRun) -> None:
         self.run = run
         self.lit = load_model(run.model, LIT).to(device()).at(run.data.clip.resolution)
         self.spec = self.lit.spec
         self.positions = self.spec.num_blocks(run.data.clip.frames) * self.spec.block_capacity
-        check_floor(self._budget(min(run.rates)), self.spec.block_capacity)
+        check_floor(self.budget(min(run.rates)), self.spec.block_capacity)
+        self.dataset = run.data.open()
+        self.dataset.strict = True  # another clip in the place of one that fails would be another set
+        self.weights = {"LIT": fingerprint(resolve(run.model))}
+        self.encoded = PerBatch(self.lit.encode)
         self.prices: dict[tuple[bool, float], float] = {}
         """By whether means are sent and by keep rate, that of a latent where all clips have one."""
         self.targets: list[tuple[float, float]] = []
         """Target errors of ElasticTok's rule, and the keep rates they led to."""
-        distance = run.perceptual.build().to(device())
-        self.features = None if run.features is None else load_features(run.features)
-        self.scores = {
-            (name, rate): ReconstructionScores(
-                self.spec,
-                [ClipPSNR(), ClipSSIM(), MeanPerceptual(distance)],
-                frechet=None if self.features is None else FrechetVideoDistance(self.features),
-            )
-            for rate in run.rates
-            for name in run.methods
-        }
-        self.rates = {key: Rates(self.spec) for key in self.scores}
+        self.evaluation = self._evaluation()
+        self.methods = {(name, rate): Method(self, name, rate) for rate in run.rates for name in run.methods}
+        self.candidates = [
+            Candidate(f"{name} @ {rate:g}", method, Path(run.output_dir) / slug(f"{name} @ {rate:g}"))
+            for (name, rate), method in self.methods.items()
+        ]
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Batch]) -> None:
+    def calibrate(self) -> None:
         """Calibrate what cannot be set to a keep rate: the one price of all clips, and ElasticTok's target errors."""
-        videos, latents = (batch["video"] for batch in batches), []
-        for number, video in enumerate(videos):
+        run, latents = self.run, []
+        if not any(is_calibrated(name) for name in run.methods):
+            return
+        drawn = noise.permutation(0, "calibration", len(self.dataset))[: run.priced_clips].tolist()
+        batches = one_pass(self.dataset, batch_size=run.batch_size, items=drawn, workers=run.workers, device=device())
+        for number, video in enumerate(batch["video"] for batch in batches):
             tokens = self.lit.encode(video)
-            if number == 0 and ELASTIC in self.run.methods:
+            if number == 0 and ELASTIC in run.methods:
                 self._find_targets(video, tokens)
             latents.append(tokens.latents)
         for means in (False, True):
-            prices = calibrate_prices(latents, self.run.rates, self.lit.metric, means=means)  # type: ignore[arg-type]
-            self.prices |= {(means, rate): price for rate, price in zip(self.run.rates, prices, strict=True)}
+            prices = calibrate_prices(latents, run.rates, self.lit.metric, means=means)  # type: ignore[arg-type]
+            self.prices |= {(means, rate): price for rate, price in zip(run.rates, prices, strict=True)}
 
     @torch.no_grad()
-    def add(self, video: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Count a batch. By method, what it made of the batch at the rate to be shown: frames and kept positions."""
-        tokens, shown = self.lit.encode(video), {}
-        shown_rate = min(self.run.rates, key=lambda rate: abs(rate - self.run.shown_rate))
-        for (name, rate), scores in self.scores.items():
-            kept = self._allocator(name, rate, video)(tokens)
-            restored = self._tokenizer(name).decode(kept).float()
-            scores.update(video, restored, kept)
-            self.rates[name, rate].update(kept, self._budget(rate))
-            if rate == shown_rate:
-                shown[name] = (restored, kept.keep)
-        return shown
+    def examples(self) -> list[Example]:
+        """The first clips and their versions at the rate to be shown."""
+        run, real = self.run, self.evaluation.clips.real
+        parts = torch.split(torch.arange(min(run.shown, len(real))), run.batch_size) if run.shown else ()
+        rate = min(run.rates, key=lambda rate: abs(rate - run.shown_rate))
+        found = []
+        for part, batch in zip(parts, real.load(parts, workers=0, device=device()), strict=True):
+            outputs = {name: self.methods[name, rate](batch, part) for name in run.methods}
+            for row, video in enumerate(batch["video"]):
+                videos = {"original": video}
+                if "LIT" in outputs and (tokens := outputs["LIT"].tokens) is not None:
+                    videos["kept by LIT"] = _masked(video, tokens.keep[row], self.lit)
+                videos |= {name: output.video[row] for name, output in outputs.items()}
+                name = real.names()[int(part[row])]
+                found.append(Example(name, {caption: to_uint8(clip).cpu() for caption, clip in videos.items()}))
+        return found
 
-    def reports(self) -> list[Report]:
-        run = self.run
-        provenance = Provenance.now({"LIT": fingerprint(resolve(run.model))})
-        pixels = run.data.clip.frames * math.prod(run.data.clip.resolution)
-        reports = []
-        for key, scores in self.scores.items():
-            values = scores.compute()
-            count = int(values.pop("clips"))
-            protocol = replace(
-                data_protocol(run.data, run.protocol, "reconstruction", count),
-                features="" if self.features is None else self.features.name,
-                note=f"codec {self.lit.codec.name}, window {self.lit.codec.codec_window}",
-            )
-            rates = self.rates[key].compute() | {"bits per 16 pixels": 16 * values["bits per clip"] / pixels}
-            numbers = scores.numbers(rates | values, protocol, count)
-            reports.append(Report(f"{key[0]} @ {key[1]:g}", numbers, provenance))
-        return reports
+    def _evaluation(self) -> Evaluation:
+        run, state = self.run, make_state()
+        protocol = replace(
+            data_protocol(run.data, run.protocol, "reconstruction", len(self.dataset)),
+            note=f"codec {self.lit.codec.name}, window {self.lit.codec.codec_window}",
+        )
+        features = None if run.features is None else load_features(run.features)
+        followed = replace(protocol, features="" if features is None else features.name)
+        real = Selection(self.dataset, [(index, index) for index in range(len(self.dataset))])
+        fidelity = [ClipPSNR(), ClipSSIM(), MeanPerceptual(run.perceptual.build())]
+        execution = Execution(
+            run.batch_size,
+            workers=run.workers,
+            device=device(),
+            rank=state.process_index,
+            world_size=state.num_processes,
+        )
+        clips = EvaluationClips(followed, protocol, real)
+        return Evaluation(clips, Measures(features, fidelity, examples=0), execution)
 
-    def _budget(self, rate: float) -> int:
+    def budget(self, rate: float) -> int:
         return round(rate * self.positions)
 
-    def _allocator(self, name: str, rate: float, video: Tensor) -> Allocator:
-        budget = self._budget(rate)
+    def allocator(self, name: str, rate: float, video: Tensor) -> Allocator:
+        budget = self.budget(rate)
         if rate == 1:
             return _keep_all
         if name == "InfoTok's rule":
@@ -211,7 +207,7 @@ class Comparison:
             return PriceAllocator(self.prices[means, rate], self.lit.metric, means=means)
         return BudgetAllocator(budget, self.lit.metric, means=means)
 
-    def _tokenizer(self, name: str) -> VideoTokenizer:
+    def tokenizer(self, name: str) -> VideoTokenizer:
         copied = dict.fromkeys(("means copied", "copy-forward"), fill_by_copying)
         fillers = copied | {"interpolation": fill_by_interpolation}
         filler = fillers.get(name.removesuffix(ONE_PRICE))
@@ -242,41 +238,62 @@ def _keep_all(tokens: BlockTokens) -> BlockTokens:
     return tokens
 
 
-@dataclass(frozen=True)
-class Shown:
-    """A clip as the page shows it: uint8 videos (3, T, H, W) by caption."""
+class Method:
+    """A `VideoModel`: clips cut and filled by one method at one keep rate."""
 
-    name: str
-    videos: dict[str, Tensor]
+    def __init__(self, comparison: Comparison, name: str, rate: float) -> None:
+        self.comparison, self.name, self.rate = comparison, name, rate
+        self.spec: TokenizerSpec | None = comparison.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        run = self.comparison.run
+        about = {**self.comparison.weights, "method": self.name, "rate": self.rate}
+        calibration = {"priced_clips": run.priced_clips, "targets": run.targets}
+        return about | calibration if is_calibrated(self.name) else about
+
+    @torch.no_grad()
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        comparison, video = self.comparison, conditioning["video"]
+        kept = comparison.allocator(self.name, self.rate, video)(comparison.encoded(video))
+        restored = comparison.tokenizer(self.name).decode(kept).float()
+        spec, pixels = comparison.spec, video[0, 0].numel()
+        measured = {
+            "keep rate": kept.keep.double().mean((1, 2)),
+            "mask bits per clip": spec.side_bits(kept.keep),
+            "budget met, %": 100 * (kept.keep.sum((1, 2)) == comparison.budget(self.rate)).double(),
+            "bits per 16 pixels": 16 * spec.clip_bits(kept) / pixels,
+        }
+        return Output(restored, kept, measured)
 
 
-def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Shown]]:
-    """A report for each method and rate, and the clips to show."""
-    comparison, dataset = Comparison(run), run.data.open()
-    batches = partial(one_pass, dataset, batch_size=run.batch_size, workers=run.workers, device=device())
-    if any(name == ELASTIC or name.endswith(ONE_PRICE) for name in run.methods):
-        drawn = noise.permutation(0, "calibration", len(dataset))[: run.priced_clips].tolist()
-        comparison.calibrate(batches(items=drawn))
-    shown: list[Shown] = []
-    for batch in tqdm(batches(), total=-(-len(dataset) // run.batch_size), desc="evaluating", unit="batch"):
-        video = batch["video"]
-        made = comparison.add(video)
-        for row in range(min(len(video), run.shown - len(shown)) if made else 0):
-            videos = {"original": video[row]}
-            if "LIT" in made:
-                videos["kept by LIT"] = _masked(video[row], made["LIT"][1][row], comparison.lit)
-            videos |= {name: restored[row] for name, (restored, _) in made.items()}
-            name = dataset.name(int(batch["index"][row]))
-            shown.append(Shown(name, {caption: to_uint8(clip).cpu() for caption, clip in videos.items()}))
-    return comparison.reports(), shown
+def is_calibrated(method: str) -> bool:
+    """Whether a method cannot be set to a keep rate directly."""
+    return method == ELASTIC or method.endswith(ONE_PRICE)
 
 
-def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Sequence[Shown], fps: float = 12) -> None:
+def slug(title: str) -> str:
+    """Title of a report -> its file name."""
+    return title.replace(" @ ", "_").replace("'s rule", "").replace(",", "").replace(" ", "_")
+
+
+def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Example]]:
+    """A report for each method and rate, and the clips of the page."""
+    comparison = Comparison(run)
+    comparison.calibrate()
+    comparison.evaluation.measure(*comparison.candidates)
+    make_state().wait_for_everyone()
+    provenance = Provenance.now(comparison.weights)
+    summaries = [Summary(comparison.evaluation, candidate, resamples=0) for candidate in comparison.candidates]
+    return [summary.report(provenance) for summary in summaries], comparison.examples()
+
+
+def write_results(
+    run: LITEvaluationRun, reports: Sequence[Report], examples: Sequence[Example], fps: float = 12
+) -> None:
     """Reports, table.md, page.html and the clips side by side in the output folder."""
     folder = Path(run.output_dir)
     for report in reports:
-        name = report.title.replace(" @ ", "_").replace("'s rule", "").replace(",", "").replace(" ", "_")
-        report.save(folder / f"{name}.json")
+        report.save(folder / f"{slug(report.title)}.json")
     with write_atomically(folder / "table.md") as temporary:
         temporary.write_text(compare(reports) + "\n")
     page = Page("LIT", lead=f"{run.protocol}: fillers and rules on one frozen codec.")
@@ -284,11 +301,11 @@ def write_results(run: LITEvaluationRun, reports: Sequence[Report], shown: Seque
     qualities = [n.name for n in reports[0].numbers if n.better != "neither"]
     section.charts(*(quality_chart(curves(reports, "keep rate", name), "keep rate", name) for name in qualities))
     section.numbers(reports)
-    if shown:
-        captions = list(shown[0].videos)
-        rows = {clip.name: [Clip(video_bytes(video, fps)) for video in clip.videos.values()] for clip in shown}
+    if examples:
+        captions = list(examples[0].videos)
+        rows = {clip.name: [Clip(video_bytes(video, fps)) for video in clip.videos.values()] for clip in examples}
         page.section(f"Clips at a keep rate of {run.shown_rate:g}").comparison(captions, rows)
-        wall = torch.cat([torch.cat(list(clip.videos.values()), 3) for clip in shown], 2)
+        wall = torch.cat([torch.cat(list(clip.videos.values()), 3) for clip in examples], 2)
         write_video(folder / "side_by_side.mp4", wall, fps)
         write_animation(folder / "side_by_side.webp", wall, fps)
     page.write(folder / "page.html")
@@ -307,10 +324,12 @@ def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
 
 @command
 def main(argv: Sequence[str]) -> None:
-    usage = "python recipes/compare_lit.py CONFIG.yaml [--key value ...]"
+    usage = "accelerate launch recipes/compare_lit.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(LITEvaluationRun, argv, usage=usage)
-    reports, shown = evaluate(run)
-    write_results(run, reports, shown)
+    reports, examples = evaluate(run)
+    if not make_state().is_main_process:
+        return
+    write_results(run, reports, examples)
     print(compare(reports))
     print(f"wrote {Path(run.output_dir) / 'page.html'}")
 

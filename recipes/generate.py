@@ -1,7 +1,7 @@
 """Sample from an autoregressive model and score the samples: accelerate launch recipes/generate.py CONFIG.yaml [...]
 
 A model of classes gives samples of every class; a model of frame prediction continues held-out clips. Any number of
-processes samples; one of them scores. A run that was killed goes on where it stopped.
+processes samples and scores. A run that was killed goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,15 @@ from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
 from genvid.device import device
+from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.features.classifier import VideoClassifier
 from genvid.eval.features.loading import ClassifierFeatures
-from genvid.eval.generation import ClassAccuracy, evaluate_generation
 from genvid.eval.metrics.frechet import FEWEST_REAL
 from genvid.eval.pages.page import Clip, Page, Section
 from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.report import Number, Provenance, Report
+from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
+from genvid.eval.summary import Summary
 from genvid.generation.budget import BudgetConfig, groups, with_budget
 from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision
 from genvid.generation.folder import SampleFolder, SampleWriter, fill
@@ -43,7 +45,7 @@ from genvid.generation.pipeline import Generated, Job, check_match, class_job, p
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
-from genvid.tokens import BlockTokens
+from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.tokens.coding import decode
 from genvid.train.accelerator import make_state
 
@@ -82,7 +84,9 @@ class GenerationRun:
 
 
 SHOWN = 128
-"""First samples of a process that are kept as videos, for the page."""
+"""First samples that are shown on the page."""
+SCORED = 16
+"""Clips scored at a time."""
 PROMPTS = 16
 """Prompts that are read and encoded at a time: fixed, because they share what their allocator may spend."""
 
@@ -109,7 +113,6 @@ class GenerationSession:
         self.model, self.classifier = model.to(device()), classifier.to(device())
         self.dataset = run.data.open()
         self.dataset.strict = True  # another clip in the place of one that fails would be another set
-        self.real_labels = torch.tensor(self.dataset.source.labels)
         self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames, device())
         check_match(model, self.tokenizer)
         classes = self.dataset.classes
@@ -123,13 +126,14 @@ class GenerationSession:
         self.prompts = drawn.sort().values.tolist() if self.context_frames else []
         """Items of the held-out clips that are continued, drawn among all of them."""
         self.labels = (
-            self.real_labels[self.prompts]
+            torch.tensor(self.dataset.source.labels)[self.prompts]
             if self.context_frames
             else torch.arange(run.count) % self.dataset.num_classes
         )
         self._check_counts()
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
-        self.folder = SampleFolder(Path(run.output_dir) / "samples", self._about(), part=self.state.process_index)
+        self.about = self._about()
+        self.folder = SampleFolder(Path(run.output_dir) / "samples", self.about, part=self.state.process_index)
         self.writer = SampleWriter(self.fingerprint, model.layout.codebook_size, run.fps, run.format)
 
     def _about(self) -> dict[str, Any]:
@@ -159,15 +163,12 @@ class GenerationSession:
 
     def _check_counts(self) -> None:
         """ValueError, before anything is sampled, where there are too few clips for a distance and its floor."""
-        real, made, processes = len(self.real_labels), len(self.labels), self.state.num_processes
+        real, made = len(self.dataset), len(self.labels)
         if real < FEWEST_REAL or made < 2:
             raise ValueError(
                 f"a Frechet distance and its floor need at least {FEWEST_REAL} real clips and 2 samples, "
                 f"got {real} and {made}"
             )
-        for count in (real, made):
-            if count <= (processes - 1) * -(-count // processes):
-                raise ValueError(f"{count} clips are too few to be scored by {processes} processes")
 
     def real(self, items: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Held-out clips in batches, read as they are needed."""
@@ -221,79 +222,89 @@ class GenerationSession:
             quiet=not state.is_main_process,
         )
 
-    def part(self, count: int) -> slice:
-        """The part of `count` clips that this process scores: metrics join the parts."""
-        share = -(-count // self.state.num_processes)
-        start = self.state.process_index * share
-        return slice(start, min(start + share, count))
+    def decoded(self, numbers: Sequence[int]) -> Generated:
+        """Samples of the folder, decoded from their tokens."""
+        spec = self.tokenizer.spec
+        parts = [self.folder.tokens(number, spec, tokenizer=self.fingerprint) for number in numbers]
+        tokens = BlockTokens.concatenate(parts)
+        return Generated(decode(self.tokenizer, tokens.to(device()), self.run.batch_size).float(), tokens)
 
-    def made(self, chosen: slice) -> Iterator[Generated]:
-        """Samples of the folder in batches, decoded from their tokens as they are needed."""
-        spec, size = self.tokenizer.spec, self.run.batch_size
-        for start in range(chosen.start, chosen.stop, size):
-            numbers = range(start, min(start + size, chosen.stop))
-            parts = [self.folder.tokens(number, spec, tokenizer=self.fingerprint) for number in numbers]
-            tokens = BlockTokens.concatenate(parts)
-            yield Generated(decode(self.tokenizer, tokens.to(device()), size).float(), tokens)
+    def shown(self) -> tuple[Generated, Tensor]:
+        """The first samples, and the real clips that they continue (none where they continue none); on the CPU."""
+        made = self.decoded(range(min(len(self.labels), SHOWN)))
+        real = [batch["video"].cpu() for batch in self.real(self.prompts[:SHOWN], self.run.batch_size)]
+        return Generated(made.videos.cpu(), made.tokens), torch.cat(real) if real else made.videos[:0].cpu()
 
-    def shown(self, chosen: slice) -> tuple[Generated, Tensor]:
-        """The first samples of a part, and the real clips that they continue (none where they continue none)."""
-        first = slice(chosen.start, min(chosen.stop, chosen.start + SHOWN))
-        made = list(self.made(first))
-        videos = torch.cat([part.videos.cpu() for part in made])
-        real = [batch["video"].cpu() for batch in self.real(self.prompts[first], self.run.batch_size)]
-        tokens = BlockTokens.concatenate([part.tokens for part in made])
-        return Generated(videos, tokens), torch.cat(real) if real else videos[:0]
+
+class FolderSamples:
+    """A `VideoModel`: the finished samples of a run."""
+
+    def __init__(self, session: GenerationSession) -> None:
+        self.session = session
+        self.spec: TokenizerSpec | None = session.tokenizer.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.session.about
+
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        made = self.session.decoded(conditioning["position"].tolist())
+        return Output(made.videos, made.tokens)
 
 
 def generate(run: GenerationRun) -> Samples:
-    """Sample and score. Each of several processes has its own part of the samples, and the report of all."""
+    """Sample and score, in any number of processes."""
     session = GenerationSession(run)
     session.sample()
-    ours, frames = session.part(len(session.labels)), session.context_frames
-    numbers = score(session, ours, session.part(len(session.real_labels)))
+    report = score(session)
+    generated, real = session.shown()
+    labels, classes = session.labels[:SHOWN], session.dataset.classes
+    return Samples(generated, labels, real, classes, session.context_frames, report)
+
+
+def score(session: GenerationSession) -> Report:
+    """Frechet distance and its floor, agreement with the class, and tokens spent."""
+    run, state, frames = session.run, session.state, session.context_frames
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
-    provenance = Provenance.now({role: fingerprint(resolve(folder)) for role, folder in weights.items()})
-    report = Report("frame prediction" if frames else "class-conditional", numbers, provenance)
-    generated, real = session.shown(ours)
-    return Samples(generated, session.labels[ours][:SHOWN], real, session.dataset.classes, frames, report)
+    prints = {role: fingerprint(resolve(folder)) for role, folder in weights.items()}
+    protocol = replace(
+        data_protocol(run.data, run.protocol, "prediction" if frames else "generation", len(session.labels)),
+        seed=run.seed,
+        condition_frames=frames,
+        features=FEATURES,
+    )
+    real = Selection(session.dataset, [(index, index) for index in range(len(session.dataset))])
+    clips = EvaluationClips(protocol, protocol, real, ClassRequests(session.labels.tolist()))
+    features = ClassifierFeatures(session.classifier, FEATURES, prints["classifier"])
+    execution = Execution(
+        SCORED, workers=run.workers, device=device(), rank=state.process_index, world_size=state.num_processes
+    )
+    evaluation = Evaluation(clips, Measures(features, examples=0), execution)
+    title = "frame prediction" if frames else "class-conditional"
+    candidate = Candidate(title, FolderSamples(session), Path(run.output_dir))
+    evaluation.measure(candidate)
+    state.wait_for_everyone()
+    summary = Summary(evaluation, candidate)
+    report = summary.report(Provenance.now(prints))
+    return replace(report, numbers=[*report.numbers, *agreement(session, summary)])
 
 
 @torch.no_grad()
-def score(session: GenerationSession, ours: slice, held_out: slice) -> list[Number]:
-    """Frechet distance and its floor, agreement with the class, and tokens spent, over all processes.
+def agreement(session: GenerationSession, summary: Summary) -> list[Number]:
+    """The part of samples and of real clips that the classifier puts into their class, with the counts of both."""
+    clips, head = summary.clips, session.classifier.head
 
-    This process scores the samples `ours` and the real clips `held_out`, a batch at a time.
-    """
-    run, classifier, frames = session.run, session.classifier, session.context_frames
-    features, count, real = ClassifierFeatures(classifier, FEATURES), len(session.labels), len(session.real_labels)
-    protocol = replace(
-        data_protocol(run.data, run.protocol, "prediction" if frames else "generation", count),
-        seed=run.seed,
-        condition_frames=frames,
-        features=features.name,
-    )
-    agreement, truth = ClassAccuracy(classifier), ClassAccuracy(classifier)
-    labels = torch.split(session.judged[session.labels[ours]].to(device()), run.batch_size)
-    made = zip((part.videos for part in session.made(ours)), labels, strict=True)
-    clips = (
-        (batch["video"], session.judged.to(device())[batch["label"]])
-        for batch in session.real(range(held_out.start, held_out.stop), run.batch_size)
-    )
-    distances = evaluate_generation(
-        truth.counted(clips), agreement.counted(made), features=features, protocol=protocol, start=held_out.start
-    )
-    frechet, floor, *_ = distances
-    tokens = sum(sum(line["tokens"]) for line in session.folder.samples().values()) / count
-    halves = protocol.adapted(count=real // 2)
+    def share(features: Tensor, labels: Tensor) -> float:
+        found = head(features.to(head.weight)).argmax(-1).cpu()
+        return float((found == session.judged[labels]).double().mean())
+
+    real, count = len(clips.real), len(clips.conditioning)
+    asked = share(summary.seeds[0]["features"], clips.conditioning.labels())
+    truth = share(summary.real_features(clips.real), clips.real.labels())
     return [
-        Number(frechet, distances[frechet], protocol, count, better="lower"),
-        Number(floor, distances[floor], halves, real // 2),
-        Number("real clips", real, protocol, real),
-        Number("generated clips", count, protocol, count),
-        Number("class as asked", agreement.compute()["class as asked"], protocol, count, better="higher"),
-        Number("classifier on real clips", truth.compute()["class as asked"], protocol, real),
-        Number("tokens per clip", tokens, protocol, count),
+        Number("real clips", real, clips.protocol, real),
+        Number("generated clips", count, clips.protocol, count),
+        Number("class as asked", asked, clips.protocol, count, better="higher"),
+        Number("classifier on real clips", truth, clips.protocol, real),
     ]
 
 

@@ -1,1 +1,1 @@
-"""Metrics as torchmetrics objects."""
+"""Metrics of clips and of sets of clips."""

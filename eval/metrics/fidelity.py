@@ -1,4 +1,4 @@
-"""How near a reconstruction is to its original: means over clips of a per-clip score, as torchmetrics objects.
+"""Fidelity of a reconstruction to its original: scores of single clips, averaged over clips.
 
 `ClipPSNR` says in its name what it averages: decibels of each clip. Pooling the squared error over clips first gives
 another number (22.97 instead of 30.00 dB for the same two clips).
@@ -10,8 +10,7 @@ from abc import ABC, abstractmethod
 from typing import Literal, Protocol
 
 import torch
-from torch import Tensor
-from torchmetrics import Metric
+from torch import Tensor, nn
 from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
@@ -23,46 +22,22 @@ SMALLEST_MS_SSIM = 161
 """Side of the smallest frame of which the fifth scale still holds a window of 11 pixels."""
 
 
-class ClipMean(Metric, ABC):  # type: ignore[misc]
-    """Mean over clips of `score`; float64 sums, synchronised across processes by torchmetrics."""
+class ClipScore(nn.Module, ABC):
+    """A score of a reconstruction against its original, averaged over clips."""
 
-    full_state_update = False
     name: str
     unit: str
-    total: Tensor
-    clips: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.add_state("total", torch.tensor(0.0, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("clips", torch.tensor(0), dist_reduce_fx="sum")
-
-    @property
-    def better(self) -> Literal["higher", "lower"]:
-        """Which values are better."""
-        return "higher" if self.higher_is_better else "lower"
+    better: Literal["higher", "lower"]
 
     @abstractmethod
     def score(self, video: Tensor, target: Tensor) -> Tensor:
         """(B, 3, T, H, W) twice -> (B,). Values outside [-1, 1] are clamped, as a display would."""
 
-    def update(self, video: Tensor, target: Tensor) -> None:
-        """Count a batch: (B, 3, T, H, W) and its originals, in [-1, 1]."""
-        scores = self.score(video, target)
-        self.total += scores.double().sum()
-        self.clips += len(scores)
 
-    def compute(self) -> Tensor:
-        """Scalar; ValueError before the first clip."""
-        if self.clips == 0:
-            raise ValueError(f"{self.name} of no clips: call update first")
-        return self.total / self.clips
-
-
-class ClipPSNR(ClipMean):
+class ClipPSNR(ClipScore):
     """Peak signal-to-noise ratio of each clip, averaged over clips; a clip that is exact counts as 100 dB."""
 
-    higher_is_better = True
+    better = "higher"
     name = "PSNR"
     unit = "dB"
 
@@ -73,10 +48,10 @@ class ClipPSNR(ClipMean):
         return ratio.clamp(max=_LOSSLESS_DB)
 
 
-class ClipSSIM(ClipMean):
+class ClipSSIM(ClipScore):
     """Structural similarity (Gaussian window of 11 pixels), averaged over the frames of a clip, then over clips."""
 
-    higher_is_better = True
+    better = "higher"
     name = "SSIM"
     unit = ""
 
@@ -88,10 +63,10 @@ class ClipSSIM(ClipMean):
         return per_frame.view(len(video), -1).mean(1)
 
 
-class ClipMSSSIM(ClipMean):
+class ClipMSSSIM(ClipScore):
     """Multi-scale structural similarity: five scales, weights of Wang et al. 2003; mean over frames, then clips."""
 
-    higher_is_better = True
+    better = "higher"
     name = "MS-SSIM"
     unit = ""
 
@@ -118,10 +93,10 @@ class ClipDistance(Protocol):
         ...
 
 
-class MeanPerceptual(ClipMean):
+class MeanPerceptual(ClipScore):
     """A perceptual distance, averaged over clips. Its name is the distance's own."""
 
-    higher_is_better = False
+    better = "lower"
     unit = ""
 
     def __init__(self, distance: ClipDistance) -> None:

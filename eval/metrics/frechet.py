@@ -1,14 +1,13 @@
-"""Fréchet distance between two sets of videos (arXiv:1812.01717): torchmetrics' FID with a video feature network.
+"""Fréchet distance between two sets of videos (arXiv:1812.01717), from their feature vectors.
 
-The sums, their float64 and their synchronisation are torchmetrics'. Added here: the covariance estimator, in which
-video protocols differ; a square root that is exact where covariances are singular; and a name with the network in it.
+Float64 throughout; the covariance estimator, in which video protocols differ, is an argument; the square root is exact
+where covariances are singular; the name of a distance carries its network.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torchmetrics.image.fid import FrechetInceptionDistance
 
 from genvid import noise
 from genvid.eval.features.base import FeatureNetwork
@@ -17,57 +16,21 @@ FEWEST_REAL = 4
 """Real clips without which there is no floor: two on each side."""
 
 
-class FrechetVideoDistance(FrechetInceptionDistance):  # type: ignore[misc]
-    """Distance between the Gaussians fitted to the features of real and of generated videos; lower is better."""
-
-    counts: tuple[int, int]
-    """Real and generated videos that the last `compute` compared, over all processes."""
-
-    def __init__(self, features: FeatureNetwork, *, ddof: int = 0, keep_real: bool = False) -> None:
-        """`ddof` 0 divides covariances by N (LARP, AdapTok, StyleGAN-V), 1 by N - 1 (TATS, VideoGPT).
-
-        With `keep_real`, `reset` forgets generated videos only.
-        """
-        if ddof not in (0, 1):
-            raise ValueError(f"ddof is 0 (divide by N) or 1 (divide by N - 1), got {ddof}")
-        super().__init__(feature=features, normalize=True, reset_real_features=not keep_real)
-        self.ddof = ddof
-        self.orig_dtype = torch.float64
-
-    @property
-    def name(self) -> str:
-        """FVD for the verified network of that metric, and the plain truth for any other."""
-        return frechet_name(self.inception)
-
-    @torch.no_grad()
-    def update(self, video: Tensor, *, real: bool) -> None:
-        """Count a batch (B, 3, T, H, W) in [-1, 1] as real or as generated."""
-        features: FeatureNetwork = self.inception
-        features.check(video)
-        super().update(video.clamp(-1, 1), real=real)
-
-    def compute(self) -> Tensor:
-        """float64 scalar; ValueError with fewer than two videos on a side."""
-        reals, fakes = int(self.real_features_num_samples), int(self.fake_features_num_samples)
-        if min(reals, fakes) < 2:
-            raise ValueError(f"{self.name} needs two videos on each side, got {reals} real and {fakes} generated")
-        self.counts = (reals, fakes)
-        # The parent's `compute` has N - 1 built in.
-        real = _gaussian(self.real_features_sum, self.real_features_cov_sum, reals, self.ddof)
-        fake = _gaussian(self.fake_features_sum, self.fake_features_cov_sum, fakes, self.ddof)
-        return gaussian_distance(*real, *fake)
-
-
 def frechet_name(features: FeatureNetwork) -> str:
-    """FVD for the verified network of that metric, and the plain truth for any other."""
+    """`FVD` for the verified network of that metric, `Frechet distance (network)` for any other."""
     return "FVD" if features.is_fvd else f"Frechet distance ({features.name})"
 
 
 def frechet_distance(
     real: Tensor, made: Tensor, *, ddof: int = 0, weights: tuple[Tensor, Tensor] | None = None
 ) -> float:
-    """The same distance from stored features (N, F) and (M, F). `weights`, (N,) and (M,) counts that sum to N and M,
-    say how often each row counts."""
+    """Distance of the Gaussians fitted to features (N, F) and (M, F); lower is better.
+
+    `ddof` 0 divides covariances by N (LARP, AdapTok, StyleGAN-V), 1 by N - 1 (TATS, VideoGPT). `weights`: how often
+    each row counts, (N,) and (M,) counts that sum to N and M.
+    """
+    if ddof not in (0, 1):
+        raise ValueError(f"ddof is 0 (divide by N) or 1 (divide by N - 1), got {ddof}")
     moments: list[Tensor] = []
     for features, counts in zip((real, made), weights or (None, None), strict=True):
         if len(features) < 2:
@@ -142,9 +105,3 @@ def frechet_interval(
     shift = frechet_distance(real, made, ddof=ddof) - values.mean()
     low, high = torch.quantile(values + shift, values.new_tensor([(1 - level) / 2, (1 + level) / 2])).tolist()
     return max(low, 0.0), high
-
-
-def _gaussian(total: Tensor, outer: Tensor, count: int, ddof: int) -> tuple[Tensor, Tensor]:
-    """Mean and covariance."""
-    mean = total / count
-    return mean, (outer - count * torch.outer(mean, mean)) / (count - ddof)

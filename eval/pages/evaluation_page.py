@@ -10,7 +10,7 @@ import torch
 
 from genvid.data.clips import to_uint8
 from genvid.data.video import video_bytes
-from genvid.eval.evaluation import SHOWN, Evaluation
+from genvid.eval.evaluation import Candidate, Evaluation
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.pages.histograms import Histograms
 from genvid.eval.pages.page import Clip, Page, Section, Value
@@ -25,8 +25,8 @@ MOST_CLASSES = 120
 
 def evaluation_page(report: Report, summary: Summary) -> Page:
     """Numbers with protocol and provenance, tokens by block and by class, samples beside real clips."""
-    evaluation = summary.evaluation
-    page = Page(report.title, lead=f"{evaluation.protocol.name}, {len(evaluation.real):,} clips.")
+    clips = summary.clips
+    page = Page(report.title, lead=f"{clips.protocol.name}, {len(clips.conditioning):,} clips.")
     add_numbers(page.section("Numbers"), report)
     add_tokens(page, summary)
     classes = summary.classes()
@@ -34,7 +34,7 @@ def evaluation_page(report: Report, summary: Summary) -> Page:
     if len(header) > 1:
         rows: list[list[Value]] = [[name, *values.values()] for name, values in classes.items()]
         page.section("Classes").table(["class", *header], rows)
-    add_samples(page.section("Samples"), evaluation)
+    add_samples(page.section("Samples"), summary.evaluation, summary.candidate)
     return page
 
 
@@ -77,19 +77,19 @@ def _ends(classes: dict[str, list[int]]) -> dict[str, list[int]]:
     return {name: classes[name] for name in names}
 
 
-def add_samples(section: Section, evaluation: Evaluation) -> None:
-    """What the model made beside real clips: the originals of reconstructions, for samples clips of the same class."""
-    rows = {}
-    names = evaluation.real.names()
-    for position in range(min(SHOWN, len(names))):
-        file = evaluation.folder / "samples" / f"{position:04d}.mp4"
+def add_samples(section: Section, evaluation: Evaluation, candidate: Candidate) -> None:
+    """Outputs beside real clips: the originals of reconstructions, for samples clips of the same class."""
+    rows, clips = {}, evaluation.clips
+    names = clips.real.names()
+    for position in range(min(evaluation.measures.examples, len(names))):
+        file = candidate.folder / "samples" / f"{position:04d}.mp4"
         if file.is_file():
-            item = evaluation.dataset[evaluation.real.items[position]]
+            item = clips.dataset[clips.real.items[position]]
             real = item["video"] if item["video"].dtype == torch.uint8 else to_uint8(item["video"])
-            title = f"{evaluation.dataset.classes[int(item['label'])]}, {Path(names[position]).name}"
+            title = f"{clips.dataset.classes[int(item['label'])]}, {Path(names[position]).name}"
             rows[title] = [Clip(video_bytes(real, 25)), Clip(file.read_bytes())]
-    made = {"reconstruction": "reconstruction", "prediction": "prediction", "generation": "sample of the same class"}
-    section.comparison(["real", made[evaluation.protocol.task]], rows)
+    outputs = {"reconstruction": "reconstruction", "prediction": "prediction", "generation": "sample of the same class"}
+    section.comparison(["real", outputs[clips.protocol.task]], rows)
 
 
 def comparison_page(reports: Sequence[Report]) -> Page:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,17 +13,19 @@ from genvid.allocation.budget import GROUP_SIZE
 from genvid.ar.model import RowModel
 from genvid.checkpoint import load_model
 from genvid.cli.coding import BudgetOptions, open_tokenizer
-from genvid.cli.producers import Reconstruction, Sampling, hashes
+from genvid.cli.producers import Sampling, hashes
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
-from genvid.eval.evaluation import Evaluation, VideoModel
+from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, VideoModel
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.loading import WHERE_I3D_IS, load_features, load_i3d
-from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMSSSIM, ClipPSNR, ClipScore, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
 from genvid.eval.protocols import EvaluationProtocol, protocol
+from genvid.eval.reconstruction import PieceEncoder, Reconstruction
 from genvid.eval.report import Provenance, Report, compare
 from genvid.eval.samples import VideoFiles, open_samples
+from genvid.eval.selection import protocol_clips
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
 from genvid.generation.pipeline import check_match
@@ -155,46 +157,62 @@ def evaluate(options: EvaluateOptions) -> None:
     if options.count is not None:
         record = record.adapted(count=options.count)
     features = _features(options, record)
-    producers = [_producer(options, record, budget) for budget in options.budgets]
-    record = _given_frames(options, record, producers[0])
-    source, unseen, record = _sources(options, record)
+    models = _models(options, record)
+    record = _given_frames(options, record, models[0])
+    evaluation = _evaluation(options, record, features, models[0])
+    for model in models:
+        if isinstance(model, Sampling):
+            model.number_classes(evaluation.clips.dataset.classes)
+    budgets = [budget.tokens for budget in options.budgets]
+    candidates = [_candidate(options, tokens, model) for tokens, model in zip(budgets, models, strict=True)]
+    evaluation.measure(*candidates)
+    state.wait_for_everyone()
+    if not state.is_main_process:
+        return
     made_from = {"features": features.weights} if features is not None and features.weights else {}
     reports = []
-    for budget, producer in zip(options.budgets, producers, strict=True):
-        tokens = budget.tokens
-        folder = options.output / (f"tokens{tokens}" if tokens is not None else "")
-        evaluation = Evaluation(
-            record,
-            source,
-            folder,
-            features=features,
-            fidelity=_fidelity(options, producer, record),
-            test_source=unseen,
-            # Samples of another program are one set, of any number of seeds.
-            sampler_seeds=1 if options.videos is not None else options.seeds,
-            resolution=_resolution(producer),
-            partial=options.partial,
-            batch_size=_batch_size(options, producer, tokens),
-            drawn_groups=tokens is not None and not options.published,
-            workers=options.workers,
-            device=device(),
-            rank=state.process_index,
-            world_size=state.num_processes,
-        )
-        if isinstance(producer, Sampling):
-            producer.number_classes(evaluation.dataset.classes)
-        evaluation.measure(producer)
-        state.wait_for_everyone()
-        if state.is_main_process:
-            title = options.title or Path(options.model or options.tokenizer or str(options.videos)).name
-            provenance = Provenance.now({**_weights(producer), **made_from})
-            summary = Summary(evaluation, producer)
-            remarks = [*_remarks(producer), *_groups(options, tokens)]
-            report = summary.report(title if tokens is None else f"{title} @ {tokens}", provenance, remarks)
-            _write(folder, report, summary, html=options.html)
-            reports.append(report)
+    for tokens, candidate in zip(budgets, candidates, strict=True):
+        summary = Summary(evaluation, candidate)
+        provenance = Provenance.now({**_weights(candidate.model), **made_from})
+        remarks = [*_remarks(candidate.model), *_groups(options, tokens)]
+        reports.append(summary.report(provenance, remarks))
+        _write(candidate.folder, reports[-1], summary, html=options.html)
     if len(reports) > 1 and options.html:
         comparison_page(reports).write(options.output / "comparison.html")
+
+
+def _evaluation(
+    options: EvaluateOptions, record: EvaluationProtocol, features: FeatureNetwork | None, model: VideoModel
+) -> Evaluation:
+    """The evaluation of `model` and of others with the same frames."""
+    source, unseen, record = _sources(options, record)
+    clips = protocol_clips(
+        record,
+        source,
+        features=features,
+        test_source=unseen,
+        # Samples of another program are one set, of any number of seeds.
+        sampler_seeds=1 if options.videos is not None else options.seeds,
+        resolution=_resolution(model),
+        partial=options.partial,
+    )
+    state = make_state()
+    execution = Execution(
+        _batch_size(options, model),
+        drawn_groups=bool(options.tokens) and not options.published,
+        workers=options.workers,
+        device=device(),
+        rank=state.process_index,
+        world_size=state.num_processes,
+    )
+    return Evaluation(clips, Measures(features, _fidelity(options, model, record)), execution)
+
+
+def _candidate(options: EvaluateOptions, tokens: int | None, model: VideoModel) -> Candidate:
+    title = options.title or Path(options.model or options.tokenizer or str(options.videos)).name
+    if tokens is None:
+        return Candidate(title, model, options.output)
+    return Candidate(f"{title} @ {tokens}", model, options.output / f"tokens{tokens}")
 
 
 def report(options: ReportOptions) -> None:
@@ -231,21 +249,30 @@ def _sources(
     return source, None, record.adapted(dataset=dataset, split=split, videos=None, names="")
 
 
-def _producer(options: EvaluateOptions, record: EvaluationProtocol, budget: BudgetOptions) -> VideoModel:
-    task = record.task
+def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[VideoModel]:
+    """A model for each budget."""
     if options.videos is not None:
-        return open_samples(options.videos, record)
+        return [open_samples(options.videos, record)]
     assert options.tokenizer is not None
     tokenizer = open_tokenizer(options.tokenizer)
     if isinstance(tokenizer, ResizableTokenizer):
         tokenizer = tokenizer.at((record.resolution, record.resolution))
-    if task == "reconstruction":
+    if record.task != "reconstruction":
+        return [_sampling(options, record, tokenizer, budget) for budget in options.budgets]
+    encoder, models = PieceEncoder(tokenizer), []
+    for budget in options.budgets:
         cut = budget.budget(tokenizer)
-        settings = {"tokens": budget.tokens, "published": budget.published}
-        about = {**hashes(tokenizer=options.tokenizer, scorer=options.scorer), **settings}
-        return Reconstruction(tokenizer, cut, about)
+        weights = hashes(tokenizer=options.tokenizer, scorer=options.scorer)
+        about = {**weights, "tokens": budget.tokens, "published": budget.published}
+        models.append(Reconstruction(encoder, cut, about))
+    return models
+
+
+def _sampling(
+    options: EvaluateOptions, record: EvaluationProtocol, tokenizer: VideoTokenizer, budget: BudgetOptions
+) -> Sampling:
     assert options.model is not None
-    model = load_model(options.model, RowModel)
+    model, task = load_model(options.model, RowModel), record.task
     check_match(model, tokenizer)
     if bool(model.config.context_blocks) != (task == "prediction"):
         raise ValueError(f"{record.name} measures {task}, which {options.model} was not made for")
@@ -255,12 +282,12 @@ def _producer(options: EvaluateOptions, record: EvaluationProtocol, budget: Budg
     return Sampling(model.to(device()), tokenizer, options.sampling, weights | settings, context=context)
 
 
-def _given_frames(options: EvaluateOptions, record: EvaluationProtocol, producer: VideoModel) -> EvaluationProtocol:
+def _given_frames(options: EvaluateOptions, record: EvaluationProtocol, model: VideoModel) -> EvaluationProtocol:
     """The protocol with the frames that the model generates and reads: no more than the fewest frames of a prompt."""
-    if not isinstance(producer, Sampling):
+    if not isinstance(model, Sampling):
         return record
-    model, spec = producer.model, producer.tokenizer.spec
-    adapted = record.adapted(frames=model.video_frames(spec), condition_frames=model.prompt_frames(spec))
+    rows, spec = model.model, model.tokenizer.spec
+    adapted = record.adapted(frames=rows.video_frames(spec), condition_frames=rows.prompt_frames(spec))
     if adapted != record and not options.partial:
         raise ValueError(f"this would not be {record.name} but '{adapted.name}'; --partial runs it under that name")
     return adapted
@@ -289,38 +316,38 @@ def _context(
     return None
 
 
-def _fidelity(options: EvaluateOptions, producer: VideoModel, record: EvaluationProtocol) -> list[ClipMean]:
-    side = _resolution(producer) or record.resolution
+def _fidelity(options: EvaluateOptions, model: VideoModel, record: EvaluationProtocol) -> list[ClipScore]:
+    side = _resolution(model) or record.resolution
     lpips = [MeanPerceptual(LPIPS(net, options.lpips_weights)) for net in options.lpips]
     return [ClipPSNR(), ClipSSIM(), *([ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []), *lpips]
 
 
-def _batch_size(options: EvaluateOptions, producer: VideoModel, budget: int | None) -> int:
-    if budget is not None:
+def _batch_size(options: EvaluateOptions, model: VideoModel) -> int:
+    if options.tokens:
         return GROUP_SIZE
     if options.batch_size is not None:
         return options.batch_size
-    return SAMPLED if isinstance(producer, Sampling) else 16
+    return SAMPLED if isinstance(model, Sampling) else 16
 
 
-def _resolution(producer: VideoModel) -> int | None:
-    if producer.spec is None:
+def _resolution(model: VideoModel) -> int | None:
+    if model.spec is None:
         return None
-    height, width = producer.spec.resolution
+    height, width = model.spec.resolution
     if height != width:
         raise ValueError(f"protocols are of square frames, this tokenizer takes {height}x{width}")
     return height
 
 
-def _weights(producer: VideoModel) -> dict[str, str]:
-    return {role: value for role, value in producer.describe().items() if isinstance(value, str)}
+def _weights(model: VideoModel) -> dict[str, str]:
+    return {role: value for role, value in model.describe().items() if isinstance(value, str)}
 
 
-def _remarks(producer: VideoModel) -> list[str]:
-    said: Mapping[str, Any] = producer.describe()
+def _remarks(model: VideoModel) -> list[str]:
+    said: Mapping[str, Any] = model.describe()
     settings = {key: value for key, value in said.items() if not isinstance(value, str) and value not in (None, False)}
     remarks = [f"{key}: {value}" for key, value in settings.items()]
-    if isinstance(producer, VideoFiles):
+    if isinstance(model, VideoFiles):
         remarks.append("samples were read from video files: where these are lossy, their compression is measured too")
     return remarks
 

@@ -1,4 +1,4 @@
-"""Models under evaluation: a tokenizer, or an autoregressive model."""
+"""Samples of an autoregressive model, under evaluation."""
 
 from __future__ import annotations
 
@@ -9,51 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from genvid.allocation import Allocator, Budget
+from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, resolve
 from genvid.eval.evaluation import Output
+from genvid.eval.reconstruction import DECODED
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import class_numbers
-from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
-from genvid.tokens.coding import decode, encode
-
-DECODED = 16
-"""Clips that go through a tokenizer at a time: memory, not results."""
-
-
-class Reconstruction:
-    """Clips through a tokenizer, cut by a budget."""
-
-    def __init__(self, tokenizer: VideoTokenizer, budget: Budget | None, about: Mapping[str, Any]) -> None:
-        """`about`: what the reconstructions depend on, hashes of the weights among it."""
-        self.tokenizer, self.budget, self.about = tokenizer, budget, about
-        self.spec: TokenizerSpec | None = tokenizer.spec
-
-    def describe(self) -> Mapping[str, Any]:
-        return self.about
-
-    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
-        """Longer videos than the tokenizer takes go through it in pieces. A last piece that does not fill its blocks
-        is filled with its last frame, and cut again: the tokens of the filling are counted."""
-        video, spec = conditioning["video"], self.tokenizer.spec
-        longest = video.shape[2] if spec.max_blocks is None else spec.max_blocks * spec.frames_per_block
-        made = [self._piece(piece) for piece in torch.split(video, longest, 2)]
-        keep = torch.cat([tokens.keep for _, tokens in made], 1)
-        return Output(torch.cat([restored for restored, _ in made], 2), BlockTokens(keep))
-
-    def _piece(self, video: Tensor) -> tuple[Tensor, BlockTokens]:
-        frames = video.shape[2]
-        filling = self.tokenizer.spec.filled(frames) - frames
-        whole = torch.cat([video, video[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
-        tokens = encode(self.tokenizer, whole, DECODED)
-        if self.budget is not None:
-            tokens = self.budget.allocator(tokens.keep.shape[1])(tokens)
-        return decode(self.tokenizer, tokens, DECODED)[:, :, :frames], tokens
+from genvid.tokens import TokenizerSpec, VideoTokenizer
 
 
 class Sampling:

@@ -10,41 +10,66 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from toy_models import CLIPS, TOY, Colours, Noisy
 
 from genvid import noise
+from genvid.batch import Batch
 from genvid.data import FolderConfig, to_float, write_video
+from genvid.data.dataset import ClipDataset
 from genvid.data.sources.prepared import Preparation, index_file, prepare_video, write_index
 from genvid.data.video import probe, read_clip
-from genvid.eval.evaluation import Evaluation
+from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.listings import listed
 from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM
-from genvid.eval.metrics.frechet import frechet_distance
+from genvid.eval.metrics.frechet import frechet_distance, real_halves
 from genvid.eval.pages.evaluation_page import evaluation_page
 from genvid.eval.protocols import PROTOCOLS, EvaluationProtocol, protocol
 from genvid.eval.report import Number, Provenance, Report
+from genvid.eval.selection import EvaluationClips, protocol_clips
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
 from genvid.eval.table import ClipTable
+from genvid.tokens import BlockTokens
 
 NOW = Provenance("0.1", "evaluate", "2026-01-01")
 
 
-def toy(folder: Path, record: EvaluationProtocol = TOY, **options: object) -> Evaluation:
-    fidelity = [ClipPSNR(), ClipSSIM()]
-    return Evaluation(record, CLIPS, folder, features=Colours(), fidelity=fidelity, batch_size=7, **options)  # type: ignore[arg-type]
+class Toy(Evaluation):
+    """An evaluation of one model, in a folder."""
+
+    def __init__(self, folder: Path, clips: EvaluationClips, measures: Measures, execution: Execution) -> None:
+        super().__init__(clips, measures, execution)
+        self.folder = folder
+
+    def of(self, model: Noisy) -> Candidate:
+        return Candidate("noise", model, self.folder)
+
+
+def toy(folder: Path, record: EvaluationProtocol = TOY, *, features: Colours | None = None, **options: Any) -> Toy:
+    execution = Execution(7, **{key: options.pop(key) for key in EXECUTION & options.keys()})
+    network = features or Colours()
+    clips = protocol_clips(record, CLIPS, features=network, **options)
+    return Toy(folder, clips, Measures(network, [ClipPSNR(), ClipSSIM()]), execution)
+
+
+EXECUTION = {"drawn_groups", "rank", "world_size", "device"}
 
 
 def values(report: Report) -> dict[str, float]:
     return {number.name: number.value for number in report.numbers}
 
 
-def finish(evaluation: Evaluation, model: Noisy, resamples: int = 0) -> Report:
-    evaluation.measure(model)
-    return Summary(evaluation, model, resamples=resamples).report("noise", NOW)
+def finish(evaluation: Toy, model: Noisy, resamples: int = 0) -> Report:
+    evaluation.measure(evaluation.of(model))
+    return summed(evaluation, model, resamples).report(NOW)
+
+
+def summed(evaluation: Toy, model: Noisy, resamples: int = 0) -> Summary:
+    return Summary(evaluation, evaluation.of(model), resamples=resamples)
 
 
 def test_windows_are_drawn_as_larp_draws_them() -> None:
@@ -63,14 +88,12 @@ def test_numbers_are_those_of_the_rows(tmp_path: Path) -> None:
     evaluation, model = toy(tmp_path), Noisy()
     report = finish(evaluation, model, resamples=8)
     found, name = values(report), "Frechet distance (colours)"
-    videos = to_float(torch.stack([evaluation.dataset[item]["video"] for item in evaluation.real.items]))
+    videos = to_float(torch.stack([evaluation.clips.dataset[item]["video"] for item in evaluation.clips.real.items]))
     rows = [model({"video": v[None]}, s[None]) for v, s in zip(videos, _seeds(evaluation), strict=True)]
     made = torch.cat([row.video for row in rows]).clamp(-1, 1)
     expected = frechet_distance(Colours()(videos), Colours()(made))
     assert found[name] == pytest.approx(expected, rel=1e-6)
-    psnr = ClipPSNR()
-    psnr.update(made, videos)
-    assert found["PSNR"] == pytest.approx(float(psnr.compute()), rel=1e-6)
+    assert found["PSNR"] == pytest.approx(float(ClipPSNR().score(made, videos).double().mean()), rel=1e-6)
     tokens = torch.stack([row.tokens.keep.sum() for row in rows if row.tokens]).double()
     assert found["tokens per clip"] == pytest.approx(float(tokens.mean()))
     assert report.numbers[0].interval is not None
@@ -90,7 +113,8 @@ def test_features_in_a_stream_of_their_own_are_those_of_the_clips(tmp_path: Path
             return super().extract(video)
 
     def run(folder: str, network: Colours, device: str) -> dict[str, float]:
-        evaluation = Evaluation(TOY, CLIPS, tmp_path / folder, features=network, batch_size=2, device=device)
+        clips = protocol_clips(TOY, CLIPS, features=network)
+        evaluation = Toy(tmp_path / folder, clips, Measures(network), Execution(2, device=device))
         return values(finish(evaluation, Noisy()))
 
     expected = run("processor", Colours(), "cpu")
@@ -101,29 +125,39 @@ def test_the_floor_does_not_split_classes_that_take_turns(tmp_path: Path) -> Non
     evaluation = toy(tmp_path)
     near = torch.randn(40, 12, generator=torch.Generator().manual_seed(0)) * 0.1
     features = near + torch.arange(40)[:, None] % 2 * 5.0
-    real = evaluation.real_table(evaluation.real)
+    real = evaluation.real_table(evaluation.clips.real)
     real.add(torch.arange(40), {"features": features})
     real.flush()
     floor = values(finish(evaluation, Noisy()))["Frechet distance (colours), real against real"]
     assert 0 < floor < 0.2 * frechet_distance(features[0::2], features[1::2])
 
 
+@pytest.mark.parametrize("clips", [4, 5, 9, 10, 32])
+def test_a_floor_of_few_clips_is_that_of_exact_halves(tmp_path: Path, clips: int) -> None:
+    data = protocol_clips(TOY, replace(CLIPS, clips=clips), features=Colours())
+    evaluation = Toy(tmp_path, data, Measures(Colours()), Execution())
+    floor = finish(evaluation, Noisy()).numbers[-1]
+    real = summed(evaluation, Noisy()).real_features(data.real)
+    assert (floor.name, floor.count) == ("Frechet distance (colours), real against real", clips // 2)
+    assert floor.value == pytest.approx(frechet_distance(*real_halves(real)), rel=1e-9)
+
+
 def _seeds(evaluation: Evaluation) -> torch.Tensor:
-    return noise.sample_seeds(evaluation.protocol.seed, "sampler 0", torch.arange(len(evaluation.real)))
+    return noise.sample_seeds(evaluation.clips.protocol.seed, "sampler 0", torch.arange(len(evaluation.clips.real)))
 
 
 def test_an_interrupted_evaluation_goes_on_where_it_was(tmp_path: Path) -> None:
     expected = values(finish(toy(tmp_path / "straight"), Noisy()))
     stopped = Noisy(stop_after=3)
     with pytest.raises(KeyboardInterrupt):
-        toy(tmp_path / "halves").measure(stopped)
+        finish(toy(tmp_path / "halves"), stopped)
     with pytest.raises(ValueError, match="lacks 19 of 40 clips"):
-        Summary(toy(tmp_path / "halves"), stopped)
+        summed(toy(tmp_path / "halves"), stopped)
     resumed = Noisy()
     assert values(finish(toy(tmp_path / "halves"), resumed)) == expected
     assert resumed.calls == 3
     with pytest.raises(ValueError, match=r"another evaluation \(producer.noise is 0.2 there, 0.5 here\)"):
-        toy(tmp_path / "halves").measure(Noisy(0.5))
+        finish(toy(tmp_path / "halves"), Noisy(0.5))
 
 
 def test_real_features_are_computed_once_for_all_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,7 +167,7 @@ def test_real_features_are_computed_once_for_all_models(tmp_path: Path, monkeypa
     def fail(*_: object) -> None:
         raise AssertionError("a real clip was read again")
 
-    monkeypatch.setattr("genvid.eval.evaluation.ClipDataset.__getitem__", fail)
+    monkeypatch.setattr("genvid.eval.selection.ClipDataset.__getitem__", fail)
     finish(toy(tmp_path / "second", record), Noisy(0.5))
     with pytest.raises(AssertionError, match="read again"):
         finish(toy(tmp_path / "third", replace(record, quantize="round")), Noisy())
@@ -161,7 +195,9 @@ def test_sampler_seeds_have_a_spread_and_a_floor_of_as_many_clips(tmp_path: Path
     assert distance.spread is not None
     assert distance.spread > 0
     assert distance.count == floor.count == 15
-    assert not set(evaluation.real.items) & set(evaluation.others.items)
+    others = evaluation.clips.others
+    assert others is not None
+    assert not set(evaluation.clips.real.items) & set(others.items)
     assert distance.protocol == floor.protocol
 
 
@@ -169,7 +205,7 @@ def test_half_a_protocol_is_refused_under_its_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"would not be toy but 'toy \[sampler seeds 2 instead of 1\]'"):
         toy(tmp_path, sampler_seeds=2)
     evaluation = toy(tmp_path, sampler_seeds=2, partial=True)
-    assert evaluation.protocol.name == "toy [sampler seeds 2 instead of 1]"
+    assert evaluation.clips.protocol.name == "toy [sampler seeds 2 instead of 1]"
     with pytest.raises(ValueError, match="resolution 16 instead of 32"):
         toy(tmp_path, resolution=16)
     with pytest.raises(ValueError, match="videos 0 instead of 40"):
@@ -188,14 +224,51 @@ def test_a_process_that_comes_late_leaves_nothing_out(tmp_path: Path, monkeypatc
     expected = values(finish(toy(tmp_path / "one", record), Noisy()))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))  # the real features are computed again
     for rank in (1, 0):
-        toy(tmp_path / "two", record, rank=rank, world_size=2).measure(Noisy())
-    assert values(Summary(toy(tmp_path / "two", record), Noisy(), resamples=0).report("noise", NOW)) == expected
+        evaluation = toy(tmp_path / "two", record, rank=rank, world_size=2)
+        evaluation.measure(evaluation.of(Noisy()))
+    assert values(summed(toy(tmp_path / "two", record), Noisy()).report(NOW)) == expected
+
+
+def test_candidates_are_measured_side_by_side_on_clips_that_are_read_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = {amount: values(finish(toy(tmp_path / f"alone{amount}"), Noisy(amount))) for amount in (0.2, 0.5)}
+    read: list[int] = []
+    original = ClipDataset.__getitem__
+    monkeypatch.setattr(ClipDataset, "__getitem__", lambda self, item: (read.append(item[0]), original(self, item))[1])
+    evaluation = toy(tmp_path)
+    models = {amount: Noisy(amount, stop_after=3 if amount == 0.5 else None) for amount in (0.2, 0.5)}
+    candidates = {amount: Candidate("", model, tmp_path / str(amount)) for amount, model in models.items()}
+    with pytest.raises(KeyboardInterrupt):
+        evaluation.measure(*candidates.values())
+    models[0.5].stop_after = None
+    toy(tmp_path).measure(*candidates.values())
+    assert (models[0.2].calls, models[0.5].calls) == (6, 6)
+    assert len(read) == 28 + 19  # the fourth batch of seven was read, and is read again for the second model
+    for amount, candidate in candidates.items():
+        assert values(Summary(evaluation, candidate, resamples=0).report(NOW)) == alone[amount]
+
+
+def test_usage_of_the_codebook_is_that_of_kept_codes(tmp_path: Path) -> None:
+    class Coded(Noisy):
+        def __call__(self, conditioning: Batch, seeds: torch.Tensor, /) -> Output:
+            output = super().__call__(conditioning, seeds)
+            assert output.tokens is not None
+            codes = torch.where(output.tokens.keep, torch.arange(8) % 4, 15)
+            return Output(output.video, BlockTokens(output.tokens.keep, codes=codes), {"width": seeds % 3})
+
+    evaluation, model = toy(tmp_path), Coded()
+    evaluation.measures = replace(evaluation.measures, codebook=True)
+    found = values(finish(evaluation, model))
+    assert found["codebook used"] == 4 / 16
+    assert 3 < found["codebook perplexity"] < 4
+    assert found["width"] == pytest.approx(float((_seeds(evaluation) % 3).double().mean()))
 
 
 def test_clips_and_classes_are_listed(tmp_path: Path) -> None:
     evaluation, model = toy(tmp_path), Noisy()
-    evaluation.measure(model)
-    summary = Summary(evaluation, model)
+    finish(evaluation, model)
+    summary = summed(evaluation, model)
     summary.write_clips(tmp_path / "clips.csv")
     with (tmp_path / "clips.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -214,7 +287,7 @@ def test_clips_and_classes_are_listed(tmp_path: Path) -> None:
 def test_the_page_shows_originals_beside_what_was_made_and_what_classes_cost(tmp_path: Path) -> None:
     evaluation, model = toy(tmp_path), Noisy(0.0)
     report = finish(evaluation, model)
-    summary = Summary(evaluation, model, resamples=0)
+    summary = summed(evaluation, model)
     page = evaluation_page(report, summary).html()
     files = [tmp_path / f"{number}.mp4" for number in range(4)]
     for file, video in zip(files, re.findall(r"data:video/mp4;base64,([^\"]+)", page), strict=False):
@@ -224,7 +297,7 @@ def test_the_page_shows_originals_beside_what_was_made_and_what_classes_cost(tmp
         assert abs(shown[original] - shown[restored]).mean() < 2
         assert abs(shown[original] - shown[other]).mean() > 10
     tokens = summary.class_lengths()
-    assert {name: len(values) for name, values in tokens.items()} == dict.fromkeys(evaluation.dataset.classes, 5)
+    assert {name: len(values) for name, values in tokens.items()} == dict.fromkeys(evaluation.clips.dataset.classes, 5)
     means = {name: values["tokens per clip"] for name, values in summary.classes().items()}
     assert [sum(values) / 5 for values in tokens.values()] == pytest.approx(sorted(means.values(), reverse=True))
     assert all(f"<title>{name}: " in page for name in ("all", "circle", "block 0", "block 3"))
@@ -253,15 +326,14 @@ def test_whole_videos_of_different_lengths(tmp_path: Path) -> None:
         video = torch.randint(256, (3, frames, 32, 32), generator=draw, dtype=torch.uint8)
         write_video(tmp_path / "clips" / f"{number}.mp4", video, 25)
     record = replace(TOY, frames=None, clips="whole", features="")
-    evaluation = Evaluation(
-        record, FolderConfig(str(tmp_path / "clips")), tmp_path / "out", features=None, fidelity=[ClipPSNR()]
-    )
+    clips = protocol_clips(record, FolderConfig(str(tmp_path / "clips")), features=None)
+    evaluation = Toy(tmp_path / "out", clips, Measures(fidelity=[ClipPSNR()]), Execution())
     model = Noisy()
     report = finish(evaluation, model)
     assert [shape[2] for shape in model.shown if shape] == [16, 20, 33]
     assert list(values(report)) == ["PSNR", "tokens per clip", "bits per clip"]
-    assert Summary(evaluation, model).lengths() == {}
-    assert len(Summary(evaluation, model).class_lengths()) == 1
+    assert summed(evaluation, model).lengths() == {}
+    assert len(summed(evaluation, model).class_lengths()) == 1
 
 
 def test_prepared_videos_are_not_the_data_set(tmp_path: Path) -> None:
@@ -275,9 +347,9 @@ def test_prepared_videos_are_not_the_data_set(tmp_path: Path) -> None:
         {"a.mp4": prepare_video(original, probe(original), root / "a.mp4", how)},
     )
     record = replace(TOY, features="")
-    Evaluation(record, FolderConfig(str(original.parent)), tmp_path / "out", features=None, partial=True)
+    protocol_clips(record, FolderConfig(str(original.parent)), features=None, partial=True)
     with pytest.raises(ValueError, match="resize in advance, into compressed files instead of short side"):
-        Evaluation(record, FolderConfig(str(root)), tmp_path / "out", features=None)
+        protocol_clips(record, FolderConfig(str(root)), features=None)
 
 
 def test_8_bit_protocols_find_nothing_lost_where_nothing_is(tmp_path: Path) -> None:
@@ -289,7 +361,8 @@ def test_8_bit_protocols_find_nothing_lost_where_nothing_is(tmp_path: Path) -> N
     for quantize in ("round", "truncate", "no"):
         record = replace(TOY, quantize=quantize, features="")  # type: ignore[arg-type]
         source, folder = FolderConfig(str(tmp_path / "clips")), tmp_path / quantize
-        evaluation = Evaluation(record, source, folder, features=None, fidelity=[ClipPSNR()])
+        clips = protocol_clips(record, source, features=None)
+        evaluation = Toy(folder, clips, Measures(fidelity=[ClipPSNR()]), Execution())
         assert values(finish(evaluation, Noisy(0.0)))["PSNR"] == 100
 
 
@@ -344,9 +417,9 @@ def test_other_videos_do_not_bear_the_name_of_a_published_set(tmp_path: Path) ->
     for name, known in (("tokenbench-reconstruction", 520), ("davis-reconstruction", 90)):
         record = protocol(name).adapted(features="")
         with pytest.raises(ValueError, match=f"videos 3 instead of {known}, names others instead of"):
-            Evaluation(record, source, tmp_path / "out", features=None)
-        evaluation = Evaluation(record, source, tmp_path / "out", features=None, partial=True)
-        assert evaluation.pixel_protocol.name.startswith(f"{name} [")
+            protocol_clips(record, source, features=None)
+        clips = protocol_clips(record, source, features=None, partial=True)
+        assert clips.pixel_protocol.name.startswith(f"{name} [")
 
 
 @pytest.mark.parametrize(
@@ -375,16 +448,13 @@ def test_a_distance_that_cannot_be_computed_is_refused_before_anything_is_made(t
         min_frames = 17
 
     with pytest.raises(ValueError, match="at least 17 frames, got 16"):
-        Evaluation(TOY, CLIPS, tmp_path, features=Long())
+        toy(tmp_path, features=Long())
 
 
 def test_clips_that_share_a_budget_are_drawn(tmp_path: Path) -> None:
     """Neighbours in the order of a data set are of one class; measurements are the same, in their own rows."""
     evaluation = toy(tmp_path / "drawn", drawn_groups=True)
-    groups = [
-        part.tolist()
-        for part, _ in evaluation._batches(evaluation.real, "", [ClipTable(tmp_path / "table", {})], with_video=False)
-    ]
+    groups = [part.tolist() for part in evaluation._share(40, [set()])]
     assert sorted(position for group in groups for position in group) == list(range(40))
     assert all(group != list(range(group[0], group[0] + len(group))) for group in groups)
     expected = values(finish(toy(tmp_path / "order"), Noisy()))
@@ -398,18 +468,16 @@ def test_real_files_go_through_every_ucf_protocol(ucf: Path, tmp_path: Path, nam
     count = 8 if record.clips == "windows" else videos
     source = protocol_source(record, ucf)
     with pytest.raises(ValueError, match=r"clips, but the data hold|would not be"):
-        Evaluation(record, source, tmp_path / "out", features=None, partial=False)
-    evaluation = Evaluation(
+        protocol_clips(record, source, features=None, partial=False)
+    clips = protocol_clips(
         record.adapted(count=count),
         source,
-        tmp_path / "out",
         features=Colours(),
-        fidelity=[ClipPSNR()],
         test_source=unseen_source(record, ucf),
         sampler_seeds=min(2, record.sampler_seeds),
         partial=True,
-        batch_size=3,
     )
+    evaluation = Toy(tmp_path / "out", clips, Measures(Colours(), [ClipPSNR()]), Execution(3))
     report = finish(evaluation, Noisy(side=record.resolution), resamples=4)
     for number in report.numbers:
         assert number.protocol.name.startswith(f"{name} [")

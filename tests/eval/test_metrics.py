@@ -12,14 +12,12 @@ from torch import Tensor
 
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.metrics.bjontegaard import bd_rate
-from genvid.eval.metrics.codebook import CodebookUsage
-from genvid.eval.metrics.fidelity import ClipMean, ClipMSSSIM, ClipPSNR, ClipSSIM, MeanPerceptual
-from genvid.eval.metrics.frechet import FrechetVideoDistance, frechet_distance, frechet_interval, real_halves
-from genvid.eval.metrics.rate import TokenRate
+from genvid.eval.metrics.codebook import codebook_usage
+from genvid.eval.metrics.fidelity import ClipMSSSIM, ClipPSNR, ClipScore, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.frechet import frechet_distance, frechet_interval, frechet_name, real_halves
 from genvid.perceptual import StructureDistance
-from genvid.tokens import BlockTokens, TokenizerSpec
 
-FIDELITY: list[Callable[[], ClipMean]] = [ClipPSNR, ClipSSIM, lambda: MeanPerceptual(StructureDistance())]
+FIDELITY: list[Callable[[], ClipScore]] = [ClipPSNR, ClipSSIM, lambda: MeanPerceptual(StructureDistance())]
 
 
 class Pooled(FeatureNetwork):
@@ -38,47 +36,36 @@ def videos(count: int, seed: int, shape: tuple[int, ...] = (3, 2, 16, 16)) -> Te
 
 
 def frechet(real: Tensor, fake: Tensor, ddof: int) -> float:
-    metric = FrechetVideoDistance(Pooled(), ddof=ddof)
-    metric.update(real, real=True)
-    metric.update(fake, real=False)
-    return float(metric.compute())
+    return frechet_distance(Pooled()(real), Pooled()(fake), ddof=ddof)
+
+
+def mean(metric: ClipScore, video: Tensor, target: Tensor) -> float:
+    return float(metric.score(video, target).double().mean())
 
 
 def test_clip_psnr_averages_decibels_not_errors() -> None:
     target = torch.zeros(2, 3, 2, 16, 16)
     video = target + torch.tensor([0.2, 0.02])[:, None, None, None, None]
-    metric = ClipPSNR()
-    metric.update(video, target)
-    assert float(metric.compute()) == pytest.approx((20 + 40) / 2, abs=1e-4)
+    assert mean(ClipPSNR(), video, target) == pytest.approx((20 + 40) / 2, abs=1e-4)
 
 
 def test_clip_psnr_clamps_and_bounds() -> None:
-    metric = ClipPSNR()
-    metric.update(torch.full((1, 3, 1, 16, 16), 3.0), torch.ones(1, 3, 1, 16, 16))
-    assert float(metric.compute()) == 100
+    assert mean(ClipPSNR(), torch.full((1, 3, 1, 16, 16), 3.0), torch.ones(1, 3, 1, 16, 16)) == 100
 
 
 def test_ssim_is_one_for_equal_and_falls_with_noise() -> None:
     target = videos(1, 0)
     noise = torch.randn(target.shape, generator=torch.Generator().manual_seed(1))
-    values = []
-    for amount in (0.0, 0.05, 0.2):
-        metric = ClipSSIM()
-        metric.update(target + amount * noise, target)
-        values.append(float(metric.compute()))
+    values = [mean(ClipSSIM(), target + amount * noise, target) for amount in (0.0, 0.05, 0.2)]
     assert values[0] == pytest.approx(1)
     assert values[0] > values[1] > values[2] > 0
 
 
 @pytest.mark.parametrize("make", FIDELITY)
-def test_batches_do_not_matter_and_halves_merge(make: Callable[[], ClipMean]) -> None:
+def test_the_score_of_a_clip_does_not_depend_on_its_batch(make: Callable[[], ClipScore]) -> None:
     video, target = videos(5, 0), videos(5, 1)
-    whole, first, second = make(), make(), make()
-    whole.update(video, target)
-    first.update(video[:3], target[:3])
-    second.update(video[3:], target[3:])
-    first.merge_state(second)
-    assert float(first.compute()) == pytest.approx(float(whole.compute()), rel=1e-6)
+    parts = [make().score(video[rows], target[rows]) for rows in (slice(0, 3), slice(3, 5))]
+    torch.testing.assert_close(torch.cat(parts), make().score(video, target), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
@@ -102,15 +89,9 @@ def test_frechet_with_ddof_1_is_torchmetrics_own() -> None:
     assert frechet(real, fake, 1) == pytest.approx(float(theirs.compute()), rel=1e-6)
 
 
-def test_frechet_of_a_set_with_itself_is_zero_and_halves_merge() -> None:
-    real, fake = videos(24, 0), videos(24, 1) * 0.5
+def test_frechet_of_a_set_with_itself_is_zero() -> None:
+    real = videos(24, 0)
     assert frechet(real, real, 0) == pytest.approx(0, abs=1e-7)
-    parts = [FrechetVideoDistance(Pooled()), FrechetVideoDistance(Pooled())]
-    for part, rows in zip(parts, (slice(0, 10), slice(10, 24)), strict=True):
-        part.update(real[rows], real=True)
-        part.update(fake[rows], real=False)
-    parts[0].merge_state(parts[1])
-    assert float(parts[0].compute()) == pytest.approx(frechet(real, fake, 0), rel=1e-9)
 
 
 @pytest.mark.parametrize("clips", [2, 5, 12, 40])
@@ -140,57 +121,22 @@ def test_halves_are_exact_and_drawn() -> None:
     assert real_halves(torch.arange(32)[:, None])[0].flatten().tolist() != list(range(16))
 
 
-def test_frechet_keeps_real_statistics_when_told() -> None:
-    real, fake = videos(24, 0), videos(24, 1) * 0.5
-    metric = FrechetVideoDistance(Pooled(), keep_real=True)
-    metric.update(real, real=True)
-    metric.update(real, real=False)
-    metric.reset()
-    metric.update(fake, real=False)
-    assert float(metric.compute()) == pytest.approx(frechet(real, fake, 0), rel=1e-9)
-
-
-def test_frechet_is_named_after_its_network_and_refuses_in_words() -> None:
-    metric = FrechetVideoDistance(Pooled())
-    assert metric.name == "Frechet distance (pooled pixels)"
-    with pytest.warns(UserWarning, match="before the"), pytest.raises(ValueError, match="got 0 real"):
-        metric.compute()
+def test_a_distance_is_named_after_its_network_and_refuses_in_words() -> None:
+    assert frechet_name(Pooled()) == "Frechet distance (pooled pixels)"
+    with pytest.raises(ValueError, match="got 0 and 3"):
+        frechet_distance(torch.empty(0, 8), torch.rand(3, 8))
     with pytest.raises(ValueError, match="at least 2 frames, got 1"):
-        metric.update(videos(1, 0, (3, 1, 16, 16)), real=True)
+        Pooled().check(videos(1, 0, (3, 1, 16, 16)))
     with pytest.raises(ValueError, match="ddof"):
-        FrechetVideoDistance(Pooled(), ddof=2)
+        frechet(videos(4, 0), videos(4, 1), 2)
 
 
-def test_token_rate_counts_tokens_and_side_information() -> None:
-    spec = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=7, token_dim=4, codebook_size=32)
-    full = BlockTokens(torch.ones(2, 2, 7, dtype=torch.bool))
-    metric = TokenRate(spec)
-    metric.update(full.tail_drop(torch.tensor([[3, 1], [4, 0]])))
-    values = {name: float(value) for name, value in metric.compute().items()}
-    assert values == {"tokens per clip": 4, "bits per clip": 4 * 5 + 2 * 3, "clips": 2}
-    scattered = TokenRate(spec)
-    scattered.update(BlockTokens(torch.tensor([[[False, True] + [False] * 5] * 2])))
-    assert float(scattered.compute()["bits per clip"]) == 2 * 5 + 2 * 7
-
-
-def test_continuous_tokens_cost_half_precision() -> None:
-    spec = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=7, token_dim=4)
-    metric = TokenRate(spec)
-    metric.update(BlockTokens(torch.ones(1, 1, 7, dtype=torch.bool)))
-    assert float(metric.compute()["bits per clip"]) == 7 * 4 * 16 + 3
-
-
-def test_codebook_usage_ignores_dropped_tokens() -> None:
-    metric = CodebookUsage(8)
-    codes = torch.tensor([[[0, 1, 2, 3]]])
-    metric.update(BlockTokens(torch.ones(1, 1, 4, dtype=torch.bool), codes=codes).tail_drop(torch.tensor([[2]])))
-    values = metric.compute()
-    assert float(values["codebook used"]) == 2 / 8
-    assert float(values["codebook perplexity"]) == pytest.approx(2)
-    uneven = CodebookUsage(4)
-    uneven.update(BlockTokens(torch.ones(1, 1, 4, dtype=torch.bool), codes=torch.tensor([[[0, 0, 0, 1]]])))
+def test_codebook_usage_by_hand() -> None:
+    assert codebook_usage(torch.tensor([0, 1]), 8) == pytest.approx({"codebook used": 2 / 8, "codebook perplexity": 2})
     entropy = -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))
-    assert float(uneven.compute()["codebook perplexity"]) == pytest.approx(math.exp(entropy))
+    assert codebook_usage(torch.tensor([0, 0, 0, 1]), 4)["codebook perplexity"] == pytest.approx(math.exp(entropy))
+    with pytest.raises(ValueError, match="at least one kept token"):
+        codebook_usage(torch.empty(0, dtype=torch.int64), 4)
 
 
 def test_ms_ssim_is_one_for_equal_and_needs_five_scales() -> None:
@@ -203,18 +149,12 @@ def test_ms_ssim_is_one_for_equal_and_needs_five_scales() -> None:
         metric.score(target[..., :160, :], target[..., :160, :])
 
 
-def test_stored_features_give_the_distance_that_videos_give() -> None:
-    real, fake = videos(40, 0), videos(30, 1) * 0.7 + 0.1
-    for ddof in (0, 1):
-        assert frechet_distance(Pooled()(real), Pooled()(fake), ddof=ddof) == pytest.approx(
-            frechet(real, fake, ddof), rel=1e-9
-        )
-    twice = (torch.full((40,), 1), torch.full((30,), 1))
-    assert frechet_distance(Pooled()(real), Pooled()(fake), weights=twice) == pytest.approx(
-        frechet(real, fake, 0), rel=1e-9
-    )
+def test_rows_that_count_once_each_give_the_plain_distance() -> None:
+    real, fake = Pooled()(videos(40, 0)), Pooled()(videos(30, 1) * 0.7 + 0.1)
+    once = (torch.full((40,), 1), torch.full((30,), 1))
+    assert frechet_distance(real, fake, weights=once) == pytest.approx(frechet_distance(real, fake), rel=1e-9)
     with pytest.raises(ValueError, match="got 1 and 30"):
-        frechet_distance(Pooled()(real[:1]), Pooled()(fake))
+        frechet_distance(real[:1], fake)
 
 
 def test_the_interval_is_as_wide_as_the_value_varies() -> None:

@@ -11,7 +11,8 @@ from tiny_recipes import BUDGETS, GROUP, SIZES, clips
 from genvid import config
 from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
-from genvid.data.loader import numbered_batches, one_pass
+from genvid.data.loader import load_batches, numbered_batches
+from genvid.eval import selection
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.recipes import calibrate, compare_allocators
@@ -113,6 +114,31 @@ def test_an_evaluation_of_some_allocators_gives_the_same_numbers(stages, evaluat
         assert [n.value for n in again.numbers] == pytest.approx([n.value for n in whole.numbers], rel=1e-6)
 
 
+def test_a_killed_evaluation_goes_on_and_groups_are_whole_in_two_processes(stages, evaluation, monkeypatch):
+    expected = {path.name: Report.load(path).numbers for path in evaluation.glob("*.json")}
+    run = config.load(compare_allocators.EvaluationRun, stages.write("evaluation", "evaluation_killed"))
+    groups, original = [], compare_allocators.Allocated.__call__
+
+    def measured(self, conditioning, seeds):
+        if (self.name, self.budget, len(groups)) == ("oracle", BUDGETS[1], 1):
+            raise KeyboardInterrupt
+        if self.name == "uniform" and self.budget == BUDGETS[0]:
+            groups.append(conditioning["position"].tolist())
+        return original(self, conditioning, seeds)
+
+    monkeypatch.setattr(compare_allocators.Allocated, "__call__", measured)
+    with pytest.raises(KeyboardInterrupt):
+        compare_allocators.evaluate(replace(run, shown=0))
+    groups.append([])
+    reports, _ = compare_allocators.evaluate(replace(run, shown=0))
+    assert groups == [list(range(GROUP)), [], list(range(GROUP, 2 * GROUP))]
+    two = stages.launch("evaluation", "evaluation_two", shown=0)
+    for report in reports:
+        file = f"{report.title.replace(' @ ', '_')}.json"
+        for numbers in (report.numbers, Report.load(two / file).numbers):
+            assert [n.value for n in numbers] == pytest.approx([n.value for n in expected[file]], rel=1e-6)
+
+
 def test_samples_are_scored_and_depend_on_the_seed_alone(stages):
     folder = stages.run("generation")
     report = Report.load(folder / "report.json")
@@ -130,6 +156,8 @@ def test_samples_are_scored_and_depend_on_the_seed_alone(stages):
     assert torch.equal(first.generated.tokens.lengths, again.generated.tokens.lengths)
     assert torch.allclose(first.generated.videos, again.generated.videos, atol=1e-5)
     assert not torch.equal(first.generated.tokens.codes, other.generated.tokens.codes)
+    classified = load_model(stages.folder / "classifier/export")(first.generated.videos).argmax(-1)
+    assert values["class as asked"] == float((classified == first.labels).double().mean())
 
 
 @pytest.mark.parametrize("context_blocks", [0, 1])
@@ -218,7 +246,7 @@ def test_calibration_clips_are_drawn_over_all_sources(stages, monkeypatch):
 
 
 def test_groups_of_an_evaluation_are_drawn_and_the_protocol_says_so(stages, monkeypatch):
-    read = _items_read(monkeypatch, compare_allocators, one_pass)
+    read = _items_read(monkeypatch, selection, load_batches)
     path = stages.run("evaluation", "drawn_groups", allocators=["joint"], budgets=BUDGETS[:1], shown=0)
     assert sorted(read) == list(range(32))
     assert read[:GROUP] != list(range(GROUP))
@@ -227,7 +255,7 @@ def test_groups_of_an_evaluation_are_drawn_and_the_protocol_says_so(stages, monk
 
 
 def test_an_evaluation_of_some_clips_draws_them(stages, monkeypatch, capsys):
-    read = _items_read(monkeypatch, compare_allocators, one_pass)
+    read = _items_read(monkeypatch, selection, load_batches)
     path = stages.run("evaluation", "some_clips", allocators=["joint"], budgets=BUDGETS[:1], shown=0, clips=10)
     assert len(set(read)) == 10
     assert max(read) >= 10

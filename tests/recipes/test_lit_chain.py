@@ -180,7 +180,7 @@ def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[s
     assert "no codec at" in fails(
         train.main, "inpainter.yaml", **{"model.codec.source": f"{models}/none", "output_dir": f"{models}/x"}
     )
-    with pytest.raises(ConfigError, match="need 3 widths"):
+    with pytest.raises(ConfigError, match="need 3 encoder_widths"):
         train.read_run([str(CONFIGS / "autoencoder.yaml"), "--model.encoder_widths=[8, 8]"])
 
 

@@ -9,6 +9,8 @@ import torch
 
 from genvid import config
 from genvid.data import one_pass
+from genvid.data.loader import load_batches
+from genvid.eval import selection
 from genvid.eval.report import Report
 from genvid.generation import folder
 from genvid.generation.folder import SampleFolder, SampleFolderError
@@ -195,16 +197,18 @@ def test_too_few_clips_are_refused_before_sampling(stages, capsys):
         assert not (stages.folder / name).exists()
 
 
-def test_real_clips_are_never_all_in_memory(stages, run, monkeypatch):
+def test_real_clips_are_never_all_in_memory(stages, run, monkeypatch, tmp_path):
     alive: list[weakref.ref] = []
 
     def watched(*args, **options):
-        for batch in one_pass(*args, **options):
+        for batch in load_batches(*args, **options):
             alive.append(weakref.ref(batch["video"]))
             assert sum(video() is not None for video in alive) <= 2
             yield batch
 
-    monkeypatch.setattr(recipe, "one_pass", watched)
+    monkeypatch.setattr(selection, "load_batches", watched)
+    monkeypatch.setattr(recipe, "SCORED", 2)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))  # the features of real clips are computed again
     generate(replace(run, output_dir=stages.path("samples_streamed"), batch_size=2))
     assert len(alive) == 16
 

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -39,3 +41,14 @@ def test_videos_that_do_not_fit_are_refused_in_words(shape, words):
     with pytest.raises(ValueError, match=words):
         SPEC.check_video(torch.zeros(shape))
     assert SPEC.check_video(torch.zeros(1, 3, 8, 16, 16)) == 2
+
+
+def test_bits_count_kept_tokens_and_side_information():
+    spec = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=7, token_dim=4, codebook_size=32)
+    full = BlockTokens(torch.ones(2, 2, 7, dtype=torch.bool))
+    cut = full.tail_drop(torch.tensor([[3, 1], [4, 0]]))
+    assert spec.clip_bits(cut).tolist() == [4 * 5 + 2 * 3] * 2
+    scattered = BlockTokens(torch.tensor([[[False, True] + [False] * 5] * 2]))
+    assert spec.clip_bits(scattered).tolist() == [2 * 5 + 2 * 7]
+    continuous = replace(spec, codebook_size=None)
+    assert continuous.clip_bits(BlockTokens(torch.ones(1, 1, 7, dtype=torch.bool))).tolist() == [7 * 4 * 16 + 3]
