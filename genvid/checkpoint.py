@@ -32,7 +32,7 @@ MODELS = {
     "lit": "genvid.tokenizer.lit.model:LIT",
     "video_classifier": "genvid.eval.features.classifier:VideoClassifier",
 }
-"""`model_type` of config.json -> the class that reads the folder, imported when it is asked for."""
+"""`model_type` of config.json -> the class that reads the folder, imported when a folder of it is loaded."""
 
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -40,7 +40,7 @@ T = TypeVar("T")
 
 
 class CheckpointError(ValueError):
-    """A model folder that cannot be read, said in one sentence."""
+    """A model folder that cannot be read."""
 
 
 class Model(nn.Module):
@@ -53,19 +53,19 @@ class Model(nn.Module):
         super().__init__()
         self.config = config
         self.origin = Origin()
-        """What it was trained from: saved with it."""
+        """Fingerprints of the data and models that it was trained from; saved with it."""
         self.folder: Path | None = None
-        """Where `load_model` found it."""
+        """Folder that `load_model` read; None for a new model."""
 
     @functools.cached_property
     def fingerprint(self) -> str | None:
-        """That of its folder; None for a model that was not loaded from one."""
+        """Fingerprint of its folder; None for a model that was not loaded from one."""
         return None if self.folder is None else fingerprint(self.folder)
 
     def check_made_from(self, **given: object) -> None:
         """ProvenanceError unless the models `given`, by role, are those that this one was trained from.
 
-        Parts that were loaded from no folder are not compared.
+        Models that were not loaded from a folder are not compared.
         """
         what = self.folder or f"this {type(self).__name__}"
         for role, part in given.items():
@@ -74,9 +74,10 @@ class Model(nn.Module):
                 check_made_from(what, self.origin.made_from, {role: part.fingerprint}, way_out)
 
     def save(self, folder: str | Path) -> None:
-        """Write the files of the model folder in place of those of the same names, and touch nothing else in it.
+        """Replace the files of the model folder; other files in it stay.
 
-        All are written under other names first. A folder with a config.json is whole: it goes first and comes last.
+        All are written under temporary names first. config.json is removed first and written last, so a folder with a
+        config.json is complete.
         """
         target = Path(folder).resolve()
         if target.exists() and not target.is_dir():
@@ -104,7 +105,7 @@ class Model(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote: every key and every weight must be there, and no other. In eval mode."""
+        """The model of a folder that `save` wrote, in eval mode. A missing or unknown key or weight is an error."""
         data = read_config(folder)
         if data.pop("model_type", None) != cls.model_type:
             raise CheckpointError(f"{folder} does not hold a {cls.model_type} model")
@@ -119,12 +120,12 @@ class Model(nn.Module):
         return model.eval()
 
     def _origin_json(self) -> dict[str, Any]:
-        """{"origin": ...} for config.json; empty where nothing is known."""
+        """{"origin": ...} for config.json; empty for an empty origin."""
         return {} if self.origin == Origin() else {"origin": configuration.encode(self.origin)}
 
 
 def read_pickled(file: Path) -> dict[str, Tensor]:
-    """Weights as torch.save wrote them; CheckpointError where it did not."""
+    """Weights of a file of torch.save; CheckpointError for any other file."""
     try:
         state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # of a file of another kind the unpickler may raise anything
@@ -164,9 +165,9 @@ def load_model(source: str | Path, expected: type = Model) -> Any:
 
 
 def resolve(source: str | Path) -> Path:
-    """A folder that exists, or the local copy of a Hub repository `owner/name`, fetched when it is not there yet.
+    """A folder that exists, or the local copy of a Hub repository `owner/name`, downloaded at first use.
 
-    Where there is a folder `owner`, `owner/name` is taken for a path: a mistyped one never waits for the network.
+    Where a folder `owner` exists, `owner/name` is a path: a mistyped path is refused without a network request.
     """
     folder, text = Path(source), str(source)
     if folder.is_dir():
@@ -198,7 +199,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def read_origin(data: dict[str, Any], folder: Path) -> Origin | None:
-    """Take the origin out of what config.json holds; None in folders of older versions."""
+    """Remove the origin from the contents of config.json and decode it; None in folders of older versions."""
     if (origin := data.pop("origin", None)) is None:
         return None
     if not isinstance(origin, dict):
@@ -238,10 +239,7 @@ def describe_mismatch(expected: Mapping[str, tuple[int, ...]], weights: Mapping[
 
 
 def fingerprint(folder: str | Path) -> str:
-    """Short hash of a model folder's configuration and weights: provenance of what was made with it.
-
-    What else lies there (a scorer, a README) does not count.
-    """
+    """Short hash of config.json and model.safetensors of a model folder. Its other files (a scorer) do not count."""
     folder = Path(folder)
     files = [folder / CONFIG, folder / WEIGHTS]
     if not all(file.is_file() for file in files):

@@ -42,7 +42,7 @@ def decode(cls: type[T], data: dict[str, Any], *, source: str = "the configurati
             cause = cause.__cause__
         if isinstance(cause, ArithmeticError):
             raise ConfigError(f"{source}: its values cannot be combined ({cause})") from None
-        if not isinstance(cause, DecodingError):  # what a config's own check says
+        if not isinstance(cause, DecodingError):  # raised by __post_init__
             raise ConfigError(f"{source}: {cause}") from None
         lines = str(cause).replace("`", "'").splitlines()
         message = " ".join(line.strip() for line in lines if line.strip(" -"))
@@ -78,10 +78,10 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 
 def read_json(file: Path) -> dict[str, Any]:
-    """The keys and values of a JSON file that genvid or another program wrote; ConfigError when it holds none."""
+    """The keys and values of a JSON file that genvid or another program wrote; ConfigError when it is not valid."""
     try:
         data = json.loads(file.read_text())
-    except ValueError as error:  # JSONDecodeError, or bytes that are no text
+    except ValueError as error:  # JSONDecodeError, or bytes that are not UTF-8
         raise ConfigError(f"{file} is not valid JSON ({error})") from None
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
@@ -105,7 +105,7 @@ def dump(config: Any, path: str | Path) -> None:
 
 
 def difference(held: Any, wanted: Any, name: str = "") -> str | None:
-    """The first key, at whatever depth, in which two encoded configs differ, with both values; None: in none."""
+    """The first key, at any depth, in which two encoded configs differ, with both values; None: they are equal."""
     if isinstance(held, dict) and isinstance(wanted, dict):
         deeper = (difference(held.get(key), wanted.get(key), f"{name}.{key}".lstrip(".")) for key in {**held, **wanted})
         return next((found for found in deeper if found), None)
@@ -139,7 +139,7 @@ def _set(data: dict[str, Any], dotted: str, value: Word) -> None:
 
 
 def _advice(cls: Any, data: Any, path: str = "") -> str:
-    """Name the valid keys beside the first unknown one, at whatever depth it stands."""
+    """The valid keys beside the first unknown one, at any depth."""
     cls = _dataclass_of(cls, data)
     if cls is None or not isinstance(data, dict):
         return ""

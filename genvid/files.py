@@ -1,4 +1,4 @@
-"""Files that are either whole or absent: write to a temporary name beside the target, then rename."""
+"""Files that are either complete or absent: written under a temporary name beside the target, then renamed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pathlib import Path
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _STALE_SECONDS = 24 * 3600.0
-"""Age at which a temporary file or folder, untouched since, is taken for one that a killed process left."""
+"""Age without a change at which a temporary file or folder counts as left by a killed process."""
 
 
 @contextmanager
@@ -42,13 +42,13 @@ def write_atomically(target: str | Path) -> Iterator[Path]:
 
 
 def temporary_path(target: Path) -> Path:
-    """A hidden name beside `target` that no other process uses, on this host or another."""
+    """A hidden, unique name beside `target`."""
     return target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}.tmp")
 
 
 @functools.cache
 def _remove_stale(folder: Path) -> None:
-    """Remove what killed processes left in a folder: once in the life of a process, for listing a folder takes time."""
+    """Remove the files of killed processes from a folder; once per process and folder, because listing takes time."""
     for path in folder.iterdir():
         with suppress(OSError):  # another process removes it at this moment
             if _TEMPORARY.fullmatch(path.name) and time.time() - _last_change(path) > _STALE_SECONDS:
@@ -81,5 +81,5 @@ def sha256(path: str | Path) -> str:
 
 
 def readable(name: str | os.PathLike[str]) -> str:
-    """A file name as text that can be written anywhere: bytes that are not UTF-8 are spelled out (`caf\\xe9.mp4`)."""
+    """A file name as text that can be written anywhere: bytes that are not UTF-8 are escaped (`caf\\xe9.mp4`)."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

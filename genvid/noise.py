@@ -1,8 +1,8 @@
 """Counter-based random numbers: a pure function of (seed, stream, position).
 
-Every random choice that concerns one video (its crop, its tail drop, its sampled codes, its sampled tokens) is
-drawn from that video's own seed. Results then do not depend on batch size, order, number of processes or device,
-and an interrupted run continues exactly, without saving generator states.
+Every random choice that concerns one video (its crop, tail drop, sampled codes and sampled tokens) is drawn from the
+seed of that video. Results do not depend on batch size, order, number of processes or device, and an interrupted run
+continues exactly, without saved generator states.
 
 The mixing function is the 64-bit finaliser of SplitMix (Steele, Lea and Flood 2014), in wrapping int64 arithmetic.
 """
@@ -52,7 +52,7 @@ def fold(seeds: Tensor, value: int | str | Tensor) -> Tensor:
 def uniform(seeds: Tensor, stream: str, *shape: int) -> Tensor:
     """(B,) int64 seeds -> (B, *shape) float64 in the open interval (0, 1)."""
     own, count = fold(seeds, stream), math.prod(shape)
-    bits = fold(own, 0)[:, None] if count == 1 else _bits(own, count)  # one alone is compiled with what is around it
+    bits = fold(own, 0)[:, None] if count == 1 else _bits(own, count)  # one alone is compiled with the code around it
     return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).view(len(seeds), *shape)
 
 

@@ -1,6 +1,6 @@
-"""Finished pieces of a long computation: after an interruption the same command goes on behind them.
+"""Finished pieces of a long computation: after an interruption the same command resumes behind them.
 
-A folder of pieces is temporary. `about.json` in it holds everything that the pieces depend on.
+A folder of pieces is temporary. `about.json` in it records everything that the pieces depend on.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ Piece = dict[str, Tensor]
 
 
 class PiecesError(ValueError):
-    """Pieces that cannot be used, said in one sentence."""
+    """Pieces that cannot be used."""
 
 
 def check_about(file: Path, about: Mapping[str, Any]) -> bool:
-    """Whether `file` exists; PiecesError with the first key that differs when it holds something else than `about`."""
+    """Whether `file` exists; PiecesError with the first key that differs when its contents are not `about`."""
     if not file.is_file():
         return False
     difference = configuration.difference(json.loads(file.read_text()), json.loads(json.dumps(about)))
@@ -45,7 +45,7 @@ def write_about(file: Path, about: Mapping[str, Any]) -> None:
 
 
 class Pieces:
-    """The folder, which is made when it is not there. Each piece is one file of tensors, whole or absent."""
+    """A folder of pieces, created if it is absent. Each piece is one file of tensors, complete or absent."""
 
     def __init__(self, folder: str | Path, about: Mapping[str, Any]) -> None:
         """PiecesError when the folder holds pieces of another computation."""
@@ -81,12 +81,12 @@ class Pieces:
         return self.load(name)
 
     def become(self, output: Path) -> None:
-        """Rename the folder, which holds the result itself."""
+        """Rename the folder, which then is the result."""
         self.folder.rename(output)
         (output / ABOUT).unlink()
 
     def remove(self) -> None:
-        """Delete the folder, when the result is written."""
+        """Delete the folder, once the result is written."""
         shutil.rmtree(self.folder)
 
     def _file(self, name: str) -> Path:

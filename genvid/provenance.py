@@ -1,4 +1,4 @@
-"""What was made from what: records travel with models, runs, caches and files; parts of different makes are refused.
+"""Provenance: models, runs, caches and files record the parts that they were made from, and other parts are refused.
 
 A record maps a role (tokenizer, codec, data, class list) to a fingerprint, or to a description with several keys.
 """
@@ -17,12 +17,12 @@ logger = logging.getLogger(__name__)
 
 
 class ProvenanceError(ValueError):
-    """Parts that do not belong together, said in one sentence."""
+    """Parts that do not belong together, such as a model and another tokenizer than its own."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a model was trained from. Its folder keeps it in config.json, its run folder in origin.json."""
+    """The parts that a model was trained from: in config.json of its folder and origin.json of its run folder."""
 
     made_from: dict[str, Any] = field(default_factory=dict)
     """Role -> fingerprint or description."""
@@ -30,14 +30,14 @@ class Origin:
     """Names of the classes by number; empty where there are none, or in folders of older versions."""
 
     def record(self) -> dict[str, Any]:
-        """All of it by role."""
+        """The class list and `made_from`, by role."""
         return {**({"class list": self.classes} if self.classes else {}), **self.made_from}
 
 
 def check_made_from(what: object, recorded: Mapping[str, Any], given: Mapping[str, Any], way_out: str) -> None:
-    """ProvenanceError where the record of `what` differs from what is `given` for a role.
+    """ProvenanceError where the record of `what` differs from the value `given` for a role.
 
-    Of a role that the record lacks, a warning says that nothing was checked. `way_out` ends the sentence.
+    A role that the record lacks is logged as unchecked. `way_out` ends the sentence.
     """
     for role, value in given.items():
         if role not in recorded:
@@ -49,10 +49,10 @@ def check_made_from(what: object, recorded: Mapping[str, Any], given: Mapping[st
 
 
 def class_numbers(what: object, known: Sequence[str], wanted: Sequence[str]) -> list[int]:
-    """Number in `what`, a model with the classes `known`, of each of the classes `wanted`, which the data have.
+    """Number in a model `what` with the classes `known`, for each of the classes `wanted` of the data.
 
-    Classes are their names: ProvenanceError where the names differ; their order may. A warning where no names are
-    recorded, and the numbers of the data then. A single class needs no name.
+    ProvenanceError where the names differ; their order may. A model without recorded names takes the numbers of the
+    data, with a warning. A single class needs no name.
     """
     if not known:
         _warn(f"nothing was checked: {what} has no record of its classes, so those of the data give their numbers")
@@ -68,7 +68,7 @@ def class_numbers(what: object, known: Sequence[str], wanted: Sequence[str]) -> 
 
 
 def _listed(names: Sequence[str], others: Sequence[str]) -> str:
-    """Names in words; of many, those first that the others lack."""
+    """Names, joined; of more than 20 the first ten, beginning with those that are not among the others."""
     if len(names) <= 20:
         return ", ".join(names)
     first = sorted(names, key=lambda name: name in others)[:10]
@@ -77,5 +77,5 @@ def _listed(names: Sequence[str], others: Sequence[str]) -> str:
 
 @functools.cache
 def _warn(message: str) -> None:
-    """Once in a process: checks are repeated for every batch."""
+    """Log a warning once in a process: checks are repeated for every batch."""
     logger.warning(message)

@@ -1,8 +1,8 @@
 """Values of a configuration by the type of their field, before draccus makes dataclasses of them.
 
-YAML decides by its spelling whether an unquoted word is a number, a date or text, and draccus turns whatever it gets
-into the type of the field: the path `007` becomes `7`, `on` becomes `True`, a missing number `None`. Here words stay
-as they were written until the type of their field is known, and any other value must have that type already.
+YAML infers from the spelling whether an unquoted word is a number, a date or text, and draccus converts every value to
+the type of the field: the path `007` becomes `7`, `on` becomes `True`, a missing number `None`. Here words stay as
+written until they meet the type of their field, and any other value must have that type already.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _INT64 = range(-(2**63), 2**63)
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used, said in one sentence."""
+    """A configuration that cannot be used."""
 
 
 class Word(str):
@@ -40,7 +40,7 @@ class Loader(yaml.SafeLoader):  # type: ignore[misc]
 
 
 def parse_word(word: Word, path: str) -> Any:
-    """A word as YAML, whose own words stay words; ConfigError where it is none."""
+    """A word parsed as YAML, with `Word`s inside; ConfigError where it is not valid YAML."""
     try:
         return yaml.load(word, Loader)
     except (yaml.YAMLError, ValueError) as error:
@@ -66,7 +66,7 @@ def typed(cls: Any, value: Any, path: str = "") -> Any:
 
 
 def _fields(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
-    """Keys that `cls` lacks stay: draccus refuses them."""
+    """The values of a section. Keys that `cls` lacks are kept, and draccus refuses them."""
     hints = {}
     if hasattr(cls, "get_known_choices") and cls not in cls.get_known_choices().values():
         choices = cls.get_known_choices()
@@ -154,7 +154,7 @@ def _int(value: Any, path: str) -> int:
 
 
 def _float(value: Any, path: str) -> float:
-    """A number that a file spells is finite. Stored results may be infinite."""
+    """A number. In text it must be finite; stored results may be infinite."""
     found = _spelled(value)
     try:
         number = float(cast(Any, found))  # YAML takes 1e-3 for text

@@ -18,7 +18,6 @@ from genvid.perceptual import (
     SqueezeNetDistance,
     StructureConfig,
     StructureDistance,
-    build_perceptual,
 )
 from genvid.perceptual.networks import BACKBONES
 
@@ -189,7 +188,7 @@ def test_shared_squeezenet_weights_are_recognised_and_see_blur() -> None:
 def test_configuration_chooses() -> None:
     chosen = config.decode(PerceptualConfig, {"type": "structure"})
     assert chosen == StructureConfig()
-    assert build_perceptual(chosen).name == "structure distance"
+    assert chosen.build().name == "structure distance"
     with pytest.raises(config.ConfigError, match=r"lpipz"):
         config.decode(PerceptualConfig, {"type": "lpipz"})
 

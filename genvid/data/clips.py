@@ -1,4 +1,4 @@
-"""What a clip is: how many frames of a video, which ones, at what size."""
+"""Clips: the number, the choice and the size of frames of a video."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ClipConfig:
     flip: bool = False
     """Mirror half of the clips. Not where left and right are different classes."""
     turn: bool = False
-    """Turn clips by 0, 90, 180 or 270 degrees. This, `reverse` and `recolour` make 96 clips of one, where videos are
-    few and what is learned does not depend on what they show."""
+    """Turn clips by 0, 90, 180 or 270 degrees. This, `reverse` and `recolour` make 96 clips of one, for tasks with few
+    videos and no use of their content."""
     reverse: bool = False
     """Play half of the clips backwards."""
     recolour: bool = False
@@ -146,7 +146,7 @@ def _draw(seed: int, stream: str, count: int) -> list[float]:
 def read_frames(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
     """Every frame (3, 1, H, W) uint8 of a video file, resized and centre-cropped for the tokenizer as it comes.
 
-    VideoError where the file ends before `info` says.
+    VideoError where the file ends before `info.frames` frames.
     """
     rule, frames = ClipConfig(frames=1, resolution=spec.resolution), iterate_frames(path, info)
     for number in range(info.frames):

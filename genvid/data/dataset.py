@@ -21,7 +21,7 @@ from genvid.data.video import VideoError
 logger = logging.getLogger(__name__)
 
 REPLACEMENTS = 8
-"""Other clips to try in place of one whose file fails, before giving up."""
+"""Attempts to replace a clip whose file fails, before VideoError."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class VideoData:
 class ClipDataset(Dataset[dict[str, Tensor]]):
     """Clips of a source.
 
-    `dataset[index, seed]` -> {"video": (3, T, H, W) uint8, "label", "index", "seed": () int64} and what else the
-    source knows of the item. `dataset[index]` takes the index as seed: evaluation is then deterministic.
+    `dataset[index, seed]` -> {"video": (3, T, H, W) uint8, "label", "index", "seed": () int64} and the
+    attributes of the item in its source. `dataset[index]` takes the index as seed: evaluation is then deterministic.
 
     A file that fails after it was listed is logged, counted (`failed`) and replaced by another item that the seed
     decides; "index" and "label" are those of the clip that is returned. With `strict` it raises VideoError.
@@ -50,7 +50,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
     def __init__(self, source: SourceConfig, clip: ClipConfig, *, strict: bool = False) -> None:
         self.source = source.open(clip, strict=strict)
         self.clip, self.strict = clip, strict
-        # Shared with the data workers, so that the main process sees what failed in them.
+        # Shared with the data workers: the main process reads which items failed in them.
         self._failed = torch.zeros(len(self.source.names), dtype=torch.bool).share_memory_()  # type: ignore[no-untyped-call]
 
     def __len__(self) -> int:
@@ -79,7 +79,7 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         return self.source.names[index]
 
     def fingerprint(self) -> str:
-        """Short hash of the items, of what their files hold and of the clip rule: says what was made of them."""
+        """Short hash of the items, the contents of their files and the clip rule."""
         source = self.source
         rows = [encode(self.clip), source.classes, source.labels, source.names, source.contents]
         return _short_hash(rows)

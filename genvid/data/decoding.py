@@ -19,13 +19,13 @@ from genvid.data.frames import VideoError
 def open_stream(path: str | Path) -> Iterator[tuple[Any, Any]]:
     """The container and its main video stream, decoded in one thread: data workers are the parallelism."""
     try:
-        # The protocol stands before the path: else FFmpeg reads one from a name with a colon.
+        # The protocol is explicit: FFmpeg would read one from a file name with a colon.
         with av.open(f"file:{path}", metadata_errors="replace") as container:
             stream: Any = container.streams.best("video")
             if stream is None or stream.disposition & Disposition.attached_pic:
                 raise VideoError(f"{path} has no video stream")
             if stream.codec_context is None:
-                raise VideoError(f"{path} cannot be decoded (its codec is not known)")
+                raise VideoError(f"{path} cannot be decoded (unknown codec)")
             stream.thread_type = "NONE"
             stream.copy_opaque = True
             if stream.name == "hevc":  # whose decoder leaves damaged frames out without an error otherwise
@@ -66,7 +66,7 @@ def counted(path: str | Path, packets: Iterator[Any]) -> Iterator[tuple[int, Any
 
 
 class Timeline:
-    """What the packets of a file hold, beside what its header promises."""
+    """The frames of a file by its packets, beside those of its header."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream

@@ -21,7 +21,7 @@ _UNTAGGED = 2
 
 
 class VideoError(ValueError):
-    """A video file that cannot be used, said in one sentence."""
+    """A video file that cannot be used."""
 
 
 class FrameConverter:

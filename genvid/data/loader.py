@@ -17,11 +17,11 @@ from genvid.data.clips import to_float
 
 
 class DataError(ValueError, RuntimeError):
-    """Data that can no longer be loaded, said in one sentence."""
+    """Data that can no longer be loaded."""
 
 
 class SizedDataset(Protocol):
-    """What a loader needs: items by (index, seed)."""
+    """Items by (index, seed)."""
 
     def __len__(self) -> int: ...
 
@@ -33,11 +33,11 @@ class StepSampler:
 
     The items of all global batches are one stream, reshuffled every epoch, so a batch may end one epoch and begin the
     next. Rank r takes the r-th contiguous part of each global batch, in `micro_batches` equal pieces: two processes
-    with b clips each see what one process with 2b clips sees. Where `sizes` tells the work of every item, the pieces
-    are dealt instead, as many clips each with about the same work. Resuming means `start_step`.
+    with b clips each have the clips of one process with 2b. If `sizes` gives a cost per item, micro-batches are
+    balanced: equal clip counts, similar total cost. A run resumes at `start_step`.
 
-    With `weights` there are no epochs: a global batch of B clips has one of each of B equal stretches of the summed
-    weights, so whatever has a share of the weights has the same share of every batch, to one clip.
+    With `weights` there are no epochs: a global batch of B clips has one clip of each of B equal stretches of the
+    summed weights, so a group of items has its share of the weights in every batch, to one clip.
     """
 
     def __init__(
@@ -165,8 +165,8 @@ def one_pass(
 
     `items`: only these, in this order; their seeds are those that they have among all.
 
-    Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so what is in a
-    batch does not depend on the number of processes.
+    Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so the
+    contents of a batch do not depend on the number of processes.
     """
     total = (len(dataset) if items is None else len(items)) * passes
     yield from numbered_batches(
@@ -190,7 +190,7 @@ def numbered_batches(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
-    """Only these batches of `one_pass`, in the order of `numbers`: what an interrupted pass lacks."""
+    """Only these batches of `one_pass`, in the order of `numbers`, to resume an interrupted pass."""
     count, chosen = len(dataset), range(len(dataset)) if items is None else items
     total = len(chosen) * passes
 
@@ -215,7 +215,7 @@ def load_batches(
     cuda = device.type == "cuda"
     context = multiprocessing.get_context("forkserver") if workers else None
     if context:
-        # A worker imports what the main script imports: what of it is ours, the server has imported for all of them.
+        # A worker imports the modules of the main script; the server imports those of genvid once for all workers.
         context.set_forkserver_preload(["genvid.data", *(name for name in sys.modules if name.startswith("genvid."))])
     loader: DataLoader[Batch] = DataLoader(
         dataset,

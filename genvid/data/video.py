@@ -35,7 +35,7 @@ _POINT_DISTANCE = 16
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a full decode found in a file."""
+    """Properties of a video file, from decoding all of it."""
 
     frames: int
     height: int
@@ -93,7 +93,7 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
     info = info or probe(path)
     wanted = range(start, start + frames * stride, stride)
     if start < 0 or wanted[-1] >= info.frames:
-        raise VideoError(f"{path} has {info.frames} frames, but frames {start} to {wanted[-1]} were asked for")
+        raise VideoError(f"{path} has {info.frames} frames, but frames {start} to {wanted[-1]} were requested")
     if Path(path).is_dir():
         return _read_images(Path(path), wanted, info)
     clip = _decode(path, wanted, info, seek=True) if start and (info.pts_step or info.seek_points) else None
@@ -226,7 +226,7 @@ def _thinned(points: list[tuple[int, int]]) -> tuple[tuple[int, int], ...]:
 
 
 def _decode(path: str | Path, wanted: range, info: VideoInfo, *, seek: bool) -> Frames | None:
-    """The wanted frames; None if the file does not hold them where `info` says."""
+    """The wanted frames; None if the file does not hold them at the positions of `info`."""
     clip = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
     filled = 0
     with open_stream(path) as (container, stream):

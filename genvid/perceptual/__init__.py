@@ -25,7 +25,6 @@ __all__ = [
     "SqueezeNetDistance",
     "StructureConfig",
     "StructureDistance",
-    "build_perceptual",
 ]
 
 
@@ -34,7 +33,8 @@ class PerceptualConfig(Choice):  # type: ignore[misc]
     """Which perceptual distance."""
 
     @abstractmethod
-    def build(self) -> PerceptualDistance: ...
+    def build(self) -> PerceptualDistance:
+        """The distance; ValueError when its weights are missing."""
 
 
 @PerceptualConfig.register_subclass("structure")
@@ -67,8 +67,3 @@ class LPIPSConfig(PerceptualConfig):
 
     def build(self) -> PerceptualDistance:
         return LPIPS(self.net, self.weights)
-
-
-def build_perceptual(config: PerceptualConfig) -> PerceptualDistance:
-    """The distance a configuration asks for; ValueError in one sentence when its weights are missing."""
-    return config.build()

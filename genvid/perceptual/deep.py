@@ -100,7 +100,7 @@ _CHANNELS = {
 
 
 def _unit(features: Tensor) -> Tensor:
-    """Unit length over channels. The small constant stands inside the root: its gradient is finite at zero."""
+    """Unit length over channels. The small constant is inside the root: the gradient is finite at zero."""
     return features / (features.square().sum(1, keepdim=True) + 1e-8).sqrt()
 
 

@@ -1,6 +1,6 @@
 """The contract of a perceptual distance: two videos in, one differentiable number per clip (or per frame) out.
 
-The same object is a training loss and a metric, so that what is optimised and what is reported can be compared.
+The same object is a training loss and a metric, so that losses and reported numbers can be compared.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class PerceptualDistance(nn.Module, ABC):
     """
 
     name: str
-    """What a number made with this distance must be called."""
+    """Name of the numbers that are made with this distance."""
     min_size: int
     """Smallest height and width of a frame, in pixels."""
 

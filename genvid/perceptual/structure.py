@@ -4,11 +4,11 @@ Two facts of vision carry it, as in the normalized Laplacian pyramid distance (L
 relative to the contrast around it, and errors at all scales count. On every band of a Laplacian pyramid it compares
 
 * the band itself, its difference divided by the target's local amplitude: errors hide in texture, not in flat areas;
-* the band's local amplitude: this does not care where exactly the detail is, so it forgives a small shift, but it sees
-  that detail is missing (blur) or was invented (noise).
+* the band's local amplitude: it tolerates small shifts of detail, and responds to missing (blur) and added (noise)
+  detail.
 
-Where a loss asks for it we depart from that paper: the first term is normalised by the target alone, which makes it
-convex in the video, so the optimiser cannot lower it by adding contrast. Fine bands weigh more than coarse ones, luma
+As a loss it departs from that paper: the first term is normalised by the target alone, which makes it convex in the
+video, so the optimiser cannot lower it by adding contrast. Fine bands weigh more than coarse ones, luma
 more than chroma. The weights were chosen for agreement with a trained network (docs/evaluation.md has the numbers).
 """
 

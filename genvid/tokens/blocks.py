@@ -18,7 +18,7 @@ BITS_PER_CHANNEL = 16
 
 @dataclass(frozen=True)
 class TokenizerSpec:
-    """What a caller must know of a tokenizer to feed it and to store its tokens."""
+    """Shapes of the videos that a tokenizer takes, and of the tokens that it makes."""
 
     frames_per_block: int
     resolution: tuple[int, int]
@@ -27,7 +27,7 @@ class TokenizerSpec:
     codebook_size: int | None = None
     """None for continuous tokens."""
     max_blocks: int | None = None
-    """None when a video may have any length."""
+    """Most blocks of a video; None: any number."""
 
     def num_blocks(self, frames: int) -> int:
         """Blocks of a clip of `frames` frames; raises ValueError when the tokenizer cannot take that length."""
@@ -45,7 +45,7 @@ class TokenizerSpec:
         return blocks
 
     def filled(self, frames: int) -> int:
-        """The fewest frames, no fewer than these, that fill their blocks."""
+        """`frames`, rounded up to complete blocks."""
         return -(-frames // self.frames_per_block) * self.frames_per_block
 
     def longest_clip(self, blocks: int) -> int:
@@ -68,7 +68,7 @@ class TokenizerSpec:
             )
 
     def clip_bits(self, tokens: BlockTokens) -> Tensor:
-        """(B,) float64: what each clip costs to transmit, in bits: its kept tokens and `side_bits`.
+        """(B,) float64: bits to transmit each clip, which are those of its kept tokens and `side_bits`.
 
         A discrete token costs log2(codebook size) bits, a continuous one 16 bits a channel.
         """
@@ -76,7 +76,7 @@ class TokenizerSpec:
         return tokens.keep.sum((1, 2)).double() * per_token + self.side_bits(tokens.keep)
 
     def side_bits(self, keep: Tensor) -> Tensor:
-        """(B, G, L) kept tokens -> (B,) float64 bits that say which.
+        """(B, G, L) keep mask -> (B,) float64 bits to transmit it.
 
         A block that keeps a prefix costs log2(L + 1) bits for its length, any other L bits for its mask.
         """
@@ -87,9 +87,9 @@ class TokenizerSpec:
 
 @dataclass(frozen=True)
 class BlockTokens:
-    """Tokens of B videos in G causal blocks of L slots; `keep` says which slots are transmitted.
+    """Tokens of B videos in G causal blocks of L positions; `keep` marks those that are transmitted.
 
-    Slots that are not kept hold unspecified values: whatever reads them is wrong.
+    Values at other positions are unspecified and must not be read.
     """
 
     keep: Tensor
@@ -97,7 +97,7 @@ class BlockTokens:
     codes: Tensor | None = None
     """(B, G, L) int64 codebook indices; discrete tokenizers."""
     latents: Tensor | None = None
-    """(B, G, L, D) float; what a continuous tokenizer transmits."""
+    """(B, G, L, D) float; continuous tokenizers."""
     features: Tensor | None = None
     """(B, G, L, F) float encoder output before quantization: side information for distortion predictors.
     Never transmitted, never needed to decode."""
@@ -116,7 +116,7 @@ class BlockTokens:
         return self.keep.sum(-1)
 
     def tail_drop(self, lengths: Tensor) -> Self:
-        """Keep the first `lengths` (B, G) slots of each block, where they were kept before."""
+        """Keep the first `lengths` (B, G) tokens of each block, of those that were kept before."""
         slots = torch.arange(self.keep.shape[-1], device=self.keep.device)
         return replace(self, keep=self.keep & (slots < lengths.to(self.keep.device)[..., None]))
 
@@ -149,7 +149,7 @@ class BlockTokens:
 
 @runtime_checkable
 class VideoTokenizer(Protocol):
-    """Video <-> block tokens. AdapTok and LIT are two of these, and differ in nothing else a caller can see."""
+    """Video <-> block tokens: the contract of AdapTok and LIT."""
 
     @property
     def spec(self) -> TokenizerSpec: ...

@@ -1,8 +1,8 @@
 """Token caches: the kept codes of every clip, ragged, in memory-mapped Arrow files beside a fingerprint.
 
-Padded rows are never stored, and codes are uint16, or int32 where the codebook has more. The fingerprint says
-what made the tokens; it is written last, so a folder without one is not a cache. Until then unfinished.json says what
-the shards depend on.
+Padded rows are never stored, and codes are uint16, or int32 for codebooks above 65,536. The fingerprint names
+tokenizer, allocator and data; it is written last, so a folder without one is not a cache. Until then unfinished.json
+records everything that the shards depend on.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ FINGERPRINT, UNFINISHED = "fingerprint.json", "unfinished.json"
 
 
 class CacheError(ValueError):
-    """A token cache that cannot be read or written, said in one sentence."""
+    """A token cache that cannot be read or written."""
 
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What made the tokens of a cache, and their shape."""
+    """Origin and shape of the tokens of a cache."""
 
     tokenizer: str
     """Fingerprint of the tokenizer's model folder."""
@@ -75,8 +75,8 @@ class TokenCacheWriter:
     def __init__(
         self, folder: str | Path, info: CacheInfo, *, shards: int = 1, about: Mapping[str, Any] | None = None
     ) -> None:
-        """`about`: what the shards depend on beside `info`. CacheError or PiecesError when the folder holds something
-        else than what an interruption left of this cache."""
+        """`about`: everything beside `info` that the shards depend on. CacheError or PiecesError when the folder holds
+        anything but the unfinished shards of this cache."""
         self.folder, self.info, self.shards = Path(folder), info, shards
         if (self.folder / FINGERPRINT).exists():
             raise CacheError(f"{folder} already holds a token cache; choose another folder or remove it")
@@ -88,8 +88,7 @@ class TokenCacheWriter:
         check_about(self.folder / UNFINISHED, self._about)
 
     def begin(self) -> None:
-        """Record what the shards depend on; shards without a record are removed. On one process, once all have made
-        their writer."""
+        """Write unfinished.json; shards without one are removed. On one process, once all have made their writer."""
         if not check_about(self.folder / UNFINISHED, self._about):
             for unknown in self.folder.glob("*tokens-*"):
                 unknown.unlink()
@@ -101,14 +100,14 @@ class TokenCacheWriter:
 
     @contextmanager
     def shard(self, number: int) -> Iterator[ShardWriter]:
-        """Write a shard, which is there as a whole or not at all."""
+        """Write a shard, which is complete or absent."""
         with write_atomically(self._file(number)) as temporary:
             writer = ArrowWriter(path=str(temporary), features=_features(self.info))
             yield ShardWriter(self.info, writer)
             writer.finalize()
 
     def finish(self) -> None:
-        """Make the cache whole. On one process, once all shards are written."""
+        """Write the fingerprint. On one process, once all shards are written."""
         files = [self._file(number) for number in range(self.shards)]
         missing = [file.name for file in files if not file.is_file()]
         if missing:
@@ -194,7 +193,7 @@ class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
         info = configuration.decode(CacheInfo, record, source=str(folder / FINGERPRINT))
         for name, value in expected.items():
             if getattr(info, name) != value:
-                raise CacheError(f"{folder} was made with {name} {getattr(info, name)!r}, but {value!r} is asked for")
+                raise CacheError(f"{folder} was made with {name} {getattr(info, name)!r}, but {value!r} is needed")
         rows = concatenate_datasets([_read_shard(folder / shard) for shard in shards])
         if len(rows) != clips:
             raise CacheError(f"{folder} holds {len(rows)} of its {clips} clips; copy it again")

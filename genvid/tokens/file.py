@@ -1,8 +1,8 @@
 """Token files: whole videos as the kept codes of their clips, in one .npz, for the tokenizer that made them.
 
-A video is cut into consecutive clips of as many blocks as the tokenizer holds, or of `LONGEST_CLIP` where it holds any
-number. Where it ends within a block, its last frame was repeated to fill the block, and decoding leaves those frames
-out. Neither reading nor writing needs memory for more than the kept codes.
+A video is cut into consecutive clips of `TokenizerSpec.max_blocks` blocks, or of `LONGEST_CLIP` for a tokenizer without
+a limit. Where it ends within a block, its last frame is repeated to fill the block, and decoding leaves these frames
+out. Reading and writing hold the kept codes in memory and nothing else.
 
 codes      kept codes of all blocks of all videos, one after another: uint16, or int32 for large codebooks
 lengths    kept codes of each block
@@ -29,7 +29,7 @@ from genvid.tokens.blocks import BlockTokens, TokenizerSpec, clip_frames
 
 
 class TokenFileError(ValueError):
-    """A token file that cannot be read or written, said in one sentence."""
+    """A token file that cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class TokenizedVideo:
 
 @dataclass(frozen=True)
 class TokenFileInfo:
-    """What stands in a token file, without the tokenizer that could decode it."""
+    """Contents of a token file, counted without its tokenizer."""
 
     tokenizer: str
     videos: int
@@ -124,7 +124,7 @@ def read_tokens(path: str | Path, spec: TokenizerSpec, *, tokenizer: str) -> lis
 
 
 def token_file_info(path: str | Path) -> TokenFileInfo:
-    """What stands in a token file."""
+    """Counts of a token file, and the fingerprint of its tokenizer."""
     data = _load(path)
     return TokenFileInfo(
         str(data["tokenizer"]), len(data["names"]), int(data["frames"].sum()), len(data["lengths"]), len(data["codes"])

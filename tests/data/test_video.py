@@ -323,7 +323,7 @@ def test_bad_files_are_errors_in_words(tmp_path: Path) -> None:
     with pytest.raises(VideoError, match=r"absent\.mp4 cannot be decoded \(No such file"):
         probe(tmp_path / "absent.mp4")
     whole = make_video(tmp_path / "whole.mp4")
-    with pytest.raises(VideoError, match=r"has 40 frames, but frames 30 to 45 were asked for"):
+    with pytest.raises(VideoError, match=r"has 40 frames, but frames 30 to 45 were requested"):
         read_clip(whole, 30, 16)
 
 

@@ -85,9 +85,9 @@ def test_batches_through_workers(tmp_path: Path) -> None:
 def test_expectations_are_checked(tmp_path: Path) -> None:
     write(tmp_path / "cache", some_tokens())
     assert len(TokenCache.open(tmp_path / "cache", tokenizer="abc", allocator=INFO.allocator, group_size=4)) == 22
-    with pytest.raises(CacheError, match="made with tokenizer 'abc', but 'xyz' is asked for"):
+    with pytest.raises(CacheError, match="made with tokenizer 'abc', but 'xyz' is needed"):
         TokenCache.open(tmp_path / "cache", tokenizer="xyz")
-    with pytest.raises(CacheError, match=r"made with allocator .*group.*, but .*uniform.* is asked for"):
+    with pytest.raises(CacheError, match=r"made with allocator .*group.*, but .*uniform.* is needed"):
         TokenCache.open(tmp_path / "cache", allocator={"type": "uniform"})
 
 

@@ -35,7 +35,7 @@ class Source(ABC):
     weights: Tensor | None = None
     """(N,) float64: how often each item is drawn in training, in proportion; None where each comes once an epoch."""
     contents: str = ""
-    """Hash of what the files of the items hold; empty where a name says it all."""
+    """Hash of the contents of each file; empty where names identify the contents."""
 
     @abstractmethod
     def clip(self, index: int, seed: int) -> Tensor:
@@ -45,7 +45,7 @@ class Source(ABC):
         """
 
     def attributes(self, index: int) -> dict[str, int]:
-        """What else is known of an item: joins the item under these names."""
+        """Further numbers of an item, which join it under these names."""
         return {}
 
 

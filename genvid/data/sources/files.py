@@ -82,7 +82,7 @@ class FileSource(Source):
             _report(problems, total=len(files) + len(missing), strict=strict)
 
     def listing(self) -> dict[str, VideoInfo]:
-        """The usable videos: path below the root -> what is in the file."""
+        """The usable videos: path below the root -> properties of the file."""
         return {path: info for path, info, _ in self._items}
 
     def clip(self, index: int, seed: int) -> Tensor:
@@ -115,7 +115,7 @@ class FolderConfig(SourceConfig):
         if self.held_out is not None and self.manifest is not None:
             raise ValueError("a manifest has its own splits: use `split`, and `held_out: null`")
         if self.split is not None and self.manifest is None:
-            raise ValueError(f"split '{self.split}' of {self.path} needs a manifest that says which files it holds")
+            raise ValueError(f"split '{self.split}' of {self.path} needs a manifest that lists its files")
 
     def split_name(self) -> str:
         if self.held_out is None:

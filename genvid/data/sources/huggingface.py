@@ -24,7 +24,7 @@ from genvid.files import sha256, write_atomically
 @SourceConfig.register_subclass("huggingface")
 @dataclass(frozen=True)
 class HuggingFaceConfig(SourceConfig):
-    """What `datasets.load_dataset` is called with, and the columns of the video and of its class."""
+    """Arguments of `datasets.load_dataset`, and the columns of the video and of its class."""
 
     path: str
     """Id on the Hub, or a format: videofolder, parquet, webdataset."""

@@ -77,7 +77,7 @@ def prepared_path(path: str) -> str:
 
 
 def find_video(root: Path, path: str) -> str | None:
-    """A listed path below `root`, or the file there that stands for it; None where neither is there.
+    """A listed path below `root`, or the file in its place; None where neither exists.
 
     That is the prepared video, or the file of a path that is listed without its suffix.
     """

@@ -1,8 +1,8 @@
 """Videos that were resized once, so that every later read is cheap: small H.264 files with a keyframe every few frames.
 
 A prepared folder keeps the paths of the folder it was made of, as .mp4; frame i of a file is frame i of its video, so
-clip rules mean the same on both. `index-*.json` say how it was made and what a probe of each file would find: opening
-the folder decodes nothing.
+clip rules mean the same on both. `index-*.json` hold the settings of the preparation and the properties of each file:
+opening the folder decodes nothing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate
 from genvid.files import sha256, write_atomically
 
 _VERSION = 2
-"""Of what is made of the same video: from 2 on frames are as a player shows them, upright and with square pixels."""
+"""Version of the prepared files: from 2 on frames are as a player shows them, upright and with square pixels."""
 _CHUNK = 32
 """Frames that are in memory at a time."""
 
@@ -48,14 +48,14 @@ class Preparation:
             )
 
     def described(self) -> dict[str, Any]:
-        """What the files depend on."""
+        """Everything that the prepared files depend on."""
         rule = {"resolution": list(self.clip.resolution), "crop": self.clip.crop}
         return {"version": _VERSION, **rule, "quality": self.quality, "keyframe_every": self.keyframe_every}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class IndexedVideo:
-    """What a probe found in a file, and the start of the SHA-256 of its content."""
+    """Properties of a file, and the start of the SHA-256 of its content."""
 
     info: VideoInfo
     digest: str
@@ -143,7 +143,7 @@ def _resized(source: Path, info: VideoInfo, clip: ClipConfig) -> Iterator[Frames
 
 
 def _encode(path: Path, frames: Iterable[Frames], fps: float, how: Preparation) -> None:
-    """Constant frame rate, no frame that depends on a later one, and what makes decoding slow left out."""
+    """Constant frame rate, no frame that depends on a later one, and no coding tool that slows decoding down."""
     options = {"crf": str(how.quality), "tune": "fastdecode", "g": str(how.keyframe_every)}
     options |= {"bf": "0", "sc_threshold": "0", "threads": "1"}
     try:

@@ -1,7 +1,7 @@
 """Procedural clips whose class is their motion and whose complexity varies: the test bed of adaptive tokens.
 
 A tokenizer that spends tokens by content should spend few on a plain clip and many on a busy one or after a cut,
-and a generator that was told the class must get the motion right. Every clip is a pure function of (seed, index).
+and a generator conditioned on the class must reproduce its motion. Every clip is a pure function of (seed, index).
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _path(
 
 
 def _colour(hue: int, saturation: float, value: float) -> Array:
-    """One of six hues, (3, 1, 1) in 0..1. A few colours leave the tokens to tell form and motion."""
+    """One of six hues, (3, 1, 1) in 0..1. With few colours, tokens go to form and motion."""
     k = (np.array([5, 3, 1], np.float32) + hue) % 6
     colour: Array = (value - value * saturation * np.clip(np.minimum(k, 4 - k), 0, 1)).astype(np.float32)
     return colour[:, None, None]

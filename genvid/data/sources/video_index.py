@@ -1,4 +1,4 @@
-"""Probe many files once: what was found, and a hash of their content, is kept in the user's cache folder.
+"""Probe many files once: their properties, and a hash of their content, are kept in the user's cache folder.
 
 A file is known again by path, size and time of change; what is computed from files is known by their content. Prepared
 videos come with an index of their own.
@@ -27,23 +27,26 @@ from genvid.files import readable, sha256, write_atomically
 logger = logging.getLogger(__name__)
 
 _VERSION = 2
-"""Of the memory. It rises when a probe finds other values in the same file: 2 has sizes as shown, and seek points."""
+"""Version of the index. It rises when a probe gives other values for the same file: 2 has sizes as shown, and seek
+points."""
 _SAVE_SECONDS = 60.0
-"""What was found is kept at least so often while files are probed."""
+"""Longest time between two writes of the index while files are probed."""
 
 
 def cache_folder() -> Path:
-    """Where genvid keeps what can be computed again: below XDG_CACHE_HOME or ~/.cache."""
+    """Folder of files that can be computed again: below XDG_CACHE_HOME or ~/.cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genvid"
 
 
 def probe_files(
     root: Path, files: Sequence[Path], prepared: Mapping[str, PreparedVideo]
 ) -> list[IndexedVideo | VideoError]:
-    """What each file holds, or why it cannot be used. The first call decodes every file that is not among the
-    `prepared` ones below `root`, in the threads of one process; others that open the same folder wait for it.
+    """The properties of each file, or the reason why it cannot be used.
 
-    Only what is good is remembered: a file that failed, perhaps for a moment, is tried again.
+    The first call decodes every file that is not among the `prepared` ones below `root`, in the threads of one process;
+    others that open the same folder wait for it.
+
+    Only usable files are stored: a file that failed, perhaps temporarily, is probed again.
     """
     memory, keys = _memory(root), [_key(file) for file in files]
     found: dict[str, IndexedVideo | VideoError] = dict(_read(memory))
@@ -86,7 +89,7 @@ def one_at_a_time(memory: Path, what: str) -> Iterator[bool]:
 
 
 def _probe_all(missing: Mapping[str, Path], found: dict[str, IndexedVideo | VideoError], memory: Path) -> None:
-    """Add what each missing file holds to `found`, and keep it, also when this is interrupted."""
+    """Probe each missing file into `found`, and store the index, also after an interruption."""
     failures = _failures(memory)
     pool = ThreadPoolExecutor(min(16, os.cpu_count() or 1))
     try:
@@ -112,7 +115,7 @@ def _good(found: Mapping[str, IndexedVideo | VideoError]) -> dict[str, IndexedVi
 
 
 def _failures(memory: Path) -> Path:
-    """What the last process to probe could not use: for those that waited for it."""
+    """Files that the last process could not use, for the processes that waited for it."""
     return cache_folder() / "locks" / f"{memory.stem}.failed.json"
 
 
@@ -158,4 +161,4 @@ def _write(memory: Path, known: dict[str, IndexedVideo]) -> None:
             videos = {key: dataclasses.asdict(video) for key, video in known.items()}
             temporary.write_text(json.dumps({"version": _VERSION, "videos": videos}))
     except OSError as error:
-        logger.info("what was found in the video files is not remembered: %s", error)
+        logger.info("the index of probed video files cannot be stored: %s", error)

@@ -11,7 +11,7 @@ from genvid.data.sources.procedural.bank import OUTLINE_SIZES, SIDE, bank
 from genvid.data.sources.procedural.outlines import Array, Rng
 
 MARGIN = 8
-"""Clear pixels about a thing: what is smeared or sampled beyond its edge."""
+"""Clear pixels around a thing, for blur and sampling beyond its edge."""
 _SLANT = 0.06
 """Deviation of the light that one side of a leaf has more than its middle."""
 
@@ -110,7 +110,7 @@ def pick_outline(rng: Rng, side: int) -> Array:
 
 
 def stamp(rng: Rng, canvas: Array, outline: Array, top: int, left: int, colour: Array, gain: Array) -> None:
-    """Paint one leaf; what lies outside of the canvas is lost."""
+    """Paint one leaf, clipped to the canvas."""
     cover, under = _overlap(canvas, outline, top, left)
     number, dy, dx = rng.integers(0, (len(bank().textures), SIDE - outline.shape[0] + 1, SIDE - outline.shape[1] + 1))
     leaf = bank().textures[number, :, dy : dy + cover.shape[0], dx : dx + cover.shape[1]] * gain[:, None, None]

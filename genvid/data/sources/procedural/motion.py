@@ -23,7 +23,7 @@ class Warp:
     """(T, 2)."""
 
     def after(self, first: Warp) -> Warp:
-        """This warp of what `first` gives."""
+        """`first`, then this warp."""
         offset = np.einsum("tij,tj->ti", self.matrix, first.offset) + self.offset
         return Warp(self.matrix @ first.matrix, offset)
 

@@ -20,7 +20,7 @@ _ALL = (slice(None), slice(None))
 
 @dataclass(frozen=True)
 class _Shot:
-    """What all layers of a scene have in common."""
+    """Properties that all layers of a scene share."""
 
     times: Array
     """(T,) times of the frames, in frames of the video."""
