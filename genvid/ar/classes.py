@@ -28,12 +28,12 @@ def class_number(model: RowModel, label: int | str | None) -> int | None:
         raise ValueError("this model continues videos, it does not generate classes: give a prompt")
     if not count:
         if label is not None:
-            raise ValueError(f"this model has no classes: leave out the class {label!r}")
+            raise ValueError(f"this model has no classes: leave out class {label!r}")
         return None
     names = class_names(model)
     known = f"a number from 0 to {count - 1}" + (f", or one of {', '.join(names)}" if names else "")
     if label is None:
-        raise ValueError(f"give a class, which is {known}")
+        raise ValueError(f"give a class (or a prompt, to a model that continues videos); a class is {known}")
     if label in names:
         return names.index(str(label))
     if not str(label).isdecimal() or int(label) >= count:

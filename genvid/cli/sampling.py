@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from genvid import noise
 from genvid.allocation import Allocator
-from genvid.ar.classes import class_names
+from genvid.ar.classes import class_number
 from genvid.ar.model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import BudgetOptions, new_output, open_tokenizer
@@ -278,7 +278,7 @@ def _show(samples: SampleFolder, writer: SampleWriter, spec: TokenizerSpec, made
 def _condition(options: SampleOptions, model: RowModel) -> dict[str, Any]:
     """Condition of the samples as in index.jsonl; ValueError if the model does not take it."""
     if options.prompt is None:
-        return {"class": _class_number(options, model)}
+        return {"class": class_number(model, options.class_)}
     if not model.config.context_blocks:
         raise ValueError("this model generates classes, it does not continue videos: give --class in place of --prompt")
     return {"prompt": str(options.prompt)}
@@ -290,23 +290,3 @@ def _prompt(path: Path, model: RowModel, spec: TokenizerSpec) -> Tensor:
     if info.frames < count:
         raise ValueError(f"{path} has {info.frames} frames, but this model reads {count}")
     return to_float(torch.cat(list(islice(read_frames(path, info, spec), count)), 1))[None]
-
-
-def _class_number(options: SampleOptions, model: RowModel) -> int | None:
-    """Number of the class given by name or number; None where the model has no classes."""
-    wanted, count = options.class_, model.layout.num_classes
-    if model.config.context_blocks:
-        raise ValueError("this model continues videos, it does not generate classes: give --prompt")
-    if not count:
-        if wanted is not None:
-            raise ValueError("this model has no classes: leave out --class")
-        return None
-    names = class_names(model)
-    known = f"a number from 0 to {count - 1}" + (f", or one of {', '.join(names)}" if names else "")
-    if wanted is None:
-        raise ValueError(f"give --class (or --prompt, for a model that continues videos); a class is {known}")
-    if wanted in names:
-        return names.index(wanted)
-    if not wanted.isdecimal() or int(wanted) >= count:
-        raise ValueError(f"this model has no class '{wanted}'; a class is {known}")
-    return int(wanted)
