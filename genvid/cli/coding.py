@@ -55,7 +55,7 @@ class BudgetOptions:
     def __bool__(self) -> bool:
         return self != BudgetOptions()
 
-    def budget(self, tokenizer: VideoTokenizer) -> Budget | None:
+    def build(self, tokenizer: VideoTokenizer) -> Budget | None:
         """The budget, checked against the tokenizer; None: all tokens are kept."""
         if not self:
             return None
@@ -111,7 +111,7 @@ def encode(options: EncodeOptions) -> None:
     output = new_output(options.output, ".npz")
     videos: Videos = [(path, probe(path)) for path in options.videos]
     tokenizer = open_tokenizer(options.tokenizer)
-    budget = options.budget.budget(tokenizer)
+    budget = options.budget.build(tokenizer)
     if tokenizer.spec.codebook_size is None:
         raise ValueError(
             f"{options.tokenizer} is a continuous tokenizer, which has no codes to store: give a discrete one"
@@ -163,7 +163,7 @@ def reconstruct(options: ReconstructOptions) -> None:
     path, found = options.video, probe(options.video)
     tokenizer = open_tokenizer(options.tokenizer)
     blocks = _clip_blocks([(path, found)], tokenizer.spec)
-    budget = options.budget.budget(tokenizer)
+    budget = options.budget.build(tokenizer)
     allocators: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
     if budget is not None:
         allocators = [*budget.video_allocators(blocks)]

@@ -1,11 +1,11 @@
-"""`genvid evaluate` and `genvid report`: a published protocol, run by its name; reports compared."""
+"""`genvid evaluate` and `genvid report`: published protocols by name, and tables of their reports."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from genvid import config as configuration
 from genvid.allocation import Allocator, UniformAllocator
@@ -13,7 +13,7 @@ from genvid.allocation.budget import GROUP_SIZE
 from genvid.ar.model import RowModel
 from genvid.checkpoint import load_model
 from genvid.cli.coding import BudgetOptions, open_tokenizer
-from genvid.cli.producers import Sampling, hashes
+from genvid.cli.video_models import Sampling, hashes
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, VideoModel
@@ -35,7 +35,7 @@ from genvid.tokens import ResizableTokenizer, VideoTokenizer
 from genvid.train.accelerator import make_state
 
 SAMPLED = 128
-"""Clips sampled at a time: two for each slot of the engine, so that a row that ends makes room for another."""
+"""Clips sampled at a time: two for each batch slot of the engine, so that another row replaces a finished one."""
 
 
 @dataclass(frozen=True)
@@ -158,7 +158,7 @@ def evaluate(options: EvaluateOptions) -> None:
         record = record.adapted(count=options.count)
     features = _features(options, record)
     models = _models(options, record)
-    record = _given_frames(options, record, models[0])
+    record = _with_frames_of(options, record, models[0])
     evaluation = _evaluation(options, record, features, models[0])
     for model in models:
         if isinstance(model, Sampling):
@@ -236,7 +236,7 @@ def _features(options: EvaluateOptions, record: EvaluationProtocol) -> FeatureNe
 def _sources(
     options: EvaluateOptions, record: EvaluationProtocol
 ) -> tuple[SourceConfig, SourceConfig | None, EvaluationProtocol]:
-    """Real clips, unseen ones where there are any, and the protocol with the data set that is really used."""
+    """Real clips, held-out ones where the data set has any, and the protocol with the data set in use."""
     if options.source is None:
         assert options.data is not None
         source = protocol_source(record, options.data, options.lists)
@@ -261,7 +261,7 @@ def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[Vi
         return [_sampling(options, record, tokenizer, budget) for budget in options.budgets]
     encoder, models = PieceEncoder(tokenizer), []
     for budget in options.budgets:
-        cut = budget.budget(tokenizer)
+        cut = budget.build(tokenizer)
         weights = hashes(tokenizer=options.tokenizer, scorer=options.scorer)
         about = {**weights, "tokens": budget.tokens, "published": budget.published}
         models.append(Reconstruction(encoder, cut, about))
@@ -275,14 +275,14 @@ def _sampling(
     model, task = load_model(options.model, RowModel), record.task
     check_match(model, tokenizer)
     if bool(model.config.context_blocks) != (task == "prediction"):
-        raise ValueError(f"{record.name} measures {task}, which {options.model} was not made for")
+        raise ValueError(f"{record.name} measures {task}, which {options.model} was not trained for")
     context = _context(options, model, tokenizer, budget) if task == "prediction" else None
     weights = hashes(model=options.model, tokenizer=options.tokenizer, scorer=options.scorer)
     settings = {} if context is None else {"tokens": budget.tokens}
     return Sampling(model.to(device()), tokenizer, options.sampling, weights | settings, context=context)
 
 
-def _given_frames(options: EvaluateOptions, record: EvaluationProtocol, model: VideoModel) -> EvaluationProtocol:
+def _with_frames_of(options: EvaluateOptions, record: EvaluationProtocol, model: VideoModel) -> EvaluationProtocol:
     """The protocol with the frames that the model generates and reads: no more than the fewest frames of a prompt."""
     if not isinstance(model, Sampling):
         return record
@@ -296,22 +296,22 @@ def _given_frames(options: EvaluateOptions, record: EvaluationProtocol, model: V
 def _context(
     options: EvaluateOptions, model: RowModel, tokenizer: VideoTokenizer, budget: BudgetOptions
 ) -> Allocator | None:
-    """The rule that cuts given blocks as those of the rows that the model was trained on; None: they were whole."""
-    rule = budget.budget(tokenizer)
-    if model.fixed_prompt and rule is not None:
-        raise ValueError("published models read given frames uncut: leave out --scorer, --tokens and --published")
+    """The allocator of the prompt, as in the rows that the model was trained on; None: all tokens are kept."""
+    cut = budget.build(tokenizer)
+    if model.fixed_prompt and cut is not None:
+        raise ValueError("published models read their prompt uncut: leave out --scorer, --tokens and --published")
     layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
     tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
-    if rule is not None:
+    if cut is not None:
         if budget.tokens is not None and abs(budget.tokens - tokens) >= 1 and trained:
             raise ValueError(f"{options.model} was trained on clips of {tokens:g} tokens: give --tokens {tokens:g}")
-        return rule.allocator(model.config.context_blocks)
+        return cut.allocator(model.config.context_blocks)
     if trained.get("type") == "uniform":
         return UniformAllocator(max(size for size in layout.sizes if size <= tokens / layout.num_blocks))
     if tokens < layout.block_capacity * layout.num_blocks:
         raise ValueError(
             f"{options.model} was trained on clips of at most {tokens:g} tokens: give --scorer and --tokens as in "
-            "training, for the given frames are cut in the same way"
+            "training, since the prompt is cut in the same way"
         )
     return None
 
@@ -335,7 +335,7 @@ def _resolution(model: VideoModel) -> int | None:
         return None
     height, width = model.spec.resolution
     if height != width:
-        raise ValueError(f"protocols are of square frames, this tokenizer takes {height}x{width}")
+        raise ValueError(f"protocols have square frames, this tokenizer takes {height}x{width}")
     return height
 
 
@@ -344,16 +344,15 @@ def _weights(model: VideoModel) -> dict[str, str]:
 
 
 def _remarks(model: VideoModel) -> list[str]:
-    said: Mapping[str, Any] = model.describe()
-    settings = {key: value for key, value in said.items() if not isinstance(value, str) and value not in (None, False)}
-    remarks = [f"{key}: {value}" for key, value in settings.items()]
+    settings = {key: value for key, value in model.describe().items() if not isinstance(value, str)}
+    remarks = [f"{key}: {value}" for key, value in settings.items() if value not in (None, False)]
     if isinstance(model, VideoFiles):
-        remarks.append("samples were read from video files: where these are lossy, their compression is measured too")
+        remarks.append("samples were read from video files: if these are lossy, their compression is measured too")
     return remarks
 
 
 def _groups(options: EvaluateOptions, budget: int | None) -> list[str]:
-    """Which clips share a budget: part of what a reader must know of it."""
+    """Remark on the clips that share a budget."""
     if budget is None or options.scorer is None:
         return []
     order = "in the order of the data set, as published," if options.published else "drawn over the data set"

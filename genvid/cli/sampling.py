@@ -248,7 +248,7 @@ def _job(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer, con
 
 def _allocator(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer) -> Allocator | None:
     """The allocator of contexts. It cuts each by itself, so that a video does not depend on the others."""
-    budget = options.prompt_budget.budget(tokenizer)
+    budget = options.prompt_budget.build(tokenizer)
     if budget is None:
         return None
     allocator = budget.allocator(model.config.context_blocks)

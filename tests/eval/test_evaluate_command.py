@@ -21,7 +21,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import main
-from genvid.cli.producers import Sampling
+from genvid.cli.video_models import Sampling
 from genvid.data import to_float, write_video
 from genvid.data.sources.synthetic import MOTIONS
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig

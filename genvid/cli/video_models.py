@@ -24,7 +24,7 @@ from genvid.tokens import TokenizerSpec, VideoTokenizer
 
 
 class Sampling:
-    """Samples of an autoregressive model: of the class that is asked for, or continuing the frames that are given."""
+    """An autoregressive model under evaluation: samples of a class, or continuations of the first frames."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Sampling:
         *,
         context: Allocator | None = None,
     ) -> None:
-        """`context`: the rule that cuts the blocks of given frames; None: they are not cut."""
+        """`context`: the allocator of the prompt; None: all tokens are kept."""
         self.context = context
         self.model, self.tokenizer, self.about = model, tokenizer, {**about, "sampling": asdict(config)}
         self.engine = Engine(model, config)
@@ -46,7 +46,7 @@ class Sampling:
         return self.about
 
     def number_classes(self, classes: Sequence[str]) -> None:
-        """Labels are numbers of these classes, those of the data, from now on: the model may number them otherwise.
+        """Read labels as numbers of `classes`, those of the data, from now on: the model may number them otherwise.
 
         ProvenanceError where the model was trained on other classes.
         """
