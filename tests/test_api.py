@@ -92,6 +92,13 @@ def test_every_form_of_the_same_pixels_has_the_same_tokens_and_the_same_picture(
     assert np.abs(picture(pixels) / 255 - picture(pixels / 255)).max() <= 0.5 / 255 + 1e-6
 
 
+def test_reversed_read_only_and_listed_arrays_are_read(tokenizer, pixels):
+    mirrored, frozen = pixels[0, :, :, ::-1], pixels[0].copy()
+    frozen.flags.writeable = False
+    assert torch.equal(tokenizer.encode(mirrored).clips[0].codes, tokenizer.encode(mirrored.copy()).clips[0].codes)
+    assert torch.equal(tokenizer.encode(frozen).clips[0].codes, tokenizer.encode(list(pixels[0])).clips[0].codes)
+
+
 def test_decoded_pixels_are_those_of_the_model(tokenizer, pixels):
     video = torch.from_numpy(np.moveaxis(pixels, -1, 1).copy()) / 127.5 - 1
     decoded = tokenizer.model.decode(tokenizer.model.encode(video))
@@ -145,6 +152,7 @@ def test_the_scorer_may_lie_elsewhere_but_belongs_to_a_tokenizer(models, tokeniz
         (np.full((6, 16, 16, 3), -1.0), "from 0 to 1, got -1 to -1"),
         (np.full((6, 16, 16, 3), 255.0), "from 0 to 1, got 255 to 255"),
         (np.full((6, 16, 16, 3), np.nan), "from 0 to 1, got nan to nan"),
+        ("video.mp4", "an array of pixels, got a str"),
     ],
 )
 def test_arrays_of_other_kinds_are_refused_in_a_sentence(tokenizer, array, said):

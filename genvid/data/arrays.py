@@ -47,7 +47,7 @@ def read_array(array: Any) -> tuple[Tensor, ArrayForm]:
 
     ValueError in one sentence for axes or pixels of another kind.
     """
-    pixels = array.detach() if isinstance(array, Tensor) else torch.tensor(np.asarray(array))
+    pixels = array.detach() if isinstance(array, Tensor) else torch.from_numpy(_numbers(array))
     shape, ndim = tuple(pixels.shape), pixels.ndim
     axis = _channel_axis(ndim)
     if ndim not in (3, 4, 5) or 0 in shape or 3 not in (shape[-1], shape[axis]):
@@ -62,6 +62,14 @@ def read_array(array: Any) -> tuple[Tensor, ArrayForm]:
     if ndim == 3:
         pixels = pixels[:, None]
     return _to_float(pixels if ndim == 5 else pixels[None]), form
+
+
+def _numbers(array: Any) -> NDArray[Any]:
+    """A copy: arrays of images are often read-only or reversed, which PyTorch does not take."""
+    numbers = np.array(array, order="C")
+    if numbers.dtype.kind not in "biuf":
+        raise ValueError(f"a video or image is an array of pixels, got a {type(array).__name__} ({numbers.dtype})")
+    return numbers
 
 
 def _channel_axis(ndim: int) -> int:
