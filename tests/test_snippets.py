@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import re
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,16 @@ BLOCKS = {name: re.findall(r"^```python\n(.*?)^```", page.read_text(), re.M | re
 CODES = VQConfig(codebook_size=64)
 LAYOUT = BlockLayout(codebook_size=64, num_classes=3, num_blocks=4, block_capacity=16, sizes=(2, 4, 16))
 
-Helpers = Callable[[str], Any]
-"""Imports a module of helpers from a folder of the tests: `tokenizer/tiny_codecs`."""
+
+@dataclass(frozen=True)
+class Helpers:
+    """Modules of helpers in folders of the tests, imported by their paths (`tokenizer/tiny_codecs`)."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def __call__(self, module: str) -> Any:
+        self.monkeypatch.syspath_prepend(ROOT / "tests" / Path(module).parent)
+        return importlib.import_module(Path(module).name)
 
 
 def adaptok() -> AdapTok:
@@ -76,6 +85,18 @@ def data(helpers: Helpers) -> dict[str, Any]:
     return {"folder": "cache", "info": info, "dataset": dataset, "batches": batches, **given}
 
 
+def evaluation(helpers: Helpers) -> dict[str, Any]:
+    """The data set, the weights and the protocol's count of clips are toys."""
+    toys, patch = helpers("eval/toy_models"), helpers.monkeypatch
+    patch.setattr("genvid.eval.protocols.protocol", lambda name: replace(toys.TOY, task="generation", count=16))
+    patch.setattr("genvid.eval.sources.protocol_source", lambda record, path: toys.CLIPS)
+    patch.setattr("genvid.eval.sources.unseen_source", lambda record, path: None)
+    patch.setattr("genvid.eval.features.loading.load_features", lambda path: toys.Colours())
+    video = torch.zeros(3, 16, 32, 32).byte()
+    given = {"video": video, "reconstruction": video, "steps": [1, 2], "losses": [0.5, 0.4]}
+    return {"sample": lambda labels, seeds: torch.rand(len(labels), 3, 16, 32, 32), **given}
+
+
 def generation(helpers: Helpers) -> dict[str, Any]:
     model = transformer()
     model.save("runs/ar/export")
@@ -97,6 +118,7 @@ PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
     "README.md": readme,
     "docs/allocation.md": allocation,
     "docs/data.md": data,
+    "docs/evaluation.md": evaluation,
     "docs/generation.md": generation,
     "docs/lit.md": lit,
     "docs/published.md": allocation,
@@ -104,15 +126,11 @@ PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
 """Page -> a function that makes the files and returns the variables that its blocks take as given."""
 
 
-@pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks and "evaluation" not in name])
+@pytest.mark.parametrize("name", [name for name, blocks in BLOCKS.items() if blocks])
 def test_python_blocks_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def helpers(module: str) -> Any:
-        monkeypatch.syspath_prepend(ROOT / "tests" / Path(module).parent)
-        return importlib.import_module(Path(module).name)
-
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    namespace = PREPARED[name](helpers) if name in PREPARED else {}
+    namespace = PREPARED[name](Helpers(monkeypatch)) if name in PREPARED else {}
     for number, block in enumerate(BLOCKS[name]):
         code = compile(block, f"{name}, block {number}", "exec")
         if "vllm" in block and importlib.util.find_spec("vllm") is None:
