@@ -146,16 +146,14 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert anchor in anchors, f"{target}#{anchor}"
 
 
-WIDE = ("lit", "training", "evaluation", "architecture")
-
-
-@pytest.mark.parametrize("page", [page for page in PAGES if page.stem not in WIDE], ids=lambda page: page.stem)
+@every_page
 def test_lines_have_at_most_120_characters(page: Path) -> None:
     long = [line for line in page.read_text().splitlines() if len(line) > 120 and "](http" not in line]
     assert not long, f"{len(long)} lines, the first: {long[0]}"
 
 
-def test_the_tree_of_the_readme_names_files_that_exist() -> None:
+def test_the_tree_of_the_readme_lists_every_file() -> None:
+    """Files of the packages and the benchmarks, without configurations of recipes, `__init__.py` and `py.typed`."""
     tree = next(text for language, text in fences(NAMED["README.md"]) if not language and text.startswith("genvid/"))
     folders: list[str] = []
     listed = set()
@@ -165,3 +163,8 @@ def test_the_tree_of_the_readme_names_files_that_exist() -> None:
         folders[depth:] = [name]
         listed.add("".join(folders[: depth + 1]))
     assert not [path for path in listed if not (ROOT / path).exists()]
+    packages = [ROOT / name for name in ("genvid", "tokenizer", "eval", "recipes", "benchmarks")]
+    files = {str(file.relative_to(ROOT)) for package in packages for file in package.rglob("*.*") if file.is_file()}
+    left_out = ("__init__.py", "py.typed", ".pyc")
+    missing = [f for f in files - listed if not f.endswith(left_out) and not f.startswith("recipes/configs/")]
+    assert not missing, f"add a line to the tree in README.md for {sorted(missing)}"
