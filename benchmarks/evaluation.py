@@ -2,8 +2,8 @@
 
 Clips a second of (1) I3D alone on clips that are on the device, (2) files decoded to 128x128, the size of the UCF-101
 protocols, and brought to the device, with no network, (3) an evaluation that does both (I3D resizes to 224x224 itself),
-(4) one that generates samples, against what generation and features would take one after the other. Each is printed as
-soon as it is known, with the seconds since the start. Clocks of loading start after an eighth of the clips: starting
+(4) one that generates samples, beside the sum of the times of generation and features alone. Each is printed when it is
+measured, with the seconds since the start. Clocks of loading start after an eighth of the clips: starting
 the processes that decode takes seconds, once. Files are made here unless --data names a folder of videos; weights do
 not matter for time.
 """
@@ -35,7 +35,7 @@ from genvid.eval.selection import protocol_clips
 from genvid.tokens import TokenizerSpec
 
 SHARE = 0.9
-"""Of I3D's own speed that an evaluation should reach."""
+"""Target of an evaluation: this share of the speed of I3D alone."""
 FILES = 32
 """Videos that are made: windows of them are read again and again."""
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -68,7 +68,7 @@ class Timed(FeatureNetwork):
 
 
 class NoNetwork(FeatureNetwork):
-    """Features that cost nothing: what is left is loading."""
+    """Features at no cost, so that loading alone is timed."""
 
     name, num_features, min_frames = "none", 1, 1
 
@@ -77,7 +77,7 @@ class NoNetwork(FeatureNetwork):
 
 
 class Generator:
-    """Costs what a small decoder costs: some convolutions over noise, on the device."""
+    """Stands in for a small decoder: convolutions over noise, on the device."""
 
     spec: TokenizerSpec | None = None
 
@@ -158,7 +158,7 @@ def evaluation(
 
 
 def measure(options: argparse.Namespace, folder: Path) -> None:
-    """Every part, printed as soon as it is known."""
+    """Measure every part and print it at once."""
     i3d = load_i3d(options.i3d) if options.i3d else I3DStateDict(I3D(), name="random", weights="random", is_fvd=False)
     record = EvaluationProtocol("benchmark", "generation", "files", "all", 16, "windows", None, options.resolution)
     data, clips, batch = options.data, options.clips, options.batch_size

@@ -24,7 +24,7 @@ CONFIGS = Path(__file__).resolve().parents[1] / "recipes" / "configs"
 GPUS = (1, 8, 64)
 TOKENS = 1028
 CLIPS = {"ucf101": 9_537, "k600": 390_000}
-"""Training videos; of Kinetics-600 what is still to be had varies."""
+"""Training videos; the number of those of Kinetics-600 that are still available varies."""
 MILLIONS = {"tokenizer": 195.1 + 38.2, "scorer": 89.0, "ar": 633.3}
 """Trained parameters, the discriminator among them."""
 SHARDED = {
@@ -34,7 +34,7 @@ SHARDED = {
     "ZeRO-2": (12, 4),
     "ZeRO-3": (20, 4),
 }
-"""Of the 20 bytes a weight, how many are spread over the GPUs; and what ZeRO keeps beside them, spread."""
+"""Of the 20 bytes a weight, those sharded over the GPUs; and the further bytes of ZeRO, sharded too."""
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def work(folder: str, stage: str) -> float:
-    """Clips, or tokens of the AR model, that a recipe goes through."""
+    """Clips of a recipe, or tokens of the AR model."""
     file = CONFIGS / folder / f"{stage}.yaml"
     if stage == "cache":
         return float(CLIPS[folder] * config.load(CacheRun, file).passes)

@@ -3,7 +3,7 @@
 Clips are noise that changes at half of the positions: only shapes matter for time. Prints the median of the runs of
 plain encode + decode, LIT, InfoTok's rule and ElasticTok's rule at one keep rate; then streams a clip in windows and
 compares it with one call, and the memory of a stream with that of one ten times as long. --compile hands codec and
-inpainter to torch.compile and times what has one shape only: no ElasticTok's rule, no stream.
+inpainter to torch.compile and times the parts of one fixed shape: ElasticTok's rule and the stream are left out.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Clips that a core reads in a second from originals and from prepared videos, or draws; and what a worker holds.
+"""Clips that a core reads in a second from originals and from prepared videos, or draws; and memory of a worker.
 
 python benchmarks/loading.py VIDEOS [--seconds 10] [--clips 5000] [--output results.json]
 
@@ -104,7 +104,7 @@ def speed(reader: Reader, items: int, seconds: float) -> dict[str, float]:
 
 
 def memory(reader: Reader, items: int, clips: int) -> dict[str, list[float]]:
-    """Megabytes that this process holds after each tenth of `clips`."""
+    """Memory of this process in megabytes after each tenth of `clips`."""
     held = []
     for number, (item, seed) in enumerate(draws(items), 1):
         reader(item, seed)

@@ -29,7 +29,7 @@ from genvid.tokens.rows import BlockLayout
 
 @dataclass(frozen=True)
 class Scale:
-    """Sizes of what is measured."""
+    """Sizes of the measured model and its rows."""
 
     transformer: TransformerConfig
     layout: BlockLayout
@@ -257,7 +257,7 @@ def steps(bench: Benchmark, engine: Engine, rows: int, guidance: float, target: 
 
 
 def hold_at(bench: Benchmark, engine: Engine, length: int) -> None:
-    """Make all rows of one length, by hand; they never go on."""
+    """Set the state of all rows to one length; they are never continued."""
     slots, layout = engine.slots, bench.scale.layout
     grammar, state = slots.sync()
     grammar.zero_()
@@ -282,7 +282,7 @@ def at_length(bench: Benchmark, engine: Engine, length: int, repeats: int = 50) 
 
 
 def profile(bench: Benchmark, engine: Engine, length: int, repeats: int = 20, shown: int = 12) -> None:
-    """What a step is made of: the kernels (on a CPU the operators) that take the most time in all."""
+    """The kernels of a step (on a CPU the operators) that take the most time."""
     on_gpu = bench.device.type == "cuda"
     hold_at(bench, engine, length)
     with torch.profiler.profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as found:
@@ -323,7 +323,7 @@ def varying_lengths(bench: Benchmark, engine: Engine, peak: float) -> None:
 
 
 def one_video(bench: Benchmark, engine: Engine) -> None:
-    """What a person waits for: the tokens of the first block of one video; and its whole speed."""
+    """Latency of the first block of one video, and the speed of the complete video."""
     plan = bench.even(bench.scale.tokens)
     whole, first = bench.requests([plan])[0], bench.requests([plan[:1]])[0]
     bench.timed(engine, [whole])
@@ -364,7 +364,7 @@ def budgets(bench: Benchmark, engine: Engine) -> None:
             spent = spending(engine, with_budget(engine, requests, budget))
             seconds = time.perf_counter() - start
             over = int((spent > each).sum()) if budget.total is None else int(spent.sum() > budget.total)
-            # What could be used: all of a total, and of each video's own what it would use without a budget.
+            # Usable tokens: all of a total; of a budget per video at most the tokens of the video without a budget.
             usable = each * len(spent) if budget.total is not None else int(free.clamp(max=each).sum())
             row(
                 f"{len(spent)} requests, {each} tokens ({name}); free mean {wanted:.0f}",
@@ -388,7 +388,7 @@ def main() -> None:
     parser.add_argument("--no-compile", action="store_true", help="CUDA graphs of uncompiled parts")
     parser.add_argument("--no-transformers", action="store_true", help="leave transformers out")
     parser.add_argument("--no-overlap", action="store_true", help="one row: kernels one after another")
-    parser.add_argument("--profile", action="store_true", help="also print what a step is made of")
+    parser.add_argument("--profile", action="store_true", help="also print the kernels of a step")
     parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s that the limits assume (3.0)")
     arguments = parser.parse_args()
     bench = Benchmark(TINY if arguments.tiny else FULL, arguments)

@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[str, object] | None:
-    """What was found, on the main process."""
+    """The results, on the main process."""
     torch.manual_seed(0)
     distortion = Distortion(run.distortion.weights, perceptual(folder, options.tiny))
     if options.plain or run.discriminator is None:

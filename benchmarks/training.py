@@ -87,13 +87,13 @@ def padded(batch: Batch, config: ARConfig) -> Batch:
 
 
 def row_lengths(batch: Batch) -> Tensor:
-    """(B,) tokens of each row, without what fills up the sequence."""
+    """(B,) tokens of each row, without the filling of the sequence."""
     return batch["starts"][0, : batch["seed"].shape[1] + 1].diff()
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What one line of the table is about."""
+    """Setting of one line of the table."""
 
     layout: str
     rows: int

@@ -109,7 +109,7 @@ def cells(clips: Array, each: int = 150) -> Array:
 
 
 def fit(training: Array, test: Array) -> dict[str, float]:
-    """PSNR in dB of test cells, coded by what fits the training cells."""
+    """PSNR in dB of test cells under the codes that fit the training cells."""
     mean = training.mean(0)
     axes = np.linalg.eigh(np.cov(training, rowvar=False))[1][:, ::-1].astype(np.float32)
     lengths, own = torch.from_numpy((test - mean) @ axes), torch.from_numpy((training - mean) @ axes)

@@ -109,7 +109,7 @@ def test_dump_and_load_are_inverse(file, tmp_path):
         (["--shape", "{type: group, name: a, members: {b: 1}}"], ["shape.members must be a list"]),
     ],
 )
-def test_what_is_wrong_is_said_in_one_sentence(file, overrides, words):
+def test_an_error_is_one_sentence(file, overrides, words):
     with pytest.raises(ConfigError) as caught:
         config.load(Run, file, overrides)
     message = str(caught.value)

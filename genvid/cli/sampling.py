@@ -199,7 +199,7 @@ def _continue(
     assert path is not None
     assert num_frames is not None
     if model.fixed_prompt:
-        raise ValueError("published models predict what follows the first frames, once: leave out --frames")
+        raise ValueError("published models continue the first frames once, by a fixed length: leave out --frames")
     allocator = _allocator(options, model, tokenizer)
     prompt, spec = probe(path), tokenizer.spec
     read = deque(read_frames(path, prompt, spec), model.config.context_blocks * spec.frames_per_block)

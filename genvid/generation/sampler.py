@@ -27,7 +27,7 @@ class SamplingConfig:
     """How the next token is drawn."""
 
     temperature: float = 1.0
-    """0: the most likely token."""
+    """Divisor of the logits; 0: the most likely token."""
     top_k: int = 0
     """Draw from the k most likely tokens; 0: from all."""
     top_p: float = 1.0
