@@ -77,7 +77,7 @@ class NoNetwork(FeatureNetwork):
 
 
 class Generator:
-    """Stands in for a small decoder: convolutions over noise, on the device."""
+    """A substitute for a small decoder: convolutions over noise, on the device."""
 
     spec: TokenizerSpec | None = None
 
