@@ -117,8 +117,8 @@ class BlockTokens:
 
     def tail_drop(self, lengths: Tensor) -> Self:
         """Keep the first `lengths` (B, G) tokens of each block, of those that were kept before."""
-        slots = torch.arange(self.keep.shape[-1], device=self.keep.device)
-        return replace(self, keep=self.keep & (slots < lengths.to(self.keep.device)[..., None]))
+        positions = torch.arange(self.keep.shape[-1], device=self.keep.device)
+        return replace(self, keep=self.keep & (positions < lengths.to(self.keep.device)[..., None]))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Select videos."""

@@ -142,8 +142,8 @@ class ShardWriter:
                 f"the cache is for {info.num_blocks} blocks of {info.block_capacity} tokens, "
                 f"got {tokens.keep.shape[1]} of {tokens.keep.shape[2]}"
             )
-        slots = torch.arange(info.block_capacity, device=tokens.keep.device)
-        if (tokens.keep != (slots < lengths[..., None])).any():
+        positions = torch.arange(info.block_capacity, device=tokens.keep.device)
+        if (tokens.keep != (positions < lengths[..., None])).any():
             raise CacheError(
                 "a token cache stores the first codes of each block, but tokens inside a block were dropped"
             )

@@ -1,4 +1,4 @@
-"""The seam between clips and where they come from: a source lists items, and makes the clip of one."""
+"""Sources of clips: a source lists items and makes the clip of an item."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ class Source(ABC):
     names: list[str]
     """Name of each item, the same on every machine."""
     split: str
-    """The split of its data set that the items are of."""
+    """Split of the data set."""
     videos: int = 0
-    """Videos that the items are of; 0 where there are none but the items."""
+    """Number of video files that the items are cut from; 0 for sources without files."""
     left_out: Sequence[str] = ()
-    """Why videos that were listed are not among them: one sentence each."""
+    """Listed videos that are not among the items: one sentence each, with the reason."""
     prepared: bool = False
     """Whether clips come from copies that were resized and compressed (genvid.data.sources.prepared)."""
     weights: Tensor | None = None
-    """(N,) float64: how often each item is drawn in training, in proportion; None where each comes once an epoch."""
+    """(N,) float64: relative frequency of each item in training; None: each comes once an epoch."""
     contents: str = ""
     """Hash of the contents of each file; empty where names identify the contents."""
 

@@ -1,6 +1,6 @@
 """Probe many files once: their properties, and a hash of their content, are kept in the user's cache folder.
 
-A file is known again by path, size and time of change; what is computed from files is known by their content. Prepared
+Files are recognised by path, size and time of change; results computed from files are keyed by their content. Prepared
 videos come with an index of their own.
 """
 
