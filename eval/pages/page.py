@@ -74,10 +74,6 @@ class Section:
         """Small print below a table or a grid."""
         return self._add(f'<p class="note">{_inline(text)}</p>')
 
-    def code(self, text: str) -> Self:
-        """A block of commands or output."""
-        return self._add(f"<pre>{escape(text)}</pre>")
-
     def facts(self, facts: Mapping[str, Value]) -> Self:
         """A few headline numbers, each over its label."""
         tiles = "".join(f"<div><b>{_value(v)}</b><span>{_inline(k)}</span></div>" for k, v in facts.items())
@@ -134,12 +130,6 @@ class Section:
     def charts(self, *charts: LineChart | Histograms) -> Self:
         """Charts, side by side where they fit."""
         return self._add(f'<div class="charts">{"".join(chart.html() for chart in charts)}</div>')
-
-    def image(self, png: bytes, caption: str = "") -> Self:
-        """A PNG picture."""
-        source = f"data:image/png;base64,{base64.b64encode(png).decode()}"
-        text = f'<div class="caption">{_inline(caption)}</div>' if caption else ""
-        return self._add(f'<figure><img src="{source}" alt="{escape(caption)}">{text}</figure>')
 
     def html(self, anchor: str) -> str:
         """The `<section>`, reachable as #anchor."""

@@ -53,7 +53,7 @@ def report(title: str, value: float) -> Report:
 def full_page() -> Page:
     page = Page("A <bold> title", lead="With `code` & signs.")
     section = page.section("One").text("First.\n\nSecond <script>.").facts({"clips": 12.0, "score": "93 %"})
-    section.code("a < b").note("small").image(b"png", "a picture")
+    section.note("small, a < b")
     clip = Clip(b"mp4", "static", tokens=(8, 2), capacity=16)
     section.clips([clip]).comparison(["Original", "Half"], {"clip 1": [Clip(b"mp4"), clip]})
     section.table(["name", "PSNR"], [["a", 30.0], ["b", 31.25], ["c", None]], best={"PSNR": "higher"})

@@ -3,18 +3,19 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
-from tiny_recipes import launch_all, records
+from tiny_recipes import launch_all, launch_two, records
 
 from genvid.cli import main as genvid
-from genvid.config import ConfigError
+from genvid.config import ConfigError, encode, load
 from genvid.data.video import probe, write_video
 from genvid.eval.report import Report
 from genvid.recipes import compare_lit, train
-from genvid.recipes.compare_lit import METHODS
+from genvid.recipes.compare_lit import METHODS, LITEvaluationRun
 from genvid.tokens import blocks
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "lit_tiny"
@@ -109,6 +110,31 @@ def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     assert (models / "rates" / "side_by_side.mp4").stat().st_size > 0
     assert (models / "rates" / "side_by_side.webp").stat().st_size > 0
     assert "kept by LIT" in (models / "rates" / "page.html").read_text()
+
+
+def test_a_table_of_two_processes_after_a_kill_is_that_of_one(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = {**CLIPS, "model": f"{models}/lit/export", "rates": [0.5], "batch_size": 2, "targets": 2, "shown": 0}
+    methods = ["LIT", "copy-forward, one price"]
+    recipe = [str(CONFIGS / "keep_rates.yaml"), *overrides(**changes, methods=methods)]
+    compare_lit.main([*recipe, f"--output_dir={models}/rates_one"])
+    original, calls = compare_lit.Method.__call__, []
+
+    def stopped(self: compare_lit.Method, *arguments: Any) -> Any:
+        if len(calls) == 3:  # between the two methods of the second batch
+            raise KeyboardInterrupt
+        calls.append(self.name)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(compare_lit.Method, "__call__", stopped)
+    run = load(LITEvaluationRun, recipe[0], [*recipe[1:], f"--output_dir={models}/rates_two"])
+    with pytest.raises(KeyboardInterrupt):
+        compare_lit.evaluate(run)
+    (models / "rates_two.yaml").write_text(yaml.safe_dump(encode(run)))
+    launch_two(CONFIGS.parents[1] / "compare_lit.py", models / "rates_two.yaml")
+    for method in ("LIT", "copy-forward_one_price"):
+        one, two = (Report.load(models / f"rates_{count}" / f"{method}_0.5.json").numbers for count in ("one", "two"))
+        assert [n.name for n in one] == [n.name for n in two]
+        assert [n.value for n in two] == pytest.approx([n.value for n in one], rel=1e-6)
 
 
 def test_a_video_is_reconstructed_at_a_budget(models: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
