@@ -1,4 +1,4 @@
-"""A protocol, run: real clips in, the clips made of them or for them out, a row of measurements for each.
+"""Evaluation of models by a protocol: a row of measurements for each output.
 
     network = load_features("i3d.pt")
     clips = protocol_clips(protocol("ucf101-rfvd-first"), source, features=network)
@@ -95,7 +95,7 @@ class Execution:
     """Batches of an evaluation, and the process that computes them."""
 
     batch_size: int = 16
-    """Clips that a model is given at a time; whole videos come one by one."""
+    """Clips in a call of a model; whole videos come one by one."""
     drawn_groups: bool = False
     """Batches are drawn over the clips. Neighbours are of one class or of one file: for models that spend a budget over
     a batch."""
@@ -122,7 +122,7 @@ class Evaluation:
         self.batch_size = self.execution.batch_size if clips.protocol.frames is not None else 1
 
     def measure(self, *candidates: Candidate) -> None:
-        """Measure this process's share of all that is not on disk yet."""
+        """Measure the share of this process of all rows that are not on disk yet."""
         for seed in range(self.clips.protocol.sampler_seeds):
             self._measure_outputs(candidates, seed)
         if self.features is not None:
@@ -150,7 +150,7 @@ class Evaluation:
         return ClipTable(candidate.folder / "measured" / f"seed{seed}", what)
 
     def real_table(self, selection: Selection) -> ClipTable:
-        """Features of real clips, kept for all evaluations by what they depend on."""
+        """Features of real clips, shared by all evaluations of the same clips, pixels and network."""
         what = {"protocol": self._scoring(), "clips": selection.fingerprint(), "features": self._network()}
         key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
         return ClipTable(cache_folder() / "real" / key, what)
@@ -221,8 +221,8 @@ class Evaluation:
         return {**columns, **output.measured}
 
     def _extract(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, beside what loads or
-        makes the next clips; `ClipTable.flush` waits for them."""
+        """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, while the next
+        clips are loaded or sampled; `ClipTable.flush` waits for them."""
         assert self.features is not None
         self.features.check(video)
         if self._aside is not None:

@@ -9,7 +9,7 @@ from genvid.eval.protocols import EvaluationProtocol
 
 
 def as_scored(video: Tensor, protocol: EvaluationProtocol) -> Tensor:
-    """(B, 3, T, H, W) -> the same in [-1, 1], quantised and resized as the protocol says."""
+    """(B, 3, T, H, W) -> the same in [-1, 1], quantised and resized by the protocol."""
     video = video.clamp(-1, 1)
     if protocol.quantize == "round":
         video = round_to_bytes(video)

@@ -83,19 +83,19 @@ class EvaluationProtocol:
     note: str = ""
 
     def adapted(self, **changes: Any) -> EvaluationProtocol:
-        """The protocol with other values of some fields. It says so in its name, unless nothing differs."""
+        """The protocol with other values of some fields. Its name lists them, unless nothing differs."""
         origin = PROTOCOLS.get(self.name.partition(" [")[0], self)
         adapted, known = asdict(replace(self, **changes)), asdict(origin)
-        said = ", ".join(
-            f"{key.replace('_', ' ')} {_said(key, value)} instead of {_said(key, known[key])}"
+        changed = ", ".join(
+            f"{key.replace('_', ' ')} {_value(key, value)} instead of {_value(key, known[key])}"
             for key, value in adapted.items()
             if value != known[key] and key != "name"
         )
-        made = replace(self, name=f"{origin.name} [{said}]" if said else origin.name, **changes)
+        made = replace(self, name=f"{origin.name} [{changed}]" if changed else origin.name, **changes)
         return self if made == self else made
 
     def clip_rule(self) -> ClipConfig:
-        """How clips are cut from videos. Frames are resized in floating point: rounding is the protocol's affair."""
+        """How clips are cut from videos. Frames are resized in floating point; `quantize` rounds them later."""
         return CLIP_RULES[self.resize](
             frames=self.frames or SHORTEST_WHOLE,
             resolution=(self.resolution, self.resolution),
@@ -121,7 +121,7 @@ class EvaluationProtocol:
         return self._sample(rest, len(drawn), stream=1) if len(rest) >= len(drawn) else []
 
     def clip_seeds(self, indices: Sequence[int]) -> list[int]:
-        """What decides the random window of each item."""
+        """Clip seeds: they decide the random window of each item."""
         which = torch.tensor(indices, dtype=torch.int64)
         seeds: list[int] = noise.sample_seeds(self.seed, "protocol clips", which).tolist()
         return seeds
@@ -130,7 +130,7 @@ class EvaluationProtocol:
         return random.Random(self.seed + stream).sample(items, count)
 
 
-def _said(field: str, value: object) -> object:
+def _value(field: str, value: object) -> object:
     return ("all" if field == "count" else "none") if value in (None, "") else value
 
 

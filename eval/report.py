@@ -76,7 +76,7 @@ class Report:
     numbers: list[Number]
     provenance: Provenance
     remarks: list[str] = field(default_factory=list)
-    """What a reader must know besides: files that were missing, where samples came from."""
+    """Notes for the reader: missing files, origin of samples."""
 
     def save(self, path: str | Path) -> None:
         """Write JSON that `load` reads back to an equal report."""
@@ -116,7 +116,7 @@ def columns(reports: Sequence[Report]) -> dict[str, Number]:
             if first.protocol != number.protocol:
                 raise ValueError(
                     f"{number.name} of '{report.title}' follows {number.protocol.name} {_difference(number, first)}; "
-                    "numbers of different protocols do not stand in one column"
+                    "numbers of different protocols do not share a column; compare reports of one protocol"
                 )
     return found
 

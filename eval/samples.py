@@ -1,4 +1,4 @@
-"""Samples made elsewhere, as models under evaluation: video files, or pixels in .npz files."""
+"""Samples of other programs as models under evaluation: video files, or pixels in .npz files."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ class PixelFile:
 
 
 class _Array(NamedTuple):
-    """What the header of an array says, and where in its member of the archive the numbers begin."""
+    """Header of an array, and the offset of its numbers in their member of the archive."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""From measured rows to the numbers of a report: means, distances, their floor, their spread."""
+"""From rows of measurements to the numbers of a report: means, distances, their floor, their spread."""
 
 from __future__ import annotations
 
@@ -34,11 +34,13 @@ class Summary:
         self.seeds = [evaluation.output_table(candidate, seed).load(count) for seed in seeds]
 
     def report(self, provenance: Provenance, remarks: Sequence[str] = ()) -> Report:
-        """All numbers, with remarks on what a reader must take into account."""
+        """All numbers, with notes for the reader."""
         left_out = self.clips.dataset.source.left_out
-        said = [f"{len(left_out)} videos of the data set were missing or unusable: {left_out[0]}"] if left_out else []
+        missing = (
+            [f"{len(left_out)} videos of the data set were missing or unusable: {left_out[0]}"] if left_out else []
+        )
         numbers = [*self._means(), *self._distances(), *self._codebook()]
-        return Report(self.candidate.title, numbers, provenance, [*said, *remarks])
+        return Report(self.candidate.title, numbers, provenance, [*missing, *remarks])
 
     def classes(self) -> dict[str, dict[str, float]]:
         """Class -> name -> mean, over the clips and seeds of the class, with its count of clips."""
@@ -74,7 +76,7 @@ class Summary:
             writer.writerows([name, *values.values()] for name, values in self.classes().items())
 
     def write_clips(self, path: str | Path) -> None:
-        """A CSV file with a row for each clip and seed: name, class, and all that was measured of it."""
+        """A CSV file with a row for each clip and seed: name, class, and its measurements."""
         columns, classes = self._columns(), self.clips.dataset.classes
         names, labels = self.clips.conditioning.names(), self.clips.conditioning.labels().tolist()
         with write_atomically(path) as temporary, temporary.open("w", newline="") as stream:

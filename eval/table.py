@@ -1,6 +1,6 @@
-"""Rows of numbers by position, on disk as they come: what was measured survives a kill and is shared by processes.
+"""Rows of numbers by position, on disk as they come: they survive a kill and are shared by processes.
 
-A table is a folder. `table.json` says what was measured; every other file holds the rows of some batches. Processes
+A table is a folder. `table.json` describes it; every other file holds the rows of some batches. Processes
 write their own files and read all of them, so statistics are computed from the same rows in the same order whatever
 number of processes measured them.
 """
@@ -28,7 +28,7 @@ class ClipTable:
     """Columns of clips. Rows are added in batches and reach the disk every half a minute and at `flush`."""
 
     def __init__(self, folder: str | Path, what: Mapping[str, Any]) -> None:
-        """Open or begin a table of `what`; ValueError where the folder holds something else."""
+        """Open or begin a table. `what`: everything that its rows depend on; ValueError where the folder's differs."""
         self.folder = Path(folder)
         file, described = self.folder / "table.json", json.loads(json.dumps(dict(what)))
         if file.is_file() and any(self.folder.glob("rows-*.safetensors")):
@@ -51,7 +51,7 @@ class ClipTable:
             self.flush()
 
     def flush(self) -> None:
-        """Write what was added. Only here does the processor wait for the device."""
+        """Write the pending rows. Only here does the processor wait for the device."""
         self._flushed = time.monotonic()
         if not self._pending:
             return

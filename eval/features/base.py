@@ -17,12 +17,12 @@ class FeatureNetwork(nn.Module, ABC):
     num_features: int
     min_frames: int
     weights: str = ""
-    """Hash of the weights: provenance, and what cached features are known by."""
+    """Hash of the weights: for provenance, and part of the key of cached features."""
     is_fvd: bool = False
     """Whether a Fréchet distance on these features may be called FVD."""
 
     def check(self, video: Tensor) -> None:
-        """ValueError in words for what is not a long enough video."""
+        """ValueError unless `video` is (B, 3, T, H, W) with at least `min_frames` frames."""
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
         if video.shape[2] < self.min_frames:

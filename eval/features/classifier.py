@@ -1,7 +1,7 @@
-"""A small video classifier: judges whether samples are of the class that was asked for, and lends its features.
+"""A small video classifier, for the class agreement of samples and for features of a Frechet distance.
 
-Trained on real clips that the generator never saw (recipes/train.py). It sees frame differences beside pixels, because
-the classes it is made for are motions.
+Trained on real clips that the generator never saw (recipes/train.py). Its input has frame differences
+beside pixels, because its classes are motions.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class VideoClassifierConfig:
     resolution: int = 32
     width: int = 24
     pool: int = 1
-    """It looks at the mean of pool x pool pixels. Above 1 it judges what moves and how, not fine texture, which no
-    tokenizer keeps exactly."""
+    """Frames are averaged over pool x pool pixels. Above 1, classes depend on motion rather than on fine texture, which
+    no tokenizer keeps exactly."""
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -62,9 +62,9 @@ class VideoClassifier(Model):
         return self.head.in_features
 
     def features(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) in [-1, 1] -> (B, F): what was seen anywhere in a frame, averaged over time.
+        """(B, 3, T, H, W) in [-1, 1] -> (B, F): maximum over space, mean over time.
 
-        The maximum over space, because the thing that moves is small: the mean over space learns more slowly
+        The moving object is small: the mean over space learns more slowly
         and confuses motions that a change of scene interrupts (94 instead of 100 % of the generated clips).
         """
         if video.ndim != 5 or video.shape[1] != 3:

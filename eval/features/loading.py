@@ -56,7 +56,7 @@ class I3DStateDict(FeatureNetwork):
 
 
 class I3DTorchScript(FeatureNetwork):
-    """I3D as StyleGAN-V scripted it: resizes by itself when told so, and wants [-1, 1] when not told to rescale."""
+    """I3D as StyleGAN-V scripted it: with `resize` it resizes by itself, without `rescale` it takes [-1, 1]."""
 
     num_features = 400
     min_frames = 9
@@ -76,7 +76,7 @@ class I3DTorchScript(FeatureNetwork):
 
 
 class ClassifierFeatures(FeatureNetwork):
-    """What the last layer of our own classifier sees. Good for comparing models of one run, and for nothing else."""
+    """Inputs of the last layer of our own classifier. Only for comparing the models of one run."""
 
     def __init__(self, classifier: VideoClassifier, name: str, weights: str = "") -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class ClassifierFeatures(FeatureNetwork):
 
 
 class ModuleFeatures(FeatureNetwork):
-    """Any module that turns a video into a vector."""
+    """Any module (B, 3, T, H, W) -> (B, num_features)."""
 
     min_frames = 1
 
@@ -99,7 +99,7 @@ class ModuleFeatures(FeatureNetwork):
         super().__init__()
         size = getattr(network, "num_features", None)
         if not isinstance(size, int):
-            raise ValueError(f"{name} must say how long its vectors are: an int attribute `num_features`, got {size!r}")
+            raise ValueError(f"{name} needs the length of its vectors as an int attribute `num_features`, got {size!r}")
         self.network, self.num_features = network, size
         self.weights = weights_hash(network)
         self.name = f"{name} {self.weights[:8]}"
@@ -165,7 +165,7 @@ def load_i3d(path: str | Path) -> FeatureNetwork:
 
 
 def git_blob_id(path: str | Path) -> str:
-    """What `git hash-object` prints: the SHA-1 by which a repository knows a file's content."""
+    """The SHA-1 that `git hash-object` prints for a file."""
     path = Path(path)
     digest = hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False)
     with path.open("rb") as stream:

@@ -1,7 +1,7 @@
 """VideoMAE features (arXiv:2203.12602) through transformers.
 
-Frechet distances on them weigh motion more than those on I3D, which was trained to tell classes that a frame gives away
-(arXiv:2404.12391). They are not FVD and are reported beside it.
+Frechet distances on them weigh motion more than those on I3D, whose classes a single frame gives
+away (arXiv:2404.12391). They are not FVD and are reported beside it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 class VideoMAEFeatures(FeatureNetwork):
-    """Mean over patches of the last layer, as the classification head sees it where the folder has one.
+    """Mean over patches of the last layer, normalised as for the classification head where the folder has one.
 
     Frames are resized bilinearly to the network's square, aspect not kept, as for I3D.
     """

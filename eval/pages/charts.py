@@ -11,7 +11,7 @@ _WIDTH, _HEIGHT = 440, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
 _MOST_POINTS = 300
 PALETTE_SIZE = 7
-"""How many series a chart can tell apart; the page defines the colours --series-0 and up."""
+"""Series of a chart with colours of their own; the page defines the colours --series-0 and up."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Clip:
 
 
 class Section:
-    """A titled part of a page. Every method adds something below what is there, and returns the section."""
+    """A titled part of a page. Every method appends to it and returns it."""
 
     def __init__(self, title: str) -> None:
         self.title = title

@@ -28,6 +28,6 @@ def curves(reports: Sequence[Report], rate: str, quality: str) -> Curves:
 
 
 def quality_chart(lines: Curves, rate: str, quality: str) -> LineChart:
-    """One line for each method, of as many methods as a chart can tell apart."""
+    """One line for each method, for at most `PALETTE_SIZE` methods."""
     series = [Series(name, *zip(*line, strict=True)) for name, line in list(lines.items())[:PALETTE_SIZE]]
     return LineChart(quality, series, x_label=rate, y_label=quality, markers=True)

@@ -106,7 +106,7 @@ def test_samples_are_of_the_classes_of_the_real_windows(
     (tmp_path / "other.json").write_text(json.dumps(other))
     with pytest.raises(SystemExit):
         main(["report", str(out / "report.json"), str(tmp_path / "other.json")])
-    assert "numbers of different protocols do not stand in one column" in capsys.readouterr().err
+    assert "numbers of different protocols do not share a column" in capsys.readouterr().err
 
 
 def test_samples_made_elsewhere_are_scored_as_they_are(
