@@ -1,18 +1,18 @@
-"""Token budgets of generation: hard limits, planned by the integer program from what the model itself would choose.
+"""Token budgets of generation: hard limits, planned from the length distribution of the model.
 
-In "length" framing the model says how likely each length of the next block is. These log-probabilities, with the
-Gumbel noise of the row, are scores: left alone, every row takes the size of the greatest score, which is a sample of
-the model's own lengths (its likeliest one at temperature 0; top-k and top-p apply to lengths as to codes). Under a
-budget the program takes the sizes of the greatest summed score that can be paid for, so a budget that is not short
-changes nothing. What a block lacks, the later ones are drawn without: the scores of early blocks count more
+In "length" framing the model predicts the distribution of the length of the next block. A size scores its
+log-probability plus the Gumbel noise of the row. Without a budget every row takes the size of the greatest score, which
+is a sample of the model's lengths (the likeliest at temperature 0; top-k and top-p apply to lengths as to codes). Under
+a budget the sizes are those of the greatest summed score within it, so a budget that is not short changes nothing.
+Cutting an early block also shortens the context of every later block, so early blocks get larger weights
 (`block_weights`).
 
-Blocks still to come compete for the same tokens. Scores of rows that were sampled before without a budget stand for
-theirs: see `forecast`. Scores rise and fall along the sizes, so that the online controller of `genvid.allocation`, made
-for curves that only fall, has no place here: one video alone is planned by dynamic programming over that forecast.
-One video cannot give to another what its last block turns out not to want, so a token that stays unspent has a price.
+Future blocks compete for the same tokens. Their scores are estimated by those of rows sampled without a budget
+(`forecast`). A group of videos is planned by the integer program. A single video is planned by dynamic programming over
+the forecast: scores are not monotone in size, which the online controller of `genvid.allocation` requires. A single
+video cannot pass unspent tokens to another, so unspent tokens have a price.
 
-A model whose rows begin with their budget is also told it: it aims at what it is told, and the plan is the limit.
+In models with budget bins the prefix carries the budget as well: the model aims at it, and the plan is the limit.
 """
 
 from __future__ import annotations
@@ -33,31 +33,31 @@ from genvid.tokens.rows import BlockLayout
 
 @dataclass(frozen=True)
 class BudgetConfig:
-    """What generation may spend: tokens (codes) of the blocks that are generated. By default as many as it likes."""
+    """Most tokens (codes) of the generated blocks. By default there is no limit."""
 
     tokens_per_video: int | None = None
-    """For every single video. Told to models whose rows tell it."""
+    """For each video. In models with budget bins the prefix carries it."""
     total: int | None = None
-    """For all videos together. Told to none: how much of it a video will have is not known before."""
+    """For all videos together. The prefix carries no budget, because the share of a video is not known in advance."""
     group_size: int = 32
-    """Videos that share a part of `total` and are planned together, in order; every group has its part."""
+    """Consecutive videos that are planned together; every group has its share of `total`."""
     plan: bool = True
-    """False: lengths are drawn as without a budget and cut where it ends: worse, but all that "end" framing allows."""
+    """False: sample lengths as without a budget and cut the last blocks. Worse, but the only way in "end" framing."""
     forecast_rows: int = 32
-    """Videos that are sampled without a budget, so as to know what later blocks will want."""
+    """Videos sampled without a budget, whose scores estimate those of future blocks."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_video is not None and self.total is not None:
-            raise ValueError(f"a budget is either tokens_per_video or total, got {self}")
+            raise ValueError(f"a budget is either tokens_per_video or total, not both; got {self}")
         if self.group_size < 1 or self.forecast_rows < 1:
             raise ValueError(f"group_size and forecast_rows are at least 1, got {self}")
 
 
 USED = 0.99
-"""Share that single videos are to use, on average, of the tokens that they want and may have."""
+"""Share of the tokens that single videos would take within their budget, which they use on average."""
 
 PRICES = (0.0, *(2.0**power for power in range(-14, 5)))
-"""Weighted log-probability that a token left unspent may cost: the least of these at which `USED` is reached."""
+"""Prices of an unspent token, in weighted log-probability. The least at which `USED` is reached applies."""
 
 
 def block_weights(blocks: int, layout: BlockLayout) -> Tensor:
@@ -67,11 +67,11 @@ def block_weights(blocks: int, layout: BlockLayout) -> Tensor:
 
 
 class VideoPlanner:
-    """At most `tokens` for one video, block after block: the best that can be expected.
+    """At most `tokens` for one video, of the greatest expected score.
 
-    Worth of t tokens for blocks g, g + 1, ...: what the best size of block g, and then the rest for the others, gains
-    on average over the forecast, less the price of what stays unspent. It is counted back from the last block, once for
-    all videos of a budget. No block gets more than it wants: tokens are left where even the last one wants less.
+    The worth of t tokens for blocks g, g + 1, ... is the mean over the forecast of the best score of block g plus the
+    worth of the rest, less the price of unspent tokens. It is computed from the last block backwards, once for all
+    videos of a budget. No block is longer than its own greatest score, so tokens may stay unspent.
     """
 
     rows = 1
@@ -90,7 +90,7 @@ class VideoPlanner:
 
 
 def plan_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) -> Tensor:
-    """`expected_worth` at the least price at which the rows of the forecast use their budget. scores: (R, G, K),
+    """`expected_worth` at the least price at which the rows of the forecast use their budget. scores: (R, G, K)
     weighted."""
     sizes = torch.tensor(layout.sizes)
     wanted = sizes[scores[:, :blocks].argmax(-1)].sum(1).clamp(max=tokens).sum()
@@ -106,8 +106,8 @@ def plan_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor) ->
 
 
 def expected_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor, price: float = 0.0) -> Tensor:
-    """(blocks + 1, tokens + 1) worth of every number of tokens to blocks g, g + 1, ...; -inf where they do not
-    suffice. scores: (R, G, K), weighted."""
+    """(blocks + 1, tokens + 1): worth of each number of tokens for blocks g, g + 1, ...; -inf where there are too few.
+    scores: (R, G, K) weighted."""
     sizes, left = torch.tensor(layout.sizes), torch.arange(tokens + 1)
     worth = torch.zeros(blocks + 1, tokens + 1, dtype=torch.float64)
     worth[blocks] = -price * left
@@ -117,8 +117,8 @@ def expected_worth(tokens: int, blocks: int, layout: BlockLayout, scores: Tensor
 
 
 def _best(scores: Tensor, sizes: Tensor, worth: Tensor, left: Tensor) -> tuple[Tensor, Tensor]:
-    """Greatest (...) sum of a size's score and the worth of what it leaves of (...) tokens; and those sizes, none above
-    the one of the greatest score. scores: (..., K)."""
+    """(greatest score of a size plus worth of the tokens left after it, that size), each (...). Sizes above that of the
+    greatest score are excluded. scores: (..., K); left: (...)."""
     rest = left[..., None] - sizes
     unwanted = sizes > sizes[scores.argmax(-1)][..., None]
     best = (scores.double() + worth[rest.clamp(min=0)]).masked_fill((rest < 0) | unwanted, -torch.inf).max(-1)
@@ -126,14 +126,14 @@ def _best(scores: Tensor, sizes: Tensor, worth: Tensor, left: Tensor) -> tuple[T
 
 
 class GroupPlanner:
-    """At most `tokens` for `rows` videos together: the integer program over them and what is to come."""
+    """At most `tokens` for `rows` videos together: the integer program over their next and future blocks."""
 
     def __init__(self, tokens: int, rows: int, blocks: int, layout: BlockLayout, scores: Tensor) -> None:
-        """scores: (R, G, K) of the forecast, weighted."""
+        """scores: (R, G, K) weighted, of the forecast."""
         self.rows = rows
         self._left, self._block, self._blocks = tokens, 0, blocks
         self._sizes, self._weights = torch.tensor(layout.sizes), block_weights(blocks, layout)
-        self._later = scores[torch.arange(rows) % len(scores)]  # (rows, G, K): each row's double in the forecast
+        self._later = scores[torch.arange(rows) % len(scores)]  # (rows, G, K): a row of the forecast for each row
 
     def choose(self, scores: Tensor) -> Tensor:
         scores = scores * self._weights[self._block]
@@ -145,12 +145,11 @@ class GroupPlanner:
 
 
 def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetConfig) -> list[Request]:
-    """The requests under a budget, which they cannot exceed together or apart; all of as many blocks.
+    """The requests, all of the same number of blocks, under a hard budget.
 
-    ValueError for requests whose lengths are planned or limited already. BudgetError for a budget that the shortest
-    videos exceed. Both before anything is sampled. May sample
-    `forecast_rows` of the requests. The result depends on the whole list: processes that share a run
-    must all pass all of it, and may then sample any groups of it.
+    Before anything is sampled: ValueError for requests with planned or limited lengths, BudgetError for a budget below
+    the shortest videos. A plan samples `forecast_rows` of the requests. The result depends on the complete list, so
+    every process of a run passes all requests, and then samples any of the `groups`.
     """
     if not requests or (budget.tokens_per_video is None and budget.total is None):
         return list(requests)
@@ -159,7 +158,9 @@ def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetCo
     if budget.tokens_per_video is not None and layout.budget_bins:
         requests = _with_budget_prefix(engine.model, requests, shares[0][0])
     if budget.plan and layout.framing != "length":
-        raise ValueError('only models of "length" framing plan a budget; use plan: false, or plan the lengths yourself')
+        raise ValueError(
+            'planning a budget needs a model of "length" framing; use plan: false, or give planned lengths'
+        )
     if not budget.plan:
         parts = [share // count for share, count in shares for _ in range(count)]
         return [replace(request, limit=part) for request, part in zip(requests, parts, strict=True)]
@@ -177,7 +178,7 @@ def with_budget(engine: RowEngine, requests: Sequence[Request], budget: BudgetCo
 
 
 def groups(requests: Sequence[Request]) -> list[range]:
-    """Numbers of the requests that must be sampled together: those that share a planner, else each alone."""
+    """Indices of requests that must be sampled together: those that share a planner, else each alone."""
     found: list[range] = []
     for number, request in enumerate(requests):
         alone = request.planner is None or not number or requests[number - 1].planner is not request.planner
@@ -186,12 +187,12 @@ def groups(requests: Sequence[Request]) -> list[range]:
 
 
 def missing(requests: Sequence[Request], done: Collection[int]) -> list[int]:
-    """Numbers of the requests that are not done, and of all that share their planners."""
+    """Indices of requests that are not done, and of all that share a planner with one."""
     return [number for group in groups(requests) if not all(n in done for n in group) for number in group]
 
 
 def forecast(engine: RowEngine, requests: Sequence[Request]) -> Tensor:
-    """(R, G, K) scores of every block's sizes, in requests sampled without a budget."""
+    """(R, G, K) scores of the sizes of every block, of requests sampled without a budget."""
     sizes = torch.tensor(engine.model.layout.sizes)
     recorders = [_ScoreRecorder(sizes) for _ in requests]
     watched = [
@@ -204,7 +205,7 @@ def forecast(engine: RowEngine, requests: Sequence[Request]) -> Tensor:
 
 
 class _ScoreRecorder:
-    """A planner that lets the row have its way, and remembers the scores."""
+    """A planner that takes the greatest score, as without a budget, and records all scores."""
 
     rows = 1
 
@@ -218,20 +219,19 @@ class _ScoreRecorder:
 
 
 def _common_blocks(requests: Sequence[Request]) -> int:
-    """Blocks of every request; ValueError unless they are free to be put under a budget together."""
+    """Number of blocks of every request; ValueError unless they can share a budget."""
     if any((request.planned, request.limit, request.planner) != (None, None, None) for request in requests):
-        raise ValueError("the lengths of these requests are planned or limited already: leave out these, or the budget")
+        raise ValueError("these requests have planned or limited lengths: leave out these, or the budget")
     blocks = {request.num_blocks for request in requests}
     if len(blocks) > 1:
-        raise ValueError(f"requests that share a budget have as many blocks, these have {sorted(blocks)}")
+        raise ValueError(f"requests that share a budget must have the same number of blocks, got {sorted(blocks)}")
     return blocks.pop()
 
 
 def _with_budget_prefix(model: RowModel, requests: Sequence[Request], tokens: int) -> list[Request]:
-    """The requests with prefixes that tell the budget: in tokens of as many blocks as in training."""
+    """The requests with the budget in their prefixes, scaled to the number of blocks of training rows."""
     layout = model.layout
-    blocks = layout.num_blocks - model.config.context_blocks
-    budgets = torch.tensor([tokens * blocks // request.num_blocks for request in requests])
+    budgets = torch.tensor([tokens * model.generated_blocks // request.num_blocks for request in requests])
     return [
         replace(request, prefix=tuple(layout.set_budget(torch.tensor([request.prefix]), budget[None])[0].tolist()))
         for request, budget in zip(requests, budgets, strict=True)
@@ -239,7 +239,7 @@ def _with_budget_prefix(model: RowModel, requests: Sequence[Request], tokens: in
 
 
 def _shares(layout: BlockLayout, blocks: int, count: int, budget: BudgetConfig) -> list[tuple[int, int]]:
-    """(tokens, videos) of every group. Together they are the budget, or as much of it as can be spent."""
+    """(tokens, videos) of every group. They add up to the budget, or to the most that can be spent."""
     videos, tokens = (1, budget.tokens_per_video) if budget.total is None else (count, budget.total)
     assert tokens is not None
     least, most = videos * least_tokens(layout, blocks), videos * blocks * layout.largest

@@ -1,12 +1,12 @@
-"""A folder of samples that several processes fill, and that a killed run takes up again where it stopped.
+"""A folder of samples, written by several processes, which an interrupted run resumes.
 
-about.json            what the samples depend on
+about.json            everything that the samples depend on
 00012.mp4             or .npz (frames: (T, H, W, 3) uint8), or a folder of PNG frames
 tokens/00012.npz      a token file, which `genvid decode` reads
 index.jsonl           a line for each sample, in order: number, file, seed, condition, budget, tokens of each block
 
-Every file is written under another name and renamed. A sample counts once its line is in the index of its process
-(index.0.jsonl, ...), to which lines are appended; a last line that is cut short does not count. `finish` joins them.
+Every file is written under a temporary name and renamed. A sample is complete once its line is in the index of its
+process (index.0.jsonl, ...); an incomplete last line is ignored. `finish` joins the indices.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from genvid.tokens.file import TokenizedVideo, read_tokens, write_tokens
 Writer = Callable[[Path, Iterable[Tensor], float], None]
 """Path, consecutive parts (3, T, H, W) uint8, frames per second."""
 Reader = Callable[[Path, int], NDArray[np.uint8]]
-"""Path, most frames -> the last of them (T, H, W, 3)."""
+"""(path, most frames) -> the last frames (T, H, W, 3)."""
 
 
 def _write_mp4(path: Path, parts: Iterable[Tensor], fps: float) -> None:
@@ -51,7 +51,7 @@ def _write_mp4(path: Path, parts: Iterable[Tensor], fps: float) -> None:
 
 
 def _write_npz(path: Path, parts: Iterable[Tensor], fps: float) -> None:
-    """The one format for which a whole video is in memory."""
+    """The only format that holds a complete video in memory."""
     with write_atomically(path) as temporary, temporary.open("wb") as stream:
         np.savez_compressed(stream, frames=torch.cat(list(parts), 1).permute(1, 2, 3, 0).numpy(), fps=fps)
 
@@ -83,16 +83,16 @@ FORMATS: dict[str, tuple[str, Writer, Reader]] = {
     "npz": (".npz", _write_npz, _read_npz),
     "png": ("", _write_png, _read_png),
 }
-"""Format -> suffix of a video's file, what writes and what reads it."""
+"""Format -> (suffix of a video's file, writer, reader)."""
 
 
 class SampleFolderError(ValueError):
-    """A folder of samples that cannot be used, said in one sentence."""
+    """A folder that cannot be used for samples, explained in one sentence."""
 
 
 @dataclass(frozen=True)
 class SampleWriter:
-    """How samples become files."""
+    """Writes samples as files of one format."""
 
     tokenizer: str
     """Fingerprint of the tokenizer's folder."""
@@ -103,22 +103,21 @@ class SampleWriter:
     def __post_init__(self) -> None:
         if self.format not in FORMATS:
             raise ValueError(f"videos are written as {', '.join(FORMATS)}, not '{self.format}'")
-        frame_rate(self.fps)  # refused now, not when the first video is written
+        frame_rate(self.fps)  # an invalid rate raises here, before sampling
 
     def write_video(self, folder: Path, number: int, video: Tensor, before: Iterable[Tensor] = ()) -> str:
-        """(3, T, H, W) in [-1, 1], behind parts (3, T, H, W) uint8 of what was `before` -> a file below `folder`; its
-        name."""
+        """Write (3, T, H, W) in [-1, 1] after the parts (3, T, H, W) uint8 in `before`; the name of the file."""
         suffix, write, _ = FORMATS[self.format]
         name = f"{number:05d}{suffix}"
         write(folder / name, chain(before, [to_uint8(video)]), self.fps)
         return name
 
     def read_video(self, folder: Path, name: str, most: int) -> Tensor:
-        """The last frames, at most so many, of a file that `write_video` wrote: (3, T, H, W) uint8."""
+        """The last frames, at most `most`, of a file of `write_video`: (3, T, H, W) uint8."""
         return torch.from_numpy(FORMATS[self.format][2](folder / name, most)).permute(3, 0, 1, 2)
 
     def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
-        """The same, with a file of the tokens that it is decoded from."""
+        """Write a video and a file of its tokens; the name of the video's file."""
         name = self.write_video(folder, number, video)
         tokenized = TokenizedVideo(name, video.shape[1], self.fps, [tokens])
         path = folder / "tokens" / f"{number:05d}.npz"
@@ -127,16 +126,16 @@ class SampleWriter:
 
 
 class SampleFolder:
-    """The folder. `part` is the number of this process."""
+    """The folder. `part`: index of this process."""
 
     def __init__(self, path: str | Path, about: Mapping[str, Any], *, part: int = 0) -> None:
-        """Nothing is written yet. SampleFolderError when the folder holds something else than samples, or samples that
-        depend on something else than `about`; ProvenanceError where the records in its "made_from" differ."""
+        """Check the folder; write nothing. SampleFolderError if it holds other files or samples with another `about`,
+        ProvenanceError if the records in "made_from" differ."""
         self.path, self._about = Path(path), json.loads(json.dumps(about))
         self._part, self._begun = self.path / f"index.{part}.jsonl", False
         file = self.path / "about.json"
         if self.path.exists() and (not self.path.is_dir() or (not file.exists() and _has_files(self.path))):
-            raise SampleFolderError(f"{self.path} is no folder of samples; choose another")
+            raise SampleFolderError(f"{self.path} is not a folder of samples; choose another folder")
         if self._has_samples():
             held, wanted = configuration.read_json(file), dict(self._about)
             recorded, given = held.pop("made_from", {}), wanted.pop("made_from", {})
@@ -148,23 +147,23 @@ class SampleFolder:
             check_made_from(self.path, recorded, given, "choose another folder or delete that one")
 
     def begin(self) -> None:
-        """Write what the samples depend on, before the first of them."""
+        """Write about.json, before the first sample."""
         if self._begun:
             return
         if not self._has_samples():
             with write_atomically(self.path / "about.json") as temporary:
                 temporary.write_text(json.dumps(self._about, indent=2) + "\n")
-        if self._part.exists():  # without a line that was cut short
+        if self._part.exists():  # drops an incomplete last line
             _write_index(self._part, _read_index(self._part))
         self._begun = True
 
     def samples(self) -> dict[int, dict[str, Any]]:
-        """Lines of the index, of all processes, by number."""
+        """Lines of the indices of all processes, by number."""
         parts = [_read_index(path) for path in sorted(self.path.glob("index*.jsonl"))]
         return dict(sorted((line["number"], line) for lines in parts for line in lines))
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
-        """Append samples, whose files are written, to the index."""
+        """Append samples to the index, after their files."""
         self.begin()
         with self._part.open("a") as stream:
             stream.write("".join(f"{json.dumps(line)}\n" for line in lines))
@@ -172,7 +171,7 @@ class SampleFolder:
             os.fsync(stream.fileno())
 
     def finish(self) -> None:
-        """Join the indices of all processes, when all are done."""
+        """Join the indices of all processes, after all are done."""
         _write_index(self.path / "index.jsonl", list(self.samples().values()))
         for path in self.path.glob("index.*.jsonl"):
             path.unlink()
@@ -197,7 +196,7 @@ def fill(
     batch_size: int,
     quiet: bool = False,
 ) -> None:
-    """Sample a job into a folder: request i becomes sample numbers[i], of which the index says conditions[i]."""
+    """Sample a job into a folder: request i is sample numbers[i], with conditions[i] in its line of the index."""
     videos = stream(engine, tokenizer, job, batch_size=batch_size)
     folder.begin()
     with tqdm(total=len(numbers), desc="sampling", unit="video", disable=quiet) as bar:
@@ -215,7 +214,7 @@ def fill(
 
 
 def contact_sheet(videos: Sequence[Tensor], *, columns: int = 8, margin: int = 2) -> bytes:
-    """(3, T, H, W) uint8 each -> a PNG with a row for each video, of frames evenly spread over it."""
+    """Videos (3, T, H, W) uint8 -> a PNG with one row per video, of evenly spaced frames."""
     rows = []
     for video in videos:
         chosen = torch.linspace(0, video.shape[1] - 1, min(columns, video.shape[1])).round().long()
@@ -239,17 +238,17 @@ def png(image: Tensor) -> bytes:
 
 
 def _has_files(folder: Path) -> bool:
-    """Whether there is anything but hidden files, such as temporary ones of a process that was killed."""
+    """Whether there are files other than hidden ones, such as temporary files of a killed process."""
     return any(not path.name.startswith(".") for path in folder.iterdir())
 
 
 def _read_index(path: Path) -> list[dict[str, Any]]:
-    """Its lines, but for one at the end that was cut short; SampleFolderError when another is damaged."""
+    """Lines of an index without an incomplete last one; SampleFolderError if another line is damaged."""
     *lines, _ = path.read_bytes().split(b"\n") if path.exists() else [b""]
     try:
         return [json.loads(line) for line in lines]
     except ValueError as error:
-        raise SampleFolderError(f"{path} is damaged ({error}); delete it, and its samples are made anew") from None
+        raise SampleFolderError(f"{path} is damaged ({error}); delete it to sample its videos again") from None
 
 
 def _write_index(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:

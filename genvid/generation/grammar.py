@@ -1,7 +1,7 @@
-"""Which tokens may come next, so that every sampled row is one that unpacks, and none spends more than it may.
+"""The grammar of rows: the tokens allowed next, so that every sampled row unpacks and keeps to its limit.
 
-A small state machine for many rows at once; nothing in it waits for the device. All of its state is one tensor, updated
-in place: a CUDA graph can hold it, and a host can read or write it in one copy.
+A state machine for many rows at once, without synchronisation with the device. Its state is one tensor, updated in
+place, which a CUDA graph can use and the host can copy at once.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from genvid.tokens.rows import BlockLayout
 FREE = -1
 """Planned length of a block whose length the model chooses."""
 WAIT = -2
-"""Planned length of a block whose length will be told: at its start the row waits ("length" framing)."""
+"""Planned length of a block whose length a planner assigns: the row waits at its start ("length" framing)."""
 UNLIMITED = 2**40
 
 BLOCK, COUNT, ANNOUNCED, NUM_BLOCKS, LEFT, PLANNED = range(6)
@@ -24,10 +24,10 @@ BLOCK, COUNT, ANNOUNCED, NUM_BLOCKS, LEFT, PLANNED = range(6)
 
 
 class BlockGrammar:
-    """State of B rows whose prefix has been read, and which have `num_blocks` blocks to come.
+    """State of B rows of `num_blocks` blocks, after their prefix.
 
-    `planned` (B, num_blocks) forces the lengths of blocks. Without it lengths are any that the layout allows, save
-    that in "end" framing the first block is not empty (as published).
+    `planned` (B, num_blocks) fixes the lengths of blocks. By default every length of the layout is allowed, except that
+    in "end" framing the first block is not empty (as published).
     """
 
     def __init__(
@@ -57,16 +57,16 @@ class BlockGrammar:
 
     @property
     def waiting(self) -> Tensor:
-        """(B,) bool: at the start of a block whose length is still to be told."""
+        """(B,) bool: at the start of a block whose length is not assigned yet."""
         return (self.state[ANNOUNCED] < 0) & (self._plan() == WAIT) & ~self.finished
 
     def allowed(self) -> Tensor:
-        """(B, num_outputs) bool, never all False. Means nothing for rows that are finished or waiting."""
+        """(B, num_outputs) bool, never all False. Unspecified for rows that are finished or waiting."""
         codes, framing = self._ending() if self.layout.framing == "end" else self._announcing()
         return torch.cat([codes[:, None].expand(-1, self.layout.codebook_size), framing], 1)
 
     def advance(self, tokens: Tensor, taken: Tensor) -> None:
-        """Take the (B,) next tokens, allowed ones, in rows that have (B,) `taken` one and are not finished."""
+        """Append (B,) allowed tokens to the rows where (B,) `taken` is True and that are not finished."""
         block, count, announced, left = (self.state[row].clone() for row in (BLOCK, COUNT, ANNOUNCED, LEFT))
         going = taken & ~self.finished
         framing = (tokens >= self.layout.codebook_size) & going
@@ -96,7 +96,7 @@ class BlockGrammar:
         return count < most.where(free, plan), torch.where(free, may_end, count == plan)[:, None]
 
     def _most(self) -> Tensor:
-        """(B,) the most tokens that the current block may have, so that those after it can still be paid for."""
+        """(B,) most tokens of the current block that leave enough of the limit for later blocks."""
         later = self.state[NUM_BLOCKS] - self.state[BLOCK] - 1
         return self.state[LEFT] - later * (self.layout.sizes[0] if self.layout.sizes else 0)
 
@@ -118,14 +118,14 @@ def initial_state(
 ) -> list[int]:
     """State of a row at its first block: a column of `BlockGrammar.state`.
 
-    limit: tokens (codes) that its blocks may have together.
+    limit: most tokens (codes) of all its blocks together.
     """
     plan = [*planned, *[FREE] * (layout.num_blocks - len(planned))]
     return [0, 0, -1, num_blocks, UNLIMITED if limit is None else min(limit, UNLIMITED), *plan]
 
 
 def least_tokens(layout: BlockLayout, num_blocks: int) -> int:
-    """Fewest tokens (codes) that a row of so many blocks can have."""
+    """Fewest tokens (codes) of a row of `num_blocks` blocks."""
     smallest = layout.sizes[0] if layout.sizes else 0
     nonzero = next((size for size in layout.sizes if size), 1)
     first = nonzero if layout.framing == "end" else smallest
@@ -133,7 +133,7 @@ def least_tokens(layout: BlockLayout, num_blocks: int) -> int:
 
 
 def check_plan(layout: BlockLayout, lengths: Sequence[int]) -> None:
-    """ValueError unless each length is one that a block may have."""
+    """ValueError unless the layout allows each length."""
     sizes = layout.sizes or range(layout.block_capacity + 1)
     wrong = [length for length in lengths if length not in sizes]
     if wrong:

@@ -1,7 +1,7 @@
-"""From a class or a prompt video to videos: prefix, engine, tokenizer.
+"""From a class or a prompt video to videos: prefixes, engine, tokenizer.
 
-A `Job` is what is asked for: requests, and how their rows become tokens. `stream` gives videos as their rows end,
-`generate` all of them in order.
+A `Job` holds requests, and the map from their rows to tokens. `stream` yields videos as their rows finish, `generate`
+returns all of them in order.
 """
 
 from __future__ import annotations
@@ -18,37 +18,37 @@ from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 Progress = Callable[[int, int], None]
-"""Called with the videos done and all videos."""
+"""Called with the number of finished videos and of all videos."""
 
 
 @dataclass(frozen=True)
 class Generated:
-    """Sampled videos and what they are made of."""
+    """Sampled videos and their tokens."""
 
     videos: Tensor
     """(B, 3, T, H, W) float in [-1, 1], on the CPU."""
     tokens: BlockTokens
-    """Their tokens, on the CPU; `tokens.lengths` is what each block cost."""
+    """On the CPU; `tokens.lengths` are the tokens of each block."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Videos to be made."""
+    """Videos to sample."""
 
     requests: list[Request]
-    """May be replaced by the same ones under a budget."""
+    """`genvid.generation.budget.with_budget` replaces them by the same ones under a budget."""
     unpack: Callable[[int, Tensor], BlockTokens]
-    """Number of a request and its row (S,) -> the tokens of its whole video."""
+    """(index of a request, its row (S,)) -> the tokens of the complete video."""
 
     def only(self, numbers: Sequence[int]) -> Job:
-        """The job of these requests alone."""
+        """The job of these requests only."""
         return Job([self.requests[number] for number in numbers], lambda i, row: self.unpack(numbers[i], row))
 
 
 def class_job(model: RowModel, labels: Tensor, seeds: Tensor, *, planned: Tensor | None = None) -> Job:
-    """(N,) classes and (N,) seeds -> N videos. `planned` (N, G) forces the lengths of blocks.
+    """(N,) classes and (N,) seeds -> N videos. `planned` (N, G): fixed block lengths.
 
-    A model without classes ignores `labels` but for their number.
+    For a model without classes only the number of `labels` counts.
     """
     layout = model.layout
     if model.config.context_blocks:
@@ -70,12 +70,11 @@ def prediction_job(
     planned: Tensor | None = None,
     num_blocks: int | None = None,
 ) -> Job:
-    """(N, 3, T0, H, W) frames -> N videos that begin with the last of them that the model reads, as reconstructed.
+    """(N, 3, T0, H, W) frames -> N videos: the reconstructed context, and generated blocks after it.
 
-    A model reads `context_blocks` blocks that end where the prompt ends, whatever its length. The context is encoded
-    alone and cut by `allocator` (None: not cut), so that it costs what it is worth. It is followed by `num_blocks`
-    blocks, by default all that the model generates, of `planned` (N, num_blocks) lengths. Published models pad a prompt
-    to complete blocks and take none of these options.
+    The context is the last `model.prompt_frames` frames, encoded without earlier ones and cut by `allocator` (None: not
+    cut). `num_blocks` (by default `model.generated_blocks`) follow, of `planned` (N, num_blocks) lengths. Published
+    models (`fixed_prompt`) support none of these options.
     """
     if model.fixed_prompt and not (allocator is None and planned is None and num_blocks is None):
         raise ValueError(
@@ -90,7 +89,7 @@ def prediction_job(
 def stream(
     engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16
 ) -> Iterator[tuple[list[int], Generated]]:
-    """Videos as their rows end, decoded up to `batch_size` at a time, each batch with the numbers of its requests."""
+    """Yield (indices of requests, their videos) as rows finish, decoded up to `batch_size` at a time."""
     check_match(engine.model, tokenizer)
     engine.check(job.requests)
     return _stream(engine, tokenizer, job, batch_size)
@@ -99,7 +98,7 @@ def stream(
 def generate(
     engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: Progress | None = None
 ) -> Generated:
-    """All videos, in the order of the requests."""
+    """All videos of a job, in the order of its requests."""
     found: list[tuple[int, Generated]] = []
     for numbers, made in stream(engine, tokenizer, job, batch_size=batch_size):
         parts = [Generated(made.videos[i : i + 1], made.tokens[i : i + 1]) for i in range(len(numbers))]
@@ -124,37 +123,36 @@ def continue_video(
     at_a_time: int | None = None,
     progress: Progress | None = None,
 ) -> Generated:
-    """(N, 3, T0, H, W) videos of any length -> the same and `num_frames` more; with the tokens of the new blocks.
+    """(N, 3, T0, H, W) videos of any length -> the same with `num_frames` more frames; tokens of the new blocks only.
 
-    The context slides: the last frames, as many as the model reads, are encoded anew before each `at_a_time` blocks
-    (as many as the model knows by default), so that they stand where tokenizer and model expect a beginning. What the
-    last block has too many is cut off. `progress` is told of blocks.
+    The context slides: before each `at_a_time` blocks (by default `model.generated_blocks`) the last frames are encoded
+    anew, as the beginning of a clip. Extra frames of the last block are dropped. `progress` counts blocks.
     """
     model, frames = engine.model, tokenizer.spec.frames_per_block
     given, wanted = model.config.context_blocks, -(-num_frames // frames)
-    at_a_time = model.layout.num_blocks - given if at_a_time is None else at_a_time
+    at_a_time = model.generated_blocks if at_a_time is None else at_a_time
     if num_frames < 1 or at_a_time < 1:
         raise ValueError(f"num_frames and at_a_time are at least 1, got {num_frames} and {at_a_time}")
     video, made = context.cpu(), list[BlockTokens]()
     for start in range(0, wanted, at_a_time):
         blocks, seeds_here = min(at_a_time, wanted - start), noise.fold(seeds, start)
         job = prediction_job(model, tokenizer, allocator, video, seeds_here, num_blocks=blocks)
-        window = generate(engine, tokenizer, job)
-        video = torch.cat([video, window.videos[:, :, given * frames :]], 2)
-        made.append(window.tokens.blocks(slice(given, None)))
+        clip = generate(engine, tokenizer, job)
+        video = torch.cat([video, clip.videos[:, :, given * frames :]], 2)
+        made.append(clip.tokens.blocks(slice(given, None)))
         if progress is not None:
             progress(start + blocks, wanted)
     return Generated(video[:, :, : context.shape[2] + num_frames], BlockTokens.join_blocks(made))
 
 
 def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
-    """ValueError unless the rows of the model are made of the tokens of this tokenizer; ProvenanceError where it was
-    trained on those of another one of this shape."""
+    """ValueError unless model and tokenizer have the same codes and blocks; ProvenanceError if the model was trained on
+    the tokens of another tokenizer."""
     layout, spec = model.layout, tokenizer.spec
     ours, theirs = (layout.codebook_size, layout.block_capacity), (spec.codebook_size, spec.block_capacity)
     if ours != theirs:
         raise ValueError(
-            f"the model was made for another tokenizer: it has {ours[0]} codes in blocks of {ours[1]}, the tokenizer "
+            f"the model belongs to another tokenizer: it has {ours[0]} codes in blocks of {ours[1]}, the tokenizer "
             f"{theirs[0] or 'no'} codes in blocks of {theirs[1]}"
         )
     if spec.max_blocks is not None and layout.num_blocks > spec.max_blocks:

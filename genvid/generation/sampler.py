@@ -1,8 +1,7 @@
-"""How the next token is drawn, and the plain sampler: cache, guidance, top-k and top-p, under the grammar.
+"""Drawing the next token, and the plain sampler: cache, guidance, top-k and top-p, under the grammar.
 
-What is drawn for a video depends on its own seed and condition only, not on its neighbours or the batch size. The
-plain sampler is short enough to be read and slow enough not to be used: `genvid.generation.engine.scheduler` must give
-the same rows, and is tested against it.
+The tokens of a video depend on its own seed and condition only, not on the batch. The plain sampler is the readable,
+slow reference against which `genvid.generation.engine.scheduler` is tested.
 """
 
 from __future__ import annotations
@@ -18,20 +17,20 @@ from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
 from genvid.generation.grammar import BlockGrammar
 
-MOST = 1e6
-"""Largest temperature and guidance, and the inverse of the least temperature: beyond them float32 logits overflow."""
+LARGEST_SCALE = 1e6
+"""Largest temperature and guidance, and inverse of the least temperature: beyond, float32 logits overflow."""
 
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How the next token is drawn."""
+    """Distribution of the next token."""
 
     temperature: float = 1.0
     """Divisor of the logits; 0: the most likely token."""
     top_k: int = 0
-    """Draw from the k most likely tokens; 0: from all."""
+    """Draw from the k most likely tokens; 0: all."""
     top_p: float = 1.0
-    """Draw from the fewest tokens that together have this probability; 1: from all."""
+    """Draw from the fewest tokens with this total probability; 1: all."""
     guidance: float = 1.0
     """Classifier-free guidance scale w: logits are null + w (conditional - null); 1: no guidance."""
 
@@ -39,15 +38,15 @@ class SamplingConfig:
         numbers = (self.temperature, self.top_k, self.guidance)
         if not all(0 <= number < math.inf for number in numbers) or not 0 < self.top_p <= 1:
             raise ValueError(f"temperature, top_k and guidance are at least 0 and top_p is in (0, 1], got {self}")
-        if 0 < self.temperature < 1 / MOST or max(self.temperature, self.guidance) > MOST:
+        if 0 < self.temperature < 1 / LARGEST_SCALE or max(self.temperature, self.guidance) > LARGEST_SCALE:
             raise ValueError(
-                f"float32 logits bear temperatures of {1 / MOST:g} to {MOST:g} (or 0: the most likely token) and "
-                f"guidance up to {MOST:g}, got {self}"
+                f"beyond {LARGEST_SCALE:g} float32 logits overflow: temperature is 0 or at least {1 / LARGEST_SCALE:g}, "
+                f"temperature and guidance are at most {LARGEST_SCALE:g}, got {self}"
             )
 
 
 class Sampler:
-    """Draws rows from a model. It owns nothing but the model: caches live as long as a call."""
+    """The plain sampler. A cache lives as long as one call."""
 
     def __init__(self, model: RowModel) -> None:
         self.model = model
@@ -63,11 +62,10 @@ class Sampler:
         null_prefix: Tensor | None = None,
         planned: Tensor | None = None,
     ) -> Tensor:
-        """(B, P) prefix and (B,) seeds -> (B, S) rows: prefix, `num_blocks` blocks (all of the layout's), PAD.
+        """(B, P) prefix and (B,) seeds -> (B, S) rows: prefix, `num_blocks` blocks (by default the layout's), PAD.
 
-        Prefixes may have different lengths: they end in PAD, and rows stay aligned at the left, a shorter row being
-        ahead of a longer one. `null_prefix` (B, P) is what guidance is measured against; `planned` (B, num_blocks)
-        forces block lengths.
+        Prefixes of different lengths end in PAD; rows are aligned at the left. `null_prefix` (B, P): the prefix without
+        its condition, for guidance. `planned` (B, num_blocks): fixed block lengths.
         """
         layout = self.model.layout
         blocks = layout.num_blocks if num_blocks is None else num_blocks
@@ -99,7 +97,9 @@ class Sampler:
             raise ValueError("guidance other than 1 needs a null prefix, which frame prediction does not have")
         lengths = self.model.layout.prefix_lengths
         if null_prefix.shape != prefix.shape or not torch.equal(lengths(null_prefix), lengths(prefix)):
-            raise ValueError(f"null prefix {tuple(null_prefix.shape)} and prefix {tuple(prefix.shape)} must be alike")
+            raise ValueError(
+                f"null prefix {tuple(null_prefix.shape)} and prefix {tuple(prefix.shape)} must have the same lengths"
+            )
         return torch.cat([prefix, null_prefix])
 
     def _check(self, given: Tensor, seeds: Tensor, blocks: int, planned: Tensor | None) -> None:
@@ -107,7 +107,7 @@ class Sampler:
         if seeds.shape != given.shape or not len(given) or int(given.min()) < 1:
             raise ValueError(f"each of the {len(given)} rows needs a prefix and a seed; there are {len(seeds)} seeds")
         if not 1 <= blocks <= layout.num_blocks:
-            raise ValueError(f"{blocks} blocks asked for, but rows of this model have 1 to {layout.num_blocks}")
+            raise ValueError(f"rows of this model have 1 to {layout.num_blocks} blocks, got {blocks}")
         new = blocks * (layout.largest + 1) if planned is None else planned.sum(1).to(given) + blocks
         needed = int((given + new).max()) - 1
         if needed > positions:
@@ -118,13 +118,13 @@ class Sampler:
 
 
 def guided(logits: Tensor, scale: float) -> Tensor:
-    """(2B, V) logits, first with the condition and then without -> (B, V)."""
+    """(2B, V) logits, conditional then null -> (B, V)."""
     conditional, null = logits.chunk(2)
     return null + scale * (conditional - null)
 
 
 def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
-    """(B, V) logits, (B, V) bool, (B,) seeds -> (B,) ids, by one uniform number a row and the inverse distribution."""
+    """(B, V) logits, (B, V) bool, (B,) seeds -> (B,) ids: inverse sampling with one uniform number per row."""
     uniform = noise.uniform(seeds, "token", 1)[:, 0]
     top_k = min(config.top_k, logits.shape[-1])
     tokens: Tensor = _draw(logits, allowed, uniform, config.temperature, top_k, config.top_p)
@@ -132,7 +132,7 @@ def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig)
 
 
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
-    """(B, V) logits at their temperature -> the same, -inf where top-k and then top-p drop them; ties are kept."""
+    """(B, V) logits at their temperature -> the same, -inf where top-k, then top-p drop a token; ties are kept."""
     if 0 < top_k < logits.shape[-1]:
         logits = logits.masked_fill(logits < logits.topk(top_k).values[:, -1:], float("-inf"))
     if top_p < 1:
@@ -146,11 +146,11 @@ def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
 
 
 def length_scores(logits: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:
-    """(N, K) logits of sizes, (N,) seeds -> (N, K) float64 scores, the greatest of which is a draw of the size.
+    """(N, K) logits of sizes, (N,) seeds -> (N, K) float64 scores whose argmax is a sample of the size.
 
-    A score is the log-probability of the size plus Gumbel noise (none at temperature 0). Sizes that top-k and top-p
-    drop follow below all that they keep, each by as much as its log-probability is below the least of those: only a
-    budget that is too short for the size drawn can lead to them.
+    A score is the log-probability of the size plus Gumbel noise (none at temperature 0). Sizes dropped by top-k and
+    top-p score below all kept ones, by the difference of their log-probability from the least kept one: they are chosen
+    only where a budget does not allow the sampled size.
     """
     if config.temperature == 0:
         return logits.double().log_softmax(-1)
@@ -164,7 +164,7 @@ def length_scores(logits: Tensor, seeds: Tensor, config: SamplingConfig) -> Tens
 
 @torch.library.custom_op("genvid::draw", mutates_args=())
 def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
-    """Opaque to torch.compile: torch 2.11 splits the cumulative sums of few rows into kernels that fail on a GPU."""
+    """Opaque to torch.compile: torch 2.11 compiles cumulative sums of few rows to kernels that fail on a GPU."""
     if temperature > 0 and not top_k and top_p == 1 and hardware(logits.device).kernels:
         from genvid.generation.engine.kernels import draw_tokens
 
@@ -175,7 +175,7 @@ def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, 
     logits = truncated(logits / temperature, top_k, top_p)
     cumulative = logits.double().softmax(-1).cumsum(-1)
     total = cumulative[:, -1:]
-    # Strictly below the total, so that the token found is one of positive probability.
+    # Strictly below the total, so that the token has a positive probability.
     target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
     return torch.searchsorted(cumulative, target, right=True)[:, 0]
 

@@ -219,7 +219,7 @@ def test_budgets_that_cannot_be_kept_are_said_in_words():
     with pytest.raises(ValueError, match="either tokens_per_video or total"):
         BudgetConfig(tokens_per_video=10, total=10)
     ends = Engine(rotary(replace(LENGTH, framing="end")), FREE, slots=2)
-    with pytest.raises(ValueError, match='only models of "length" framing'):
+    with pytest.raises(ValueError, match='needs a model of "length" framing'):
         with_budget(ends, requests, BudgetConfig(tokens_per_video=10))
     free = Engine(rotary(), FREE, slots=2)
     with pytest.raises(ValueError, match="4 rows share a budget, but the engine has 2 slots"):
@@ -232,7 +232,7 @@ def test_lengths_that_are_fixed_already_are_put_under_no_budget(budget, change):
     engine, requests = Engine(rotary(), FREE, slots=4), class_requests(LENGTH, 4)
     engine.slots.step = lambda reach: pytest.fail("a step was made")
     for plan in (True, False):
-        with pytest.raises(ValueError, match="planned or limited already"):
+        with pytest.raises(ValueError, match="have planned or limited lengths"):
             with_budget(engine, [*requests[:3], replace(requests[3], **change)], replace(budget, plan=plan))
     both = replace(requests[0], planner=VideoPlanner(18, torch.zeros(4, 19), LENGTH), **change)
     with pytest.raises(ValueError, match="not both"):

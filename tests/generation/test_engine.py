@@ -187,8 +187,8 @@ def test_what_cannot_be_sampled_is_said_before_anything_is_computed():
     engine.slots.step = lambda reach: pytest.fail("a step was made")
     good = class_requests(LENGTH, 1)[0]
     for change, message in [
-        ({"num_blocks": 4}, "4 blocks asked for after a prefix of 1"),
-        ({"prefix": ()}, "after a prefix of 0"),
+        ({"num_blocks": 4}, "got a prefix of 1 and 4 blocks"),
+        ({"prefix": ()}, "got a prefix of 0"),
         ({"prefix": (1,) * 10}, "may need 30 positions, but the model has 22"),
         ({"planned": (1, 1)}, "3 blocks need as many planned lengths, got 2"),
         ({"planned": (1, 1, 2)}, "2 tokens is none of the sizes"),

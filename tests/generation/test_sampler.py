@@ -178,7 +178,7 @@ def test_what_cannot_be_sampled_is_said_in_words():
         sampler(prefix, seeds, replace(config, guidance=2.0))
     with pytest.raises(ValueError, match="there are 1 seeds"):
         sampler(prefix, seeds[:1], config)
-    with pytest.raises(ValueError, match="4 blocks asked for"):
+    with pytest.raises(ValueError, match="1 to 3 blocks, got 4"):
         sampler(prefix, seeds, config, num_blocks=4)
     with pytest.raises(ValueError, match="may need 50 positions, but the model has 40"):
         sampler(prefix.repeat(1, 30), seeds, config)

@@ -168,7 +168,7 @@ def test_the_index_grows_by_its_new_lines_alone(tmp_path, monkeypatch):
 
 def test_a_folder_of_other_files_is_left_alone(tmp_path):
     (tmp_path / "holiday.mp4").write_bytes(b"")
-    with pytest.raises(SampleFolderError, match="is no folder of samples; choose another"):
+    with pytest.raises(SampleFolderError, match="is not a folder of samples; choose another"):
         SampleFolder(tmp_path, {"seed": 0})
     assert [path.name for path in tmp_path.iterdir()] == ["holiday.mp4"]
     SampleFolder(tmp_path / "new", {"seed": 0})

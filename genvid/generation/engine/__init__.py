@@ -1,1 +1,1 @@
-"""Sampling engines: batch slots that rows share, one row alone, and transformers' own."""
+"""Sampling engines: continuous batching on batch slots, kernels for a single row, and transformers' engine."""

@@ -15,24 +15,24 @@ from genvid.ar.hardware import hardware
 
 
 class Attention(Protocol):
-    """The parts of a layer that touch the cache. `slots` None: row i is slot i."""
+    """The part of a layer that reads and writes the cache. `slots` None: row i is slot i."""
 
     def append(
         self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
     ) -> Tensor:
-        """(N, (H + 2E) D) -> rotated queries (N, H, D); rotated keys, and values, go to `positions` of the cache."""
+        """(N, (H + 2E) D) -> rotated queries (N, H, D); writes rotated keys and values to `positions` of the cache."""
         ...
 
     def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
-        """(N, H, D) queries over the first (N,) `lengths`, none above `limit`, of (2, slots, E, C, D) -> (N, H D).
+        """(N, H, D) queries over the first (N,) `lengths` <= `limit` positions of (2, slots, E, C, D) -> (N, H D).
 
-        Rows of length 0 get finite numbers that mean nothing.
+        The result of rows of length 0 is finite and unspecified.
         """
         ...
 
 
 class PlainAttention:
-    """By torch: every row reads `limit` positions."""
+    """PyTorch's attention: every row reads `limit` positions."""
 
     def append(
         self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
@@ -59,7 +59,7 @@ class PlainAttention:
 
 
 def plain_or_triton(device: torch.device) -> Attention:
-    """The attention that reads only what is filled, where its kernels run."""
+    """Triton attention, which reads only filled positions, where its kernels run; else PyTorch's."""
     if not hardware(device).kernels:
         return PlainAttention()
     from genvid.generation.engine.kernels import TritonAttention

@@ -1,8 +1,8 @@
 # mypy: ignore-errors
-"""Attention over slots in Triton, where each row reads only what it has filled of the cache; and the draw of a token.
+"""Triton kernels: attention over batch slots that reads only filled cache positions, and drawing a token.
 
-Two steps of the same split in every row and whatever the others do: chunks of CHUNK positions are summed apart, then
-their sums are joined. The order of additions, and so the result, does not depend on the neighbours.
+Attention has two steps: sums over chunks of CHUNK positions, then a sum of the chunks. The split is the same for every
+row, so the order of additions, and with it the result, does not depend on other rows of the batch.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def attend_chunks(
     *,
     overlap: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Attention of queries (B, H, D) to each `chunk` of at most `limit` positions, read `tile` at a time.
+    """Attention of queries (B, H, D) to each `chunk` of at most `limit` positions, read in tiles of `tile`.
 
-    Sums of values (B, H, chunks, D), greatest scores and sums of weights (B, H, chunks), to be joined. With `overlap`
-    the kernel starts before the one ahead of it ends.
+    Returns weighted sums of values (B, H, chunks, D), greatest scores and sums of weights (B, H, chunks). `overlap`:
+    start before the preceding kernel ends.
     """
     _, _, kv_heads, capacity, width = cache.shape
     rows, heads, _ = queries.shape
@@ -133,7 +133,7 @@ def _append(
     HALF_PADDED: tl.constexpr,
     IDENTITY: tl.constexpr,
 ):
-    """One head of one row: rotate and put where it belongs."""
+    """One head of one row: rotate it, and store it as a query, a key or a value."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(positions + row)
@@ -290,7 +290,7 @@ def draw_tokens(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: f
 
 @triton.jit
 def _draw(logits, allowed, uniform, tokens, temperature, OUTPUTS: tl.constexpr, PADDED: tl.constexpr):
-    """One row: the first token at which the sum of the weights so far exceeds the row's share of the whole."""
+    """One row: the first token whose cumulative weight exceeds `uniform` times the total."""
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, PADDED)
     inside = at < OUTPUTS

@@ -1,8 +1,8 @@
-"""The forward pass of sampling: a Llama over slots, each with keys and values of its own in one static cache.
+"""The forward pass of sampling: a Llama over batch slots, with keys and values in one static cache.
 
-transformers' module is made for training and for any shape. Here every shape is fixed, weights that are read together
-are stored together, and a row reads no more of the cache than it has filled. A prompt is read by the same pass: its
-tokens are rows that share a slot, each seeing what is at and before its own position.
+Unlike transformers' module, every shape is fixed, weights that are read together are stored together, and a row reads
+only the filled part of its cache. A prompt goes through the same pass: its tokens are rows that share a slot, and each
+attends to its own and earlier positions.
 
 N rows of a pass, H heads, E heads of keys and values, D channels of a head, C positions of the cache.
 """
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class LayerFunctions(NamedTuple):
-    """What stands before, between and after the attentions."""
+    """The layers without their attention: before the first, between two, after the last."""
 
     before: Callable[..., Tensor]
     between: Callable[..., tuple[Tensor, Tensor]]
@@ -34,7 +34,7 @@ class LayerFunctions(NamedTuple):
 
 
 class SlotNetwork:
-    """Weights and cache of a model for a fixed number of slots."""
+    """Weights and cache of a model for a fixed number of batch slots."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class SlotNetwork:
         self._layers = [layer_weights(layer, dtype) for layer in llama.layers]
         self._embedding, self._norm = parameter.detach().to(dtype), llama.norm.weight.detach().to(dtype)
         self._head = model.head_weight.detach().to(dtype).contiguous()
-        # Room for the last token of the longest row, which is written though never read, in whole lines of memory.
+        # One position more than inputs, for the last token of a row (written, never read); a multiple of 64.
         capacity = -(-(sizes.max_positions + 1) // 64) * 64
         every = torch.arange(capacity, device=device)[None]
         cos, sin = llama.rotary_emb(torch.zeros(1, device=device), every)
@@ -79,7 +79,7 @@ class SlotNetwork:
     def __call__(
         self, tokens: Tensor, positions: Tensor, lengths: Tensor, limit: int, slots: Tensor | None = None
     ) -> Tensor:
-        """(N,) tokens at (N,) positions, which see (N,) `lengths` of their slots -> (N, width) final states."""
+        """(N,) tokens at (N,) positions, over the first (N,) `lengths` of their slots -> (N, width) states."""
         x = functional.embedding(tokens, self._embedding)
         if self._positions is not None:
             x = x + self._positions[positions]
@@ -103,7 +103,7 @@ class SlotNetwork:
         return functional.linear(_normed(states, self._norm, self._eps), self._head).float()
 
     def _for_one_row(self) -> SingleRow | None:
-        """What is faster for a single slot, if there is such a thing here."""
+        """The kernels for a single slot; None where they do not run."""
         if not hardware(self.cache.device).kernels:
             return None
         from genvid.generation.engine.single_row import SingleRow
@@ -122,18 +122,18 @@ def _normed(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def _before(x: Tensor, layer: Layer, eps: float) -> Tensor:
-    """What comes before the attention of a layer."""
+    """From the input of a layer to its queries, keys and values."""
     return functional.linear(_normed(x, layer.norm, eps), layer.qkv)
 
 
 def _after(x: Tensor, attended: Tensor, layer: Layer, eps: float) -> Tensor:
-    """What comes after the attention of a layer."""
+    """From the attention of a layer to its output."""
     x = x + functional.linear(attended, layer.out)
     gate, up = functional.linear(_normed(x, layer.mlp_norm, eps), layer.gate_up).chunk(2, -1)
     return x + functional.linear(functional.silu(gate) * up, layer.down)
 
 
 def _between(x: Tensor, attended: Tensor, layer: Layer, following: Layer, eps: float) -> tuple[Tensor, Tensor]:
-    """From the attention of a layer to that of the next."""
+    """From the attention of a layer to the queries, keys and values of the next."""
     x = _after(x, attended, layer, eps)
     return x, _before(x, following, eps)

@@ -1,8 +1,8 @@
-"""The sampler: requests in any number on a fixed number of slots, each slot taken by the next when its row ends.
+"""Continuous batching: any number of requests on a fixed number of batch slots.
 
-The host looks at the slots only when, by what it knows, something may have happened there: a row has ended, or waits
-to be told the length of its next block. What is drawn for a request depends on its own seed and prefix only (and on
-its planner, if it has one).
+A slot whose row is finished is given to the next request. The host synchronises with the device only when a row may
+have finished or may be waiting for a planned length. The tokens of a request depend on its own seed and prefix only
+(and on its planner, if it has one).
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ from genvid.tokens.rows import BlockLayout
 
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Of weights and cache. Commands and recipes sample in fp32 on every device unless told otherwise."""
+"""Of weights and cache. The default of commands and recipes is fp32 on every device."""
 SYNC_STEPS = (4, 64)
-"""Fewest and most steps between two looks at the slots."""
+"""Fewest and most steps between two synchronisations."""
 
 
 class LengthPlanner(Protocol):
-    """Tells the lengths of blocks to the requests that share it, block after block. It serves one run."""
+    """Assigns block lengths to the requests that share it, block after block. For one run."""
 
     @property
     def rows(self) -> int:
-        """Requests that share this planner: they stand one after another, and wait for each other at every block."""
+        """Requests that share this planner: consecutive ones, which wait for each other at every block."""
         ...
 
     def choose(self, scores: Tensor) -> Tensor:
-        """(rows, K) how well each size suits the next block -> (rows,) sizes."""
+        """(rows, K) scores of the sizes of the next block -> (rows,) sizes."""
         ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """A row to be sampled."""
+    """A row to sample."""
 
     prefix: tuple[int, ...]
     seed: int
     num_blocks: int
-    """Blocks to come after the prefix."""
+    """Blocks to sample after the prefix."""
     null_prefix: tuple[int, ...] | None = None
-    """What guidance is measured against; as long as the prefix."""
+    """The prefix without its condition, for guidance; of the same length."""
     planned: tuple[int, ...] | None = None
-    """Lengths of the blocks."""
+    """Length of each block."""
     limit: int | None = None
-    """Tokens that the blocks may have together: each may have what the later ones do not need at least."""
+    """Most tokens of all blocks together. A block may use all that later blocks do not need at least."""
     planner: LengthPlanner | None = None
-    """Chooses lengths while the row grows, in place of `planned` and `limit`."""
+    """Chooses lengths during sampling, in place of `planned` and `limit`."""
 
 
 class RowEngine(Protocol):
-    """What samples rows: `Engine`, or `genvid.generation.engine.transformers_engine.TransformersEngine`."""
+    """Samples rows: `Engine`, or `genvid.generation.engine.transformers_engine.TransformersEngine`."""
 
     @property
     def model(self) -> RowModel: ...
@@ -83,18 +83,19 @@ class RowEngine(Protocol):
         ...
 
     def check(self, requests: Sequence[Request]) -> None:
-        """ValueError for a request that the model or this engine cannot take."""
+        """ValueError for a request that the model or this engine does not support."""
         ...
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
-        """Sample every request: (its number, its row (S,) on the CPU), in the order in which they end."""
+        """Yield (index of a request, its row (S,) on the CPU) for every request, as rows finish."""
         ...
 
 
 class Engine:
-    """A model, how it is sampled, and slots for rows in flight.
+    """A model, its sampling parameters, and batch slots for rows in flight.
 
-    dtype: of weights and cache; the model's own by default. compiled, attention: see `BatchSlots`.
+    slots: rows in flight at most. dtype: of weights and cache; the model's own by default. compiled, attention: see
+    `BatchSlots`.
     """
 
     def __init__(
@@ -117,16 +118,15 @@ class Engine:
         """Steps made so far."""
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
-        """Sample every request: (its number, its row (S,) on the CPU), in the order in which they end.
+        """Yield (index of a request, its row (S,) on the CPU) for every request, as rows finish.
 
-        A row is the prefix and whole blocks. ValueError, before anything is computed, for a request that the model
-        cannot take.
+        A row is the prefix and complete blocks. Unsupported requests raise ValueError before anything is computed.
         """
         self.check(requests)
         return self._run(requests)
 
     def check(self, requests: Sequence[Request]) -> None:
-        """ValueError for a request that the model cannot take."""
+        """ValueError for a request that the model does not support."""
         for request in requests:
             check_request(request, self.model, guided=self.config.guidance != 1.0)
         runs = [(run[0].planner, len(run)) for run in (list(g) for _, g in groupby(requests, lambda r: id(r.planner)))]
@@ -134,7 +134,7 @@ class Engine:
             if planner is not None and planner.rows > self.slots.count:
                 raise ValueError(f"{planner.rows} rows share a budget, but the engine has {self.slots.count} slots")
             if planner is not None and planner.rows != count:
-                raise ValueError(f"{planner.rows} requests in a row must share this planner, but {count} do")
+                raise ValueError(f"{planner.rows} consecutive requests must share this planner, but {count} do")
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
         batch = InFlightBatch(self.slots, requests)
@@ -145,21 +145,21 @@ class Engine:
             self.steps += steps
             self.tokens += batch.sync()
             batch.assign_lengths()
-            yield from batch.ended()
+            yield from batch.finished()
 
 
 class InFlightBatch:
-    """The host's side of a run: which request sits where, and the state of the slots at the last sync."""
+    """Host side of a run: the request in each slot, and the state of the slots at the last sync."""
 
     def __init__(self, slots: BatchSlots, requests: Sequence[Request]) -> None:
         self._slots, self._requests, self._next = slots, requests, 0
         self._active: dict[int, int] = {}
         """Slot -> request."""
         self._grammar, self._state = slots.sync()
-        self._grammar[NUM_BLOCKS] = 0  # what an earlier run left unfinished
+        self._grammar[NUM_BLOCKS] = 0  # ends rows that an earlier run left unfinished
 
     def admit(self) -> bool:
-        """Give free slots to the next requests. False: nothing is left to do."""
+        """Put the next requests into free slots; False when no request is left."""
         free = [slot for slot in range(self._slots.count) if slot not in self._active]
         prefixes = {}
         for slot in free[: len(self._requests) - self._next]:
@@ -177,20 +177,20 @@ class InFlightBatch:
         return bool(self._active)
 
     def steps(self, layout: BlockLayout) -> tuple[int, int]:
-        """Steps until the next sync, and positions that the longest row has filled after the first of them."""
+        """(steps until the next sync, cache positions of the longest row after the first of them)."""
         slots = list(self._active)
         columns, waited = self._grammar[:, slots].T.tolist(), self._state[WAITED, slots].tolist()
         soonest = min(_steps_to_event(layout, column) for column, w in zip(columns, waited, strict=True) if not w)
         return min(max(soonest, SYNC_STEPS[0]), SYNC_STEPS[1]), int(self._state[POSITION, slots].max()) + 1
 
     def sync(self) -> int:
-        """See what the steps did; the number of tokens sampled by them."""
+        """Read the state of the slots; the number of tokens sampled since the last sync."""
         before = self._state[POSITION].sum()
         self._grammar, self._state = self._slots.sync()
         return int(self._state[POSITION].sum() - before)
 
     def assign_lengths(self) -> None:
-        """Tell the next lengths to the rows of each planner of which all rows wait."""
+        """Assign the next length to the rows of each planner whose rows are all waiting."""
         waiting: dict[int, list[int]] = {}
         for slot, number in sorted(self._active.items(), key=lambda item: item[1]):
             if self._state[WAITED, slot]:
@@ -204,21 +204,21 @@ class InFlightBatch:
                 self._grammar[PLANNED + self._grammar[BLOCK, slots], slots] = sizes
                 self._state[WAITED, slots] = 0
 
-    def ended(self) -> list[tuple[int, Tensor]]:
-        """Rows that are complete; their slots become free."""
-        over = [slot for slot in self._active if self._grammar[BLOCK, slot] >= self._grammar[NUM_BLOCKS, slot]]
-        if not over:
+    def finished(self) -> list[tuple[int, Tensor]]:
+        """(index, row) of the finished rows, whose slots become free."""
+        done = [slot for slot in self._active if self._grammar[BLOCK, slot] >= self._grammar[NUM_BLOCKS, slot]]
+        if not done:
             return []
-        rows, ended = self._slots.rows(over), []
-        for slot, row in zip(over, rows, strict=True):
+        rows, finished = self._slots.rows(done), []
+        for slot, row in zip(done, rows, strict=True):
             number = self._active.pop(slot)
             prefix = torch.tensor(self._requests[number].prefix)
-            ended.append((number, torch.cat([prefix, row[len(prefix) : int(self._state[POSITION, slot]) + 1]])))
-        return ended
+            finished.append((number, torch.cat([prefix, row[len(prefix) : int(self._state[POSITION, slot]) + 1]])))
+        return finished
 
 
 def _steps_to_event(layout: BlockLayout, column: list[int]) -> int:
-    """Fewest steps after which a row (a column of the grammar's state) may have ended, or wait."""
+    """Fewest steps after which a row (a column of the grammar's state) may have finished or may be waiting."""
     smallest = layout.sizes[0] if layout.sizes else 0
     steps = 0
     for block in range(column[BLOCK], column[NUM_BLOCKS]):
@@ -234,13 +234,13 @@ def _steps_to_event(layout: BlockLayout, column: list[int]) -> int:
 
 
 def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
-    """ValueError for a request that the model cannot take."""
+    """ValueError for a request that the model does not support."""
     layout, given, blocks = model.layout, len(request.prefix), request.num_blocks
     noise.check_seed(request.seed)
     if not given or not 1 <= blocks <= layout.num_blocks:
         raise ValueError(
-            f"{blocks} blocks asked for after a prefix of {given}, but rows of this model are a prefix and 1 to "
-            f"{layout.num_blocks} blocks"
+            f"rows of this model are a prefix of at least 1 token and 1 to {layout.num_blocks} blocks, "
+            f"got a prefix of {given} and {blocks} blocks"
         )
     if guided and (request.null_prefix is None or len(request.null_prefix) != given):
         raise ValueError(
@@ -248,13 +248,13 @@ def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
         )
     if guided and request.null_prefix == request.prefix:
         raise ValueError(
-            "guidance other than 1 changes nothing here, where condition and null condition are the same prefix: the "
-            "model has no classes, and no budget is told to it. Sample with guidance 1"
+            "guidance other than 1 would change nothing: the prefix carries neither class nor budget, so it equals the "
+            "null prefix; sample it with guidance 1"
         )
     if request.planner is not None and (request.planned, request.limit) != (None, None):
         raise ValueError("a request has a planner, or planned lengths with or without a limit, not both")
     if request.planner is not None and layout.framing != "length":
-        raise ValueError('only models of "length" framing say how well a length suits; plan the lengths of this one')
+        raise ValueError('a planner needs a model of "length" framing, which predicts lengths; give planned lengths')
     least, most = least_tokens(layout, blocks), blocks * layout.largest
     if request.planned is not None:
         if len(request.planned) != blocks:

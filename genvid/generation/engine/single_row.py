@@ -1,9 +1,9 @@
 # mypy: ignore-errors
-"""The layers of one row in five Triton kernels each, which wait for memory and for hardly anything else.
+"""Sampling a single row: five Triton kernels per layer, bound by memory bandwidth.
 
-Products of one row read every weight once and compute next to nothing. A program takes some rows of a matrix and asks
-for all of them at once, before it waits for the kernel before it (programmatic dependent launch): weights arrive while
-that one still runs. Everything is added up in float32, in an order of its own.
+A matrix-vector product reads every weight once. A program loads all its rows of the matrix before it waits for the
+preceding kernel (programmatic dependent launch), so weights arrive while that kernel still runs. Sums are float32, in
+another order than in `genvid.generation.engine.network`.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from genvid.generation.engine.kernels import attend_chunks
 from genvid.generation.engine.weights import Layer
 
 OVERLAP = True
-"""Start each kernel while the one before it runs, on GPUs that can."""
+"""Start each kernel while the preceding one runs, where `Hardware.overlap`."""
 PROGRAM_BYTES = 40 * 1024
 """Most weights that one program holds in registers."""
 COLUMNS = 256
-"""Least columns of a tile: what 32 lanes read at 16 bytes each."""
+"""Least columns of a tile: 32 lanes of 16 bytes each."""
 SPLITS = 8
 """Most parts that the attention of a head is split into."""
 SMALLEST_CHUNK = 64
@@ -55,11 +55,11 @@ class SingleRow:
 
     @staticmethod
     def fits(cache: Tensor) -> bool:
-        """Whether it can work on this (depth, 2, slots, E, C, D) cache: of one slot, and D a power of 2."""
+        """Whether the (depth, 2, slots, E, C, D) cache has one slot, and D is a power of 2."""
         return cache.shape[2] == 1 and cache.shape[-1].bit_count() == 1
 
     def __call__(self, x: Tensor, position: Tensor, length: Tensor, limit: int) -> Tensor:
-        """(1, width) at its (1,) position, seeing (1,) `length` positions, at most `limit` -> x itself, overwritten."""
+        """(1, width) at a (1,) position, over (1,) `length` <= `limit` cache positions -> x, overwritten."""
         chunk = max(SMALLEST_CHUNK, triton.next_power_of_2(-(-limit // SPLITS)))
         options = {"chunk": chunk, "tile": min(chunk, POSITIONS), "overlap": self._overlap}
         for number, layer in enumerate(self._layers):
@@ -80,7 +80,7 @@ class SingleRow:
     def _project(self, x: Tensor, layer: Layer, cache: Tensor, position: Tensor, *, overlap: bool) -> Tensor:
         """Queries (1, H, D), rotated; keys and values go to the (2, 1, E, C, D) cache.
 
-        Not overlapped in the first layer: all later kernels may then read what stood before it without waiting.
+        Not overlapped in the first layer: later kernels may then read earlier results without waiting.
         """
         keys, values = cache[:, 0]
         kv_heads, _, width = keys.shape
@@ -134,7 +134,7 @@ class SingleRow:
         _close[grid](x, hidden, layer.down, *layer.down.shape, **options)
 
     def _split(self, matrix: Tensor, *, even: bool = False, overlap: bool = True) -> tuple[tuple[int], dict[str, Any]]:
-        """How the rows of a product are dealt out to programs: (grid, options of the kernel)."""
+        """(grid, kernel options) of a product: rows of the matrix for each program."""
         count, columns = matrix.shape
         rows = 2 if even else 1
         while 2 * rows * columns * matrix.element_size() <= PROGRAM_BYTES and count >= 2 * rows * self._processors:
@@ -155,7 +155,7 @@ class SingleRow:
 
 @triton.jit
 def _numbers(ROWS: tl.constexpr, WARPS: tl.constexpr):
-    """Rows of a program, (ROWS / WARPS, WARPS): each warp has whole rows, and a vector of its own beside them."""
+    """Rows of a program, (ROWS / WARPS, WARPS): each warp has complete rows and its own copy of the vector."""
     first = tl.program_id(0) * ROWS + tl.arange(0, ROWS // WARPS) * WARPS
     return first[:, None] + tl.arange(0, WARPS)[None, :]
 
@@ -205,7 +205,7 @@ def _normed_products(weights, x, gains, eps, COUNT: tl.constexpr):
 
 @triton.jit
 def _joined(summed, greatest, total, splits, length, first, HEADS, WIDTH, CHUNK, SPLITS, TILE):
-    """TILE channels of the attention from head `first` on -> (1, 1, TILE)."""
+    """TILE channels of the attention, starting at head `first` -> (1, 1, TILE)."""
     heads = first + tl.arange(0, TILE // WIDTH)
     split = tl.arange(0, SPLITS)
     there = (heads < HEADS)[:, None] & (split * CHUNK < length)[None, :]
@@ -242,7 +242,7 @@ def _project(
     TILE: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
-    """RMSNorm, product, rotation: pairs of channels of a head, which are turned together."""
+    """RMSNorm, product, rotation of pairs of channels of a head."""
     if OVERLAP:
         gdc_launch_dependents()
     HALF: tl.constexpr = WIDTH // 2

@@ -1,8 +1,8 @@
-"""BatchSlots: rows in batch on one device, and the step that moves all of them on by a token.
+"""Batch slots: rows in flight on one device, and the step that appends one token to each.
 
-A step works in place on tensors whose shapes never change. On a GPU it is a CUDA graph: the host starts it and does not
-wait for it. Rows are apart in it, and random numbers are counted by (seed, position): what is drawn for a row depends
-on its own seed and prefix only.
+A step works in place on tensors of fixed shapes. On a GPU it is a CUDA graph, which the host launches without waiting.
+Rows are independent, and random numbers are a function of (seed, position): the tokens of a row depend on its own seed
+and prefix only.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from genvid.generation.grammar import BlockGrammar
 from genvid.generation.sampler import SamplingConfig, draw, guided, length_scores
 
 TOKEN, NULL_TOKEN, POSITION, SEED, WAITED = range(5)
-"""Rows of the state: the next input and that of the null condition, their position, the seed of the row, and whether
-the last step found it waiting."""
+"""Rows of the state: next input, next input of the null condition, position of both, seed, and whether the row was
+waiting at the last step."""
 
 CHUNK = 256
 """Prompt tokens read at a time."""
 SMALLEST_LIMIT = 256
-"""Least of the cache lengths that graphs are made for; the others are its doubles."""
+"""Graphs are captured for cache lengths of this number, doubled until the capacity."""
 
 
 class BatchSlots:
-    """Rows in batch. With guidance, slot i has a second row of the cache for its null condition.
+    """Rows in flight. With guidance, slot i has a second row of the cache for its null condition.
 
-    On a GPU steps are captured as CUDA graphs, and compiled if `compiled` and the GPU can (`Hardware.kernels`);
-    elsewhere they run as written.
+    On a GPU steps are captured as CUDA graphs, and compiled if `compiled` and `Hardware.kernels`; on a CPU they run
+    eagerly.
     """
 
     def __init__(
@@ -66,11 +66,11 @@ class BatchSlots:
             self._inputs = torch.compile(self._inputs, dynamic=False)
             self._take = torch.compile(self._take, dynamic=False)
         self._held: dict[int, tuple[int, ...]] = {}
-        """Row of the cache -> the prefix that stands in it."""
+        """Row of the cache -> the prefix that it holds."""
 
     @torch.no_grad()
     def warm_up(self) -> None:
-        """Make every graph now: the first request is then as fast as the others. All slots must be free."""
+        """Capture every graph now, so that the first request is as fast as later ones. All slots must be free."""
         self._held.clear()
         reach = 1
         while self._on_gpu and reach <= self._network.capacity:
@@ -81,24 +81,26 @@ class BatchSlots:
 
     @torch.no_grad()
     def step(self, reach: int) -> None:
-        """One token for every row that goes on; none has filled more than `reach` positions after it."""
+        """Append one token to every row that is neither finished nor waiting. `reach`: cache positions of the longest
+        row after it."""
         limit = self._limit(reach)
         self._launch("step", limit, partial(self._step, limit))
 
     @torch.no_grad()
     def admit(self, prefixes: Mapping[int, tuple[tuple[int, ...], tuple[int, ...]]]) -> None:
-        """Read the prefix and null prefix of new rows, {slot: both}, but for the last token, the input of a step.
+        """Fill the cache with the prefix and null prefix of new rows, {slot: both}, without their last token, which is
+        the input of the next step.
 
-        A prefix that some slot holds already is copied, not computed.
+        A prefix that another slot holds is copied.
         """
         wanted = {
             slot + half * self.count: both[half] for slot, both in prefixes.items() for half in range(self._halves)
         }
-        seats = {row: ids for row, ids in wanted.items() if len(ids) > 1 and self._held.get(row) != ids}
-        for row in seats:
+        new_rows = {row: ids for row, ids in wanted.items() if len(ids) > 1 and self._held.get(row) != ids}
+        for row in new_rows:
             self._held.pop(row, None)
         new, copies = [], []
-        for row, ids in seats.items():
+        for row, ids in new_rows.items():
             source = next((other for other, held in self._held.items() if held == ids), None)
             self._held[row] = ids
             if source is None:
@@ -110,24 +112,24 @@ class BatchSlots:
             self._network.share(source, row, length)
 
     def sync(self) -> tuple[Tensor, Tensor]:
-        """Copies of the grammar's state and of the other (see TOKEN ...), on the CPU. Waits for the device."""
+        """(state of the grammar, state of the rows (see TOKEN)), copied to the CPU. Waits for the device."""
         return self._grammar.state.to("cpu", copy=True), self._state.to("cpu", copy=True)
 
     def write(self, grammar: Tensor, state: Tensor) -> None:
-        """Put changed copies back."""
+        """Write changed copies back to the device."""
         self._grammar.state.copy_(grammar)
         self._state.copy_(state)
 
     def rows(self, slots: list[int]) -> Tensor:
-        """(N, max_positions + 2) sampled ids by position, on the CPU; what stands before and after them is not set."""
+        """(N, max_positions + 2) sampled ids by position, on the CPU; other positions are unspecified."""
         return self._rows[slots].cpu()
 
     def length_scores(self, slots: list[int], seeds: Tensor) -> Tensor:
-        """(N, K) scores of each size in slots that wait: see `length_scores`."""
+        """(N, K) scores of each size in waiting slots: see `genvid.generation.sampler.length_scores`."""
         return length_scores(self._scores[slots].cpu(), seeds, self._config)
 
     def _read_prompts(self, prompts: list[tuple[int, tuple[int, ...]]]) -> None:
-        """Fill rows of the cache with their (row, prefix), packed into chunks."""
+        """Fill rows of the cache from (row, prefix), with tokens packed into chunks."""
         cells = [(token, row, at) for row, ids in prompts for at, token in enumerate(ids[:-1])]
         for start in range(0, len(cells), CHUNK):
             chunk = cells[start : start + CHUNK]
@@ -135,12 +137,12 @@ class BatchSlots:
             if not self._on_gpu:
                 self._read(torch.tensor(chunk).T, limit)
                 continue
-            chunk += [chunk[-1]] * (CHUNK - len(chunk))  # written again, the same
+            chunk += [chunk[-1]] * (CHUNK - len(chunk))  # rewrites the same values
             self._prompt.copy_(torch.tensor(chunk).T)
             self._launch("prompt", limit, partial(self._read, self._prompt, limit))
 
     def _limit(self, reach: int) -> int:
-        """Positions that a pass may read: exactly `reach`, or on a GPU the next length that there is a graph for."""
+        """Most cache positions that a pass reads: `reach`, on a GPU rounded up to a length that graphs have."""
         if not self._on_gpu:
             return reach
         limit = SMALLEST_LIMIT
@@ -149,7 +151,7 @@ class BatchSlots:
         return min(limit, self._network.capacity)
 
     def _launch(self, kind: str, limit: int, work: Callable[[], None]) -> None:
-        """Run a pass, on a GPU as a graph that is made when it is first needed."""
+        """Run a pass, on a GPU as a graph that is captured at its first use."""
         if not self._on_gpu:
             work()
             return
@@ -158,11 +160,11 @@ class BatchSlots:
         self._graphs[kind, limit].replay()
 
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
-        """A graph of `work`. What trying it out changes is put back: the cache is written again, the same."""
+        """A graph of `work`. State is restored after the warm-up runs, which rewrite equal values to the cache."""
         kept = [tensor.clone() for tensor in self._changed()]
         aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         graph, pool = torch.cuda.CUDAGraph(), next((graph.pool() for graph in self._graphs.values()), None)
-        with torch._dynamo.config.patch(recompile_limit=64):  # each number of rows is compiled by itself
+        with torch._dynamo.config.patch(recompile_limit=64):  # one compilation for each number of rows
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 for _ in range(2):
@@ -193,7 +195,7 @@ class BatchSlots:
         return tokens, state[POSITION].repeat(again), lengths.repeat(again)
 
     def _take_as_written(self, logits: Tensor) -> None:
-        """(slots x halves, V) -> the next token of every row that goes on."""
+        """(slots x halves, V) logits -> the next token of every row that is neither finished nor waiting."""
         state, grammar = self._state, self._grammar
         if self._halves == 2:
             logits = guided(logits, self._config.guidance)

@@ -1,8 +1,7 @@
-"""The stock engine: transformers' continuous batching samples the same rows, for those who serve models with it.
+"""transformers' continuous batching as an engine, for those who serve models with it.
 
-It pages its cache and batches by itself; ours is what it does not know. A logits processor holds the grammar and draws
-the token, by the row's own seed, so that rows decode and are those of `genvid.generation.engine.scheduler`, in float32
-exactly.
+transformers does paging and batching. A logits processor applies the grammar and draws each token by the row's own
+seed, so that rows equal those of `genvid.generation.engine.scheduler`, in float32 exactly.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ PAGE = 64
 
 
 class TransformersEngine:
-    """A model as transformers runs it, with room for `slots` of the longest rows at a time.
+    """A model as transformers runs it, with cache for `slots` of the longest rows.
 
-    Prefixes, plans and limits are as in `Engine`. Guidance and planned budgets are not: they need rows that wait for
-    each other.
+    Prefixes, planned lengths and limits are as in `Engine`. Guidance and planned budgets, in which rows wait for each
+    other, are not supported.
     """
 
     def __init__(
@@ -69,7 +68,7 @@ class TransformersEngine:
 
     def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
         layout = self.model.layout
-        # A row that has ended is told so by PAD.
+        # PAD ends a row.
         ending = GenerationConfig(do_sample=False, eos_token_id=layout.pad_id, pad_token_id=layout.pad_id)
         pages = self.slots * (-(-(self.model.max_positions + 2) // PAGE) + 1)
         paging = _paging(pages, max(self.slots, 256))
@@ -104,7 +103,7 @@ class TransformersEngine:
 
 
 def _paging(pages: int, batch_tokens: int) -> ContinuousBatchingConfig:
-    """No CUDA graphs and no batches ahead of time: the host keeps the grammar, and must see a token before the next."""
+    """No CUDA graphs and no asynchronous batches: the grammar, on the host, needs each token before the next."""
     known = {field.name for field in fields(ContinuousBatchingConfig)}
     page = "page_size" if "page_size" in known else "block_size"  # transformers 5.17 and 5.18 call it a block
     choices = {page: PAGE, "num_blocks": pages, "max_batch_tokens": batch_tokens}
@@ -113,7 +112,7 @@ def _paging(pages: int, batch_tokens: int) -> ContinuousBatchingConfig:
 
 
 class _GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc]
-    """Scores that leave one token for each row: the one drawn for it. Request ids are the numbers of requests."""
+    """Scores that allow one token for each row, the one drawn for it. Request ids are indices of requests."""
 
     supported_kwargs: ClassVar[dict[str, type]] = {}
     ignored_kwargs = ()

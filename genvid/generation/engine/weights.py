@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Layer(NamedTuple):
-    """Weights of a layer, as they are read."""
+    """Weights of a layer."""
 
     norm: Tensor
     qkv: Tensor
