@@ -61,8 +61,8 @@ PRICES = (0.0, *(2.0**power for power in range(-14, 5)))
 
 
 def block_weights(blocks: int, layout: BlockLayout) -> Tensor:
-    """(G,) what the scores of each block count: the square of how many blocks are drawn with it in view, its own among
-    them. (By 1 each, the greatest joint probability, samples were worse: docs/results/sampling_budgets.md.)"""
+    """(G,) weight of the scores of each block: the squared number of blocks that are sampled with it in their context,
+    itself included. (Samples were worse with weights of 1: docs/results/sampling_budgets.md.)"""
     return torch.arange(blocks, 0, -1, dtype=torch.float64).clamp(max=layout.num_blocks) ** 2
 
 

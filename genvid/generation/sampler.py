@@ -40,7 +40,7 @@ class SamplingConfig:
             raise ValueError(f"temperature, top_k and guidance are at least 0 and top_p is in (0, 1], got {self}")
         if 0 < self.temperature < 1 / LARGEST_SCALE or max(self.temperature, self.guidance) > LARGEST_SCALE:
             raise ValueError(
-                f"beyond {LARGEST_SCALE:g} float32 logits overflow: temperature is 0 or at least {1 / LARGEST_SCALE:g}, "
+                f"float32 logits overflow beyond these: temperature is 0 or at least {1 / LARGEST_SCALE:g}, "
                 f"temperature and guidance are at most {LARGEST_SCALE:g}, got {self}"
             )
 

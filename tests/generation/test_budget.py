@@ -237,7 +237,7 @@ def test_lengths_that_are_fixed_already_are_put_under_no_budget(budget, change):
     both = replace(requests[0], planner=VideoPlanner(18, torch.zeros(4, 19), LENGTH), **change)
     with pytest.raises(ValueError, match="not both"):
         engine.run([both])
-    with pytest.raises(ValueError, match=r"as many blocks, these have \[2, 3\]"):
+    with pytest.raises(ValueError, match=r"the same number of blocks, got \[2, 3\]"):
         with_budget(engine, [requests[0], replace(requests[1], num_blocks=2)], budget)
     assert with_budget(engine, [], budget) == []
 
@@ -247,7 +247,7 @@ def test_guidance_that_can_change_nothing_is_refused():
     engine = Engine(rotary(TOLD), SamplingConfig(guidance=2.0), slots=2)
     null = tuple(TOLD.null_prefix(1)[0].tolist())
     requests = [replace(class_requests(TOLD, 1)[0], prefix=null)]
-    with pytest.raises(ValueError, match="guidance other than 1 changes nothing"):
+    with pytest.raises(ValueError, match="guidance other than 1 would change nothing"):
         engine.run(requests)
     assert rows_of(engine, with_budget(engine, requests, BudgetConfig(tokens_per_video=9)))
 

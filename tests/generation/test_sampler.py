@@ -185,5 +185,5 @@ def test_what_cannot_be_sampled_is_said_in_words():
     with pytest.raises(ValueError, match="top_p is in"):
         SamplingConfig(top_p=0.0)
     for number in ({"temperature": 1e-40}, {"temperature": 1e300}, {"guidance": 1e38}):
-        with pytest.raises(ValueError, match="float32 logits bear"):
+        with pytest.raises(ValueError, match="float32 logits overflow"):
             SamplingConfig(**number)
