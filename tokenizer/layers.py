@@ -1,6 +1,6 @@
 """Pre-norm transformer blocks in the geometry of the published models.
 
-A block does not know who may see whom: it hands its queries, keys and values to an `attend` function
+Which tokens attend to which is decided by an `attend` function of queries, keys and values
 (genvid.tokenizer.adaptok.attention), so the same weights serve one-shot, ragged and cached computation.
 """
 

@@ -1,4 +1,4 @@
-"""Distortion between a video and its reconstruction: what training lowers and what a scorer learns to predict."""
+"""Distortion between a video and its reconstruction: the loss of tokenizers and the target of scorers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from genvid.perceptual import PerceptualConfig, PerceptualDistance, StructureConfig
 
 LEAST_MSE = 1e-5
-"""Below it, 50 dB, no error is told from another."""
+"""Lower bound of the MSE in the logarithm: 50 dB."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class DistortionConfig:
     l1: float = 0.0
     mse: float = 0.0
     log_mse: float = 0.0
-    """Of the decimal logarithm of the MSE, 0.1 for a decibel of PSNR: an allocator that lowers its mean raises the mean
-    PSNR, where the MSE itself sends tokens to the clips that stay worst whatever they get."""
+    """Of log10 of the MSE, 0.1 per decibel: an allocator that minimises its mean maximises the mean PSNR. Under the
+    MSE most tokens go to the few clips with the largest errors."""
     perceptual: float = 1.0
 
     def __post_init__(self) -> None:
@@ -40,7 +40,7 @@ class Distortion(nn.Module):
 
     @property
     def name(self) -> str:
-        """What is measured, for reports: `1 l1 + 1 structure`."""
+        """For reports: `1 l1 + 1 structure`."""
         config = self.config
         weights = {
             "l1": config.l1,

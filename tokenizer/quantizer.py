@@ -1,7 +1,7 @@
 """From continuous latents to codes and back: a learned cosine codebook (VQ) and finite scalar quantization (FSQ).
 
 One contract for both: `encode` picks codes, `lookup` turns codes into vectors, `project` turns vectors into decoder
-input, and calling the quantizer does it with gradients (straight-through) and the loss that training needs.
+input. Calling the quantizer does the first two with straight-through gradients and returns the training loss.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from genvid.config import Choice
 from genvid.tokenizer.statistics import Whiten
 
 _SIMILARITIES = 1 << 23
-"""Token-to-codebook similarities that may exist at a time (32 MB)."""
+"""Token-to-codebook similarities computed at a time (32 MB)."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class QuantizerConfig(Choice):  # type: ignore[misc]
     """Which quantizer, and its parameters."""
 
     whiten: bool = field(default=False, kw_only=True)
-    """Quantize latents of zero mean and unit covariance (`Whiten`), so that the codebook stays in use. The published
-    models do not."""
+    """Quantize whitened latents (`Whiten`), which keeps the codebook in use. Not in the published models."""
 
     def build(self, features_width: int, embeddings_width: int) -> Quantizer:
         """The quantizer between encoder features and decoder input of these widths."""
@@ -38,7 +37,7 @@ class QuantizerConfig(Choice):  # type: ignore[misc]
 
 @dataclass
 class Quantized:
-    """What a quantizer made of the features of B clips."""
+    """Quantized features of B clips."""
 
     vectors: Tensor
     """(B, G, L, code_dim) float32; gradients pass straight through to the features."""
@@ -63,9 +62,9 @@ class Quantizer(nn.Module, ABC):
         self.output = nn.Linear(self.code_dim, embeddings_width)
 
     def forward(self, features: Tensor, keep: Tensor, seeds: Tensor | None = None) -> Quantized:
-        """Quantize with gradients. `keep` (B, G, L) bool: the tokens that the loss counts.
+        """Quantize with gradients. `keep` (B, G, L) bool: the tokens in the loss.
 
-        `seeds` (B,) int64 ask a stochastic quantizer in training mode to sample its codes; None is deterministic.
+        `seeds` (B,) int64: in training mode a stochastic quantizer samples its codes with them; None: nearest codes.
         """
         with torch.autocast(features.device.type, enabled=False):
             latents = self.input(features.float())
@@ -75,7 +74,7 @@ class Quantizer(nn.Module, ABC):
         return quantized
 
     def update_statistics(self, sums: dict[str, Tensor]) -> None:
-        """Update running statistics with the `Quantized.sums` of a whole training step."""
+        """Update running statistics with the `Quantized.sums` of a training step, added over all processes."""
         if isinstance(self.whiten, Whiten):
             self.whiten.update(sums["latents"])
 
@@ -144,7 +143,7 @@ class VectorQuantizer(Quantizer):
         levels = noise.uniform(seeds, "quantizer", *latents.shape[1:-1]).float().view(-1, 1)
         codes, start = [], 0
         for cosines in self._cosines(latents):
-            # Cosines are at most 1, so this never overflows and needs no row maximum.
+            # Cosines are at most 1: no overflow, and no row maximum to subtract.
             mass = ((cosines - 1) / self.config.temperature).exp().cumsum(-1)
             level = levels[start : start + len(mass)] * mass[:, -1:]
             codes.append(torch.searchsorted(mass, level).clamp(max=self.codebook_size - 1))
@@ -152,7 +151,7 @@ class VectorQuantizer(Quantizer):
         return torch.cat(codes).view(latents.shape[:-1])
 
     def _cosines(self, latents: Tensor) -> Iterator[Tensor]:
-        """Similarities (tokens, codebook_size) of some tokens after others, never too many at a time."""
+        """Similarities (tokens, codebook_size), a limited number of tokens at a time."""
         codebook = self.codebook()
         directions = normalize(latents, dim=-1).flatten(0, -2)
         for part in torch.split(directions, max(1, _SIMILARITIES // self.codebook_size)):

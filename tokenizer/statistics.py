@@ -9,10 +9,10 @@ from torch import Tensor, nn
 class Whiten(nn.Module):
     """Subtracts the running mean and undoes the running covariance: channels of unit variance, without correlation.
 
-    Early in training an encoder's latents differ along one direction only (how bright the picture is), so that all
-    channels of a code say the same and its codebook collapses to a few entries. Whitened, whatever else the latents
-    carry reaches the decoder at full strength. The statistics are constants to the gradient and do not make a clip
-    depend on its batch. They change only through `update`; before the first one, `forward` is the identity.
+    Early in training an encoder's latents vary along one direction only (brightness), so the channels of a code are
+    redundant and the codebook collapses to a few entries. Whitening scales all other directions up to unit variance.
+    The statistics are constants to the gradient and independent of the batch: they change only through `update`.
+    Before the first one, `forward` is the identity.
     """
 
     mean: Tensor
@@ -49,7 +49,7 @@ class Whiten(nn.Module):
         shift, square = means[:, 0], means[:, 1:]
         weight = (1 / (self.updates + 1)).clamp(min=self.slowest)
         self.mean.add_(weight * shift)
-        # Deviations from the moved mean: subtract what the move itself explains.
+        # Deviations from the moved mean.
         moved = weight * torch.outer(shift, shift)
         self.covariance.lerp_(square - moved, weight)
         self.updates.add_(1)

@@ -238,7 +238,7 @@ def test_entries_that_do_not_fit_are_named(tmp_path, apply, message):
         ({"encoder_attn_type": "full_bi_attn"}, "encoder_attn_type = 'full_bi_attn'; genvid reads only"),
         ({"decoder_patch_size": 8}, "decoder_patch_size = 8, unlike the encoder's 4"),
         ({"mask_generator": {"tot_groups": 2}}, "2 blocks, 18 tokens"),
-        ({"encoder_depth": None}, "encoder_depth as a positive number"),
+        ({"encoder_depth": None}, "encoder_depth in the published configuration must be a positive integer"),
         ({"scorer_name": "none"}, "unexpected scorer"),
         ({"encoder_attn_type": "absent"}, "no encoder_attn_type, .* LARP"),
     ],

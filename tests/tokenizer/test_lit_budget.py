@@ -189,11 +189,9 @@ def test_one_price_for_all_clips_loses_less_than_a_budget_for_each() -> None:
 
 def test_bad_budgets_and_prices_are_one_sentence() -> None:
     for allocator in (BudgetAllocator(8, METRIC), RedundancyAllocator(RedundancyConfig(1), METRIC)):
-        with pytest.raises(ValueError, match="thinned already: thin them as they were encoded"):
+        with pytest.raises(ValueError, match="thinned already: thin the tokens from `encode`"):
             allocator(PriceAllocator(1, METRIC)(walk()))
-    with pytest.raises(
-        BudgetError, match="7 positions is below the floor: the first block is kept whole, and it has 8"
-    ):
+    with pytest.raises(BudgetError, match="7 positions is below the floor: the first block is complete, and it has 8"):
         BudgetAllocator(7, METRIC)(walk())
     with pytest.raises(ValueError, match="a budget is at least 1 position, got 0"):
         BudgetAllocator(0, METRIC)

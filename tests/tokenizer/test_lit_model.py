@@ -259,7 +259,7 @@ def test_a_dropped_first_block_is_one_sentence_unless_a_stream_knows_more(lit: L
     tokens = lit.encode(drifting(1, 9))
     headless = replace(tokens, keep=tokens.keep & (torch.arange(3)[:, None] > 0))
     for decode in (lit.decode, FilledCodec(lit, fill_by_copying).decode, StreamDecoder(lit)):
-        with pytest.raises(ValueError, match="first block must be kept whole"):
+        with pytest.raises(ValueError, match="first block must be complete"):
             decode(headless)
     decoder = StreamDecoder(lit)
     decoder(tokens)
@@ -267,7 +267,7 @@ def test_a_dropped_first_block_is_one_sentence_unless_a_stream_knows_more(lit: L
 
 
 def test_looking_ahead_cannot_stream(folder: Path) -> None:
-    with pytest.raises(ValueError, match="looks ahead, so it cannot stream"):
+    with pytest.raises(ValueError, match="non-causal inpainter cannot stream"):
         StreamDecoder(make_lit(cosmos(folder / "codec", window=9), causal=False))
 
 

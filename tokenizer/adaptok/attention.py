@@ -1,11 +1,11 @@
-"""Who sees whom: exact block-causal attention by prefixes.
+"""Block-causal attention, exact, by prefixes.
 
-What a block may see is a prefix of the sequence (and, for pixel queries, their own block), so one call per block on
-sliced keys computes it exactly: nothing of size (S, S) is ever built, no masked product is computed, and without
-dropped tokens the fast kernels run unmasked. Dropped tokens are a (B, 1, 1, S) mask over keys.
+A block attends to a prefix of the sequence (pixel queries also to their own block), so one call per block on sliced
+keys is exact: no (S, S) mask is built, no masked product is computed, and without dropped tokens the fast kernels run
+unmasked. Dropped tokens are a (B, 1, 1, S) mask over keys.
 
-The block-causal functions return an `Attend` for one pass over the layers. A dropped token is seen by no other token
-and sees itself alone, as in the published models.
+The block-causal functions return an `Attend` for one pass over the layers. No other token attends to a dropped one,
+and a dropped one attends to itself alone, as in the published models.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from genvid.tokenizer.layers import Attend
 
 
 def full_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Every token sees every token."""
+    """Every token attends to every token."""
     return scaled_dot_product_attention(queries, keys, values)
 
 
 def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Every token sees itself and those before it."""
+    """Every token attends to itself and those before it."""
     return scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
 
 def block_causal(sizes: Sequence[int], keep: Tensor | None = None) -> Attend:
-    """Tokens of block g see the kept tokens of blocks <= g.
+    """Tokens of block g attend to the kept tokens of blocks <= g.
 
     The sequence holds `sizes[g]` tokens of each block, in order. `keep` (B, sum(sizes)) bool; None: all kept.
     """
@@ -54,8 +54,9 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None) -> Attend:
 def latents_then_pixels(sizes: Sequence[int], pixels: int, blocks: Sequence[int], keep: Tensor | None = None) -> Attend:
     """The decoder's rule, for `sizes[g]` latents of every block g followed by `pixels` queries of each of `blocks`.
 
-    Latents are block-causal among themselves and never see pixel queries. Pixel queries of block g see the kept
-    latents of blocks <= g and each other, not the queries of other blocks. `keep` (B, sum(sizes)) bool; None: all.
+    Latents are block-causal among themselves and never attend to pixel queries. Pixel queries of block g attend to
+    the kept latents of blocks <= g and to each other, not to queries of other blocks. `keep` (B, sum(sizes)) bool;
+    None: all.
     """
     ends = list(accumulate(sizes))
     total = sum(sizes)
@@ -77,11 +78,13 @@ def latents_then_pixels(sizes: Sequence[int], pixels: int, blocks: Sequence[int]
 
 
 def key_mask(keep: Tensor) -> Tensor:
-    """(B, S) kept keys -> (B, 1, 1, S) attention mask. A row that keeps nothing is opened: only dropped tokens are
-    then asking, and an empty softmax has no gradient."""
+    """(B, S) kept keys -> (B, 1, 1, S) attention mask; all True in a row without kept keys.
+
+    The queries of such a row are all dropped and their result is replaced (`alone`); an empty softmax would be NaN.
+    """
     return (keep | ~keep.any(-1, keepdim=True))[:, None, None]
 
 
 def alone(attended: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:
-    """Let dropped tokens (B, S) see their own value and nothing else."""
+    """Replace the attention of tokens dropped in `keep` (B, S) by their own values."""
     return attended if keep is None else torch.where(keep[:, None, :, None], attended, values)

@@ -1,4 +1,4 @@
-"""True distortion: what a block of real clips looks like with the tokens that it keeps."""
+"""True distortion: the error of a decoded block as a function of its length."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from genvid.tokens import BlockTokens
 def block_distortion(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, distortion: Distortion
 ) -> Tensor:
-    """Distortion (B,) of the frames of `block` when blocks up to it are decoded as `tokens.keep` cuts them."""
+    """Distortion (B,) of the frames of `block` decoded from the tokens that `tokens.keep` keeps."""
     frames = tokenizer.spec.frames_per_block
     decoded = tokenizer.render_block(tokenizer.embed(tokens), tokens.keep, block).clamp(-1, 1)
     measured: Tensor = distortion(decoded, video[:, :, block * frames : (block + 1) * frames])
@@ -26,7 +26,7 @@ def block_distortion(
 def measure_curve(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, sizes: Sequence[int], distortion: Distortion
 ) -> Tensor:
-    """Distortion (B, K) of the whole `block` at each candidate size; earlier blocks stay as they are cut."""
+    """Distortion (B, K) of `block` at each candidate size, from the kept tokens of earlier blocks."""
     rows = torch.arange(len(video), device=video.device).repeat_interleave(len(sizes))
     lengths = tokens.lengths[rows]
     lengths[:, block] = lengths.new_tensor(sizes).repeat(len(video))

@@ -1,7 +1,7 @@
 """Transformer discriminator over whole clips, with softened labels and the LeCam regulariser.
 
-LeCam: arXiv 2104.03310, at the weight that is stated. (AdapTok's published code applies its weight twice, so that
-0.001 acts as 1e-6.)
+LeCam: arXiv 2104.03310. The published code of AdapTok applies its weight twice, so that 0.001 acts as 1e-6; here the
+weight is applied once.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class DiscriminatorConfig:
     weight: float = 0.3
     """Of the generator's adversarial loss."""
     start_step: int = 0
-    """The first step in which it trains and is fooled."""
+    """First step with an adversarial loss, in which the discriminator also trains."""
     every: int = 1
-    """It trains in every n-th step."""
+    """The discriminator trains in every n-th step."""
     label_noise: float = 0.15
     """Real targets are 1 - |N(0, s)|, at least 0.7; fake ones |N(0, s)|, at most 0.3."""
     lecam_weight: float = 0.001
@@ -59,7 +59,7 @@ class Discriminator(nn.Module):
 
 
 class LeCam(nn.Module):
-    """Pulls logits towards the running mean of the other side. The means change only through `update`."""
+    """Penalty on logits beyond the running mean of the other side. The means change only through `update`."""
 
     real_mean: Tensor
     fake_mean: Tensor

@@ -9,7 +9,7 @@ Patch = tuple[int, int, int]
 
 
 class PatchEmbedding(nn.Module):
-    """(B, 3, T, H, W) -> (B, T / t, H / h, W / w, width): one vector per patch, a convolution by its own size."""
+    """(B, 3, T, H, W) -> (B, T / t, H / h, W / w, width): one vector per patch."""
 
     def __init__(self, patch: Patch, width: int) -> None:
         super().__init__()
@@ -22,7 +22,7 @@ class PatchEmbedding(nn.Module):
 
 
 def channels(patch: Patch) -> int:
-    """Numbers in an RGB patch."""
+    """Values in an RGB patch."""
     return 3 * patch[0] * patch[1] * patch[2]
 
 

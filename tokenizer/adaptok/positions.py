@@ -1,7 +1,4 @@
-"""Where patches, latents and pixel queries stand: the published absolute geometry.
-
-The only place that knows it. Models ask for the vectors of the first `blocks` blocks and add them to their tokens.
-"""
+"""Position vectors of patches, latents and pixel queries: the published absolute geometry, in this module alone."""
 
 from __future__ import annotations
 
@@ -30,7 +27,7 @@ class EncoderPositions(nn.Module):
 
 
 class DecoderPositions(nn.Module):
-    """Fixed sin-cos vectors for latents (by index in the clip) and pixel queries, which also share a learned one."""
+    """Fixed sin-cos vectors for latents (by index in the clip) and pixel queries, and a learned one for all queries."""
 
     latents: Tensor
     pixels: Tensor
@@ -55,7 +52,7 @@ def sincos(positions: Tensor, width: int) -> Tensor:
 
 
 def patch_positions(grid: Grid, width: int, device: torch.device | None = None) -> Tensor:
-    """(blocks, rows, columns, width) float32: half the channels tell the column, half the row; time is added to all."""
+    """(blocks, rows, columns, width) float32: half the channels for columns, half for rows; time is added to all."""
     time, row, column = (torch.arange(size, device=device) for size in grid)
     across = sincos(column, width // 2).expand(grid[1], -1, -1)
     down = sincos(row, width // 2)[:, None].expand(-1, grid[2], -1)

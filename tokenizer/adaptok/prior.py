@@ -1,10 +1,10 @@
-"""Training-time prior: makes the codes of kept tokens predictable from those before them (LARP, arXiv 2410.21264).
+"""Training-time prior: a loss that makes codes predictable from the codes before them (LARP, arXiv 2410.21264).
 
-A small causal transformer reads the continuous code vectors, so that its loss reaches the encoder through them, and
-predicts the next code by cosine with the codebook. Two departures from the published code, which samples replacement
-codes from its own nearly uniform prediction: a stated share of the context is replaced by random codes directly, in
-one pass instead of two; and the temperature is a parameter (published: 1, at which a perfect predictor still has a
-cross entropy of 8.04 of 9.01).
+A small causal transformer reads the continuous code vectors, through which gradients reach the encoder, and predicts
+the next code by cosine with the codebook. Two departures from the published code. It samples replacement codes from
+its own nearly uniform prediction; here a stated share of the context is replaced by uniformly random codes, in one pass
+instead of two. Its temperature is 1, at which a perfect predictor has a cross entropy of 8.04 nats of at most 9.01;
+here it is a parameter.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class PriorConfig:
     weight: float = 0.06
     temperature: float = 0.1
     context_noise: float = 0.5
-    """Each clip replaces a share of its context drawn uniformly from [0, this] by random codes."""
+    """The share of a clip's context replaced by random codes is drawn uniformly from [0, context_noise]."""
 
 
 class TokenPrior(nn.Module):
@@ -47,7 +47,7 @@ class TokenPrior(nn.Module):
     def forward(self, quantizer: Quantizer, quantized: Quantized, keep: Tensor, seeds: Tensor) -> Tensor:
         """Quantized tokens, (B, G, L) keep mask, (B,) seeds -> (B,) mean cross entropy per predicted token, nats."""
         keep = keep.flatten(1)
-        # Kept tokens move to the front in their order; each remembers its original position.
+        # Kept tokens move to the front in their order, with their original positions.
         order = (~keep).byte().argsort(dim=1, stable=True)
         keep = keep.gather(1, order)
         codes = quantized.codes.flatten(1).gather(1, order)

@@ -1,7 +1,6 @@
 """Published AdapTok checkpoints -> genvid model folders, and the token budgets of the published evaluation.
 
-The published models see pixels in [0, 1]; the affine map to our [-1, 1] is folded into the first and the last layer
-here, so that nothing else knows of it.
+Published models take pixels in [0, 1]. The affine map from [-1, 1] is folded into the first and the last layer here.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 
 SCORE_MEAN, SCORE_STD = 0.19749, 0.07616
-"""Of LPIPS (VGG): constants in the published code, by which published scorers are normalised."""
+"""Of LPIPS (VGG): the constants of the published code that normalise published scorers."""
 
 _GEOMETRY: dict[str, Any] = {
     "in_channels": 3,
@@ -55,7 +54,7 @@ _GEOMETRY: dict[str, Any] = {
     "bottleneck.args.regularizer.name": "vq",
     "bottleneck.args.regularizer.args.l2_normalized": True,
 }
-"""What the released configurations say and our model takes for granted."""
+"""Settings of the released configurations that our model has built in."""
 
 _NAMES = {
     "patches.linear": "x_embedder.proj",
@@ -82,23 +81,23 @@ _LAYER_NAMES = {
     "down": "mlp.fc2",
 }
 _FIXED = ("encoder_patch_pe", "decoder_patch_query_embed", "decoder_latent_pe")
-"""Published as weights, but functions of the sizes: checked and left out."""
+"""Published as weights, but functions of the sizes: compared with ours and left out."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` wrote."""
+    """Folders written by `convert`."""
 
     tokenizer: Path
     scorer: Path | None
     left_out: list[str]
-    """Published entries that only training used."""
+    """Published weights that only training uses."""
 
 
 def convert(source: str | Path, destination: str | Path) -> Conversion:
     """Published AdapTok folder or Hub id -> a tokenizer's model folder, and its scorer's as DESTINATION/scorer.
 
-    Every entry that is missing, unexpected or of another shape is an error that names it.
+    CheckpointError names the weights that are missing, unexpected or of another shape.
     """
     folder, destination = resolve(source), Path(destination)
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -145,11 +144,11 @@ def published_budgets(block_capacity: int, tokens: int) -> list[int]:
 
 
 def tokenizer_config_of(config: Mapping[str, Any]) -> AdapTokConfig:
-    """A published `config.json` -> ours; CheckpointError when it describes a model that ours is not."""
+    """A published `config.json` -> ours; CheckpointError when our model cannot represent it."""
     if "encoder_attn_type" not in config:
         raise CheckpointError(
-            "the published configuration has no encoder_attn_type, so its blocks are not causal: that is LARP's kind "
-            "of tokenizer, of which genvid knows neither the names nor the positions for certain (docs/published.md)"
+            "the published configuration has no encoder_attn_type, so its blocks are not causal: that is a tokenizer "
+            "like LARP's, whose weight names and positions genvid cannot check (docs/published.md)"
         )
     for key, ours in _GEOMETRY.items():
         theirs = _get(config, key, ours)
@@ -203,7 +202,7 @@ def _get(config: Mapping[str, Any], dotted: str, default: Any) -> Any:
 def _size(config: Mapping[str, Any], dotted: str) -> int:
     value = _get(config, dotted, None)
     if not isinstance(value, int) or value < 1:
-        raise CheckpointError(f"the published configuration should say {dotted} as a positive number, not {value!r}")
+        raise CheckpointError(f"{dotted} in the published configuration must be a positive integer, got {value!r}")
     return value
 
 
@@ -214,7 +213,7 @@ def _network(config: Mapping[str, Any], part: str) -> StackConfig:
 
 
 def _published_name(name: str, names: Mapping[str, str], layers: Mapping[str, str]) -> str:
-    """Our entry's published name. `names` translates heads of names, `layers` those of transformer stacks."""
+    """The published name of our weight. `names` maps prefixes of names, `layers` those of transformer stacks."""
     if match := re.fullmatch(r"(\w+)\.(\d+)\.(\w+)\.(weight|bias)", name):
         stack, index, module, kind = match.groups()
         if stack in layers:
@@ -234,7 +233,7 @@ def _scorer_names(scorer: Scorer) -> dict[str, str]:
 
 
 def _expected(tokenizer: AdapTok, scorer: Scorer | None) -> dict[str, torch.Size]:
-    """Shapes of the published entries that make these models."""
+    """Shapes of the published weights of these models, by name."""
     state = tokenizer.state_dict()
     shapes = {theirs: state[ours].shape for ours, theirs in _tokenizer_names(tokenizer).items()}
     config = tokenizer.config
@@ -254,7 +253,7 @@ def _expected(tokenizer: AdapTok, scorer: Scorer | None) -> dict[str, torch.Size
 
 
 def _check_fixed(tokenizer: AdapTok, weights: Mapping[str, Tensor]) -> None:
-    """The published sin-cos tables must be the ones that we compute."""
+    """CheckpointError unless the published sin-cos tables equal ours."""
     ours = (
         tokenizer.encoder_positions.patches,
         tokenizer.decoder_positions.pixels,

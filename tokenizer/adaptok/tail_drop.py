@@ -1,4 +1,4 @@
-"""How many tokens each block keeps in training: a truncated normal per clip and block (arXiv 2505.17011)."""
+"""Tail drop: kept tokens of each block in training, from a truncated normal (arXiv 2505.17011)."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from genvid.train.task import StepOutput, TrainingTask
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Everything in the tokenizer's loss beside the distortion."""
+    """The terms of the tokenizer's loss beside the distortion."""
 
     tail_drop: TailDropConfig = field(default_factory=TailDropConfig)
     quantizer_weight: float = 0.1
@@ -63,7 +63,7 @@ class AdapTokTask(TrainingTask):
         return (*self.tokenizer.encoder, *self.tokenizer.decoder, *prior)
 
     def use_compiler(self, mode: str | None) -> None:
-        """All of forward and backward: shapes never change, and small tokenizers are made of small kernels."""
+        """Forward and backward in one piece: shapes are fixed, and a small tokenizer is many small kernels."""
         self.compile(mode=mode)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
@@ -115,9 +115,9 @@ class AdversarialAdapTokTask(AdapTokTask):
         self.lecam = LeCam(discriminator.lecam_decay)
 
     def use_compiler(self, mode: str | None) -> None:
-        """As without a discriminator, each phase by itself: what the first hands to the second is copied in between."""
+        """Each phase in one piece. The reconstruction is copied from the first to the second."""
         self._generate = torch.compile(self._generate, mode=mode)  # type: ignore[method-assign]
-        self._judge = torch.compile(self._judge, mode=mode)  # type: ignore[method-assign]
+        self._discriminator_logits = torch.compile(self._discriminator_logits, mode=mode)  # type: ignore[method-assign]
 
     def phases_at(self, step: int) -> tuple[str, ...]:
         trains = step >= self.adversary.start_step and step % self.adversary.every == 0
@@ -145,20 +145,20 @@ class AdversarialAdapTokTask(AdapTokTask):
     def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return super().summary(phase, sums) if phase == "generator" else {}
 
-    def _generate(self, batch: Batch, fools: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
+    def _generate(self, batch: Batch, adversarial: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         reconstruction, losses, terms, sums = self.reconstruct(batch)
-        if fools:
-            fooling = self.adversary.weight * adversarial_loss(self.discriminator(reconstruction))
-            losses, terms["adversarial"] = losses + fooling, fooling.detach().mean()
+        if adversarial:
+            loss = self.adversary.weight * adversarial_loss(self.discriminator(reconstruction))
+            losses, terms["adversarial"] = losses + loss, loss.detach().mean()
         return reconstruction, losses, terms, sums
 
-    def _judge(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
+    def _discriminator_logits(self, video: Tensor, reconstruction: Tensor) -> tuple[Tensor, Tensor]:
         """(B,) logits of real and of reconstructed clips."""
         real, fake = self.discriminator(torch.cat([video, reconstruction.to(video.dtype)])).chunk(2)
         return real, fake
 
     def _discriminate(self, batch: Batch, reconstruction: Tensor) -> StepOutput:
-        real, fake = self._judge(batch["video"], reconstruction)
+        real, fake = self._discriminator_logits(batch["video"], reconstruction)
         separation = discriminator_loss(real, fake, batch["seed"], self.adversary.label_noise)
         lecam = self.adversary.lecam_weight * self.lecam(real, fake)
         terms = {
@@ -173,8 +173,8 @@ class AdversarialAdapTokTask(AdapTokTask):
 class ScorerTask(TrainingTask):
     """Scorer trained online on the measured distortion of one block per step, the tokenizer frozen.
 
-    Earlier blocks are cut at random lengths, as they will be when the allocator has decided them. Scorer inputs and
-    targets are normalised by statistics of the first `STATISTICS_STEPS` steps, which the checkpoint keeps.
+    Earlier blocks are cut to random lengths, as allocators cut them. Inputs and targets are normalised by statistics
+    of the first `STATISTICS_STEPS` steps, which are saved with the scorer.
     """
 
     STATISTICS_STEPS: ClassVar[int] = 100
@@ -226,7 +226,7 @@ class ScorerTask(TrainingTask):
 
 @contextmanager
 def as_constants(network: nn.Module) -> Iterator[None]:
-    """Within it, the network's weights take no gradient. Hooks of FSDP2 fire as always."""
+    """Within the context the weights of `network` need no gradient. Hooks of FSDP2 run as usual."""
     parameters = list(network.parameters())
     for parameter in parameters:
         parameter.requires_grad_(False)

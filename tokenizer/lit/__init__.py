@@ -1,1 +1,1 @@
-"""LIT: drop what does not change in the latents of a frozen codec, and let a small transformer restore it."""
+"""LIT: drop unchanged latents of a frozen codec, and restore them with a small transformer."""

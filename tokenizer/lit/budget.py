@@ -1,16 +1,14 @@
-"""Budgets of latents, spent where copying forward would lose the most.
+"""Allocators that minimise the error of copying kept latents forward, under a price or a budget.
 
-A kept latent serves until the next one is kept at its position, so it is best sent as the mean of all that it stands
-for. What a position keeps is then a shortest path from its first latent to the end of the clip: to stop at a latent has
-a price, and an interval between stops costs the squared distances from its mean (Bellman 1961). Under one price no
-choice of as many latents has a smaller total error (Everett 1963; Shoham and Gersho 1988). One price for all clips
-spends on each what it needs (`PriceAllocator`); or each clip buys what saves the most until its own budget is spent
-(`BudgetAllocator`).
+A kept latent is copied until the next one is kept at its position. It is sent as the mean of this interval, which has
+the least squared error. The kept latents of a position form a shortest path from its first latent to the end of the
+clip: each stop costs a price, each interval the squared distances from its mean (Bellman 1961). For a price, no other
+choice of as many latents has a smaller total error (Everett 1963; Shoham and Gersho 1988). `PriceAllocator` sets one
+price for all clips, so the rate follows the content; `BudgetAllocator` gives every clip the same number of latents.
 
-The paper (arXiv 2606.06158) has a threshold and no budget, and sends latents as they are. A threshold does not look
-ahead, so it cannot know how long a latent will serve; an encoder can that has the whole clip, or of a stream the whole
-chunk. The receiver is causal in both cases. `means=False` sends latents as they are: intervals then cost the distances
-from their first.
+The paper (arXiv 2606.06158) has a threshold and no budget, and sends latents unchanged. A threshold is causal; these
+paths look ahead to the end of the clip, or in a stream of the chunk. The receiver is causal in all cases. With
+`means=False` latents are sent unchanged, and an interval costs the squared distances from its first latent.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from genvid.tokens import BlockTokens
 
 
 class PathAllocator(ABC):
-    """Keeps what is on the cheapest paths; the first block of a clip whole.
+    """Keeps the latents on the cheapest paths, and all of the first block of a clip.
 
-    `period` blocks are cut at a time, None is all that are given. What a period sends depends on the past and on itself
-    alone: a stream is cut as it comes, and each of its chunks begins a period.
+    Paths are found for `period` blocks at a time (None: all blocks of a call), from these blocks and earlier ones. In a
+    stream each chunk begins a period.
     """
 
     def __init__(self, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
@@ -45,13 +43,13 @@ class PathAllocator(ABC):
 
     @abstractmethod
     def choose(self, paths: Paths) -> Tensor:
-        """(B, G, L): what is kept of a period, by its paths."""
+        """Paths of a period -> (B, G, L) kept latents."""
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         return self.allocate_chunk(tokens, None)
 
     def allocate_chunk(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
-        """The next blocks of a stream whose past left `start`: what the receiver has, means where means are sent."""
+        """Thin the next blocks of a stream. `start`: the receiver's last latents (means, if means are sent)."""
         latents, period = measured(tokens, self.metric), self.period or tokens.keep.shape[1]
         assert tokens.latents is not None
         keeps, sent = list[Tensor](), list[Tensor]()
@@ -66,13 +64,13 @@ class PathAllocator(ABC):
 
 
 class PriceAllocator(PathAllocator):
-    """Keeps what saves more than it costs. The rate follows from the content.
+    """Keeps the latents that save more than a price. The rate follows the content.
 
-    Of all clips that are cut at once under one price, no choice of as many latents in all has a smaller total error.
+    Over all clips that share the price, no other choice of as many latents has a smaller total error.
     """
 
     def __init__(self, price: float, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
-        """`price` is a squared distance, in squared standard deviations."""
+        """`price`: a squared distance by the metric, in squared standard deviations."""
         if not price >= 0:
             raise ValueError(f"the price of a latent is at least 0, got {price}")
         super().__init__(metric, period=period, means=means)
@@ -85,8 +83,8 @@ class PriceAllocator(PathAllocator):
 def calibrate_prices(
     latents: Sequence[Tensor], rates: Sequence[float], metric: Tensor, *, means: bool = True
 ) -> list[float]:
-    """For each of `rates` the price under which the mean keep rate over clips of raw latents (B, G, L, C) is nearest
-    below it."""
+    """Keep rates -> for each the price with the highest mean keep rate, at most that rate, over clips of raw latents
+    (B, G, L, C)."""
     first = sum(part[:, 0, :, 0].numel() for part in latents)
     bought = [positions_at(latents, rate) - first for rate in rates]
     savings = torch.cat([Paths(by_metric(part, metric), means=means).savings.flatten() for part in latents])
@@ -95,8 +93,8 @@ def calibrate_prices(
 
 
 class BudgetAllocator(PathAllocator):
-    """Keeps at most `positions` of every clip, or of every `period` blocks of it: met to the token, unless fewer leave
-    nothing to save."""
+    """Keeps exactly `positions` latents of every clip, or of every `period` blocks of it; fewer only where no more
+    reduce the error."""
 
     def __init__(self, positions: int, metric: Tensor, *, period: int | None = None, means: bool = True) -> None:
         if positions < 1:
@@ -130,43 +128,43 @@ def clip_shares(tokens: int, blocks: Sequence[int], floor: int) -> list[int]:
     if rest < 0:
         raise BudgetError(
             f"{tokens} tokens are too few for a video of {len(blocks)} clips, which take at least "
-            f"{floor * len(blocks)}: the first block of each is kept whole"
+            f"{floor * len(blocks)}: the first block of each is complete"
         )
     return [floor + rest * end // ends[-1] - rest * start // ends[-1] for start, end in pairwise(ends)]
 
 
 def check_floor(positions: int, floor: int) -> None:
-    """BudgetError where fewer positions are asked for than the first block has."""
+    """BudgetError for fewer positions than the first block has."""
     if positions < floor:
         raise BudgetError(
-            f"a budget of {positions} positions is below the floor: the first block is kept whole, and it has {floor}"
+            f"a budget of {positions} positions is below the floor: the first block is complete, and it has {floor}"
         )
 
 
 class Paths:
-    """The shortest paths of all positions, with every number of kept latents, by dynamic programming.
+    """The shortest paths of all positions for every number of kept latents, by dynamic programming.
 
-    Time grows with the cube of the blocks and memory with their square; long videos are cut in periods.
+    Time is cubic and memory quadratic in the number of blocks: long videos are thinned in periods.
     """
 
     def __init__(self, latents: Tensor, start: Tensor | None = None, *, means: bool = True) -> None:
-        """(B, G, L, C) measured latents; `start` (B, L, C): references from before, a stop that is free. `means`:
-        whether intervals are sent as their means."""
-        self._whole = start is None
+        """(B, G, L, C) latents by the metric. `start` (B, L, C): references from before, stops without a price; None:
+        the first block is complete. `means`: intervals are sent as their means."""
+        self._begins = start is None
         stops = latents if start is None else torch.cat([start[:, None], latents], 1)
         stops, channels = stops.transpose(1, 2), stops.shape[3]
         self._count = stops.shape[2]
-        # Latents that are equal have an error of zero, not of rounding.
+        # Exact zeros for equal latents, where matrix products leave rounding errors.
         errors = torch.cdist(stops, stops, compute_mode="donot_use_mm_for_euclid_dist").square() / channels
         errors, at = errors.tril(-1), torch.arange(self._count + 1, device=errors.device)
-        # (B, L, stop or end, earlier stop): the error of passing over all between.
+        # (B, L, stop or end, earlier stop): the error of dropping all latents between.
         passing = errors.cumsum(2)
-        if means:  # squared distances from a mean sum up to those between all pairs, over their number
+        if means:  # the sum of squared distances from the mean is that over all pairs, divided by their number
             pairs = errors.flip(-1).cumsum(-1).flip(-1).cumsum(2) / (at[1:, None] - at[:-1]).clamp(min=1)
             passing = pairs if start is None else torch.cat([passing[..., :1], pairs[..., 1:]], -1)
         passing = F.pad(passing, (0, 0, 1, 0)).masked_fill(at[:, None] <= at[:-1], torch.inf)
         self._before: list[Tensor] = []
-        """For one stop between, two, ...: the last of them on the cheapest path to every stop and to the end."""
+        """For 1, 2, ... stops in between: the last of them on the cheapest path to every stop and to the end."""
         cost = passing[..., 0]
         ends = [cost[..., -1]]
         for _ in range(self._count - 1):
@@ -174,37 +172,36 @@ class Paths:
             self._before.append(before)
             ends.append(cost[..., -1])
         self.savings = _hull_slopes(torch.stack(ends, -1))
-        """(B, L, count - 1): what the first stop after the start saves, what a second saves beside it, ...: less and
-        less. Where two save more than twice what one does, each counts half of both."""
+        """(B, L, count - 1): the error that a first stop after the start saves, a second one more, and so on, never
+        increasing: the slopes of the lower convex hull."""
 
     @property
     def floor(self) -> int:
-        """Positions that are kept at any price: the first block, unless something is known from before."""
-        return self.savings.shape[1] if self._whole else 0
+        """Positions kept at any price: those of the first block, without references from before."""
+        return self.savings.shape[1] if self._begins else 0
 
     def at_price(self, prices: Tensor) -> Tensor:
-        """(B,) prices -> (B, G, L) kept latents: those that save more than they cost."""
+        """(B,) prices -> (B, G, L) kept latents: those that save more than the price."""
         return self._follow((self.savings > prices[:, None, None]).sum(-1))
 
     def at_budget(self, positions: Tensor) -> Tensor:
-        """(B,) numbers of latents -> (B, G, L), so many of each clip kept: no more, and no fewer while any saves."""
+        """(B,) numbers of latents -> (B, G, L) kept latents: that many of each clip, or all that save anything."""
         savings, order = self.savings.flatten(1).sort(stable=True, dim=1, descending=True)
         bought = torch.arange(savings.shape[1], device=savings.device) < self._bought(positions)
         chosen = torch.zeros_like(bought).scatter(1, order, bought & (savings > 0))
         return self._follow(chosen.view_as(self.savings).sum(-1))
 
     def prices(self, positions: Tensor) -> Tensor:
-        """(B,) numbers of latents -> (B,) the prices `at_price` which so many are kept, or fewer where several save the
-        same."""
+        """(B,) numbers of latents -> (B,) prices at which `at_price` keeps that many, or fewer in ties."""
         savings = F.pad(self.savings.flatten(1).sort(1, descending=True).values, (0, 1))
         return savings.gather(1, self._bought(positions).clamp(max=savings.shape[1] - 1))[:, 0]
 
     def _bought(self, positions: Tensor) -> Tensor:
-        """(B, 1): without the first block, where it is kept whole."""
+        """(B,) numbers of latents -> (B, 1) without the first block, if it is complete."""
         return (positions - self.floor)[:, None]
 
     def _follow(self, numbers: Tensor) -> Tensor:
-        """(B, L) how many stops there are after the first -> (B, G, L) where they are: from the end back."""
+        """(B, L) numbers of stops after the first -> (B, G, L) their blocks, followed back from the end."""
         numbers = numbers[..., None]
         at, visited = torch.full_like(numbers, self._count), [torch.zeros_like(numbers)]
         for number in range(self._count - 1, 0, -1):
@@ -212,11 +209,11 @@ class Paths:
             visited.append(at)
         keep = numbers.new_zeros(*numbers.shape[:2], self._count + 1, dtype=torch.bool)
         keep = keep.scatter(-1, torch.cat(visited, -1), True)[..., :-1].transpose(1, 2)
-        return keep if self._whole else keep[:, 1:]
+        return keep if self._begins else keep[:, 1:]
 
 
 def _hull_slopes(errors: Tensor) -> Tensor:
-    """(..., N) errors with 0, 1, ... stops -> (..., N - 1) how steeply their lower convex hull falls at each step."""
+    """(..., N) errors with 0, 1, ... stops -> (..., N - 1) negated slopes of their lower convex hull."""
     count = torch.arange(errors.shape[-1], device=errors.device)
     steps = count - count[:, None]  # from a row's number of stops to a column's
     slopes = (errors[..., :, None] - errors[..., None, :]) / steps.clamp(min=1)

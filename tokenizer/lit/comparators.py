@@ -1,8 +1,8 @@
-"""The rules that LIT is compared with, as allocators on the same codec with the same filler.
+"""Rules that LIT is compared with, as allocators on the same codec with the same filler.
 
-Both look at the video, so an allocator is made for the clips it is to cut. Where we depart: the first block is kept
-whole, because fillers need a reference, and what remains after dropping is filled by LIT instead of by a decoder
-trained for that rule. What the rules cost in time is thus measured on equal terms.
+Both read the video, so an allocator is made for the clips it thins. Two departures: the first block is complete,
+because fillers need a reference, and dropped latents are filled by LIT instead of by a decoder trained for that rule.
+The times of the rules are thus measured on equal terms.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from genvid.tokenizer.lit.budget import check_floor
 from genvid.tokenizer.lit.codecs.codec import Codec
 from genvid.tokenizer.lit.model import LIT
-from genvid.tokenizer.lit.redundancy import check_whole, distances, measured
+from genvid.tokenizer.lit.redundancy import check_complete, distances, measured
 from genvid.tokenizer.lit.reference import last_kept
 from genvid.tokens import BlockTokens
 
 
 class InfoTokRule:
-    """InfoTok (arXiv 2512.16975): decode at full rate once, keep the positions whose cells are worst reconstructed."""
+    """InfoTok (arXiv 2512.16975): decode all tokens once, keep the positions with the largest errors."""
 
     def __init__(self, lit: LIT, video: Tensor, positions: int) -> None:
         """`positions` are kept in each clip of `video` (B, 3, T, H, W)."""
@@ -30,7 +30,7 @@ class InfoTokRule:
 
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        check_whole(tokens)
+        check_complete(tokens)
         check_floor(self.positions, tokens.keep.shape[2])
         error = cell_errors(self.lit.codec, (self.lit.decode(tokens) - self.video).abs().mean(1))
         error[:, 0] = torch.inf
@@ -41,9 +41,9 @@ class InfoTokRule:
 class ElasticTokRule:
     """ElasticTok (arXiv 2410.08368): block by block, the fewest tokens that reach a target error, by binary search.
 
-    ElasticTok drops the tail of an order that its encoder learned. A frozen codec has none: positions are ordered by
-    how far they are from their reference, which is the best order at hand. Each probe fills and decodes the blocks so
-    far; the encoder, which sees no mask here, runs once (ElasticTok's runs in every probe).
+    ElasticTok drops the tail of an order that its encoder learned. A frozen codec has no such order: positions are
+    ordered by their distance from the reference. Each probe fills and decodes the blocks so far. The encoder takes no
+    mask here and runs once; ElasticTok's runs in every probe.
     """
 
     def __init__(self, lit: LIT, video: Tensor, target: float) -> None:
@@ -75,7 +75,7 @@ class ElasticTokRule:
         return replace(tokens, keep=keep)
 
     def _error(self, tokens: BlockTokens, keep: Tensor, block: int) -> Tensor:
-        """(B,) error of the frames of `block`, of the blocks so far filled and decoded."""
+        """(B,) error of the frames of `block`, from the blocks up to it filled and decoded."""
         assert tokens.latents is not None
         restored = self.lit.decode(BlockTokens(keep[:, : block + 1], latents=tokens.latents[:, : block + 1]))
         error = ((restored.clamp(-1, 1) - self.video[:, :, : restored.shape[2]]) / 2).square().mean(1)
@@ -83,7 +83,7 @@ class ElasticTokRule:
 
 
 def cell_errors(codec: Codec, error: Tensor) -> Tensor:
-    """(B, T, H, W) per pixel -> (B, G, L): the mean over the frames and pixels that each latent stands for."""
+    """(B, T, H, W) per pixel -> (B, G, L): the mean over the frames and pixels of each latent."""
     space, time = codec.geometry.spatial_stride, codec.geometry.temporal_stride
     pooled = F.avg_pool2d(error, space).flatten(2)
     blocks = []

@@ -1,9 +1,9 @@
-"""The inpainter: a transformer that corrects copy-forward where latents were dropped, or sent as means.
+"""The inpainter: a transformer that predicts a correction of copy-forward where latents are dropped or means.
 
-Attention is factorised: over the positions of a frame, then over the last `context` frames at a position. Its last
+Attention is factorised: over the positions of a frame, then over the last `context` frames at a position. The last
 layer starts at zero, so an untrained inpainter is copy-forward.
 
-The paper (arXiv 2606.06158) says "lightweight" and factorised; depth, positions, the convolutions between, inputs and
+From the paper (arXiv 2606.06158): a lightweight, factorised transformer. Depth, positions, convolutions, inputs and
 the residual are ours.
 """
 
@@ -27,7 +27,7 @@ KeysValues = tuple[Tensor, Tensor]
 """Of a temporal block: (B * positions of all tiles, heads, frames, head_dim) each."""
 
 _ROW = 64
-"""Queries that attention kernels work on at once."""
+"""Queries in a tile of the attention kernels."""
 
 
 @dataclass(frozen=True)
@@ -38,12 +38,12 @@ class InpainterConfig:
 
     transformer: StackConfig = field(default_factory=lambda: StackConfig(256, 4, 4))
     context: int = 8
-    """Latent frames that temporal attention sees, the present one included: what a stream must remember."""
+    """Latent frames of temporal attention, the present one included; a stream holds `context` - 1."""
     tile: int = 16
-    """Spatial attention is within tiles of this many rows and columns: larger frames than those of the training cost
-    in proportion, and look to it as they did. Convolutions reach across."""
+    """Rows and columns of a tile, within which spatial attention is computed: cost is linear in the frame's size, and
+    larger frames than in training are seen in tiles of the same size. Convolutions cross the tiles' borders."""
     causal: bool = True
-    """False: temporal attention and the prior also look ahead. Better, but no streaming."""
+    """False: temporal attention and inputs also look ahead; better reconstruction, no streaming."""
 
     def __post_init__(self) -> None:
         if self.context < 1 or self.tile < 1:
@@ -56,40 +56,40 @@ class InpainterConfig:
 
 @dataclass(frozen=True)
 class Memory:
-    """The cache C_fill of a stream: how the inpainter sees the last filled frames, up to `context` - 1 of them.
+    """The cache C_fill of a stream: keys and values of the last `context` - 1 filled frames.
 
-    The paper's digest speaks of the last filled latents. Keys and values instead of latents make a stream equal to the
-    one-shot result without computing those frames again.
+    Where the paper caches filled latents, keys and values make a stream equal to one call without computing those
+    frames again.
     """
 
     layers: list[KeysValues]
     """Of each temporal block."""
     least: Tensor
-    """(B,) the least change that was kept so far; infinite before any."""
+    """(B,) least change of a kept latent so far; infinite before any."""
 
 
 class Inpainter(nn.Module):
-    """Latents in units of their standard deviation (B, G, L, C), with dropped ones -> all of them.
+    """Normalised latents (B, G, L, C), some dropped -> all latents.
 
-    Where much is kept, what was dropped has hardly changed. The least change that was kept so far tells how little: it
-    is the scale of all residuals, and each has a size of its own beside it, an exponential.
+    At high keep rates dropped latents have hardly changed. The least change of a kept latent so far bounds theirs: it
+    is the scale of all residuals, each multiplied by a predicted exponential.
     """
 
     SCALES = (1e-3, 10.0)
-    """Bounds of this least change as the scale of residuals. None so far counts as the smallest: nothing has moved."""
+    """Bounds of the scale of residuals. Without any change so far it is the lower one."""
     SIZES = 4.0
-    """Bound of the logarithm of a residual's size: one that vanished would have no gradient to come back by."""
+    """Bound of the logarithm of the exponential factor, so that gradients never vanish."""
 
     def __init__(self, channels: int, config: InpainterConfig) -> None:
         super().__init__()
         self.config = config
         width, heads = config.transformer.width, config.transformer.heads
-        # Latent, its change since the last kept one, age, the least change that was kept, whether means are sent; and
-        # what comes next, for an inpainter that looks ahead.
+        # Reference, its change, age, scale, whether means are sent; without `causal` also the change to the next kept
+        # latent and the blocks until then.
         inputs = 2 * channels + 3 + (0 if config.causal else channels + 1)
         self.embed = nn.Conv2d(inputs, width, 3, padding=1)
         self.mask_embedding = learned_table(width)
-        # What is around a position (arXiv 2102.10882); nothing at first.
+        # Conditional positions (arXiv 2102.10882), zero at first.
         self.around = nn.ModuleList(
             nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False) for _ in range(config.transformer.depth)
         )
@@ -105,8 +105,8 @@ class Inpainter(nn.Module):
             nn.init.zeros_(parameter)
 
     def use_compiler(self) -> None:
-        """torch.compile in one piece. Told to suit convolutions, it would hand attention masks whose last dimension is
-        not contiguous, which kernels refuse."""
+        """torch.compile in one piece. With layout optimisation for convolutions, attention masks would not be
+        contiguous in their last dimension, which the kernels refuse."""
         self.compile(options={"layout_optimization": False})
 
     def forward(
@@ -120,8 +120,8 @@ class Inpainter(nn.Module):
     ) -> tuple[Tensor, Reference, Memory]:
         """(B, G, L, C) and (B, G, L) -> the filled latents, and the two caches for the blocks that follow.
 
-        Never reads a dropped latent. Kept latents come out as they went in, but for clips where `means` (B,) says that
-        they are means of what they stand for: there all are corrected.
+        Dropped latents are never read. Kept latents are unchanged, except in clips whose kept latents are `means` (B,):
+        there all are corrected.
         """
         copied, age = last_kept(latents, keep, start)
         change = copied - torch.cat([copied[:, :1] if start is None else start.latents[:, None], copied[:, :-1]], 1)
@@ -143,12 +143,12 @@ class Inpainter(nn.Module):
         size = self.SIZES * torch.tanh(output[..., -1:] / self.SIZES)
         residual = scale * size.exp() * output[..., :-1]
         filled = torch.where((keep & ~means[:, None, None])[..., None], copied, copied + residual)
-        # In memory of its own: a stream keeps it and lets go of the chunk.
+        # Copies, so that a stream can free the memory of the chunk.
         return filled, Reference(copied[:, -1].clone(), age[:, -1].clone()), Memory(layers, least[:, -1].clone())
 
     def _least(self, change: Tensor, memory: Memory | None) -> Tensor:
-        """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the least so far (of all, where the inpainter
-        looks ahead). It is near the price or threshold under which the other latents were dropped."""
+        """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the least so far (without `causal`: of all).
+        It is near the threshold or price by which the other latents were dropped."""
         size = change.square().mean(-1).sqrt()
         least = torch.where(size > 0, size, torch.inf).amin(2)
         if not self.config.causal:
@@ -159,8 +159,8 @@ class Inpainter(nn.Module):
         self, keep: Tensor, means: Tensor, copied: Tensor, change: Tensor, age: Tensor, scale: Tensor, grid: FrameGrid
     ) -> Tensor:
         """Input of the first layer (B * G, L, width)."""
-        whole = [x.to(copied.dtype).expand(*keep.shape, 1) for x in (scale.log(), means[:, None, None, None])]
-        parts = [copied, change, _log(age), *whole]
+        shared = [x.to(copied.dtype).expand(*keep.shape, 1) for x in (scale.log(), means[:, None, None, None])]
+        parts = [copied, change, _log(age), *shared]
         if not self.config.causal:
             following, ahead = next_kept(copied, keep)
             parts += [following - copied, _log(ahead)]
@@ -169,7 +169,7 @@ class Inpainter(nn.Module):
         return x + torch.where(keep.flatten(0, 1)[..., None], 0, self.mask_embedding.to(x.dtype))
 
     def _over_time(self, lag_bias: Tensor, past: KeysValues | None, record: list[KeysValues]) -> Attend:
-        """Attention along time, after the frames of `past`; what the next chunk needs of it is added to `record`."""
+        """Attention along time, after the frames of `past`. Keys and values for the next chunk go to `record`."""
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             if past is not None:
@@ -185,8 +185,8 @@ class Inpainter(nn.Module):
         return attend
 
     def _by_lag(self, lag_bias: Tensor, new: int, known: int, shared: int) -> Tensor:
-        """(heads, shared * new, shared * known) for the last `new` of `known` frames of positions that share a row:
-        the bias by lag, and -inf outside of the context and between positions."""
+        """(heads, shared * new, shared * known) attention bias of the last `new` of `known` frames, for `shared`
+        positions in a row: by lag, and -inf outside of the context and between positions."""
         context, causal = self.config.context, self.config.causal
         at = torch.arange(known, device=lag_bias.device)
         lag = at[known - new :, None] - at
@@ -221,7 +221,7 @@ class Tiles:
 
     @property
     def padding(self) -> FrameGrid:
-        """Rows and columns that a frame lacks."""
+        """Rows and columns added to a frame."""
         return -self.grid[0] % self.shape[0], -self.grid[1] % self.shape[1]
 
     def cut(self, x: Tensor) -> Tensor:
@@ -281,7 +281,7 @@ def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
 
 
 def _shared(positions: int, frames: int) -> int:
-    """How many positions of so many frames share a row of the kernels: a power of two that divides their number."""
+    """Positions of `frames` frames in a row of the attention kernels: a power of two that divides `positions`."""
     return math.gcd(positions, 1 << (max(1, _ROW // frames).bit_length() - 1))
 
 

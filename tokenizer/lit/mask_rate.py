@@ -1,8 +1,8 @@
-"""What a keep mask costs: the length of its adaptive arithmetic code.
+"""The size of a keep mask: bits of an adaptive arithmetic code.
 
-Whether a position is kept is told by what was kept there in the last block, to its left and above it. The probability
-of each of these eight cases is counted in the blocks before, so a decoder has it too; an arithmetic coder comes within
-two bits of the sum. A block that is kept or dropped whole is told by one of three block types.
+The context of a position is the mask at this position in the last block, to its left and above it: eight cases. Their
+probabilities are counted over earlier blocks, which the decoder has too; an arithmetic coder comes within two bits of
+the sum. One of three block types marks blocks that are kept or dropped completely.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 _PRIOR = 0.5
-"""Count of each case before the first one (Krichevsky and Trofimov 1981)."""
+"""Initial count of each case (Krichevsky and Trofimov 1981)."""
 
 
 def mask_bits(keep: Tensor, columns: int) -> Tensor:

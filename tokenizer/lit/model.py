@@ -1,7 +1,7 @@
 """LIT: a frozen codec and an inpainter as a `genvid.tokens.VideoTokenizer`.
 
-A block is a latent frame, its slots are the codec's latents in row-major order, as the codec wrote them. Which are
-kept is the allocator's business; `decode` fills the others and decodes.
+A block is a latent frame, its tokens are the codec's latents in row-major order, unscaled. An allocator drops some of
+them; `decode` fills these and runs the codec's decoder.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from genvid.tokenizer.lit.reference import MeanTokens, Reference, interpolate, l
 from genvid.tokens import BlockTokens
 
 Filler = Callable[[BlockTokens], Tensor]
-"""Tokens -> all their latents (B, G, L, C), kept ones unchanged; never reads a dropped one."""
+"""Tokens -> all latents (B, G, L, C), kept ones unchanged, dropped ones never read."""
 
 
 @dataclass(frozen=True)
 class LITConfig:
-    """The codec is named, not stored: its weights stay where they are."""
+    """The codec by its source: a model folder of LIT does not contain the codec's weights."""
 
     codec: CodecConfig
     resolution: tuple[int, int] = (128, 128)
-    """Height and width that `spec` announces; `at` gives the tokenizer for another one."""
+    """Height and width of `spec`; `at` gives the tokenizer for another one."""
     inpainter: InpainterConfig = field(default_factory=InpainterConfig)
 
 
 class LIT(Model):
-    """The tokenizer. `mean` (C,) and `metric` (C, C) say how latents are compared, `pixel_error` () what a squared
-    distance of 1 is as a mean squared error of pixels in [0, 1]; `measure` measures them."""
+    """The tokenizer. Latents are compared by their `mean` (C,) and `metric` (C, C); `pixel_error` () is the mean
+    squared error of pixels in [0, 1] at a squared distance of 1. All three are set by `measure`."""
 
     model_type = "lit"
     config_type = LITConfig
@@ -87,10 +87,10 @@ class LIT(Model):
         return self.resolution[0] // space, self.resolution[1] // space
 
     def measure(self, video: Tensor) -> None:
-        """Measure how latents are compared on clips (N, 3, T, H, W) that are typical.
+        """Measure the metric of the codec's latents on typical clips (N, 3, T, H, W).
 
-        Before that every channel counts by its standard deviation where the codec publishes it, else as it is, and a
-        squared distance of 1 is taken to be an error of 10 dB.
+        Until then channels are divided by the codec's published standard deviations, if any, and a squared distance of
+        1 counts as an error of 10 dB.
         """
         self.mean, self.metric, pixel_error = measure_metric(self.codec, video)
         self.pixel_error = self.metric.new_tensor(pixel_error)
@@ -115,14 +115,14 @@ class LIT(Model):
         return self.render(self.fill(tokens))
 
     def fill(self, tokens: BlockTokens) -> Tensor:
-        """The inpainter's filling. Kept latents pass unchanged, unless they are means (`MeanTokens`)."""
+        """Latents, dropped ones filled by the inpainter. Kept ones are unchanged unless they are `MeanTokens`."""
         exact = bool(tokens.keep.all()) and not isinstance(tokens, MeanTokens)
         return self.check(tokens) if exact else self.restore(tokens)[0]
 
     def restore(
         self, tokens: BlockTokens, start: Reference | None = None, memory: Memory | None = None
     ) -> tuple[Tensor, Reference, Memory]:
-        """`fill` for the next tokens of a stream, with its caches, and the caches for those that follow."""
+        """`fill` for the next tokens of a stream, with its caches; also the caches for the tokens after them."""
         latents, keep = self.check(tokens, first=start is None), tokens.keep
         means = keep.new_full((len(keep),), isinstance(tokens, MeanTokens))
         filled, *caches = self.inpainter(self.normalise(latents), keep, means, self.grid, start, memory)
@@ -134,14 +134,14 @@ class LIT(Model):
         return self.codec.decode(as_grid(latents, self.grid))
 
     def normalise(self, latents: Tensor) -> Tensor:
-        """Latents less their mean, by the metric; float32, about unit scale."""
+        """Latents minus their mean, by the metric; float32, about unit scale."""
         return by_metric(latents.float() - self.mean, self.metric)
 
     def denormalise(self, latents: Tensor) -> Tensor:
         return by_metric(latents, self.inverse) + self.mean
 
     def check(self, tokens: BlockTokens, *, first: bool = True) -> Tensor:
-        """The latents of tokens that fit; ValueError in words otherwise. `first`: they begin a video."""
+        """The latents of tokens, or ValueError if their shape does not fit. `first`: they begin a video."""
         wanted = (self.spec.block_capacity, self.spec.token_dim)
         if tokens.latents is None or tuple(tokens.latents.shape[2:]) != wanted:
             shape = None if tokens.latents is None else tuple(tokens.latents.shape)
@@ -150,15 +150,13 @@ class LIT(Model):
                 f"got {'no latents' if shape is None else shape}"
             )
         if first and not bool(tokens.keep[:, 0].all()):
-            raise ValueError("the first block must be kept whole: there is nothing to fill its dropped tokens from")
+            raise ValueError("the first block must be complete: there is nothing to fill its dropped tokens from")
         return tokens.latents
 
 
 class FilledCodec:
-    """A codec with a filler that learns nothing, as a tokenizer: the comparators of LIT.
-
-    `fill_by_copying` and `fill_by_interpolation` below are its fillers.
-    """
+    """A codec with a filler without weights, as a tokenizer: LIT is compared with `fill_by_copying` and
+    `fill_by_interpolation`."""
 
     def __init__(self, lit: LIT, filler: Filler) -> None:
         self.lit, self.filler = lit, filler
@@ -190,8 +188,8 @@ def fill_by_interpolation(tokens: BlockTokens) -> Tensor:
 
 def as_tokens(latents: Tensor) -> BlockTokens:
     """(B, C, G, h, w) -> tokens, all kept."""
-    slots = latents.flatten(3).permute(0, 2, 3, 1).contiguous()
-    return BlockTokens(torch.ones(slots.shape[:3], dtype=torch.bool, device=slots.device), latents=slots)
+    tokens = latents.flatten(3).permute(0, 2, 3, 1).contiguous()
+    return BlockTokens(torch.ones(tokens.shape[:3], dtype=torch.bool, device=tokens.device), latents=tokens)
 
 
 def as_grid(latents: Tensor, grid: FrameGrid) -> Tensor:

@@ -1,12 +1,11 @@
-"""The redundancy allocator: a position is dropped while its latent stays near the last one that was kept there.
+"""The redundancy allocator: drops a latent while it is near the last one kept at its position.
 
-Nothing is learned and nothing is searched (arXiv 2606.06158, of which only the abstract is certain): one pass over the
-temporal differences of the latents, against a threshold, and the rate follows from the content. Causal: a stream is cut
-as it comes. An encoder that has the whole clip does better: `genvid.tokenizer.lit.budget`.
+One causal pass over temporal differences of latents against a threshold (arXiv 2606.06158, of which only the abstract
+was at hand); the rate follows the content. With the complete clip at hand, `genvid.tokenizer.lit.budget` has a smaller
+error at the same rate.
 
 The paper takes the L1 difference. Ours is the root mean square over channels by the codec's metric
-(genvid.tokenizer.lit.metric), which is the change of the decoded pixels, in standard deviations: one threshold means
-the same on every codec.
+(genvid.tokenizer.lit.metric): the change of the decoded pixels, in standard deviations, comparable across codecs.
 """
 
 from __future__ import annotations
@@ -25,12 +24,12 @@ from genvid.tokenizer.lit.reference import Reference
 from genvid.tokens import BlockTokens
 
 _PRECISION, _LEAST = 1e-9, 1e-20
-"""Of a threshold that is searched, and the least that it is taken for."""
+"""Relative precision of the threshold search, and its lower bound."""
 
 
 @dataclass(frozen=True)
 class RedundancyConfig:
-    """A threshold on the measured temporal difference. `reference` last_kept bounds the drift, previous does not."""
+    """A threshold on temporal differences. The reference last_kept bounds the drift, previous does not."""
 
     threshold: float
     reference: Literal["last_kept", "previous"] = "last_kept"
@@ -41,7 +40,7 @@ class RedundancyConfig:
 
 
 class RedundancyAllocator:
-    """Keeps a latent that is at least `threshold` away from its reference; the first block whole. Causal."""
+    """Keeps the latents at least `threshold` away from their references, and all of the first block. Causal."""
 
     def __init__(self, config: RedundancyConfig, metric: Tensor) -> None:
         """`metric` (C, C): that of the codec."""
@@ -51,7 +50,7 @@ class RedundancyAllocator:
         return self.allocate_chunk(tokens, None)
 
     def allocate_chunk(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
-        """The next blocks of a stream whose past left `start`; its first block needs no reference in itself then."""
+        """Thin the next blocks of a stream. `start`: the last kept latents of the earlier ones."""
         latents = measured(tokens, self.metric)
         before = None if start is None else by_metric(start.latents, self.metric)
         threshold = latents.new_full((len(latents),), self.config.threshold)
@@ -66,10 +65,10 @@ class RedundancyAllocator:
 
 
 def measured(tokens: BlockTokens, metric: Tensor) -> Tensor:
-    """(B, G, L, C) latents of tokens, as the metric compares them."""
-    check_whole(tokens)
+    """(B, G, L, C) latents of tokens by the metric."""
+    check_complete(tokens)
     if tokens.latents is None:
-        raise ValueError("these tokens carry no latents; the redundancy of discrete tokens is not defined")
+        raise ValueError("these tokens have no latents: only tokens of a continuous codec can be thinned by redundancy")
     if tokens.latents.shape[-1] != len(metric):
         raise ValueError(f"these tokens have {tokens.latents.shape[-1]} channels, the allocator's metric {len(metric)}")
     if not bool(tokens.latents.isfinite().all()):
@@ -77,21 +76,21 @@ def measured(tokens: BlockTokens, metric: Tensor) -> Tensor:
     return by_metric(tokens.latents, metric)
 
 
-def check_whole(tokens: BlockTokens) -> None:
-    """ValueError for tokens that were thinned before: what was dropped cannot be read."""
+def check_complete(tokens: BlockTokens) -> None:
+    """ValueError for tokens that were thinned before: their dropped latents must not be read."""
     if not bool(tokens.keep.all()):
-        raise ValueError("these tokens were thinned already: thin them as they were encoded")
+        raise ValueError("these tokens were thinned already: thin the tokens from `encode`")
 
 
 def distances(latents: Tensor, references: Tensor) -> Tensor:
-    """Measured latents (..., C) -> (...) how far they are from their references, in standard deviations."""
+    """(..., C) latents by the metric -> (...) distances from their references, in standard deviations."""
     lengths: Tensor = torch.linalg.vector_norm(latents - references, dim=-1)
     return lengths / math.sqrt(latents.shape[-1])
 
 
 def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
-    """The rule with the last kept reference: (B, G, L, C) measured latents and (B,) thresholds -> (B, G, L) kept
-    positions. `start` (B, L, C): references from before."""
+    """(B, G, L, C) latents by the metric and (B,) thresholds -> (B, G, L) kept ones, by distance from the last one kept
+    at a position. `start` (B, L, C): references from before the first block."""
     reference, keeps = latents[:, 0] if start is None else start, []
     for block, latent in enumerate(latents.unbind(1)):
         keep = distances(latent, reference) >= threshold[:, None]
@@ -103,7 +102,7 @@ def walk(latents: Tensor, threshold: Tensor, start: Tensor | None) -> Tensor:
 
 
 def positions_at(latents: Sequence[Tensor], rate: float) -> int:
-    """How many positions of clips (B, G, L, C) are kept at a keep rate; ValueError where it cannot be had."""
+    """Keep rate -> number of kept positions of clips (B, G, L, C). BudgetError below the first block's share."""
     if not 0 < rate <= 1:
         raise ValueError(f"a keep rate is in (0, 1], got {rate}")
     floor = max(1 / part.shape[1] for part in latents)
@@ -113,8 +112,10 @@ def positions_at(latents: Sequence[Tensor], rate: float) -> int:
 
 
 def calibrate_threshold(latents: Sequence[Tensor], rate: float, allocator: Callable[[float], Allocator]) -> float:
-    """The threshold whose mean keep rate over clips of raw latents (B, G, L, C) is nearest below `rate`; `allocator`
-    makes the allocator of a threshold, or of a price that holds for periods."""
+    """The threshold with the highest mean keep rate, at most `rate`, over clips of raw latents (B, G, L, C).
+
+    `allocator` makes the allocator of a threshold, or of a price.
+    """
     wanted = positions_at(latents, rate)
     if rate == 1:
         return 0.0

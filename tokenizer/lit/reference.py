@@ -1,7 +1,7 @@
-"""What a dropped latent is compared with and filled from: the last one that was kept at its position.
+"""References: the last kept latent of each position, which dropped ones are compared with and filled from.
 
-Copying it forward is also the simplest filler, and interpolating to the next kept one the simplest that looks ahead.
-A sender that looks ahead knows what a kept latent will stand for, and sends the mean of that (`MeanTokens`).
+Copying it forward is the simplest filler, interpolating to the next kept one the simplest that looks ahead. A sender
+that looks ahead replaces a kept latent by the mean of the interval that it is copied over (`MeanTokens`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from genvid.tokens import BlockTokens
 
 @dataclass(frozen=True)
 class Reference:
-    """The cache C_sel of a stream: at every position the last kept latent, and how long ago that was."""
+    """The cache C_sel of a stream: the last kept latent of every position, and its age."""
 
     latents: Tensor
     """(B, L, C)."""
@@ -28,8 +28,8 @@ class Reference:
 def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> tuple[Tensor, Tensor]:
     """Copy-forward: (B, G, L, C) and (B, G, L) -> the latents with dropped ones replaced, and (B, G, L) their ages.
 
-    A kept latent is its own reference, of age 0. `start` is what a stream knows from before; without it the first block
-    must be kept whole (`LIT.check` says so to users).
+    A kept latent is its own reference, of age 0. `start`: references from before a chunk of a stream; without it the
+    first block must be complete (`LIT.check` refuses others).
     """
     blocks = torch.arange(keep.shape[1], device=keep.device)[:, None]
     source = torch.where(keep, blocks, -1).cummax(1).values
@@ -43,22 +43,22 @@ def last_kept(latents: Tensor, keep: Tensor, start: Reference | None = None) -> 
 
 
 def last_reference(latents: Tensor, keep: Tensor, start: Reference | None) -> Reference:
-    """What the receiver has after these blocks of a stream, in memory of its own."""
+    """The reference after these blocks of a stream, copied out of their memory."""
     filled, age = last_kept(latents, keep, start)
     return Reference(filled[:, -1].clone(), age[:, -1].clone())
 
 
 @dataclass(frozen=True)
 class MeanTokens(BlockTokens):
-    """Tokens whose kept latents are means: of the kept latent and of the dropped ones that follow at its position.
+    """Tokens whose kept latents are means: of the kept latent and the dropped ones after it at its position.
 
-    Copied forward, they lose the least squared error; so a kept latent is an estimate too, which inpainters correct.
+    Copied forward they have the least squared error. A kept latent is thus an estimate, which inpainters correct too.
     """
 
 
 def interval_means(latents: Tensor, keep: Tensor) -> Tensor:
-    """(B, G, L, C) and (B, G, L) -> the latents, kept ones replaced by the mean of what they stand for. What stands for
-    itself alone is unchanged to the bit."""
+    """(B, G, L, C) and (B, G, L) -> the latents, kept ones replaced by the mean over their interval. A kept latent
+    followed by another is unchanged to the bit."""
     ends = F.pad(_next_kept_at(keep)[:, 1:], (0, 0, 0, 1), value=keep.shape[1])
     lengths = ends - torch.arange(keep.shape[1], device=keep.device)[:, None]
     sums = F.pad(latents.double().cumsum(1), (0, 0, 0, 0, 1, 0))

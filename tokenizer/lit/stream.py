@@ -1,7 +1,7 @@
-"""LIT on a video that comes in chunks: the result of one call, in memory that does not grow.
+"""LIT on a video in chunks: the same result as in one call, in constant memory.
 
-The sender (`StreamEncoder`) needs the last kept latents, C_sel. The receiver (`StreamDecoder`) needs these and what the
-inpainter remembers of the last filled frames, C_fill.
+The sender (`StreamEncoder`) holds the last kept latents, C_sel. The receiver (`StreamDecoder`) holds these and the keys
+and values of the last filled frames, C_fill.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from genvid.tokens import BlockTokens
 
 
 class StreamAllocator(Protocol):
-    """An allocator that can go on where it stopped: a threshold, a price, or a budget of every chunk."""
+    """An allocator for streams: a threshold, a price, or a budget of every chunk."""
 
     def allocate_chunk(self, tokens: BlockTokens, start: Reference | None) -> BlockTokens:
-        """The next blocks, thinned; `start` is what the receiver has of those before."""
+        """The next blocks, thinned. `start`: the receiver's references from earlier ones."""
         ...
 
 
 class StreamEncoder:
-    """Chunks of frames -> tokens, thinned: by a threshold as they come, by a price or budget on the cheapest paths to
-    the end of the chunk.
+    """Chunks of frames -> thinned tokens: causally by a threshold, or on the cheapest paths to the end of the chunk by
+    a price or budget.
 
-    Only the first chunk keeps its first block whole: later ones are compared with what was kept before.
+    Only the first chunk has a complete first block; later ones are compared with references from before.
     """
 
     def __init__(self, lit: LIT, allocator: StreamAllocator) -> None:
@@ -40,7 +40,7 @@ class StreamEncoder:
 
     @torch.no_grad()
     def __call__(self, video: Tensor) -> BlockTokens:
-        """The next frames (B, 3, T, H, W) in [-1, 1]; T as the codec's stream takes it."""
+        """The next frames (B, 3, T, H, W) in [-1, 1] -> tokens. The codec's stream sets the multiples of T."""
         self.lit.spec.check_frames(video)
         tokens = self.allocator.allocate_chunk(as_tokens(self.codec.encode(video)), self.selected)
         assert tokens.latents is not None
@@ -53,7 +53,7 @@ class StreamDecoder:
 
     def __init__(self, lit: LIT) -> None:
         if not lit.config.inpainter.causal:
-            raise ValueError("this inpainter looks ahead, so it cannot stream: train one with inpainter.causal true")
+            raise ValueError("a non-causal inpainter cannot stream: train one with inpainter.causal true")
         self.lit = lit
         self.codec = lit.codec.stream()
         self.selected: Reference | None = None

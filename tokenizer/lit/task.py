@@ -19,23 +19,22 @@ from genvid.train.task import StepOutput, TrainingTask
 
 @dataclass(frozen=True)
 class LITObjective:
-    """What is dropped in training, and what a wrong filling costs."""
+    """Masks of training, and the loss."""
 
     lowest_rate: float = 0.05
-    """Keep rates are drawn evenly from here to 1; below the first block's share it alone is kept."""
+    """Keep rates are uniform in [lowest_rate, 1]; below the first block's share it alone is kept."""
     prices: tuple[float, float] = (1e-4, 1.0)
-    """A quarter of the clips is cut under a price from this range, even in its logarithm, instead of that of a keep
-    rate: under one price for all clips, still ones keep next to nothing."""
+    """A quarter of the clips is thinned by a log-uniform price from this range instead of a keep rate: as under one
+    price for all clips, still ones keep next to nothing."""
     threshold_masks: float = 0.2
-    """Share of clips that are cut by a threshold, as a stream is, instead of on the cheapest paths: latents are then
-    sent as they are, not as means."""
+    """Share of clips thinned by a threshold, as in causal streams, instead of on the cheapest paths; their latents are
+    sent unchanged, not as means."""
     random_masks: float = 0.1
-    """Share of clips that lose positions at random instead of redundant ones, so that other rules find a filler too.
-    These are sent as they are as well."""
+    """Share of clips with random masks, for use with other rules; their latents are sent unchanged."""
     pixel_weight: float = 0.0
-    """Of the log of the decoded squared error, beside that of the latents. Decoding is most of a step."""
+    """Weight of the log of the decoded squared error. Decoding is most of a step."""
     pixel_share: float = 1.0
-    """Share of the clips that are decoded for it, drawn from their seeds; each counts 1 / `pixel_share` times."""
+    """Share of the clips decoded for it, drawn from their seeds; each counts 1 / `pixel_share` times."""
 
     def __post_init__(self) -> None:
         if not 0 < self.lowest_rate < 1:
@@ -49,9 +48,9 @@ class LITObjective:
 
 
 class LITTask(TrainingTask):
-    """The log of the decoded squared error: what the codec loses of a clip by itself, and to first order what the
-    latents' error by the metric adds. A decibel then counts the same on every clip, as in the mean PSNR. If wanted,
-    the log of the error of the decoded video itself."""
+    """Loss: the log of the squared pixel error, estimated to first order as the codec's own error
+    plus the latents' error by the metric. A decibel counts the same on every clip, as in the mean PSNR. Optionally the log of the decoded
+    error is added (`pixel_weight`)."""
 
     FLOOR = 1e-5
     """Added to the squared error (of [0, 1] pixels) under the log: 50 dB."""
@@ -70,13 +69,13 @@ class LITTask(TrainingTask):
         return [*self.lit.inpainter.spatial, *self.lit.inpainter.temporal]
 
     def use_compiler(self, mode: str | None) -> None:
-        """The inpainter in one piece, and the codec's halves where they can be."""
+        """The inpainter in one piece, and the codec's halves if it supports that."""
         self.lit.inpainter.use_compiler()
         self.lit.codec.use_compiler()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         lit, video = self.lit, batch["video"]
-        # Latents are targets: in full precision whatever the networks are trained in.
+        # Latents are targets: float32 under autocast too.
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
             coded = lit.codec.encode(video)
             latents = lit.normalise(as_tokens(coded).latents)  # type: ignore[arg-type]
@@ -103,7 +102,7 @@ class LITTask(TrainingTask):
         return StepOutput(loss, terms, counts={"decoded_psnr": number})
 
     def decoded_error(self, filled: Tensor, batch: Batch) -> Tensor:
-        """Mean squared error of [0, 1] pixels of the decoded clips: (N,) for those that their seeds choose."""
+        """(N,) mean squared error of [0, 1] pixels of the decoded clips, chosen by their seeds."""
         chosen = noise.uniform(batch["seed"], "decoded", 1)[:, 0] < self.objective.pixel_share
         if not chosen.any():
             return filled.new_zeros(0)
@@ -112,8 +111,8 @@ class LITTask(TrainingTask):
 
     @torch.no_grad()
     def own_error(self, latents: Tensor, video: Tensor) -> Tensor:
-        """(B,) mean squared error of [0, 1] pixels of clips (B, 3, T, H, W) with all their latents (B, C, G, h, w), as
-        coded: seen on the first few frames after the first, since to decode all would be most of a step."""
+        """(B,) mean squared error of [0, 1] pixels of clips (B, 3, T, H, W) decoded from all their latents
+        (B, C, G, h, w); measured on the first frames only, because decoding all would be most of a step."""
         codec, step = self.lit.codec, self.lit.codec.geometry.chunk_frames
         restored = codec.decode(latents[:, :, : 1 + step // codec.geometry.temporal_stride]).float()
         return _squared_error(restored[:, :, 1:], video[:, :, 1 : 1 + step]) / 4
@@ -127,9 +126,9 @@ class LITTask(TrainingTask):
         low, high = objective.prices
         paths = Paths(latents)
         prices = torch.where(priced < 0.25, low * (high / low) ** price, paths.prices(positions))
-        prices = prices.clamp(min=1e-12)  # what never moves is not kept for nothing by the threshold either
+        prices = prices.clamp(min=1e-12)  # a threshold of 0 would keep unchanged latents
         at_random, by_threshold = rule < objective.random_masks, rule > 1 - objective.threshold_masks
-        thresholds = (2 * prices).sqrt()  # to keep both of two latents saves half their squared distance
+        thresholds = (2 * prices).sqrt()  # keeping both of two latents saves half their squared distance
         keep = torch.where(by_threshold[:, None, None], walk(latents, thresholds, None), paths.at_price(prices))
         share = ((positions - capacity) / max(1, (blocks - 1) * capacity))[:, None, None]
         some = noise.uniform(seeds, "mask", blocks, capacity).to(latents) < share

@@ -1,4 +1,4 @@
-"""A small causal video autoencoder trained from scratch: a frozen codec for where no weights can be downloaded.
+"""A small causal video autoencoder trained from scratch: a codec where no weights can be downloaded.
 
 The network is diffusers' AutoencoderKLCosmos at a small size, and the export is a folder that diffusers loads.
 """
@@ -52,7 +52,7 @@ class AutoencoderConfig:
 
 
 class VideoAutoencoder(Model):
-    """The network and the running statistics of its latents, which its export tells."""
+    """The network. Running latent mean and variance are exported as latents_mean and latents_std."""
 
     model_type = "autoencoder"
     config_type = AutoencoderConfig
@@ -67,15 +67,15 @@ class VideoAutoencoder(Model):
             decode_block_out_channels=config.decoder_widths,
             attention_resolutions=(),
             num_layers=config.layers,
-            # Haar wavelets would be separable convolutions at full size; a reshape does as well and costs nothing.
+            # Haar wavelets would be convolutions at full resolution; a reshape costs nothing.
             patch_type="rearrange",
             temporal_compression_ratio=config.temporal_stride,
             spatial_compression_ratio=config.spatial_stride,
             latents_mean=None,
             latents_std=None,
         )
-        # Between the last norm of the encoder and the first of the decoder there are six convolutions and nothing else.
-        # Random square ones, multiplied, hardly pass half of the channels: these start as identities.
+        # Six convolutions follow each other between the last norm of the encoder and the first of the decoder. A
+        # product of random square ones passes hardly half of the channels, so these four start as identities.
         network = self.network
         for convolution in (
             network.encoder.conv_out.conv_t,
@@ -100,7 +100,7 @@ class VideoAutoencoder(Model):
 
 @torch.no_grad()
 def _start_as_identity(convolution: nn.Conv3d) -> None:
-    """Of the present frame: kernels along time are padded in front."""
+    """An identity on the present frame, the last tap in time."""
     for parameter in convolution.parameters():
         nn.init.zeros_(parameter)
     convolution.weight[:, :, -1, 0, 0].fill_diagonal_(1)
@@ -124,7 +124,7 @@ class AutoencoderTask(TrainingTask):
         return {layer.weight for layer in self.modules() if isinstance(layer, nn.Conv3d)}
 
     def use_compiler(self, mode: str | None) -> None:
-        """The network in one piece: shapes never change, and it is made of many small kernels."""
+        """The network in one piece: shapes are fixed, and it is many small kernels."""
         self.autoencoder.compile(mode=mode)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:

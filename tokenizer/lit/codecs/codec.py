@@ -25,7 +25,7 @@ from genvid.tokens import TokenizerSpec
 
 @dataclass(frozen=True)
 class Geometry:
-    """What a codec makes of the size of a video."""
+    """Strides of a codec."""
 
     channels: int
     """Of a latent."""
@@ -36,18 +36,18 @@ class Geometry:
     chunk_frames: int
     """A clip has 1 + n * chunk_frames frames; a multiple of `temporal_stride`."""
     causal: bool
-    """Whether no latent frame sees later frames, and no decoded frame later latents."""
+    """No latent frame depends on later frames, and no decoded frame on later latents."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CodecSpec(TokenizerSpec):
-    """A block is a latent frame; the first of a clip (of each window) stands for a single frame."""
+    """A block is a latent frame; the first of a clip (of each window) covers a single frame."""
 
     columns: int
     """Of latents in a frame."""
     chunk_frames: int
     codec_window: int | None
-    """Frames that are coded without regard to the ones before."""
+    """Frames that are coded independently of others; None: any number."""
 
     def side_bits(self, keep: Tensor) -> Tensor:
         """The coded mask (`mask_bits`)."""
@@ -66,29 +66,26 @@ class CodecSpec(TokenizerSpec):
         return windows * (self.codec_window or 0) + last
 
     def longest_clip(self, blocks: int) -> int:
-        """Whole windows, and at least one; without windows the first block is of a single frame."""
+        """Complete windows, at least one; without windows the first block is a single frame."""
         if self.codec_window:
             return max(1, blocks // self.window_blocks) * self.codec_window
         return 1 + (blocks - 1) * self.frames_per_block // self.chunk_frames * self.chunk_frames
 
     @property
     def window_blocks(self) -> int:
-        """Blocks of a whole window."""
+        """Blocks of a complete window."""
         assert self.codec_window is not None
         return 1 + (self.codec_window - 1) // self.frames_per_block
 
     def lengths(self) -> str:
-        """Which clip lengths the codec takes, in words."""
+        """Clip lengths of the codec, for messages."""
         step, window = self.chunk_frames, self.codec_window
         short = f"1, {1 + step}, {1 + 2 * step}, ... frames (1 more than a multiple of {step})"
         return f"{short}, or windows of {window} frames followed by such a length" if window else short
 
 
 class CodecStream(ABC):
-    """A clip that comes in chunks; chunk by chunk the same numbers as in one call.
-
-    Encoder and decoder have a state each, so one stream may do either or both.
-    """
+    """A clip in chunks, with the same numbers as in one call. Encoder and decoder have separate states."""
 
     @abstractmethod
     def encode(self, video: Tensor) -> Tensor:
@@ -111,7 +108,7 @@ class Codec(nn.Module, ABC):
         self.name, self.geometry, self.codec_window = name, geometry, window
 
     def spec(self, resolution: tuple[int, int]) -> CodecSpec:
-        """What callers must know to feed frames of this size; ValueError when the codec cannot take it."""
+        """The spec for frames of (height, width); ValueError for sizes that are no multiple of the stride."""
         height, width = resolution
         space = self.geometry.spatial_stride
         if height < space or width < space or height % space or width % space:
@@ -147,13 +144,13 @@ class Codec(nn.Module, ABC):
         return torch.cat([self._decode(part) for part in torch.split(latents, blocks, 2)], 2)
 
     def stream(self) -> CodecStream:
-        """Start a stream; ValueError where the codec cannot."""
+        """Start a stream; ValueError for codecs that cannot stream."""
         if not self.geometry.causal:
             raise ValueError(f"{self.name} is not causal: a frame needs the frames after it, so it cannot stream")
         return self._stream()
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
-        """(C,) mean and standard deviation of the latents, where they were published with the weights."""
+        """(C,) mean and standard deviation of the latents, if they were published with the weights."""
         return None
 
     def fingerprint(self) -> str:
@@ -161,14 +158,14 @@ class Codec(nn.Module, ABC):
         return weights_hash(self)[:16]
 
     def use_compiler(self) -> None:
-        """Hand to torch.compile what gains by it: nothing, unless a codec is known to stand it."""
+        """Compile the network, in codecs that support it; nothing by default."""
 
     def _stream(self) -> CodecStream:
-        """By windows; codecs with temporal caches of their own do better."""
+        """In windows; overridden by codecs with temporal caches."""
         if self.codec_window is None:
             raise ValueError(
-                f"{self.name} keeps no state between chunks: to stream, give it a window of "
-                f"1 + n * {self.geometry.chunk_frames} frames (codec.codec_window)"
+                f"{self.name} has no state between chunks: to stream, set codec.codec_window to "
+                f"1 + n * {self.geometry.chunk_frames} frames"
             )
         return WindowStream(self)
 
@@ -182,7 +179,7 @@ class Codec(nn.Module, ABC):
 
 
 class WindowStream(CodecStream):
-    """Chunks of whole windows, which know nothing of each other; the last chunk may end with a shorter one."""
+    """Chunks of complete, independent windows; the last chunk may end with a shorter one."""
 
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
@@ -207,8 +204,8 @@ class WindowStream(CodecStream):
 
 @dataclass(frozen=True)
 class CodecConfig(Choice):  # type: ignore[misc]
-    """Which codec, and from where; `type:` in YAML chooses the kind."""
+    """A codec and its source; `type:` in YAML chooses the kind."""
 
     def load(self) -> Codec:
-        """The codec, frozen and in eval mode. ValueError in one sentence when it cannot be had."""
+        """The codec, frozen and in eval mode; ValueError when it cannot be loaded."""
         raise NotImplementedError

@@ -18,7 +18,7 @@ from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, CodecStream, G
 
 
 class DiffusersCodec(Codec):
-    """What all have in common. `window` None codes a clip of any length in one piece."""
+    """An autoencoder of diffusers. `window` None codes a clip of any length in one piece."""
 
     def __init__(self, model: Any, geometry: Geometry, window: int | None) -> None:
         super().__init__(type(model).__name__, geometry, window)
@@ -34,7 +34,7 @@ class DiffusersCodec(Codec):
 
 
 class CosmosCodec(DiffusersCodec):
-    """AutoencoderKLCosmos. Its temporal attention sees the whole past, so streams are windows, as at NVIDIA."""
+    """AutoencoderKLCosmos. Its temporal attention is over all past frames, so streams are windows, as at NVIDIA."""
 
     def __init__(self, model: Any, window: int | None) -> None:
         config = model.config
@@ -42,7 +42,7 @@ class CosmosCodec(DiffusersCodec):
         super().__init__(model, Geometry(config.latent_channels, time, space, chunk_frames=time, causal=True), window)
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
-        """The published ones are given for each latent frame too: averaged here."""
+        """Published per channel and latent frame; averaged over frames."""
         config = self.model.config
         return _per_channel(config.latents_mean, config.latents_std, self.geometry.channels)
 
@@ -132,7 +132,7 @@ class CogVideoXCodec(DiffusersCodec):
 class CogVideoXStream(CodecStream):
     """The model's own loop over batches of frames, with its convolution caches kept from chunk to chunk.
 
-    Norms look at a whole batch: a chunk that cuts one would give other numbers, so it is refused.
+    Norms are over a complete batch: a chunk that splits one would change the result, so it is refused.
     """
 
     def __init__(self, codec: CogVideoXCodec) -> None:
@@ -208,7 +208,7 @@ class DiffusersCodecConfig(CodecConfig):
         diffusers = import_diffusers()
         name = self._class_name(diffusers)
         if name not in ADAPTERS:
-            raise ValueError(f"{self.source} holds a {name}; the codecs genvid knows are {', '.join(ADAPTERS)}")
+            raise ValueError(f"{self.source} holds a {name}; genvid has codecs for {', '.join(ADAPTERS)}")
         try:
             model = getattr(diffusers, name).from_pretrained(self.source, subfolder=self.subfolder)
         except OSError as error:
@@ -231,7 +231,7 @@ class DiffusersCodecConfig(CodecConfig):
 
 
 def import_diffusers() -> Any:
-    """The package; ValueError in words where it is not installed."""
+    """The package; ValueError if it is not installed."""
     try:
         import diffusers
     except ImportError as error:

@@ -1,6 +1,6 @@
 """NVIDIA's TorchScript tokenizers (Cosmos-0.1-Tokenizer-CV4x8x8, CV8x8x8 and their kin) as codecs.
 
-They come as `encoder.jit` and `decoder.jit`; what they make of a video is measured by giving them a small one.
+They come as `encoder.jit` and `decoder.jit`; their strides are measured on a small video.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def _read(file: Path) -> Any:
 
 @torch.no_grad()
 def _measure(encoder: Any, decoder: Any, name: str) -> Geometry:
-    """Strides and channels, from what the networks make of a black video."""
+    """Strides and channels, from the latents of a black video."""
     dtype = next((p.dtype for p in encoder.parameters()), torch.float32)
     video = torch.zeros(1, 3, _PROBE_FRAMES, _PROBE_SIDE, _PROBE_SIDE, dtype=dtype)
     try:
