@@ -48,8 +48,8 @@ class LITObjective:
 
 
 class LITTask(TrainingTask):
-    """Loss: the log of the squared pixel error, estimated to first order as the codec's own error
-    plus the latents' error by the metric. A decibel counts the same on every clip, as in the mean PSNR. Optionally the log of the decoded
+    """Loss: the log of the squared pixel error, estimated to first order as the codec's own error plus the latents'
+    error by the metric. A decibel counts the same on every clip, as in the mean PSNR. Optionally the log of the decoded
     error is added (`pixel_weight`)."""
 
     FLOOR = 1e-5
