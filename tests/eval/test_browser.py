@@ -11,6 +11,7 @@ import pytest
 from test_evaluation import NOW, toy
 from toy_models import TOY, Noisy
 
+from genvid.eval.evaluation import Candidate
 from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
 from genvid.eval.pages.page import Page
 from genvid.eval.report import Number, Report
@@ -63,10 +64,11 @@ def in_browser(page: Path, folder: Path, width: int = 1280) -> str:
 def test_the_page_of_an_evaluation_plays_and_draws(tmp_path: Path) -> None:
     reports = []
     for amount in (0.1, 0.3):
-        evaluation, model = toy(tmp_path / f"{amount}"), Noisy(amount)
-        evaluation.measure(model)
-        summary = Summary(evaluation, model, resamples=4)
-        reports.append(summary.report(f"noise @ {amount}", NOW))
+        evaluation = toy(tmp_path / f"{amount}")
+        candidate = Candidate(f"noise @ {amount}", Noisy(amount), tmp_path / f"{amount}")
+        evaluation.measure(candidate)
+        summary = Summary(evaluation, candidate, resamples=4)
+        reports.append(summary.report(NOW))
     evaluation_page(reports[0], summary).write(tmp_path / "page.html")
     said = in_browser(tmp_path / "page.html", tmp_path)
     videos = re.findall(r"(\d+)x(\d+)/([\d.]+)", said)
