@@ -180,7 +180,7 @@ def test_a_model_of_another_tokenizer_is_refused(stages, capsys):
     }
     with pytest.raises(SystemExit):
         stages.run("generation", "mixed", tokens=tokens)
-    assert "made for another tokenizer" in capsys.readouterr().err
+    assert "belongs to another tokenizer" in capsys.readouterr().err
 
 
 def test_the_run_folder_says_what_was_run(stages):

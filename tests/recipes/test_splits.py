@@ -65,8 +65,9 @@ def split(stages: Stages) -> Path:
     for name, recipe in recipes(stages).items():
         for processes, accumulation in [(1, 1), *SPLITS]:
             settings = {"steps": 3, "accumulation": accumulation, "save_every": 1, "keep_checkpoints": 3}
-            stages.configs[name] = {**recipe, "train": {**recipe["train"], **settings}}
-            file = stages.write(name, f"{name}_{processes}x{accumulation}")
+            file = stages.folder / f"{name}_{processes}x{accumulation}.yaml"
+            run = {**recipe, "output_dir": str(file.with_suffix("")), "train": {**recipe["train"], **settings}}
+            file.write_text(yaml.safe_dump(run))
             if processes == 1:
                 train.main([str(file)])
             else:
