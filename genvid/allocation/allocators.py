@@ -97,7 +97,7 @@ class JointAllocator:
     The curve of a block depends on how the blocks before it are cut, so the cut is made in `rounds`. Each goes block
     after block: the curves of the next block under what was decided so far join those that later blocks had in the
     round before (under a uniform cut at first), the program over all of these spends what is left, and its lengths of
-    the next block stay. Every cut keeps to the budget; each group gets the one whose own curves promise the least
+    the next block stay. Every cut keeps to the budget; each group gets the one with the least predicted
     distortion. `block_weights` (G,) are the worth of a gain in each block (see `fit_block_weights`).
     """
 
@@ -125,7 +125,7 @@ class JointAllocator:
         for _ in range(self.rounds):
             before, lengths = lengths, lengths.clone()
             for block in range(blocks):
-                if block:  # what the first one loses depends on no cut
+                if block:  # the curve of the first block depends on no cut
                     curves[:, block] = predict_curves(self.predictor, tokens, lengths, block)
                 lengths[:, block:] = self._solve(curves * weights[:, None], sizes, lengths, block)
             promised = self._promised(curves, sizes, lengths)

@@ -1,4 +1,4 @@
-"""What allocators need to know of the data: per-block tables, multipliers, typical blocks; measured once, kept as JSON.
+"""Calibration of allocators on a data set: per-block tables, multipliers and typical gains, kept as JSON.
 
 Calibration starts from one (N, G, K) tensor of curves, predicted or measured, over N clips. It treats these curves as
 given: the curve of a block was taken with the blocks before it cut in some way (whole, or at random lengths, as
@@ -27,7 +27,7 @@ from genvid.tokens import BlockTokens
 
 @dataclass(frozen=True)
 class CalibrationOrigin:
-    """What a calibration was made from."""
+    """Tokenizer, scorer and data of a calibration."""
 
     tokenizer: str
     """Fingerprint of the tokenizer folder."""
@@ -57,11 +57,11 @@ class Calibration:
     multipliers: tuple[float, ...]
     """Per budget: distortion that a token is worth."""
     typical_gains: tuple[tuple[float, ...], ...]
-    """(G, K - 1) gain per token and step of a typical clip: what a controller expects of blocks to come."""
+    """(G, K - 1) gain per token and step of a typical clip: the forecast of future blocks."""
     block_weights: tuple[float, ...]
     """(G,) worth of a unit of gain in each block; the multipliers price weighted gains."""
     expected: Mapping[str, tuple[float, ...]]
-    """Allocator -> per budget: mean distortion per video that its choice has on the calibration curves."""
+    """Allocator -> per budget: mean distortion per video on the calibration curves."""
     provenance: CalibrationOrigin
 
     def __post_init__(self) -> None:
@@ -158,7 +158,7 @@ def calibrate(
 
 
 def _typical_gains(curves: Tensor, sizes: Tensor) -> tuple[tuple[float, ...], ...]:
-    """Mean gains after every clip is scaled to the median activity (total gain), so that busy clips do not rule."""
+    """Mean gains after every clip is scaled to the median activity (total gain), so that busy clips do not dominate."""
     each = gains(curves, sizes)
     activity = (each * sizes.to(each.device).diff()).sum((1, 2), keepdim=True)
     typical = (each * (activity.median() / activity.clamp(min=1e-300))).mean(0)
@@ -168,7 +168,7 @@ def _typical_gains(curves: Tensor, sizes: Tensor) -> tuple[tuple[float, ...], ..
 def close_loop(
     calibration: Calibration, predictor: DistortionPredictor, batches: Sequence[BlockTokens], *, rounds: int = 12
 ) -> Calibration:
-    """Tables and multipliers as the threshold rule realises them, each block seeing how the earlier ones were cut.
+    """Tables and multipliers as the threshold rule realises them, each block predicted after the cuts of earlier ones.
 
     Bisects, for each budget, the multiplier on a logarithmic scale until the mean tokens of `batches` meet the budget
     from below. Costs about (rounds + 3) x G predictions of every batch and budget.
@@ -224,7 +224,7 @@ def _spend_all(table: Tensor, budget: float, multiplier: float) -> tuple[float, 
 def fit_block_weights(
     predictor: DistortionPredictor, batches: Sequence[BlockTokens], lengths: Sequence[int]
 ) -> tuple[float, ...]:
-    """(G,) cost to go: what a unit of distortion saved in block g saves in all, later blocks included.
+    """(G,) cost to go: total distortion saved, later blocks included, per unit saved in block g.
 
     Measured by difference around `lengths` (G,) candidate sizes: block g gets the next larger size (the next smaller
     at the top), all other blocks keep theirs; weight = change of the summed distortion / change in block g, each

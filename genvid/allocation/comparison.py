@@ -1,4 +1,4 @@
-"""What every allocator would make of given curves: expected distortion against tokens, for the calibration plot."""
+"""Expected distortion of every allocator against tokens, for the calibration plot."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from genvid.config import Choice, ConfigError
 
 @dataclass(frozen=True)
 class AllocatorInputs:
-    """What an allocator may be built from; a part that it needs and that is not there is an error in words."""
+    """Parts that an allocator may be built from; a missing part is a ConfigError."""
 
     blocks: int
     predictor: DistortionPredictor | None
@@ -43,7 +43,7 @@ class AllocatorInputs:
         return self.calibration
 
     def sizes(self) -> Tensor | None:
-        """Candidate sizes, as far as anything here knows them."""
+        """(K,) candidate sizes of the predictor or the calibration; None without either."""
         if self.predictor is not None:
             return self.predictor.sizes
         return None if self.calibration is None else torch.tensor(self.calibration.sizes)
@@ -153,7 +153,7 @@ class ThresholdConfig(AllocatorConfig):
 @AllocatorConfig.register_subclass("online")
 @dataclass(frozen=True)
 class OnlineConfig(AllocatorConfig):
-    """At most `tokens_per_video` for every clip; a calibration sharpens the forecast where there is one."""
+    """At most `tokens_per_video` for every clip; a calibration, if given, improves the forecast."""
 
     def build(self, inputs: AllocatorInputs) -> Allocator:
         predictor, calibration = inputs.needed_predictor("online"), inputs.calibration

@@ -1,4 +1,4 @@
-"""Distortion curves: what a block loses at each candidate size, and what each further slice of tokens gains.
+"""Distortion curves: distortion of a block at each candidate size, and gain of each further slice of tokens.
 
 Shapes: (..., K) curves over K ascending candidate sizes.
 """
@@ -51,7 +51,7 @@ def hull_slopes(curves: Floats, sizes: Integers) -> Floats:
 
 
 def gains(curves: Tensor, sizes: Tensor) -> Tensor:
-    """What the tokens of each step of the hull gain, in distortion per token: (..., K - 1), never rising along K.
+    """Gain of each step of the hull, in distortion per token: (..., K - 1), never rising along K.
 
     Computed on the host in float64, so that a decision does not depend on the device.
     """

@@ -66,7 +66,7 @@ def _relax(program: BudgetProgram, distortion: Floats, sizes: Integers) -> tuple
 
 @dataclass(frozen=True)
 class _Remainder:
-    """What the relaxation leaves to decide: how to use the last `left` tokens, fewer than one edge of a hull spans."""
+    """The choice after the relaxation: use of the last `left` tokens, fewer than one edge of a hull spans."""
 
     program: BudgetProgram
     sizes: Integers

@@ -2,8 +2,9 @@
 
 A controller prices tokens anew before every block. The price is the multiplier at which this block (its predicted
 curve) and a forecast of the blocks to come would together use up what is left; the block takes the size of least
-distortion + price x (tokens + tokens that this size would strand). A `Ledger` knows the rules of the budget: what may
-be spent now, and what a choice strands for ever. The guarantee is the ledger's and does not depend on the forecast.
+distortion + price x (tokens + tokens that this size would strand). A `Ledger` holds the rules of the budget: the
+sizes allowed now, and the tokens that each would strand. The guarantee does not depend on the
+forecast.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _TRUST = 0.25
 
 
 class Ledger(Protocol):
-    """What is left of the budgets of B streams, all at the same block."""
+    """Remaining budgets of B streams, all at the same block."""
 
     def plan(self) -> tuple[int, Tensor]:
         """(blocks to come after this one that the plan covers, (B,) tokens for them and this block together)."""

@@ -1,4 +1,4 @@
-"""Where distortion curves come from: a scorer's prediction, or a measurement. Allocators do not tell them apart."""
+"""Sources of distortion curves: a scorer's prediction or a measurement, behind one protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from genvid.tokens import BlockTokens
 
 
 class DistortionPredictor(Protocol):
-    """Says what a block loses at each candidate size, given how the blocks before it are cut."""
+    """Predicts the distortion of a block at each candidate size, given the cuts of the blocks before it."""
 
     @property
     def sizes(self) -> Tensor:
@@ -22,7 +22,7 @@ class DistortionPredictor(Protocol):
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
         """(B, K) distortion of `block` when it keeps each size.
 
-        Blocks before it are cut as `tokens.keep` says; `block` itself is whole; later blocks must not matter.
+        Blocks before it are cut to `tokens.keep`; `block` itself is whole; later blocks must not matter.
         A row must not depend on the other rows.
         """
         ...

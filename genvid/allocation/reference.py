@@ -1,7 +1,7 @@
-"""The reference solver: the program as PuLP states it, solved by HiGHS where it is installed and by CBC otherwise.
+"""The reference solver: the program in PuLP, solved by HiGHS where it is installed and by CBC otherwise.
 
 Slow (0.1 s for 128 x 8, a minute for 4096 x 32), exact within the solver's tolerance (about 1e-7 of the value). It
-is here to be compared with, and as the place to add side constraints.
+serves as the reference in tests and as the place for side constraints.
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ def solve_program(
     minimum, maximum: (N,) bounds on the size of each item.
     solver: "lagrangian" (proven optimal, milliseconds) or "pulp" (the reference).
 
-    Not `exact`, curves that rise may leave tokens unspent: `Solution.spent` says how many were used.
+    Not `exact`, curves that rise may leave tokens unspent: `Solution.spent` is the number used.
     Raises BudgetError when no choice meets the budget, with the range (or the nearest sums) that some choice does.
     """
     if solver not in SOLVERS:

@@ -1,4 +1,4 @@
-"""Causal attention within rows that lie one after another: what transformers' Llama calls in packed training.
+"""Causal attention within rows that lie one after another: the attention of transformers' Llama in packed training.
 
 On a GPU that has it, in half precision, it is torch's variable-length flash attention, which reads every row once and
 no padding.
@@ -50,7 +50,7 @@ def _has_flash(device: torch.device) -> bool:
 
 
 def _spread_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
-    """The same, of rows that are padded to `longest`. What stands behind a row is seen by nobody in it."""
+    """The same, of rows that are padded to `longest`. Causality hides the padding behind a row."""
     rows = len(starts) - 1
     cells = row_numbers(starts, len(query)) * longest + row_positions(starts, len(query))
 
@@ -73,7 +73,7 @@ def attention_forward(
     max_length_q: int = 0,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """What LlamaAttention calls: (B, H, N, D) -> (B, N, H, D). The names of arguments are transformers'.
+    """Attention for LlamaAttention: (B, H, N, D) -> (B, N, H, D). The names of arguments are transformers'.
 
     With `cu_seq_lens_q` (B is 1) the tokens are rows one after another.
     """

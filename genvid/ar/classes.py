@@ -12,7 +12,7 @@ from genvid.tokens.cache import FINGERPRINT, TokenCache
 
 def class_names(model: RowModel) -> list[str]:
     """Names of the classes by number. In a run folder of an older version, those of the cache that it was trained on,
-    while that is there; empty where nothing says them."""
+    while that is there; empty if there are none."""
     run = None if model.folder is None else model.folder.parent / "config.yaml"
     if model.origin.classes or run is None or not run.is_file():
         return model.origin.classes

@@ -21,7 +21,7 @@ class TransformerConfig:
     max_positions: int = 4096
     """Longest sequence of inputs."""
     dropout: float = 0.0
-    """On the input embeddings and on what each layer adds."""
+    """On the input embeddings and on the residual updates of each layer."""
     rope_theta: float | None = 10000.0
     """Base of the rotary positions. None: learned absolute positions, which only the published checkpoints have."""
     norm_eps: float = 1e-5
@@ -46,7 +46,7 @@ class ARConfig:
     layout: BlockLayout
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     context_blocks: int = 0
-    """Above 0: a frame predictor, whose rows start with that many given blocks and tell no class."""
+    """Above 0: a frame predictor, whose rows start with that many given blocks and no class."""
 
     def __post_init__(self) -> None:
         needed, given = self.longest_input, self.transformer.max_positions

@@ -39,7 +39,7 @@ class Hardware:
 
 @cache
 def hardware(device: torch.device) -> Hardware:
-    """What is there."""
+    """Capabilities of a device."""
     if device.type != "cuda" or torch.version.hip is not None:
         return Hardware(None)
     return Hardware(torch.cuda.get_device_capability(device), has_dependent_launch())

@@ -1,6 +1,6 @@
 """The autoregressive model: transformers' Llama over rows.
 
-A private architecture would buy nothing here, and a folder that every Llama server can run is worth much.
+A standard architecture, so that every Llama server can run the model folder.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from genvid.tokens.rows import BlockLayout
 
 
 class RowModel(Model):
-    """What training and sampling need of a model over rows."""
+    """Interface of a model over rows for training and sampling."""
 
     config: ARConfig
     fixed_prompt: ClassVar[bool] = False
@@ -119,7 +119,7 @@ class RowModel(Model):
 
 
 class BlockTransformer(RowModel):
-    """Llama with rotary positions. Its folder is a transformers folder; the layout stands in config.json at "genvid".
+    """Llama with rotary positions. Its folder is a transformers folder; the layout is in config.json at "genvid".
 
     The output head spans the whole vocabulary, as Llama servers expect: classes and PAD are computed for nothing, with
     8,192 codes and 101 classes about 1 % of the head.
@@ -186,7 +186,7 @@ class BlockTransformer(RowModel):
 
 
 def add_residual_dropout(model: LlamaModel, dropout: float) -> None:
-    """Drop from what attention and SwiGLU add to the stream, which transformers' Llama cannot do by itself."""
+    """Dropout on the outputs of attention and SwiGLU, which transformers' Llama does not have."""
 
     def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         return nn.functional.dropout(output, dropout, module.training)
@@ -197,7 +197,7 @@ def add_residual_dropout(model: LlamaModel, dropout: float) -> None:
 
 
 def llama_config(config: TransformerConfig, vocab_size: int, pad_id: int | None) -> LlamaConfig:
-    """Our words -> transformers'."""
+    """Our config -> transformers' config."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=config.width,
@@ -227,7 +227,7 @@ def run_packed(model: LlamaModel, embedded: Tensor, positions: Tensor, starts: T
 
     Layer by layer, since LlamaModel would make a mask of (N, N) of such positions.
     """
-    if model.config._attn_implementation != attention.NAME:  # any other would let rows see each other
+    if model.config._attn_implementation != attention.NAME:  # any other would attend across rows
         raise ValueError(f"packed rows need attn_implementation {attention.NAME!r}")
     rotary = model.rotary_emb(embedded, positions[None])
     for layer in model.layers:
@@ -262,13 +262,13 @@ _FIXED = (
 
 
 def _llama_json(config: ARConfig) -> dict[str, Any]:
-    """What transformers needs in order to build the network."""
+    """Keys of transformers' config that define the network."""
     values = llama_config(config.transformer, config.layout.vocab_size, config.layout.pad_id).to_dict()
     return {key: values[key] for key in ("model_type", *_SIZES.values(), *_FIXED)}
 
 
 def _read_llama_json(folder: Path) -> tuple[ARConfig, Origin | None]:
-    """config.json -> our config; what would make it another network than ours is an error that names the key."""
+    """config.json -> our config; a key that contradicts the layout is an error that names it."""
     file, data = folder / "config.json", read_config(folder)
     own, rope = data.get("genvid"), data.get("rope_parameters")
     if not isinstance(own, dict):

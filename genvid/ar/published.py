@@ -1,6 +1,6 @@
 """The published autoregressive models of AdapTok (`AdapTok-AR`, `AdapTok-FP`), number for number.
 
-They are Llamas with learned absolute positions in place of rotary ones, in "end" framing. What differs from ours:
+They are Llamas with learned absolute positions in place of rotary ones, in "end" framing. Differences from ours:
 
 * classes and codes have tables of their own; here they are one table, in the order of the layout's ids;
 * frame prediction starts with the codes of whole context blocks without framing, then a separator that is only read.
@@ -36,7 +36,7 @@ where HandstandPushups is spelled HandStandPushups."""
 
 @dataclass(frozen=True)
 class PublishedConfig(ARConfig):
-    """A published model. `layout` describes the generated blocks only; context blocks stand before it, uncut."""
+    """A published model. `layout` describes the generated blocks only; context blocks precede it, uncut."""
 
     first_block: int = 0
     """Which block of the video the first generated one is: it may replace the end of the context, whose last block
@@ -58,7 +58,7 @@ class PublishedTransformer(RowModel):
             raise ValueError("published models have learned positions: rope_theta must be None")
         if layout.num_classes == len(UCF101):  # the only data set of which there are published models with classes
             self.origin = Origin(classes=UCF101)
-        # Codes, END, classes and null class: the models know neither our frame-prediction start nor PAD.
+        # Codes, END, classes and null class: the models have neither our frame-prediction start nor PAD.
         self.llama = LlamaModel(llama_config(sizes, vocab_size=layout.null_id + 1, pad_id=None))
         self.llama.rotary_emb = _NoRotation(sizes.width // sizes.heads)
         self.positions = nn.Parameter(torch.zeros(sizes.max_positions, sizes.width))

@@ -1,4 +1,4 @@
-"""Packed rows: what a token cache becomes on its way into training.
+"""Packed rows: training batches from a token cache.
 
 Rows of a micro-batch lie one after another in a single sequence, whose only padding fills it up to a round number of
 tokens. It is made where data is loaded, in the workers; the model's side is `genvid.ar.attention`.
@@ -30,12 +30,12 @@ class RowConfig:
     """How rows are made of cached tokens."""
 
     class_dropout: float = 0.1
-    """Share of clips of which neither class nor budget is told, so that guidance can be used."""
+    """Share of clips with neither class nor budget in the prefix, for guidance."""
     budget_dropout: float = 0.1
-    """Share of clips whose budget is not told, in layouts that have budgets."""
+    """Share of clips without a budget in the prefix, in layouts with budget bins."""
     token_multiple: int = 128
-    """Tokens of a micro-batch are filled up to a multiple, so that a compiled model sees few shapes. A multiple above
-    what any micro-batch holds makes every shape the same, at the cost of the filling."""
+    """Tokens of a micro-batch are filled up to a multiple, so that a compiled model has few input shapes. A multiple
+    above every micro-batch makes every shape the same, at the cost of the filling."""
 
     def __post_init__(self) -> None:
         if not (0 <= self.class_dropout <= 1 and 0 <= self.budget_dropout <= 1) or self.token_multiple < 1:
@@ -43,7 +43,7 @@ class RowConfig:
 
 
 class CachedTokens(Protocol):
-    """What rows are made of: `genvid.tokens.cache.TokenCache`, for one."""
+    """Source of rows, such as `genvid.tokens.cache.TokenCache`."""
 
     @property
     def lengths(self) -> Tensor:
@@ -72,7 +72,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
             )
         self.cache, self.config, self.rows = cache, config, rows
         self.sizes = cache.lengths.sum(1)
-        """(items,): what a row costs but for a constant. Micro-batches of a step are dealt equal sums of it."""
+        """(items,): cost of a row, up to a constant. Micro-batches of a step are dealt equal sums of it."""
 
     def __len__(self) -> int:
         return len(self.cache)
@@ -123,7 +123,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         return untold.where(dropped[:, None], layout.class_prefix(batch["label"]))
 
     def _tell_budget(self, prefix: Tensor, tokens: Tensor, seeds: Tensor) -> Tensor:
-        """Prefixes that tell a row's own (B,) tokens, save where that is dropped: by itself, or with the class."""
+        """Prefixes with a row's own (B,) tokens, except where the budget or the class is dropped."""
         layout = self.config.layout
         dropped = noise.uniform(seeds, "budget_dropout") < self.rows.budget_dropout
         if layout.num_classes:
