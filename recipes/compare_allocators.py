@@ -65,7 +65,7 @@ class EvaluationRun:
     allocators: tuple[str, ...] = ALLOCATORS
     """The oracle takes longer than all the others together: it decodes each clip many times."""
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
-    """What the scorer predicts: measured, and what the oracle minimises."""
+    """The distortion that the scorer predicts: measured here, and minimised by the oracle."""
     perceptual: PerceptualConfig | None = None
     """Another distance that is measured beside `distortion` and its perceptual part."""
     protocol: str = "clips of the source"
@@ -239,7 +239,7 @@ def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[l
 def add_to_page(
     section: Section, reports: Sequence[Report], examples: Sequence[Example], capacity: int, fps: float
 ) -> None:
-    """Charts, tables and clips of an evaluation; `capacity` tokens are what a block can hold."""
+    """Charts, tables and clips of an evaluation; a block holds at most `capacity` tokens."""
     distances = [number.name for number in reports[0].numbers if number.better == "lower"]
     rate = "tokens per clip"
     section.charts(*(quality_chart(curves(reports, rate, name), rate, name) for name in ("PSNR", *distances)))

@@ -1,4 +1,4 @@
-"""Quality of samples against what they may cost.
+"""Quality of samples against their token budget.
 
 accelerate launch recipes/compare_budgets.py CONFIG.yaml [--key value ...]
 

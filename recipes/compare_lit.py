@@ -312,7 +312,7 @@ def write_results(
 
 
 def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
-    """The frames of a clip (3, T, H, W), dropped positions darkened: what is transmitted."""
+    """The frames of a clip (3, T, H, W), dropped positions darkened: the transmitted ones."""
     codec, frames = lit.codec, []
     for start in range(0, video.shape[1], codec.codec_window or video.shape[1]):
         length = min(codec.codec_window or video.shape[1], video.shape[1] - start)

@@ -52,7 +52,7 @@ from genvid.train.accelerator import make_state
 
 @dataclass(frozen=True, kw_only=True)
 class GenerationRun:
-    """What is sampled, how, and what the samples are compared with."""
+    """Models, sampling settings, and the real clips that samples are compared with."""
 
     output_dir: str
     model: str
@@ -64,7 +64,7 @@ class GenerationRun:
     """Real, held-out clips."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
-    """What the generated blocks may cost."""
+    """Token budget of the generated blocks."""
     count: int = 128
     slots: int = 64
     """Rows in flight: memory and speed, not results."""
@@ -137,7 +137,7 @@ class GenerationSession:
         self.writer = SampleWriter(self.fingerprint, model.layout.codebook_size, run.fps, run.format)
 
     def _about(self) -> dict[str, Any]:
-        """What the samples depend on."""
+        """Settings that the samples depend on."""
         run = self.run
         about = {"model": fingerprint(resolve(run.model)), "tokenizer": self.fingerprint, "seed": run.seed}
         about["precision"] = run.precision
@@ -153,7 +153,7 @@ class GenerationSession:
         return about | {"made_from": self._made_from()}
 
     def _made_from(self) -> dict[str, Any]:
-        """Records of what the samples depend on (genvid.provenance), where the paths in `_about` may hide a change."""
+        """Fingerprints of models and data that the samples depend on (genvid.provenance), where the paths in `_about` may hide a change."""
         prompts = self.run.tokens.made_from() | {"data": self.dataset.describe()}
         return prompts if self.model.config.context_blocks else {"class list": self.dataset.classes}
 
@@ -175,9 +175,9 @@ class GenerationSession:
         return one_pass(self.dataset, batch_size=batch_size, items=items, workers=self.run.workers, device=device())
 
     def sample(self) -> None:
-        """Fill the folder, each process its part of what is missing."""
+        """Sample the missing videos, each process its part."""
         done = self.folder.samples()
-        self.state.wait_for_everyone()  # all have seen what is missing before any of them adds to it
+        self.state.wait_for_everyone()  # all list the missing videos before any of them adds one
         if not all(number in done for number in range(len(self.labels))):
             self._fill(self._job(), set(done))
         self.state.wait_for_everyone()

@@ -17,7 +17,7 @@ from genvid.checkpoint import fingerprint, read_config
 from genvid.eval.features.base import FeatureNetwork
 
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""ImageNet's, of pixels in [0, 1]: what all published VideoMAE weights were trained with."""
+"""ImageNet's, of pixels in [0, 1]: those of all published VideoMAE weights."""
 
 
 class VideoMAEFeatures(FeatureNetwork):
