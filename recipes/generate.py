@@ -153,7 +153,7 @@ class GenerationSession:
         return about | {"made_from": self._made_from()}
 
     def _made_from(self) -> dict[str, Any]:
-        """Fingerprints of models and data that the samples depend on (genvid.provenance), where the paths in `_about` may hide a change."""
+        """Fingerprints of the models and data of the samples (genvid.provenance): paths alone hide changes."""
         prompts = self.run.tokens.made_from() | {"data": self.dataset.describe()}
         return prompts if self.model.config.context_blocks else {"class list": self.dataset.classes}
 
