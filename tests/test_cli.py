@@ -22,6 +22,7 @@ from genvid.cli.options import add_options, read_options
 from genvid.cli.sampling import SampleOptions
 from genvid.data.clips import ClipConfig
 from genvid.data.video import probe, read_clip, write_video
+from genvid.device import device
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.folder import SampleWriter
 from genvid.provenance import Origin
@@ -422,12 +423,12 @@ def test_the_precision_is_one_by_default_and_is_said(models, tmp_path, monkeypat
     monkeypatch.setattr(sampling, "Engine", engine)
     asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
     run(*asked, "--output", tmp_path / "a")
-    assert "sampled in fp32 on cpu" in capsys.readouterr().out
+    assert f"sampled in fp32 on {device().type}" in capsys.readouterr().out
     run(*asked, "--output", tmp_path / "b", "--precision", "bf16")
-    assert "sampled in bf16 on cpu" in capsys.readouterr().out
+    assert f"sampled in bf16 on {device().type}" in capsys.readouterr().out
     assert made == [torch.float32, torch.bfloat16]
     assert json.loads((tmp_path / "a" / "about.json").read_text())["precision"] == "fp32"
-    assert "fp32 on cpu" in (tmp_path / "a" / "page.html").read_text()
+    assert f"fp32 on {device().type}" in (tmp_path / "a" / "page.html").read_text()
 
 
 def test_a_frame_rate_that_is_asked_for_is_that_of_the_file(models, video, tmp_path):

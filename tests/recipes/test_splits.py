@@ -99,4 +99,5 @@ def test_any_split_trains_as_one_batch_does(split: Path, name: str, processes: i
             before[key] = a[f"task.{key}"]
         for key in a:
             if not key.startswith("optimizer") and not key.endswith(tuple(WITHOUT_GRADIENT.get(name, ["-"]))):
-                torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=1e-4)
+                # Adam makes steps of up to the learning rate, 1e-3, of gradients near rounding, as of rare codes.
+                torch.testing.assert_close(b[key], a[key], rtol=1e-4, atol=2e-4)

@@ -24,6 +24,11 @@ def validations(stages):
     return {stage: rows if stage == "ar" else source for stage in TERMS}
 
 
+def validated(stages, validations, stage):
+    """The folder of the run of one process with held-out data, which the first call trains."""
+    return stages.run(stage, f"{stage}_validated", validation=validations[stage])
+
+
 def held_out(folder):
     prefix = "held_out/"
     return [{n.removeprefix(prefix): v for n, v in r.items() if n.startswith(prefix)} for r in records(folder)]
@@ -31,7 +36,7 @@ def held_out(folder):
 
 @pytest.mark.parametrize("stage", TERMS)
 def test_a_stage_is_trained_alike_with_and_without(stages, validations, stage):
-    folder = stages.run(stage, f"{stage}_validated", validation=validations[stage])
+    folder = validated(stages, validations, stage)
     first, second = held_out(folder)
     assert TERMS[stage] <= first.keys()
     assert first != second
@@ -48,7 +53,8 @@ def test_two_processes_measure_what_one_does(stages, validations):
     runs = [(s, stages.write(stage, f"{stage}_validated_{s}", validation=validations[stage])) for s, stage in cases]
     stages.launch_all(runs)
     for strategy, stage in cases:
-        one, two = (held_out(stages.folder / f"{stage}_validated{suffix}") for suffix in ("", f"_{strategy}"))
+        one = held_out(validated(stages, validations, stage))
+        two = held_out(stages.folder / f"{stage}_validated_{strategy}")
         for a, b in zip(one, two, strict=True):
             assert a == pytest.approx(b, rel=1e-4), strategy
 

@@ -27,7 +27,7 @@ from genvid.train.run import RunError, read_journal
 from genvid.train.stop import STOPPED, Stopped, StopRequest
 
 pytestmark = pytest.mark.gpu
-MEASURED = {"items_per_second", "clips_per_second", "data_wait"}
+MEASURED = {"items_per_second", "clips_per_second", "data_wait", "memory"}
 
 
 @pytest.fixture(scope="module")
