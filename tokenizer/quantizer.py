@@ -43,6 +43,8 @@ class Quantized:
     """(B, G, L, code_dim) float32; gradients pass straight through to the features."""
     codes: Tensor
     """(B, G, L) int64."""
+    latents: Tensor
+    """(B, G, L, code_dim) float32: what was quantized, detached."""
     loss: Tensor
     """(B,) each clip's mean over its kept tokens, so that it does not depend on the rest of the batch."""
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -166,7 +168,8 @@ class VectorQuantizer(Quantizer):
         commitment = (chosen.detach() - directions).square().mean(-1)
         fit = (chosen - directions.detach()).square().mean(-1)
         loss = self.config.commitment_weight * commitment + self.config.codebook_weight * fit
-        return Quantized(directions + (chosen - directions).detach(), codes, _kept_mean(loss, keep))
+        vectors = directions + (chosen - directions).detach()
+        return Quantized(vectors, codes, latents.detach(), _kept_mean(loss, keep))
 
 
 @QuantizerConfig.register_subclass("fsq")
@@ -207,9 +210,8 @@ class FiniteScalarQuantizer(Quantizer):
     def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:
         bounded = self._bound(latents)
         rounded = bounded + (bounded.round() - bounded).detach()
-        return Quantized(
-            rounded / (self.levels // 2), self._codes(rounded.detach().round()), latents.new_zeros(len(latents))
-        )
+        codes = self._codes(rounded.detach().round())
+        return Quantized(rounded / (self.levels // 2), codes, latents.detach(), latents.new_zeros(len(latents)))
 
     def _bound(self, latents: Tensor) -> Tensor:
         """Squash each channel so that rounding yields exactly its levels; 0 stays 0."""

@@ -85,6 +85,11 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
         name = type(task).__name__
         if len(task.phases) > 1:
             raise LaunchError(f"{name} trains two networks in turn, which DeepSpeed cannot; launch with DDP or FSDP2")
+        if task.replaces_weights:
+            raise LaunchError(
+                f"{name} replaces weights (objective.restart), and DeepSpeed would restore its copies of them; launch "
+                "with DDP or FSDP2, or set objective.restart to null"
+            )
         settings = config.optimizers[task.phases[0]]
         if settings.muon:
             raise LaunchError(f"{name} is trained with Muon, which needs complete matrices: launch with DDP or FSDP2")

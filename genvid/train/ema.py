@@ -53,6 +53,15 @@ class ExponentialAverage:
         )
 
     @torch.no_grad()
+    def restart(self, replaced: dict[str, Tensor]) -> None:
+        """Set rows of averages to the present weights: name of a weight -> (rows,) bool. All processes must call it."""
+        for name, rows in replaced.items():
+            average, weight = self.averages[name], self.weights[name]
+            value = gather(local_part(weight), weight).to(average)
+            mask = rows.view(-1, *(1,) * (value.ndim - 1))
+            average.copy_(split(torch.where(mask, value, gather(average, weight)), weight))
+
+    @torch.no_grad()
     def state_dict(self) -> dict[str, Tensor]:
         """The averaged model's `state_dict`, gathered, on the CPU. All processes must call it."""
         return {name: gather(average, self.weights[name]).cpu() for name, average in self.averages.items()}

@@ -55,6 +55,7 @@ class TrainingStep:
         # accelerate divides by the number of micro-batches and averages gradients over processes: undo both.
         scale = self.config.accumulation * self.accelerator.num_processes / shared[:-1].sum()
         carries: list[dict[str, Tensor]] = [{} for _ in micro_batches]
+        replaced: dict[str, Tensor] = {}
         self.guard.begin()
         for phase in self.task.phases_at(step):
             optimizers, lr = self.optimizers[phase], self.config.optimizers[phase].lr_at(step, self.config.steps)
@@ -72,10 +73,12 @@ class TrainingStep:
                         optimizer.zero_grad()
             sums = self.totals([output.sums for output in outputs])
             self.task.update_statistics(phase, step, sums)
+            replaced |= self.task.replace_weights(phase, sums, self.guard.bad)
             terms = self.task.summary(phase, sums) | ({} if norm is None else {"grad_norm": norm})
             journal.add_phase(self.task.prefix(phase), outputs, items, terms, lr=lr, skip=self.guard.bad.bool())
         if self.average is not None:
             self.average.update(step, self.guard.bad)
+            self.average.restart(replaced)
         self.guard.end()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:

@@ -57,6 +57,19 @@ class TrainingTask(nn.Module, ABC):
         global batch is split into micro-batches and processes.
         """
 
+    @property
+    def replaces_weights(self) -> bool:
+        """Whether `replace_weights` changes weights."""
+        return False
+
+    def replace_weights(self, phase: str, sums: dict[str, Tensor], skip: Tensor) -> dict[str, Tensor]:
+        """Replace weights that gradients no longer reach; called once after the optimizer step of a phase.
+
+        `skip` () is not 0 in a skipped step, which changes nothing. Returns the replaced rows: name of a weight in
+        `exportable()` -> (rows,) bool. The moving average of these rows starts again from the new weights.
+        """
+        return {}
+
     def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         """Journal terms that are functions of the `StepOutput.sums` of a complete step, not means."""
         return {}

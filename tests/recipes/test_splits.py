@@ -19,7 +19,7 @@ SPLITS = [(1, 2), (1, 4), (2, 1), (2, 2)]
 LIT_CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "lit_tiny"
 STATISTICS = {
     "fsq": ["tokenizer.quantizer.whiten.covariance", "lecam.real_mean", "lecam.fake_mean"],
-    "vq": ["tokenizer.quantizer.whiten.mean"],
+    "vq": ["tokenizer.quantizer.whiten.mean", "restart.usage", "tokenizer.quantizer.embedding"],
     "scorer": ["scorer.target_scale.mean", "scorer.evidence_scale.std"],
     "published_scorer": ["scorer.target_scale.std", "scorer.evidence_scale.mean"],
     "ar": [],
@@ -40,9 +40,11 @@ def recipes(stages: Stages) -> dict[str, dict[str, Any]]:
         "vq": {"type": "vq", "codebook_size": 32, "code_dim": 4, "whiten": True},
     }
     models = {name: {**tokenizer["model"], "quantizer": quantizer} for name, quantizer in quantizers.items()}
+    restarted = {**tokenizer["objective"], "restart": {"threshold": 0.9, "decay": 0.5}}
+    plain = {"discriminator": None, "train": training()}
     found = {
         "fsq": {**tokenizer, "model": models["fsq"]},
-        "vq": {**tokenizer, "model": models["vq"], "discriminator": None, "train": training()},
+        "vq": {**tokenizer, **plain, "model": models["vq"], "objective": restarted},
         "scorer": scorer,
         "published_scorer": {**scorer, "gains": False},
         "ar": stages.configs["ar"],

@@ -27,7 +27,8 @@ from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
 from genvid.tokenizer.losses import Distortion
-from genvid.tokenizer.quantizer import Quantized
+from genvid.tokenizer.quantizer import Quantized, VectorQuantizer
+from genvid.tokenizer.restart import CodeRestart, RestartConfig
 from genvid.tokenizer.statistics import moment_sums
 from genvid.tokens import BlockTokens
 from genvid.train.task import StepOutput, TrainingTask
@@ -40,6 +41,8 @@ class ObjectiveConfig:
     tail_drop: TailDropConfig = field(default_factory=TailDropConfig)
     quantizer_weight: float = 0.1
     prior: PriorConfig | None = field(default_factory=PriorConfig)
+    restart: RestartConfig | None = None
+    """Replace unused codes of a learned codebook (genvid.tokenizer.restart)."""
 
 
 class AdapTokTask(TrainingTask):
@@ -53,6 +56,7 @@ class AdapTokTask(TrainingTask):
         if objective.prior is not None:
             num_tokens = model.block_capacity * self.tokenizer.spec.num_blocks(model.frames)
             self.prior = TokenPrior(objective.prior, code_dim=self.tokenizer.quantizer.code_dim, num_tokens=num_tokens)
+        self.restart = None if objective.restart is None else self._code_restart(objective.restart)
         self._distortion = Frozen(distortion)
 
     def exportable(self) -> AdapTok:
@@ -72,6 +76,18 @@ class AdapTokTask(TrainingTask):
 
     def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
         self.tokenizer.quantizer.update_statistics(sums)
+        if self.restart is not None:
+            self.restart.update(sums["codes"])
+
+    @property
+    def replaces_weights(self) -> bool:
+        return self.restart is not None
+
+    def replace_weights(self, phase: str, sums: dict[str, Tensor], skip: Tensor) -> dict[str, Tensor]:
+        quantizer = self.tokenizer.quantizer
+        if self.restart is None or phase != self.phases[0] or not isinstance(quantizer, VectorQuantizer):
+            return {}
+        return {"quantizer.embedding": self.restart.replace(quantizer, sums["offered"], skip)}
 
     def summary(self, phase: str, sums: dict[str, Tensor]) -> dict[str, Tensor]:
         return {"codebook_perplexity": perplexity(sums["codes"])}
@@ -94,7 +110,15 @@ class AdapTokTask(TrainingTask):
         terms = {name: value.detach().mean() for name, value in parts.items()}
         terms["tokens"] = lengths.double().sum(1).mean()
         codes = code_counts(quantized, keep, self.tokenizer.quantizer.codebook_size)
-        return reconstruction, losses, terms, {"codes": codes, **quantized.sums}
+        sums = {"codes": codes, **quantized.sums}
+        if self.restart is not None:
+            sums["offered"] = self.restart.sums(quantized, keep, seeds)
+        return reconstruction, losses, terms, sums
+
+    def _code_restart(self, config: RestartConfig) -> CodeRestart:
+        if not isinstance(self.tokenizer.quantizer, VectorQuantizer):
+            raise ValueError("objective.restart replaces codes of a learned codebook: use quantizer vq, or null for it")
+        return CodeRestart(config, self.tokenizer.quantizer.codebook_size)
 
 
 class AdversarialAdapTokTask(AdapTokTask):
