@@ -36,6 +36,8 @@ MODELS = {
 
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SHIPPED = Path(__file__).parent / "models"
+"""Folder of the model folders that are installed with genvid, each under its name."""
 T = TypeVar("T")
 
 
@@ -165,15 +167,22 @@ def load_model(source: str | Path, expected: type = Model) -> Any:
 
 
 def resolve(source: str | Path) -> Path:
-    """A folder that exists, or the local copy of a Hub repository `owner/name`, downloaded at first use.
+    """A folder that exists, a model that is installed with genvid by its name, or the local copy of a Hub repository
+    `owner/name`, downloaded at first use; the first of these that there is.
 
     Where a folder `owner` exists, `owner/name` is a path: a mistyped path is refused without a network request.
     """
     folder, text = Path(source), str(source)
     if folder.is_dir():
         return folder
+    if (SHIPPED / text / CONFIG).is_file():
+        return SHIPPED / text
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(f"no model folder {text} (and it is not a Hub id of the form owner/name)")
+        shipped = ", ".join(sorted(file.parent.name for file in SHIPPED.glob(f"*/{CONFIG}"))) or "none"
+        raise CheckpointError(
+            f"no model folder {text} (and it is not a Hub id of the form owner/name, nor one of the models that are "
+            f"installed with genvid: {shipped})"
+        )
     if folder.parent.is_dir():
         raise CheckpointError(
             f"no model folder {text}: there is a folder {folder.parent}, but it holds no {folder.name}"

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
@@ -214,6 +215,22 @@ def test_what_cannot_be_a_hub_id_is_a_missing_folder(source, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="no model folder"):
         resolve(source)
+
+
+def test_a_model_that_is_installed_is_found_by_name_after_a_folder_of_that_name(model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("genvid.checkpoint.SHIPPED", tmp_path / "installed")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: pytest.fail("asked the Hub"))
+    with pytest.raises(CheckpointError, match=r"no model folder tiny .* installed with genvid: none\)"):
+        resolve("tiny")
+    model.save(tmp_path / "installed" / "tiny")
+    model.save(tmp_path / "installed" / "tiny" / "scorer")
+    assert resolve("tiny") == tmp_path / "installed" / "tiny"
+    assert resolve("tiny/scorer") == tmp_path / "installed" / "tiny" / "scorer"
+    with pytest.raises(CheckpointError, match=r"no model folder tinny .* installed with genvid: tiny\)"):
+        resolve("tinny")
+    (tmp_path / "tiny").mkdir()
+    assert resolve("tiny") == Path("tiny")
 
 
 def test_a_path_with_a_typing_error_never_asks_the_network(tmp_path, monkeypatch):

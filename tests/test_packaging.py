@@ -13,6 +13,12 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MAPPING = PROJECT["tool"]["setuptools"]["package-dir"]
 PACKAGES = PROJECT["tool"]["setuptools"]["packages"]
 
+STAND_IN = [
+    f"genvid/models/stand-in/{file}"
+    for file in ("README.md", "config.json", "model.safetensors", "scorer/config.json", "scorer/model.safetensors")
+]
+"""Files of a model that is installed with genvid."""
+
 
 def _folder(package: str) -> Path:
     for name in sorted(MAPPING, key=len, reverse=True):
@@ -49,6 +55,9 @@ def test_the_wheel_holds_every_module_and_recipe_and_imports_elsewhere(tmp_path)
     )
     copy.mkdir()
     subprocess.run(["tar", "-xf", str(tmp_path / "source.tar")], cwd=copy, check=True)
+    for file in STAND_IN:
+        (copy / file).parent.mkdir(parents=True, exist_ok=True)
+        (copy / file).touch()
     subprocess.run([*build, str(tmp_path)], cwd=copy, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
@@ -57,8 +66,10 @@ def test_the_wheel_holds_every_module_and_recipe_and_imports_elsewhere(tmp_path)
             assert f"{package.replace('.', '/')}/{source.name}" in names
     for recipe in (ROOT / "recipes" / "configs").rglob("*.yaml"):
         assert f"genvid/{recipe.relative_to(ROOT)}" in names
+    assert names.issuperset(STAND_IN)
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)
     program = f"import sys; sys.path.insert(0, {str(site)!r}); import " + ", ".join(package for package in PACKAGES)
+    program += "; import genvid.checkpoint; genvid.checkpoint.resolve('stand-in/scorer')"
     program += f"; assert genvid.__file__.startswith({str(site)!r})"
     subprocess.run([sys.executable, "-c", program], cwd=tmp_path, check=True)

@@ -19,6 +19,8 @@ class TrainConfig:
     accumulation: int = 1
     """Micro-batches per step and process."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    export_precision: Literal["fp32", "bf16"] = "fp32"
+    """Of the exported weights; running statistics stay in float32. A model in bf16 is loaded as float32."""
     compile: bool = False
     activation_checkpointing: bool = False
     """Keep only the inputs of layers and compute them again in the backward pass: a third more work, less memory."""

@@ -21,9 +21,9 @@ ORIGIN = "origin.json"
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
-    *("accumulation", "activation_checkpointing", "compile"),
+    *("accumulation", "activation_checkpointing", "compile", "export_precision"),
 )
-"""Keys of `train` that may change on resume: length, reports, and the way the same work is done."""
+"""Keys of `train` that may change on resume: length, reports, the way the same work is done, and the export."""
 
 
 class RunError(ValueError):

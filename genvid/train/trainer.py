@@ -98,7 +98,13 @@ class Trainer:
                 self.checkpoints.check_space(self.state)
                 self._loop(start, batches)
                 self.checkpoints.wait()
-            folder = export(self.accelerator, self.step.task.exportable(), self.step.average, self.folder)
+            folder = export(
+                self.accelerator,
+                self.step.task.exportable(),
+                self.step.average,
+                self.folder,
+                self.config.export_precision,
+            )
             if self.stop.failure is not None:  # the last records could not be written
                 raise self.stop.failure
             return folder

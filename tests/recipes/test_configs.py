@@ -18,6 +18,7 @@ from genvid.recipes.compare_lit import LITEvaluationRun
 from genvid.recipes.generate import GenerationRun
 from genvid.recipes.prepare_videos import PreparationRun
 from genvid.recipes.runs import RUNS
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask
 from genvid.tokenizer.losses import Distortion, DistortionConfig
@@ -98,6 +99,18 @@ def test_recipes_of_the_publication_have_its_sizes(folder):
         assert millions == pytest.approx(PUBLISHED[part], abs=3.0), part
 
 
+def test_the_tiny_tokenizer_and_its_scorer_are_15_megabytes():
+    tokenizer = config.load(RUNS["adaptok"], CONFIGS / "tiny" / "tokenizer.yaml")
+    scorer = config.load(RUNS["scorer"], CONFIGS / "tiny" / "scorer.yaml")
+    with torch.device("meta"):
+        shape = ScorerConfig.for_tokenizer(
+            tokenizer.model, scorer.model, sizes=scorer.sizes, metric="x", gains=scorer.gains
+        )
+        models = AdapTok(tokenizer.model), Scorer(shape)
+    assert tokenizer.train.export_precision == scorer.train.export_precision == "bf16"
+    assert 2 * sum(parameter.numel() for model in models for parameter in model.parameters()) < 15e6
+
+
 @pytest.mark.parametrize(
     ("recipe", "override", "words"),
     [
@@ -122,8 +135,10 @@ FOLDERS = [path for path in RECIPES if "type: folder" in path.read_text()]
 def test_recipes_for_folders_train_and_evaluate_on_other_videos(path):
     recipe = yaml.safe_load(path.read_text())
     evaluates = path.stem in ("evaluation", "generation", "keep_rates")
+    source = recipe["data"]["source"]
+    folders = [part for part in source.get("sources", [source]) if part["type"] == "folder"]
     if "davis" not in path.parts and "tokenbench" not in path.parts:
-        assert recipe["data"]["source"]["held_out"] is evaluates
+        assert [folder["held_out"] for folder in folders] == [evaluates]
 
 
 def test_the_split_of_a_number_is_that_of_its_clips():

@@ -39,6 +39,7 @@ class Toy(Model):
     def __init__(self, config: ToyConfig) -> None:
         super().__init__(config)
         self.layer = nn.Linear(config.width, 1)
+        self.register_buffer("offset", torch.zeros(1))
 
 
 class ToyTask(TrainingTask):
@@ -120,6 +121,21 @@ def test_the_loss_falls_and_the_average_is_exported(tmp_path):
     assert records[-1]["loss"] < 0.2 * records[0]["loss"]
     assert [r["step"] for r in records] == list(range(1, 61))
     load_weights(Toy(ToyConfig()), exported(tmp_path / "run"), source="export")
+
+
+def test_an_export_in_bf16_has_rounded_weights_and_whole_statistics(tmp_path):
+    train(tmp_path / "run")
+    before = exported(tmp_path / "run")
+    train(tmp_path / "run", export_precision="bf16")
+    after = exported(tmp_path / "run")
+    assert {name: value.dtype for name, value in after.items()} == {
+        "layer.weight": torch.bfloat16,
+        "layer.bias": torch.bfloat16,
+        "offset": torch.float32,
+    }
+    model = Toy(ToyConfig())
+    load_weights(model, after, source="export")
+    assert torch.equal(model.layer.weight, before["layer.weight"].bfloat16().float())
 
 
 @pytest.mark.parametrize("task", [ToyTask, TwoPlayerTask])
