@@ -35,6 +35,7 @@ from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.rows import BlockLayout
 from genvid.train.config import TrainConfig, ValidationConfig
+from genvid.train.placement import trained_weights
 from genvid.train.task import StepOutput, TrainingTask
 
 
@@ -105,10 +106,11 @@ class AdapTokRun(ClipRun):
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         dataset, distortion = self.data.open(), self.distortion.build()
-        if self.discriminator is None:
-            task = AdapTokTask(self.model, self.objective, distortion)
-        else:
-            task = AdversarialAdapTokTask(self.model, self.objective, distortion, self.discriminator)
+        with trained_weights():
+            if self.discriminator is None:
+                task = AdapTokTask(self.model, self.objective, distortion)
+            else:
+                task = AdversarialAdapTokTask(self.model, self.objective, distortion, self.discriminator)
         task.tokenizer.origin = Origin({"data": dataset.describe(), "distortion": distortion.name})
         return task, dataset
 
@@ -133,7 +135,9 @@ class ScorerRun(ClipRun):
         config = ScorerConfig.for_tokenizer(
             tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name, gains=self.gains
         )
-        scorer, dataset = Scorer(config), self.data.open()
+        with trained_weights():
+            scorer = Scorer(config)
+        dataset = self.data.open()
         made_from = {"tokenizer": tokenizer.fingerprint, "data": dataset.describe(), "distortion": distortion.name}
         scorer.origin = Origin(made_from)
         return ScorerTask(scorer, tokenizer, self.tail_drop, distortion), dataset
@@ -153,8 +157,9 @@ class AutoencoderRun(ClipRun):
             raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {frames}: change data.clip")
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        dataset = self.data.open()
-        task = AutoencoderTask(self.model, self.distortion.build(), self.latent_penalty)
+        dataset, distortion = self.data.open(), self.distortion.build()
+        with trained_weights():
+            task = AutoencoderTask(self.model, distortion, self.latent_penalty)
         task.autoencoder.origin = Origin({"data": dataset.describe()})
         return task, dataset
 
@@ -199,7 +204,8 @@ class ARRun(Run):
     def build(self) -> tuple[TrainingTask, PackedRows]:
         cache = TokenCache.open(self.cache)
         config = self._config(cache)
-        model = BlockTransformer(config)
+        with trained_weights():
+            model = BlockTransformer(config)
         model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
         return ARTask(model), PackedRows(cache, config, self.objective)
 
@@ -241,7 +247,8 @@ class ClassifierRun(ClipRun):
             width=self.width,
             pool=self.pool,
         )
-        classifier = VideoClassifier(config)
+        with trained_weights():
+            classifier = VideoClassifier(config)
         classifier.origin = Origin({"data": dataset.describe()}, dataset.classes)
         return ClassifierTask(classifier), dataset
 

@@ -46,7 +46,7 @@ def make_accelerator(
     gradients; both are errors here. DeepSpeed on a CPU needs the gloo backend.
     """
     cuda = torch.cuda.is_available()
-    deepspeed, fsdp = _flag("ACCELERATE_USE_DEEPSPEED"), _flag("ACCELERATE_USE_FSDP")
+    deepspeed, fsdp = flag("ACCELERATE_USE_DEEPSPEED"), flag("ACCELERATE_USE_FSDP")
     if fsdp:
         _check_fsdp()
     handlers: list[object] = []
@@ -81,6 +81,7 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
         plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
+        plugin.cpu_ram_efficient_loading = False  # genvid.train.placement does it
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         name = type(task).__name__
         if len(task.phases) > 1:
@@ -148,7 +149,8 @@ def _check_world(state: Accelerator | PartialState) -> None:
         )
 
 
-def _flag(name: str) -> bool:
+def flag(name: str) -> bool:
+    """Whether the launch file sets this variable of the environment."""
     return os.environ.get(name, "false").lower() == "true"
 
 

@@ -29,8 +29,9 @@ class NonFiniteGuard:
     moments and step counts unchanged. After `limit` bad steps in a row all later ones are bad.
     """
 
-    def __init__(self, task: nn.Module, optimizers: Iterable[torch.optim.Optimizer], limit: int) -> None:
-        device = next(task.parameters()).device
+    def __init__(
+        self, task: nn.Module, optimizers: Iterable[torch.optim.Optimizer], device: torch.device, limit: int
+    ) -> None:
         self.limit = limit
         self.bad, self.in_a_row, self.skipped = (torch.zeros((), device=device) for _ in range(3))
         for optimizer in optimizers:

@@ -21,6 +21,7 @@ from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import make_optimizers, set_lr
+from genvid.train.placement import place, share
 from genvid.train.stop import StopRequest
 from genvid.train.task import StepOutput, TrainingTask
 
@@ -34,13 +35,14 @@ class TrainingStep:
 
     def __init__(self, accelerator: Accelerator, task: TrainingTask, config: TrainConfig, seed: int) -> None:
         self.accelerator, self.config, self.seed = accelerator, config, seed
-        self.task = task.to(accelerator.device)
+        self.task, complete = task, place(task, accelerator)
         prepare_layers(accelerator, task, config)
         matrices = task.matrices()
         made = {p: make_optimizers(task.trainable(p), config.optimizers[p], matrices) for p in task.phases}
         optimizers = list(chain.from_iterable(made.values()))
-        self.guard = NonFiniteGuard(task, optimizers, config.max_skipped)
+        self.guard = NonFiniteGuard(task, optimizers, accelerator.device, config.max_skipped)
         self.model, *prepared = accelerator.prepare(task, *optimizers)
+        share(complete, task, accelerator)
         remaining = iter(prepared)
         self.optimizers = {phase: [next(remaining) for _ in own] for phase, own in made.items()}
         # After `prepare`, when weights are sharded: each process averages its share.

@@ -8,15 +8,17 @@ import pytest
 import torch
 import yaml
 from accelerate.utils import DistributedType
-from tiny_recipes import STRATEGIES, launch_two, records
+from tiny_recipes import STRATEGIES, Stages, launch_two, records
 
 from genvid import config
-from genvid.checkpoint import read_weights
+from genvid.checkpoint import load_model, read_weights
 from genvid.eval.report import Report
+from genvid.frozen import Frozen
 from genvid.recipes import cache_tokens, calibrate
 from genvid.recipes.runs import RUNS
 from genvid.tokens.cache import TokenCache
 from genvid.train.accelerator import LaunchError, adapt
+from genvid.train.task import TrainingTask
 
 pytestmark = pytest.mark.gpu
 TRAINED = {"tokenizer": "generator/loss", "scorer": "loss", "ar": "loss"}
@@ -73,6 +75,12 @@ def with_muon(train: dict[str, Any]) -> dict[str, Any]:
     return {**train, "optimizers": {phase: {**o, "muon": True} for phase, o in train["optimizers"].items()}}
 
 
+def unmoved(stages: Stages, stage: str) -> dict[str, Any]:
+    """Training of one step whose learning rate is 0 in float32: what is exported are the first weights."""
+    train = stages.configs[stage]["train"]
+    return {**train, "steps": 1, "optimizers": {phase: {"lr": 1e-50} for phase in train["optimizers"]}}
+
+
 @pytest.fixture(scope="module")
 def alone(stages):
     """What the runs of two processes are to equal."""
@@ -92,6 +100,7 @@ def launched(alone):
     runs += [("fsdp2", alone.write("tokenizer", "tokenizer_fsdp2"))]
     runs += [("fsdp2", alone.write("ar", "ar_fsdp2_muon", train=with_muon(ar)))]
     runs += [("ddp", alone.write("ar", "ar_ddp_bf16", train={**ar, "precision": "bf16"}))]
+    runs += [("fsdp2", alone.write(stage, f"{stage}_first", train=unmoved(alone, stage))) for stage in TRAINED]
     for strategy in ("fsdp2", "zero2"):
         train = {**ar, "precision": "bf16", "accumulation": 2, "activation_checkpointing": True}
         runs.append((strategy, alone.write("ar", f"ar_{strategy}_bf16", train=train)))
@@ -114,6 +123,36 @@ def test_every_strategy_trains_as_one_process_does(alone, launched, name):
     for one, two in zip(losses(reference), losses(launched / name), strict=True):
         assert one == pytest.approx(two, rel=1e-5)
     assert weights_differ(reference, launched / name) < 1e-4
+
+
+def build(stages: Stages, stage: str) -> TrainingTask:
+    run = config.decode(RUNS[stages.configs[stage]["task"]], {**stages.configs[stage], "output_dir": "unused"})
+    torch.manual_seed(run.seed)
+    return run.build()[0]
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_sharded_runs_begin_with_the_weights_of_one_process(alone, launched, stage):
+    exported = dict(load_model(launched / f"{stage}_first/export").named_parameters())
+    for name, value in build(alone, stage).exportable().named_parameters():
+        assert torch.equal(value, exported[name]), name
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_weights_to_be_sharded_are_created_on_the_first_process_alone(stages, stage, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("FSDP_CPU_RAM_EFFICIENT_LOADING", "true")
+    monkeypatch.setenv("RANK", "0")
+    first = build(stages, stage)
+    assert not any(parameter.is_meta for parameter in first.parameters())
+    monkeypatch.setenv("RANK", "1")
+    second = build(stages, stage)
+    assert all(parameter.is_meta for parameter in second.parameters())
+    for (name, value), expected in zip(second.named_buffers(), first.buffers(), strict=True):
+        assert torch.equal(value, expected), name
+    frozen = [[m.network.state_dict() for m in task.modules() if isinstance(m, Frozen)] for task in (first, second)]
+    for one, other in zip(*frozen, strict=True):
+        assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
 def test_steps_that_are_not_finite_are_skipped_under_every_strategy(tmp_path):
