@@ -16,7 +16,7 @@ $(BIN)/uv:
 	$(BIN)/pip install -q uv
 
 $(VENV)/.installed: pyproject.toml | $(BIN)/uv
-	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -e '.[dev,viz,track,lit]'
+	$(BIN)/uv pip install -q --compile-bytecode --python $(BIN)/python -e '.[dev,viz,track,lit,studio]'
 	touch $@
 
 setup: $(VENV)/.installed  ## make .venv and install genvid into it

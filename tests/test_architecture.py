@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "eval": CORE | {"data", "allocation", "perceptual", "eval"},
     "api": LIBRARY,
     "": {"api"},  # genvid.load
-    "cli": LIBRARY | {"cli"},
+    "studio": LIBRARY | {"api", "studio"},
+    "cli": LIBRARY | {"api", "studio", "cli"},
     "recipes": LIBRARY | {"recipes"},
 }
 ONLY_IN = {
@@ -35,6 +36,7 @@ ONLY_IN = {
     "torchmetrics": {"eval", "perceptual"},
     "transformers": {"ar", "generation", "eval"},
     "draccus": {"config"},
+    "gradio": {"studio"},
 }
 FORBIDDEN = {"torchvision", "timm", "lpips", "scipy", "sklearn", "deepspeed"}
 

@@ -22,10 +22,21 @@ from genvid.cli.evaluation import evaluate, report
 from genvid.cli.inspection import info
 from genvid.cli.options import add_options, read_options
 from genvid.cli.sampling import sample
+from genvid.cli.studio import studio
 from genvid.command import command
 from genvid.eval.protocols import PROTOCOLS
 
-VERBS: tuple[Callable[[Any], None], ...] = (info, convert, encode, decode, reconstruct, sample, evaluate, report)
+VERBS: tuple[Callable[[Any], None], ...] = (
+    info,
+    convert,
+    encode,
+    decode,
+    reconstruct,
+    sample,
+    studio,
+    evaluate,
+    report,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

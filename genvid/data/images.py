@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import io
 import re
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
+from torch import Tensor
 
 from genvid.data.frames import over_black
 
@@ -37,3 +39,10 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             return over_black(np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB")))
     except (OSError, SyntaxError, ValueError) as error:
         raise ValueError(f"{path} cannot be decoded ({error})") from None
+
+
+def jpeg(image: Tensor, quality: int = 92) -> bytes:
+    """(3, H, W) uint8 -> a JPEG file."""
+    file = io.BytesIO()
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=quality, subsampling=0)
+    return file.getvalue()

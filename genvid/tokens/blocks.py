@@ -52,6 +52,10 @@ class TokenizerSpec:
         """Frames of the longest clip of at most so many blocks."""
         return blocks * self.frames_per_block
 
+    def block_frames(self, blocks: int) -> list[int]:
+        """Frames of each block of a clip of so many."""
+        return [self.frames_per_block] * blocks
+
     def check_video(self, video: Tensor) -> int:
         """Number of blocks of a (B, 3, T, H, W) video; raises ValueError in words when it does not fit."""
         self.check_frames(video)

@@ -58,6 +58,8 @@ def test_the_longest_clip_of_so_many_blocks(
     spec = load(name, folder, window).spec((32, 32))
     assert spec.longest_clip(blocks) == frames == spec.filled(frames)
     assert spec.num_blocks(frames) <= max(blocks, 5)
+    in_blocks = spec.block_frames(spec.num_blocks(frames))
+    assert (in_blocks[0], sum(in_blocks)) == (1, frames)
 
 
 @pytest.mark.parametrize("name", ["AutoencoderKLCosmos", "AutoencoderKLWan", "AutoencoderKLCogVideoX"])

@@ -71,6 +71,11 @@ class CodecSpec(TokenizerSpec):
             return max(1, blocks // self.window_blocks) * self.codec_window
         return 1 + (blocks - 1) * self.frames_per_block // self.chunk_frames * self.chunk_frames
 
+    def block_frames(self, blocks: int) -> list[int]:
+        """1 for the first block of the clip, or of each window."""
+        window = self.window_blocks if self.codec_window else blocks
+        return [self.frames_per_block if block % window else 1 for block in range(blocks)]
+
     @property
     def window_blocks(self) -> int:
         """Blocks of a complete window."""

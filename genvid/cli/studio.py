@@ -1,0 +1,67 @@
+"""`genvid studio`: a page to try a tokenizer on one's own videos."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from genvid.api import Generator, Tokenizer, load
+
+Loaded = TypeVar("Loaded", Tokenizer, Generator)
+
+
+@dataclass(frozen=True)
+class StudioOptions:
+    """Options of `studio`."""
+
+    _: KW_ONLY
+    tokenizer: tuple[str, ...]
+    """Tokenizers: model folders or Hub ids."""
+    scorer: tuple[str, ...] = ()
+    """Their scorers, in the same order (by default those in the folder `scorer` of each tokenizer)."""
+    model: tuple[str, ...] = ()
+    """Autoregressive models of these tokenizers, for samples: model folders or Hub ids."""
+    port: int = 7860
+    """Port on this machine."""
+
+    def __post_init__(self) -> None:
+        if self.scorer and len(self.scorer) != len(self.tokenizer):
+            got = f"{len(self.scorer)} for {len(self.tokenizer)} tokenizers"
+            raise ValueError(f"--scorer takes one scorer for each tokenizer, got {got}")
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"--port is a number from 1 to 65535, got {self.port}")
+
+
+def studio(options: StudioOptions) -> None:
+    """Serve a page: drop a video, move its token budget, see reconstruction and tokens; sample.
+
+    The page is for browsers on this machine, and no file leaves it.
+    """
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("the studio needs the optional extra `studio`: pip install 'genvid[studio]'")
+    from genvid.studio import page
+
+    scorers = options.scorer or [None] * len(options.tokenizer)
+    tokenizers = {
+        _name(source): _load(source, Tokenizer, scorer)
+        for source, scorer in zip(options.tokenizer, scorers, strict=True)
+    }
+    generators = {_name(source): _load(source, Generator) for source in options.model}
+    built = page.build(tokenizers, generators)
+    print(f"{page.serve(built, options.port)} (end with Ctrl+C)", flush=True)
+    built.block_thread()
+
+
+def _name(source: str) -> str:
+    """On the page: the path without the `export` of a run folder."""
+    path = Path(source)
+    return str(path.parent if path.name == "export" else path)
+
+
+def _load(source: str, expected: type[Loaded], scorer: str | None = None) -> Loaded:
+    loaded = load(source, scorer=scorer)
+    if not isinstance(loaded, expected):
+        raise ValueError(f"{source} holds no {expected.__name__.lower()} but a {type(loaded).__name__.lower()}")
+    return loaded

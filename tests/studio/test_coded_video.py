@@ -1,0 +1,122 @@
+"""A video at any budget: as `genvid.load` codes it, encoded once, clip by clip; and requests that newer ones end."""
+
+from __future__ import annotations
+
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from genvid.allocation import BudgetError
+from genvid.api import Generator, Tokenizer
+from genvid.data import VideoError
+from genvid.studio.session import Requests, Session
+from genvid.studio.video import CodedVideo
+
+FRAMES, FPS, FULL = 15, 10.0, 24
+"""Of the video, and the tokens of a clip of full length."""
+SECONDS = 0.6
+"""Of such a clip."""
+
+
+@pytest.mark.parametrize("name", ["scored", "plain"])
+@pytest.mark.parametrize("tokens", [6, 13, FULL])
+def test_it_is_coded_as_by_genvid_load(name: str, tokens: int, tokenizers: dict[str, Tokenizer], video: Path) -> None:
+    coded, tokenizer = CodedVideo(tokenizers[name], video), tokenizers[name]
+    expected = tokenizer.encode(coded.frames_before(FRAMES), tokens=tokens)
+    clips = list(coded.at(tokens / SECONDS))
+    blocks = list(chain.from_iterable(clip.blocks for clip in clips))
+    assert [block.tokens for block in blocks] == expected.lengths[0].tolist()
+    assert [block.frames.shape[1] for block in blocks] == [2] * 7 + [1]
+    decoded = torch.cat([block.frames for block in blocks], 1).permute(1, 2, 3, 0).numpy()
+    assert np.array_equal(decoded, tokenizer.decode(expected))
+    assert all(sum(block.tokens for block in clip.blocks) <= tokens for clip in clips)
+    spec = tokenizer.model.spec
+    assert [clip.bits for clip in clips] == pytest.approx([float(spec.clip_bits(part)) for part in expected.clips])
+
+
+def test_psnr_of_a_block(tokenizers: dict[str, Tokenizer], video: Path) -> None:
+    coded = CodedVideo(tokenizers["plain"], video)
+    block, original = next(coded.at(FULL / SECONDS)).blocks[1], coded.original()[1]
+    error = ((block.frames.double() - original.double()) ** 2).mean()
+    assert block.psnr == pytest.approx(float(10 * torch.log10(255**2 / error)), abs=1e-3)
+
+
+def test_it_is_encoded_once(tokenizers: dict[str, Tokenizer], video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, encoded = tokenizers["scored"].model, []
+    encode = model.encode
+
+    def counted(clip: torch.Tensor) -> Any:
+        encoded.append(clip.shape[2])
+        return encode(clip)
+
+    monkeypatch.setattr(model, "encode", counted)
+    coded = CodedVideo(tokenizers["scored"], video)
+    assert not encoded
+    for rate in (20, 40, 30):
+        list(coded.at(rate))
+    assert encoded == [6, 6, 4]
+
+
+def test_decoding_begins_at_the_playhead(tokenizers: dict[str, Tokenizer], video: Path) -> None:
+    coded = CodedVideo(tokenizers["scored"], video)
+    numbers = {frame: [clip.number for clip in coded.at(30, frame)] for frame in (0, 5, 6, 14, 99)}
+    assert numbers == {0: [0, 1, 2], 5: [0, 1, 2], 6: [1, 2, 0], 14: [2, 0, 1], 99: [0, 1, 2]}
+    by_number = {clip.number: clip for clip in coded.at(30, 14)}
+    for clip in coded.at(30):
+        other = by_number[clip.number]
+        assert clip.first_block == other.first_block == 3 * clip.number
+        assert all(torch.equal(a.frames, b.frames) for a, b in zip(clip.blocks, other.blocks, strict=True))
+
+
+def test_the_slider_ends_where_budgets_do(tokenizers: dict[str, Tokenizer], video: Path) -> None:
+    for name, least in (("scored", 2), ("plain", 1)):
+        coded = CodedVideo(tokenizers[name], video)
+        assert coded.rates == (least * 5, 8 * 5)
+        fewest, most = (list(coded.at(rate)) for rate in coded.rates)
+        assert [block.tokens for clip in fewest for block in clip.blocks] == [least] * 8
+        # With a scorer, no token is spent where it predicts no gain.
+        assert name == "scored" or [block.tokens for clip in most for block in clip.blocks] == [8] * 8
+        with pytest.raises(BudgetError):
+            next(coded.at(coded.rates[0] - 2))
+
+
+def test_a_long_video_is_cut(tokenizers: dict[str, Tokenizer], video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("genvid.studio.video.MOST_FRAMES", 8)
+    coded = CodedVideo(tokenizers["scored"], video)
+    assert (coded.frames, coded.num_blocks) == (8, 4)
+    assert sum(clip.num_frames for clip in coded.at(30)) == 8
+
+
+def test_a_newer_request_ends_older_ones() -> None:
+    requests = Requests()
+    older = requests.parts(iter("abc"))
+    assert next(older) == (1, "a")
+    newer = requests.parts(iter("xy"))
+    assert next(newer) == (2, "x")
+    assert list(older) == []
+    assert list(newer) == [(2, "y")]
+
+
+def test_a_session_holds_one_video(
+    tokenizers: dict[str, Tokenizer], generators: dict[str, Generator], video: Path, tmp_path: Path
+) -> None:
+    session = Session(tokenizers)
+    with pytest.raises(ValueError, match="drop one first"):
+        session.coded("scored")
+    session.open(video)
+    assert session.coded("scored") is session.coded("scored")
+    assert session.coded("plain").tokenizer is tokenizers["plain"]
+    (tmp_path / "no.mp4").write_text("no video")
+    with pytest.raises(VideoError):
+        session.open(tmp_path / "no.mp4")
+    assert session.opened == 1
+    made, fps = session.continuations(generators["predictor"], "scored", 1.0, count=2)
+    prompt = session.coded("scored").frames_before(10)
+    again = generators["predictor"].sample(tokenizers["scored"], prompt=prompt, count=2)
+    assert fps == FPS
+    assert np.array_equal(made, again)
+    assert session.samples(generators["classes"], "scored", "run", count=3).shape == (3, 6, 32, 32, 3)
