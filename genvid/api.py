@@ -28,6 +28,7 @@ from genvid.data.arrays import Array, ArrayForm, read_array
 from genvid.device import device as default_device
 from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine.scheduler import Engine
+from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import check_made_from
@@ -140,18 +141,20 @@ class Generator:
         temperature: float = 1.0,
         top_k: int = 0,
         top_p: float = 1.0,
-        guidance: float = 1.0,
+        guidance: float | str | Guidance = 1.0,
     ) -> Array:
         """`count` videos of the class `label` (name or number), or that continue the video `prompt`.
 
         Videos of a class are (count, T, H, W, 3) uint8 in NumPy; continuations are a batch in the form of the prompt,
         whose last frames they begin with. Video i of a seed does not depend on `count`. `tokens` is the most that the
         generated blocks of a video have; `prompt_tokens` cuts the prompt, as `Tokenizer.encode` does. `temperature` to
-        `guidance` are those of `genvid.generation.sampler.SamplingConfig`.
+        `guidance` are those of `genvid.generation.sampler.SamplingConfig`; a name is a schedule of
+        `genvid.generation.guidance` with its defaults.
         """
         if count < 1:
             raise ValueError(f"count is at least 1, got {count}")
-        sampling = SamplingConfig(temperature, top_k, top_p, guidance)
+        schedule = by_name(guidance) if isinstance(guidance, str) else guidance
+        sampling = SamplingConfig(temperature, top_k, top_p, schedule)
         check_match(self.model, tokenizer.model)
         seeds = noise.sample_seeds(seed, "samples", torch.arange(count))
         if prompt is None:

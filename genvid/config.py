@@ -24,7 +24,19 @@ from draccus.utils import DecodingError, ParsingError
 from genvid.files import write_atomically
 from genvid.values import ConfigError, Loader, Word, parse_word, typed
 
-__all__ = ["Choice", "ConfigError", "decode", "difference", "dump", "encode", "load", "parse", "read", "read_json"]
+__all__ = [
+    "Choice",
+    "ConfigError",
+    "decode",
+    "difference",
+    "dump",
+    "encode",
+    "load",
+    "parse",
+    "read",
+    "read_json",
+    "read_value",
+]
 
 T = TypeVar("T")
 
@@ -86,6 +98,11 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise ConfigError(f"{file} must hold keys and values, not a {type(data).__name__}")
     return data
+
+
+def read_value(hint: Any, text: str, name: str) -> Any:
+    """A value as written on a command line -> a value of a type; ConfigError in words."""
+    return draccus.decode(hint, typed(hint, Word(text), name))
 
 
 def parse(cls: type[T], argv: Sequence[str], *, usage: str) -> T:

@@ -99,11 +99,33 @@ def _section(value: Any, path: str) -> dict[str, Any]:
 
 def _optional(members: list[Any], value: Any, path: str) -> Any:
     """None, or a value of the one other type. On a command line text is None where it is the word null."""
+    if hasattr(members[-1], "get_known_choices") and len(members) == 2:
+        return _scalar_or_choice(members[0], members[1], value, path)
     if value is None:
         return None
     if isinstance(value, Word) and (value == "null" if members == [str] else parse_word(value, path) is None):
         return None
     return typed(members[0], value, path)
+
+
+def _scalar_or_choice(scalar: type, choice: Any, value: Any, path: str) -> Any:
+    """A scalar, the section of a choice, or the name of one, which has its defaults."""
+    try:
+        return typed(scalar, value, path)
+    except ConfigError:
+        names = tuple(choice.get_known_choices())
+    if value in names:
+        return {"type": str(value)}
+    if isinstance(value, Word):
+        value = parse_word(value, path)
+    if not isinstance(value, Mapping):
+        raise _wrong(path, f"be a {scalar.__name__} or one of {', '.join(names)}", value)
+    section: dict[str, Any] = typed(choice, value, path)
+    keys = ["type", *(field.name for field in dataclasses.fields(choice.get_known_choices()[section["type"]]))]
+    for key in section:
+        if key not in keys:  # draccus would report that the section is no scalar
+            raise ConfigError(f"{path} {section['type']} has no key '{key}' (valid keys: {', '.join(keys)})")
+    return section
 
 
 def _literal(allowed: tuple[Any, ...], value: Any, path: str) -> Any:

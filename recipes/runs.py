@@ -228,7 +228,8 @@ class ARRun(Run):
             framing=self.framing,
             budget_bins=self.budget_bins,
         )
-        return ARConfig(layout, self.model, context_blocks=self.context_blocks)
+        null_context = self.objective.context_dropout > 0
+        return ARConfig(layout, self.model, context_blocks=self.context_blocks, null_context=null_context)
 
 
 @dataclass(frozen=True, kw_only=True)

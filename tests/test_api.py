@@ -171,7 +171,9 @@ def test_samples_of_a_class_by_name_or_number(models, tokenizer):
     assert (videos.dtype, videos.shape) == (np.uint8, (2, 6, 16, 16, 3))
     assert np.array_equal(videos[:1], model.sample(tokenizer, label=1))
     assert not np.array_equal(videos, model.sample(tokenizer, label=1, count=2, seed=1))
-    assert model.sample(tokenizer, label=1, tokens=6).shape == (1, 6, 16, 16, 3)
+    assert model.sample(tokenizer, label=1, tokens=6, guidance="by_tokens").shape == (1, 6, 16, 16, 3)
+    with pytest.raises(ValueError, match="schedule of the names constant, by_tokens, by_block, power_cosine"):
+        model.sample(tokenizer, label=1, guidance="strong")
     with pytest.raises(ValueError, match=r"no class 'walk'; a class is a number from 0 to 2, or one of swim, run, fly"):
         model.sample(tokenizer, label="walk")
     with pytest.raises(ValueError, match=r"give a class .*; a class is a number from 0 to 2"):

@@ -47,6 +47,8 @@ class ARConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     context_blocks: int = 0
     """Above 0: a frame predictor, whose rows start with that many given blocks and no class."""
+    null_context: bool = False
+    """Whether rows without their context were trained as well: the null condition of a guided frame prediction."""
 
     def __post_init__(self) -> None:
         needed, given = self.longest_input, self.transformer.max_positions
@@ -54,6 +56,8 @@ class ARConfig:
             raise ValueError(f"rows of this layout have up to {needed} inputs, but max_positions is {given}")
         if self.context_blocks < 0:
             raise ValueError(f"context_blocks is at least 0, got {self.context_blocks}")
+        if self.null_context and not self.context_blocks:
+            raise ValueError("null_context is of frame predictors, which have context_blocks above 0")
 
     @property
     def longest_input(self) -> int:

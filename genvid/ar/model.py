@@ -107,6 +107,8 @@ class RowModel(Model):
             rows = layout.frame_prediction_prefix(tokens if allocator is None else allocator(tokens))
             prefixes += [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
         null_prefixes = prefixes if layout.budget_bins else None  # the same context without a budget
+        if self.config.null_context:
+            null_prefixes = layout.context_free_prefix(len(prefixes)).tolist()
         return Prompt(prefixes, null_prefixes, lambda _, row: layout.unpack(row[None]))
 
     @property
@@ -167,6 +169,7 @@ class BlockTransformer(RowModel):
         own = {
             "layout": configuration.encode(self.layout),
             "context_blocks": self.config.context_blocks,
+            **({"null_context": True} if self.config.null_context else {}),
             "dropout": self.config.transformer.dropout,
             **self._origin_json(),
         }

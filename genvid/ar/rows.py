@@ -33,13 +33,16 @@ class RowConfig:
     """Share of clips with neither class nor budget in the prefix, for guidance."""
     budget_dropout: float = 0.1
     """Share of clips without a budget in the prefix, in layouts with budget bins."""
+    context_dropout: float = 0.0
+    """Share of clips of a frame predictor with neither context nor budget in the prefix, for guidance."""
     token_multiple: int = 128
     """Tokens of a micro-batch are filled up to a multiple, so that a compiled model has few input shapes. A multiple
     above every micro-batch makes every shape the same, at the cost of the filling."""
 
     def __post_init__(self) -> None:
-        if not (0 <= self.class_dropout <= 1 and 0 <= self.budget_dropout <= 1) or self.token_multiple < 1:
-            raise ValueError(f"class_dropout and budget_dropout are in [0, 1], token_multiple at least 1, got {self}")
+        shares = (self.class_dropout, self.budget_dropout, self.context_dropout)
+        if not all(0 <= share <= 1 for share in shares) or self.token_multiple < 1:
+            raise ValueError(f"shares of dropped conditions are in [0, 1] and token_multiple is at least 1, got {self}")
 
 
 class CachedTokens(Protocol):
@@ -69,6 +72,11 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         if config.context_blocks >= config.layout.num_blocks:
             raise ValueError(
                 f"context_blocks {config.context_blocks} leaves nothing to predict of {config.layout.num_blocks} blocks"
+            )
+        if config.null_context != (rows.context_dropout > 0):
+            raise ValueError(
+                f"null_context of the model is {config.null_context}, but context_dropout of its rows is "
+                f"{rows.context_dropout}: rows without context are dropped for a frame predictor that has null_context"
             )
         self.cache, self.config, self.rows = cache, config, rows
         self.sizes = cache.lengths.sum(1)
@@ -107,12 +115,21 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         keep = torch.arange(codes.shape[-1]) < lengths[..., None]
         layout, given = self.config.layout, self.config.context_blocks
         if given:
-            prefix = layout.frame_prediction_prefix(BlockTokens(keep[:, :given], codes[:, :given]))
+            prefix = self._context_prefix(BlockTokens(keep[:, :given], codes[:, :given]), batch["seed"])
         else:
             prefix = self._class_prefix(batch)
         if layout.budget_bins:
             prefix = self._tell_budget(prefix, lengths[:, given:].sum(1), batch["seed"])
         return layout.pack(BlockTokens(keep[:, given:], codes[:, given:]), prefix)
+
+    def _context_prefix(self, context: BlockTokens, seeds: Tensor) -> Tensor:
+        layout = self.config.layout
+        prefix, dropped = layout.frame_prediction_prefix(context), self._context_dropped(seeds)
+        prefix[:, layout.num_starts :] = prefix[:, layout.num_starts :].masked_fill(dropped[:, None], layout.pad_id)
+        return prefix
+
+    def _context_dropped(self, seeds: Tensor) -> Tensor:
+        return noise.uniform(seeds, "context_dropout") < self.rows.context_dropout
 
     def _class_prefix(self, batch: Batch) -> Tensor:
         layout, seeds = self.config.layout, batch["seed"]
@@ -128,4 +145,6 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         dropped = noise.uniform(seeds, "budget_dropout") < self.rows.budget_dropout
         if layout.num_classes:
             dropped |= prefix[:, 0] == layout.null_id
+        if self.config.context_blocks:
+            dropped |= self._context_dropped(seeds)
         return prefix.where(dropped[:, None], layout.set_budget(prefix, tokens))

@@ -114,8 +114,8 @@ class EvaluateOptions:
         elif self.tokenizer is None or (self.model is None) != (task == "reconstruction"):
             needed = "--tokenizer" if task == "reconstruction" else "--model and --tokenizer (or --videos)"
             raise ValueError(f"{record.name} measures {task}: give {needed}")
-        if task == "prediction" and self.sampling.guidance != 1:
-            raise ValueError(f"{record.name} is without guidance, got --guidance {self.sampling.guidance:g}")
+        if task == "prediction" and self.sampling.guided:
+            raise ValueError(f"{record.name} is without guidance: leave out --guidance")
 
     def _check_used(self, record: EvaluationProtocol) -> None:
         """ValueError for an option that would change nothing."""

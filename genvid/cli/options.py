@@ -13,9 +13,12 @@ import inspect
 import types
 import typing
 from dataclasses import MISSING, Field, fields, is_dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
+
+from genvid import config as configuration
 
 Options = TypeVar("Options")
 
@@ -53,7 +56,7 @@ def _add(parser: argparse.ArgumentParser, field: Field[Any], hint: Any, text: st
         return
     if field.default not in (MISSING, None, ()) and settings.get("action") is None:
         text = f"{text.removesuffix('.')} (default: {field.default})."
-    if "type" in settings:
+    if "type" in settings and "metavar" not in settings:
         settings["metavar"] = _METAVARS.get(settings["type"], name.upper())
     required = field.default is MISSING
     parser.add_argument(
@@ -64,6 +67,8 @@ def _add(parser: argparse.ArgumentParser, field: Field[Any], hint: Any, text: st
 def _settings(hint: Any) -> dict[str, Any]:
     """Type of a field -> keyword arguments of `add_argument`."""
     origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin is types.UnionType and issubclass(members[-1], configuration.Choice):
+        return {"type": partial(_read_choice, hint), "metavar": f"{_METAVARS[members[0]]}|NAME"}
     if hint is bool:
         return {"action": "store_true"}
     if origin is types.UnionType:  # X | None
@@ -71,6 +76,14 @@ def _settings(hint: Any) -> dict[str, Any]:
     if origin is tuple:  # tuple[X, ...]
         return {**_settings(members[0]), "nargs": "+", "action": "extend"}
     return {"choices": members} if origin is typing.Literal else {"type": hint}
+
+
+def _read_choice(hint: Any, text: str) -> Any:
+    """A number, a name, or a section of a configuration in YAML."""
+    try:
+        return configuration.read_value(hint, text, "it")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _docstrings(options: type[Any]) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import KW_ONLY, asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from genvid import config as configuration
 from genvid import noise
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_number
@@ -115,8 +116,6 @@ class SampleOptions:
             raise ValueError(
                 "--frames continues window by window: leave out --budget, --total and --lengths, or --frames"
             )
-        if self.sampling.guidance != 1:
-            raise ValueError("--frames has no null condition to guide away from: leave out --guidance")
 
     @property
     def has_budget(self) -> bool:
@@ -150,7 +149,7 @@ def _about(options: SampleOptions, condition: dict[str, Any]) -> dict[str, Any]:
     names = ("count", "seed", "frames", "budget", "total", "engine", "precision", "format", "fps")
     return {
         **{role: None if path is None else fingerprint(resolve(path)) for role, path in folders.items()},
-        "sampling": asdict(options.sampling),
+        "sampling": configuration.encode(options.sampling),
         "condition": {**condition, "prompt": None if options.prompt is None else sha256(options.prompt)},
         **{name: getattr(options, name) for name in names},
         "lengths": options.lengths or None,

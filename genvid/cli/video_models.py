@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from genvid import config as configuration
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
 from genvid.ar.model import RowModel
@@ -37,7 +37,7 @@ class Sampling:
     ) -> None:
         """`context`: the allocator of the prompt; None: all tokens are kept."""
         self.context = context
-        self.model, self.tokenizer, self.about = model, tokenizer, {**about, "sampling": asdict(config)}
+        self.model, self.tokenizer, self.about = model, tokenizer, {**about, "sampling": configuration.encode(config)}
         self.engine = Engine(model, config)
         self.numbers: list[int] | None = None
         self.spec: TokenizerSpec | None = tokenizer.spec

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genvid.generation.guidance import Progress
 from genvid.tokens.rows import BlockLayout
 
 FREE = -1
@@ -59,6 +60,14 @@ class BlockGrammar:
     def waiting(self) -> Tensor:
         """(B,) bool: at the start of a block whose length is not assigned yet."""
         return (self.state[ANNOUNCED] < 0) & (self._plan() == WAIT) & ~self.finished
+
+    def progress(self) -> Progress:
+        """Where the next token of each row is drawn, (B,) each. In "end" framing, where the length of a block is not
+        known, its share is that of the longest block."""
+        block, count, announced = (self.state[row] for row in (BLOCK, COUNT, ANNOUNCED))
+        length = announced.where(announced > 0, self.layout.largest)
+        share = (block + count / length) / self.state[NUM_BLOCKS].clamp(min=1)
+        return Progress(block, count, share)
 
     def allowed(self) -> Tensor:
         """(B, num_outputs) bool, never all False. Unspecified for rows that are finished or waiting."""

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from genvid import noise
 from genvid.ar.hardware import hardware
 from genvid.ar.model import RowModel
 from genvid.generation.grammar import BlockGrammar
-
-LARGEST_SCALE = 1e6
-"""Largest temperature and guidance, and inverse of the least temperature: beyond, float32 logits overflow."""
+from genvid.generation.guidance import LARGEST_SCALE, Constant, Guidance, guided
 
 
 @dataclass(frozen=True)
@@ -31,22 +30,35 @@ class SamplingConfig:
     """Draw from the k most likely tokens; 0: all."""
     top_p: float = 1.0
     """Draw from the fewest tokens with this total probability; 1: all."""
-    guidance: float = 1.0
-    """Classifier-free guidance scale w: logits are null + w (conditional - null); 1: no guidance."""
+    guidance: float | Guidance = 1.0
+    """Scale w of classifier-free guidance: logits are null + w (conditional - null); 1: no guidance. Or a schedule:
+    by_tokens, by_block, power_cosine, or one with its parameters, {type: by_tokens, scales: [3, 1], ends: [8]}."""
 
     def __post_init__(self) -> None:
-        numbers = (self.temperature, self.top_k, self.guidance)
-        if not all(0 <= number < math.inf for number in numbers) or not 0 < self.top_p <= 1:
-            raise ValueError(f"temperature, top_k and guidance are at least 0 and top_p is in (0, 1], got {self}")
-        if 0 < self.temperature < 1 / LARGEST_SCALE or max(self.temperature, self.guidance) > LARGEST_SCALE:
+        constant = 1.0 if isinstance(self.guidance, Guidance) else self.guidance
+        if not all(0 <= number < math.inf for number in (self.temperature, self.top_k, constant)):
+            raise ValueError(f"temperature, top_k and guidance are at least 0 and finite, got {self}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is in (0, 1], got {self}")
+        if 0 < self.temperature < 1 / LARGEST_SCALE or max(self.temperature, constant) > LARGEST_SCALE:
             raise ValueError(
                 f"float32 logits overflow beyond these: temperature is 0 or at least {1 / LARGEST_SCALE:g}, "
                 f"temperature and guidance are at most {LARGEST_SCALE:g}, got {self}"
             )
 
+    @property
+    def schedule(self) -> Guidance:
+        """`guidance` as an object."""
+        return self.guidance if isinstance(self.guidance, Guidance) else Constant(self.guidance)
+
+    @property
+    def guided(self) -> bool:
+        """Whether the null condition is computed."""
+        return self.schedule != Constant(1.0)
+
 
 class Sampler:
-    """The plain sampler. A cache lives as long as one call."""
+    """The plain sampler: one row after another. A cache lives as long as one row."""
 
     def __init__(self, model: RowModel) -> None:
         self.model = model
@@ -64,43 +76,38 @@ class Sampler:
     ) -> Tensor:
         """(B, P) prefix and (B,) seeds -> (B, S) rows: prefix, `num_blocks` blocks (by default the layout's), PAD.
 
-        Prefixes of different lengths end in PAD; rows are aligned at the left. `null_prefix` (B, P): the prefix without
-        its condition, for guidance. `planned` (B, num_blocks): fixed block lengths.
+        Prefixes of different lengths end in PAD; rows are aligned at the left. `null_prefix` (B, P0): the prefix
+        without its condition, for guidance; it may be shorter. `planned` (B, num_blocks): fixed block lengths.
         """
         layout = self.model.layout
         blocks = layout.num_blocks if num_blocks is None else num_blocks
-        given = layout.prefix_lengths(prefix)
-        prompts = prefix if config.guidance == 1.0 else self._both(prefix, null_prefix)
-        copies = len(prompts) // len(prefix)
-        self._check(given, seeds, blocks, planned)
-        grammar = BlockGrammar(layout, len(prefix), blocks, planned=planned, device=prefix.device)
-        position = int(given.min())
-        inputs, cache = prompts[:, :position], self.model.new_cache()
-        columns = [prefix[:, :position]]
-        while not grammar.finished.all():
-            logits = self.model.logits(self.model.states(inputs, cache)[:, -1]).float()
-            if copies == 2:
-                logits = guided(logits, config.guidance)
-            token = draw(logits, grammar.allowed(), noise.fold(seeds, position), config)
-            token = token.masked_fill(grammar.finished, layout.pad_id)
-            free = given <= position
-            grammar.advance(token, free)
-            inputs = token[:, None].repeat(copies, 1)
-            if position < prefix.shape[1]:
-                inputs = inputs.where(free.repeat(copies)[:, None], prompts[:, position, None])
-            columns.append(inputs[: len(prefix)])
-            position += 1
-        return torch.cat(columns, 1)
+        conditions = [prefix]
+        if config.guided:
+            if null_prefix is None:
+                raise ValueError("guidance other than 1 needs a null prefix")
+            conditions.append(null_prefix)
+        self._check(layout.prefix_lengths(prefix), seeds, blocks, planned)
+        rows = []
+        for number, seed in enumerate(torch.split(seeds, 1)):
+            plan = None if planned is None else planned[number, None]
+            grammar = BlockGrammar(layout, 1, blocks, planned=plan, device=prefix.device)
+            prompts = [condition[number][condition[number] != layout.pad_id] for condition in conditions]
+            rows.append(self._row(prompts, seed, config, grammar))
+        return pad_sequence(rows, batch_first=True, padding_value=layout.pad_id)
 
-    def _both(self, prefix: Tensor, null_prefix: Tensor | None) -> Tensor:
-        if null_prefix is None:
-            raise ValueError("guidance other than 1 needs a null prefix, which frame prediction does not have")
-        lengths = self.model.layout.prefix_lengths
-        if null_prefix.shape != prefix.shape or not torch.equal(lengths(null_prefix), lengths(prefix)):
-            raise ValueError(
-                f"null prefix {tuple(null_prefix.shape)} and prefix {tuple(prefix.shape)} must have the same lengths"
-            )
-        return torch.cat([prefix, null_prefix])
+    def _row(self, prompts: list[Tensor], seed: Tensor, config: SamplingConfig, grammar: BlockGrammar) -> Tensor:
+        """The prompt, and the one that guidance needs if any, and the seed (1,) -> the row (S,)."""
+        inputs, caches, row = prompts, [self.model.new_cache() for _ in prompts], [*prompts[0][:, None]]
+        while not grammar.finished.all():
+            states = [self.model.states(ids[None], cache)[:, -1] for ids, cache in zip(inputs, caches, strict=True)]
+            logits = self.model.logits(torch.cat(states)).float()
+            if config.guided:
+                logits = guided(logits, config.schedule.scale(grammar.progress()))
+            token = draw(logits, grammar.allowed(), noise.fold(seed, len(row)), config)
+            grammar.advance(token, ~grammar.finished)
+            inputs = [token] * len(prompts)
+            row.append(token)
+        return torch.cat(row)
 
     def _check(self, given: Tensor, seeds: Tensor, blocks: int, planned: Tensor | None) -> None:
         layout, positions = self.model.layout, self.model.max_positions
@@ -115,12 +122,6 @@ class Sampler:
                 f"a prefix of {int(given.max())} and {blocks} blocks may need {needed} positions, but the model has "
                 f"{positions}; shorten the context or plan shorter blocks"
             )
-
-
-def guided(logits: Tensor, scale: float) -> Tensor:
-    """(2B, V) logits, conditional then null -> (B, V)."""
-    conditional, null = logits.chunk(2)
-    return null + scale * (conditional - null)
 
 
 def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig) -> Tensor:

@@ -119,6 +119,10 @@ class RowVocabulary:
         """(count, num_starts), without a class or a budget."""
         return self.start_ids(torch.full((count,), self.null_id, device=device))
 
+    def context_free_prefix(self, count: int) -> Tensor:
+        """(count, num_starts): a frame prediction without its context and a budget."""
+        return self.start_ids(torch.full((count,), self.frame_prediction_id))
+
     def start_ids(self, first: Tensor) -> Tensor:
         """(B,) first ids -> (B, num_starts), without a budget."""
         starts = first[:, None]

@@ -62,7 +62,7 @@ class Request:
     num_blocks: int
     """Blocks to sample after the prefix."""
     null_prefix: tuple[int, ...] | None = None
-    """The prefix without its condition, for guidance; of the same length."""
+    """The prefix without its condition, for guidance; of the same length or shorter."""
     planned: tuple[int, ...] | None = None
     """Length of each block."""
     limit: int | None = None
@@ -128,7 +128,7 @@ class Engine:
     def check(self, requests: Sequence[Request]) -> None:
         """ValueError for a request that the model does not support."""
         for request in requests:
-            check_request(request, self.model, guided=self.config.guidance != 1.0)
+            check_request(request, self.model, guided=self.config.guided)
         runs = [(run[0].planner, len(run)) for run in (list(g) for _, g in groupby(requests, lambda r: id(r.planner)))]
         for planner, count in runs:
             if planner is not None and planner.rows > self.slots.count:
@@ -168,7 +168,9 @@ class InFlightBatch:
             plan = request.planned or ((WAIT,) * request.num_blocks if request.planner else ())
             row = initial_state(self._slots.layout, request.num_blocks, plan, request.limit)
             self._grammar[:, slot] = torch.tensor(row)
-            self._state[:, slot] = torch.tensor([request.prefix[-1], null[-1], len(null) - 1, request.seed, 0])
+            behind = len(request.prefix) - len(null)
+            state = [request.prefix[-1], null[-1], len(request.prefix) - 1, behind, request.seed, 0]
+            self._state[:, slot] = torch.tensor(state)
             prefixes[slot] = (request.prefix, null)
             self._active[slot] = self._next
             self._next += 1
@@ -242,10 +244,13 @@ def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
             f"rows of this model are a prefix of at least 1 token and 1 to {layout.num_blocks} blocks, "
             f"got a prefix of {given} and {blocks} blocks"
         )
-    if guided and (request.null_prefix is None or len(request.null_prefix) != given):
+    if guided and request.null_prefix is None:
         raise ValueError(
-            "guidance other than 1 needs a null prefix, which frame prediction does not have: sample it with guidance 1"
+            "guidance other than 1 needs a null prefix, which a frame predictor has if it was trained with "
+            "objective.context_dropout above 0 (or budget bins): sample this one with guidance 1"
         )
+    if guided and request.null_prefix is not None and not 1 <= len(request.null_prefix) <= given:
+        raise ValueError(f"a null prefix has 1 token to those of the prefix, {given}, got {len(request.null_prefix)}")
     if guided and request.null_prefix == request.prefix:
         raise ValueError(
             "guidance other than 1 would change nothing: the prefix carries neither class nor budget, so it equals the "

@@ -19,11 +19,12 @@ from genvid.ar.model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.grammar import BlockGrammar
-from genvid.generation.sampler import SamplingConfig, draw, guided, length_scores
+from genvid.generation.guidance import guided
+from genvid.generation.sampler import SamplingConfig, draw, length_scores
 
-TOKEN, NULL_TOKEN, POSITION, SEED, WAITED = range(5)
-"""Rows of the state: next input, next input of the null condition, position of both, seed, and whether the row was
-waiting at the last step."""
+TOKEN, NULL_TOKEN, POSITION, BEHIND, SEED, WAITED = range(6)
+"""Rows of the state: next input, next input of the null condition, position, positions by which the null condition is
+behind it, seed, and whether the row was waiting at the last step."""
 
 CHUNK = 256
 """Prompt tokens read at a time."""
@@ -49,13 +50,13 @@ class BatchSlots:
         attention: Attention | None = None,
     ) -> None:
         self.count, self.layout, self._config = count, model.layout, config
-        self._halves = 1 if config.guidance == 1.0 else 2
+        self._halves = 2 if config.guided else 1
         device = model.backbone.embed_tokens.weight.device
         self._on_gpu = device.type == "cuda"
         compiled = compiled and hardware(device).kernels
         self._network = SlotNetwork(model, count * self._halves, dtype=dtype, attention=attention, compiled=compiled)
         self._grammar = BlockGrammar(self.layout, count, 0, device=device)
-        self._state = torch.zeros(5, count, dtype=torch.long, device=device)
+        self._state = torch.zeros(6, count, dtype=torch.long, device=device)
         self._rows = torch.zeros(count, model.max_positions + 2, dtype=torch.long, device=device)
         kinds = self.layout.num_framing if self.layout.framing == "length" else 0
         self._scores = torch.zeros(count, kinds, device=device)
@@ -189,16 +190,18 @@ class BatchSlots:
 
     def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor]:
         """Tokens, positions and lengths of a step, each (slots x halves,)."""
-        state, again = self._state, [self._halves]
-        lengths = (state[POSITION] + 1).masked_fill(self._grammar.finished, 0)
-        tokens = state[: self._halves].flatten()  # TOKEN, and NULL_TOKEN where there is guidance
-        return tokens, state[POSITION].repeat(again), lengths.repeat(again)
+        state = self._state
+        both = torch.stack([state[POSITION], state[POSITION] - state[BEHIND]])
+        positions = both[: self._halves]
+        lengths = (positions + 1).masked_fill(self._grammar.finished, 0)
+        tokens = state[: self._halves]  # TOKEN, and NULL_TOKEN where there is guidance
+        return tokens.flatten(), positions.flatten(), lengths.flatten()
 
     def _take_as_written(self, logits: Tensor) -> None:
         """(slots x halves, V) logits -> the next token of every row that is neither finished nor waiting."""
         state, grammar = self._state, self._grammar
         if self._halves == 2:
-            logits = guided(logits, self._config.guidance)
+            logits = guided(logits, self._config.schedule.scale(grammar.progress()))
         waiting = grammar.waiting
         going = ~(grammar.finished | waiting)
         if self._scores.shape[1]:
@@ -208,4 +211,5 @@ class BatchSlots:
         grammar.advance(token, going)
         self._rows.scatter_(1, position[:, None], token[:, None])
         tokens = [token.where(going, state[row]) for row in (TOKEN, NULL_TOKEN)]
-        state.copy_(torch.stack([*tokens, position.where(going, state[POSITION]), state[SEED], waiting.long()]))
+        position = position.where(going, state[POSITION])
+        state.copy_(torch.stack([*tokens, position, state[BEHIND], state[SEED], waiting.long()]))

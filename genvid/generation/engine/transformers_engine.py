@@ -44,7 +44,7 @@ class TransformersEngine:
     ) -> None:
         if model.causal_lm is None:
             raise ValueError(f"transformers has no {model.model_type} model: sample it with genvid's own engine")
-        if config.guidance != 1.0:
+        if config.guided:
             raise ValueError("transformers batches rows without guidance: leave it out, or use genvid's own engine")
         if slots < 1:
             raise ValueError(f"an engine needs at least 1 slot, got {slots}")
