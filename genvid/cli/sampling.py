@@ -199,6 +199,11 @@ def _continue(
     assert num_frames is not None
     if model.fixed_prompt:
         raise ValueError("published models continue the first frames once, by a fixed length: leave out --frames")
+    if options.sampling.guided and not model.config.null_context:
+        raise ValueError(
+            "this model was not trained without its context (objective.context_dropout), the null condition of "
+            "--frames: leave out --guidance"
+        )
     allocator = _allocator(options, model, tokenizer)
     prompt, spec = probe(path), tokenizer.spec
     read = deque(read_frames(path, prompt, spec), model.config.context_blocks * spec.frames_per_block)
