@@ -121,6 +121,11 @@ class Model(nn.Module):
         load_weights(model, read_weights(folder), source=str(folder))
         return model.eval()
 
+    @classmethod
+    def open(cls, source: str | Path) -> Self:
+        """A folder or Hub id that holds a model of this class -> the model; CheckpointError for any other."""
+        return load_model(source, cls)
+
     def _origin_json(self) -> dict[str, Any]:
         """{"origin": ...} for config.json; empty for an empty origin."""
         return {} if self.origin == Origin() else {"origin": configuration.encode(self.origin)}

@@ -61,6 +61,10 @@ class Run(ABC):
     output_dir: str
     train: TrainConfig
     seed: int = 0
+    init_from: str | None = None
+    """Model folder or Hub id whose weights the training starts from (genvid.train.start)."""
+    may_differ: tuple[str, ...] | None = None
+    """Config keys and weights in which the model of `init_from` may differ; weights that do not fit start anew."""
     validation: ValidationConfig | None = None
     """Held-out data, on which the same loss is measured while the run trains."""
 

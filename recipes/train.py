@@ -17,6 +17,7 @@ from genvid.command import command
 from genvid.config import ConfigError
 from genvid.data.loader import SizedDataset, step_batches
 from genvid.recipes.runs import RUNS, Run
+from genvid.train.start import start_from
 from genvid.train.trainer import BatchStream, HeldOut, Shard, Trainer
 
 USAGE = "accelerate launch recipes/train.py CONFIG.yaml [--section.key value ...]"
@@ -37,6 +38,10 @@ def train(run: Run) -> Path:
     """Train a stage to its end; returns the folder of the exported model."""
     set_seed(run.seed)
     task, dataset = run.build()
+    if run.init_from is not None:
+        start_from(task, run.init_from, run.may_differ or ())
+    elif run.may_differ:
+        raise ConfigError(f"may_differ lists parts of the model of init_from, which is null: {run.may_differ}")
     held_out = None if run.validation is None else HeldOut(_batches(run, run.held_out()), run.validation)
     trainer = Trainer(task, run.train, run.output_dir, run_config=run, seed=run.seed, held_out=held_out)
     return trainer.fit(_batches(run, dataset))

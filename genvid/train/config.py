@@ -27,6 +27,8 @@ class TrainConfig:
     optimizers: dict[str, OptimizerConfig] = field(default_factory=lambda: {"model": OptimizerConfig()})
     """Phase of the task -> its optimizer."""
     ema_decay: float | None = 0.999
+    export_training: bool = False
+    """Also export the weights that only training needs (discriminator, prior), for runs that start from the model."""
     workers: int = 2
     log_every: int = 20
     save_every: int = 1000

@@ -21,6 +21,7 @@ from genvid.train.export import export
 from genvid.train.journal import Journal
 from genvid.train.preview import log_preview
 from genvid.train.run import RunError, check_run_folder, claim_run_folder
+from genvid.train.start import export_training
 from genvid.train.step import TrainingStep
 from genvid.train.stop import STOPPED, LookAhead, Stopped, StopRequest
 from genvid.train.task import TrainingTask
@@ -105,6 +106,8 @@ class Trainer:
                 self.folder,
                 self.config.export_precision,
             )
+            if self.config.export_training:
+                export_training(self.accelerator, self.step.task, folder)
             if self.stop.failure is not None:  # the last records could not be written
                 raise self.stop.failure
             return folder

@@ -18,6 +18,7 @@ from genvid.recipes.compare_lit import LITEvaluationRun
 from genvid.recipes.generate import GenerationRun
 from genvid.recipes.prepare_videos import PreparationRun
 from genvid.recipes.runs import RUNS
+from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask
@@ -109,6 +110,13 @@ def test_the_tiny_tokenizer_and_its_scorer_are_15_megabytes():
         models = AdapTok(tokenizer.model), Scorer(shape)
     assert tokenizer.train.export_precision == scorer.train.export_precision == "bf16"
     assert 2 * sum(parameter.numel() for model in models for parameter in model.parameters()) < 15e6
+
+
+def test_recipes_of_fine_tuning_have_the_config_of_their_source():
+    recipes = ("finetune/tiny", "finetune/adaptok", "tiny/tokenizer")
+    runs = {name: config.load(RUNS["adaptok"], CONFIGS / f"{name}.yaml") for name in recipes}
+    assert runs["finetune/tiny"].model == runs["tiny/tokenizer"].model
+    assert runs["finetune/adaptok"].model == AdapTokConfig()
 
 
 @pytest.mark.parametrize(

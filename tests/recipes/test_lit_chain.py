@@ -17,6 +17,7 @@ from genvid.eval.report import Report
 from genvid.recipes import compare_lit, train
 from genvid.recipes.compare_lit import METHODS, LITEvaluationRun
 from genvid.tokens import blocks
+from genvid.train.start import start_from
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "lit_tiny"
 CLIPS = {"data.source.clips": 8, "data.clip.frames": 9}
@@ -44,6 +45,16 @@ def test_the_codec_is_a_folder_of_diffusers_with_its_statistics(models: Path) ->
     assert config["_class_name"] == "AutoencoderKLCosmos"
     assert len(config["latents_std"]) == config["latent_channels"] == 8
     assert min(config["latents_std"]) > 0
+
+
+@pytest.mark.parametrize(("stage", "name"), [("autoencoder", "codec"), ("inpainter", "lit")])
+def test_both_stages_start_from_their_exports(models: Path, stage: str, name: str) -> None:
+    source = {"model.codec.source": f"{models}/codec/export"} if stage == "inpainter" else {}
+    task, _ = train.read_run([str(CONFIGS / f"{stage}.yaml"), *overrides(**CLIPS, **source)]).build()
+    start_from(task, f"{models}/{name}/export")
+    model = task.exportable()
+    assert model.origin.made_from["initial weights"]
+    torch.testing.assert_close(model.state_dict(), type(model).open(models / name / "export").state_dict())
 
 
 STAGES = ("autoencoder", "inpainter")

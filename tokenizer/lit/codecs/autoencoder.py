@@ -8,15 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from genvid.batch import Batch
-from genvid.checkpoint import Model
+from genvid.checkpoint import Model, load_weights
 from genvid.frozen import Frozen
-from genvid.tokenizer.lit.codecs.diffusers_codec import import_diffusers
+from genvid.tokenizer.lit.codecs.diffusers_codec import CosmosCodec, DiffusersCodecConfig, import_diffusers
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.statistics import moment_sums
 from genvid.train.task import StepOutput, TrainingTask
@@ -85,6 +85,29 @@ class VideoAutoencoder(Model):
         ):
             _start_as_identity(convolution)
         self.register_buffer("moments", torch.stack([torch.zeros(config.channels), torch.ones(config.channels)]))
+
+    @classmethod
+    def open(cls, source: str | Path) -> Self:
+        """An export, or another AutoencoderKLCosmos of diffusers whose sizes `AutoencoderConfig` can express."""
+        codec = DiffusersCodecConfig(str(source)).load()
+        if not isinstance(codec, CosmosCodec):
+            raise ValueError(f"{source} holds a {codec.name}, and this stage trains an AutoencoderKLCosmos")
+        held = codec.model.config
+        config = AutoencoderConfig(
+            channels=held.latent_channels,
+            encoder_widths=tuple(held.encoder_block_out_channels),
+            decoder_widths=tuple(held.decode_block_out_channels),
+            layers=held.num_layers,
+            temporal_stride=held.temporal_compression_ratio,
+            spatial_stride=held.spatial_compression_ratio,
+        )
+        model = cls(config)
+        load_weights(model.network, codec.model.state_dict(), source=str(source))
+        if (statistics := codec.statistics()) is not None:
+            mean, std = statistics
+            model.moments = torch.stack([mean, std.square() + mean.square()])
+        model.fingerprint = codec.fingerprint()
+        return model.eval()
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, T, H, W) in [-1, 1] -> its reconstruction and its latents (B, C, G, h, w)."""
