@@ -3,23 +3,24 @@
 accelerate launch recipes/compare_allocators.py CONFIG.yaml [--key value ...]
 
 Each clip is encoded once for all of them. Writes a report for each allocator and budget, with protocol and provenance,
-and page.html. Running it again resumes.
+summary.json (all numbers and gaps in one file) and page.html. Running it again resumes.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from genvid import config as configuration
 from genvid import noise
-from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, build_allocator, choices
+from genvid.allocation import Allocator, DistortionPredictor, build_allocator, choices
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
@@ -28,15 +29,17 @@ from genvid.data.dataset import VideoData
 from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
+from genvid.eval.features.loading import load_features
+from genvid.eval.gaps import RATE, UNIFORM, gap_table, gaps
 from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.page import Clip, Page, Section
-from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
+from genvid.eval.pages.rate_distortion import curves, quality_chart
 from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.reconstruction import PerBatch
 from genvid.eval.report import Provenance, Report
 from genvid.eval.selection import EvaluationClips, Selection
 from genvid.eval.summary import Summary
-from genvid.files import sha256
+from genvid.files import sha256, write_atomically
 from genvid.perceptual import PerceptualConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
@@ -47,8 +50,12 @@ from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.tokens.coding import decode, encode
 from genvid.train.accelerator import make_state
 
-ALLOCATORS = ("uniform", "table", "group", "joint", "threshold", "online", "oracle")
-"""All that can be compared. `oracle` is the joint program on measured curves: what perfect prediction would give."""
+ORACLES = ("oracle", "clip_oracle")
+"""Joint programs on measured curves: what perfect prediction would give."""
+CLIP_PROGRAMS = ("clip", "clip_oracle")
+"""Joint programs of each clip alone."""
+ALLOCATORS = ("uniform", "group", "joint", "threshold", "online", "clip", *ORACLES, "table")
+"""All that can be compared. Charts show the first seven."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,13 +68,20 @@ class EvaluationRun:
     calibration: str
     data: VideoData
     budgets: tuple[float, ...]
-    """Mean tokens per video."""
+    """Mean tokens per video. Where these are all tokens, only uniform lengths are measured."""
     allocators: tuple[str, ...] = ALLOCATORS
-    """The oracle takes longer than all the others together: it decodes each clip many times."""
+    """The oracles take longer than all the others together: they decode each clip many times."""
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
     """The distortion that the scorer predicts: measured here, and minimised by the oracle."""
     perceptual: PerceptualConfig | None = None
     """Another distance that is measured beside `distortion` and its perceptual part."""
+    features: str | None = None
+    """Feature network of a Frechet distance: a file or a model folder."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of tokenizer and scorer. Distances and features are computed in float32."""
+    training: VideoData | None = None
+    """Clips that the tokenizer was trained on: uniform lengths are measured on `training_clips` of them too."""
+    training_clips: int = 256
     protocol: str = "clips of the source"
     clips: int | None = None
     """Clips compared, drawn among all; None: all."""
@@ -116,8 +130,11 @@ class Comparison:
         self.weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
         self.encoded = PerBatch(self._encode)
         self.evaluation = self._evaluation()
+        every_token = self.tokenizer.spec.num_blocks(run.data.clip.frames) * self.tokenizer.spec.block_capacity
         self.models = {
-            (name, budget): Allocated(self, name, budget) for budget in run.budgets for name in run.allocators
+            (name, budget): Allocated(self, name, budget)
+            for budget in run.budgets
+            for name in (run.allocators if budget < every_token else (UNIFORM,))
         }
         folder = Path(run.output_dir)
         self.candidates = [
@@ -126,11 +143,15 @@ class Comparison:
         ]
 
     def allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
-        """`measured`: the curves of the group, for the oracle."""
-        group_size, calibration = self.run.group_size, self.calibration
-        if name == "oracle":
-            return JointAllocator(measured, budget, group_size, block_weights=calibration.block_weights)
-        return build_allocator(choices(budget, group_size)[name], blocks, self.predictor, calibration)
+        """`measured`: the curves of the group, for the oracles."""
+        predictor = measured if name in ORACLES else self.predictor
+        rule = "joint" if name in (*CLIP_PROGRAMS, *ORACLES) else name
+        choice = choices(budget, 1 if name in CLIP_PROGRAMS else self.run.group_size)[rule]
+        return build_allocator(choice, blocks, predictor, self.calibration)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of tokenizer and scorer."""
+        return torch.autocast(device().type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
     def examples(self) -> list[Example]:
         """The first clips, cut by the joint program within their groups."""
@@ -166,7 +187,9 @@ class Comparison:
         configs = {run.perceptual, run.distortion.perceptual} - {None}
         distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
         fidelity = [ClipPSNR(), ClipSSIM(), *map(MeanPerceptual, [*distances, self.distortion])]
-        clips = EvaluationClips(protocol, protocol, Selection(dataset, [(index, index) for index in drawn]))
+        features = None if run.features is None else load_features(run.features)
+        followed = replace(protocol, features="" if features is None else features.name)
+        clips = EvaluationClips(followed, protocol, Selection(dataset, [(index, index) for index in drawn]))
         state = make_state()
         execution = Execution(
             run.group_size,
@@ -175,7 +198,7 @@ class Comparison:
             rank=state.process_index,
             world_size=state.num_processes,
         )
-        return Evaluation(clips, Measures(None, fidelity, codebook=True, examples=0), execution)
+        return Evaluation(clips, Measures(features, fidelity, codebook=True, examples=0), execution)
 
 
 class Allocated:
@@ -189,14 +212,17 @@ class Allocated:
         run = self.comparison.run
         made_from = {**self.comparison.weights, "calibration": sha256(run.calibration)[:16]}
         about = {**made_from, "allocator": self.name, "budget": self.budget}
-        return about | {"distortion": configuration.encode(run.distortion)} if self.name == "oracle" else about
+        if run.precision != "fp32":
+            about["precision"] = run.precision
+        return about | {"distortion": configuration.encode(run.distortion)} if self.name in ORACLES else about
 
     @torch.no_grad()
     def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         comparison = self.comparison
-        tokens, measured = comparison.encoded(conditioning["video"])
-        kept = comparison.allocator(self.name, self.budget, tokens.keep.shape[1], measured)(tokens)
-        return Output(decode(comparison.tokenizer, kept, comparison.run.batch_size), kept)
+        with comparison.autocast():
+            tokens, measured = comparison.encoded(conditioning["video"])
+            kept = comparison.allocator(self.name, self.budget, tokens.keep.shape[1], measured)(tokens)
+            return Output(decode(comparison.tokenizer, kept, comparison.run.batch_size).float(), kept)
 
 
 def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Example]]:
@@ -205,46 +231,60 @@ def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Example]]:
     comparison.evaluation.measure(*comparison.candidates)
     make_state().wait_for_everyone()
     provenance = Provenance.now(comparison.weights)
-    reports = [Summary(comparison.evaluation, candidate).report(provenance) for candidate in comparison.candidates]
+    reports = [
+        Summary(comparison.evaluation, candidate, resamples=0).report(provenance) for candidate in comparison.candidates
+    ]
     return reports, comparison.examples()
 
 
-OVERSPENT = 0.01
-"""Part of its budget by which a rule may spend more and still be compared at that budget."""
-TIE = 1e-3
-"""Part of its value by which uniform lengths may lie above the oracle without a gap that could be closed."""
+def evaluate_training(run: EvaluationRun) -> list[Report]:
+    """Reports of uniform lengths on training clips; none where no such clips are given."""
+    if run.training is None:
+        return []
+    of_training = replace(
+        run,
+        output_dir=str(Path(run.output_dir) / "training"),
+        data=run.training,
+        training=None,
+        clips=run.training_clips,
+        protocol="training clips",
+        allocators=(UNIFORM,),
+        shown=0,
+    )
+    return evaluate(of_training)[0]
 
 
-def gap_table(reports: Sequence[Report], metric: str) -> tuple[list[str], list[list[str | float | None]]]:
-    """A row for each budget and allocator: tokens spent, `metric` and, with an oracle, the part of the way from uniform
-    lengths to it that is closed, in %.
-
-    That part is None, a dash, where there is no way (`TIE`), and where the rule keeps its budget in the mean of the
-    calibration only and spends more here (`OVERSPENT`): then it is not compared at equal cost.
-    """
-    found = {split_title(report.title): report for report in reports}
-    header, rows = ["mean budget", "allocator", "tokens spent", metric], list[list[str | float | None]]()
-    ends = all((name, budget) in found for _, budget in found for name in ("uniform", "oracle"))
-    for (name, budget), report in found.items():
-        spent, value = report.value("tokens per clip"), report.value(metric)
-        row: list[str | float | None] = [budget, name, round(spent, 1), value]
-        if ends:
-            worst, best = (found[end, budget].value(metric) for end in ("uniform", "oracle"))
-            comparable = worst - best > TIE * abs(worst) and spent <= (1 + OVERSPENT) * float(budget)
-            row.append(round(100 * (worst - value) / (worst - best), 1) if comparable else None)
-        rows.append(row)
-    return [*header, "gap closed, %"] if ends else header, rows
+def summary(run: EvaluationRun, reports: Sequence[Report], training: Sequence[Report]) -> dict[str, Any]:
+    """All numbers of an evaluation, for summary.json: `gap` and `numbers` of each allocator and budget, and the numbers
+    of the training clips."""
+    metric = run.distortion.build().name
+    numbers = {report.title: {number.name: number.value for number in report.numbers} for report in reports}
+    first = reports[0].numbers[0]
+    return {
+        "protocol": asdict(first.protocol),
+        "clips": first.count,
+        "distortion": metric,
+        "provenance": asdict(reports[0].provenance),
+        "rows": [
+            {**asdict(gap), "numbers": numbers[report.title]}
+            for gap, report in zip(gaps(reports, metric), reports, strict=True)
+        ],
+        "training": {report.title: {number.name: number.value for number in report.numbers} for report in training},
+    }
 
 
 def add_to_page(
-    section: Section, reports: Sequence[Report], examples: Sequence[Example], capacity: int, fps: float
+    section: Section, run: EvaluationRun, reports: Sequence[Report], examples: Sequence[Example], fps: float
 ) -> None:
-    """Charts, tables and clips of an evaluation; a block holds at most `capacity` tokens."""
-    distances = [number.name for number in reports[0].numbers if number.better == "lower"]
-    rate = "tokens per clip"
-    section.charts(*(quality_chart(curves(reports, rate, name), rate, name) for name in ("PSNR", *distances)))
-    section.table(*gap_table(reports, distances[-1]))
-    section.note("A dash: uniform lengths are as good as the oracle, or the rule spent more than its budget.")
+    """Charts, tables and clips of an evaluation."""
+    metric, capacity = run.distortion.build().name, load_model(run.tokenizer, AdapTok).spec.block_capacity
+    qualities = [number.name for number in reports[0].numbers if number.name == "PSNR" or number.better == "lower"]
+    section.charts(*(quality_chart(curves(reports, RATE, name), RATE, name) for name in qualities))
+    section.table(*gap_table(gaps(reports, metric), metric))
+    section.note(
+        "Gaps lie between uniform lengths and the oracle at the tokens that a rule spent. A dash: uniform lengths are "
+        "as good as the oracle, or the rule spent more than the largest budget."
+    )
     section.numbers(reports)
     if not examples:
         return
@@ -264,13 +304,18 @@ def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/compare_allocators.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(EvaluationRun, argv, usage=usage)
     reports, examples = evaluate(run)
+    training = evaluate_training(run)
     if make_state().is_main_process:
         folder = Path(run.output_dir)
-        for report in reports:
-            report.save(folder / f"{report.title.replace(' @ ', '_')}.json")
+        for place, made in ((folder, reports), (folder / "training", training)):
+            for report in made:
+                report.save(place / f"{report.title.replace(' @ ', '_')}.json")
+        with write_atomically(folder / "summary.json") as temporary:
+            temporary.write_text(json.dumps(summary(run, reports, training), indent=2) + "\n")
         page = Page("Reconstruction", lead=f"{run.protocol}: every allocator at every budget.")
-        capacity = load_model(run.tokenizer, AdapTok).spec.block_capacity
-        add_to_page(page.section("Allocators"), reports, examples, capacity, fps=8)
+        add_to_page(page.section("Allocators"), run, reports, examples, fps=8)
+        if training:
+            page.section("Training clips").numbers(training)
         page.write(folder / "page.html")
         print(f"wrote {folder / 'page.html'}")
 

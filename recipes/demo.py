@@ -100,14 +100,14 @@ class Demo:
             "Bars are the tokens of each block of four frames. The joint program spends one budget over all clips: "
             "more where it predicts that they help, equal shares where it predicts nothing better."
         )
-        compare_allocators.add_to_page(section, reports, shown, capacity, FPS)
+        compare_allocators.add_to_page(section, reconstruction, reports, shown, FPS)
         generate.add_to_page(page.section("Samples of each class"), samples, per_class=6, fps=FPS, capacity=capacity)
         generate.add_to_page(page.section("Frame prediction"), predictions, per_class=6, fps=FPS, capacity=capacity)
         self._curves(page)
         page.write(self.output / "report.html")
         for report in (*reports, samples.report, predictions.report):
             report.save(self.output / "reports" / f"{report.title.replace(' @ ', '_').replace(' ', '_')}.json")
-        print("\n" + compare([r for r in reports if not r.title.startswith("oracle")]))
+        print("\n" + compare([r for r in reports if split_title(r.title)[0] not in compare_allocators.ORACLES]))
         print("\n" + compare([samples.report]))
         print("\n" + compare([predictions.report]))
         return self.output / "report.html"

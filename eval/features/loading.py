@@ -19,6 +19,7 @@ from genvid.checkpoint import fingerprint, load_model, load_weights, read_config
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier
 from genvid.eval.features.i3d import I3D
+from genvid.eval.features.transnet import load_transnet
 
 I3D_FILES = {
     "93daef59c7ae0e9e8f76225521407e60cbafa6aa": "i3d_torchscript.pt",
@@ -113,12 +114,12 @@ class ModuleFeatures(FeatureNetwork):
 
 
 def load_features(source: str | Path) -> FeatureNetwork:
-    """A file of I3D weights; a model folder or Hub id of a video classifier or of transformers' VideoMAE; or
-    `package.module:name`, a callable without arguments that gives a module (B, 3, T, H, W) in [-1, 1] -> (B,
-    num_features). ValueError in words otherwise."""
+    """A file of weights of I3D or (.npz) of TransNet V2; a model folder or Hub id of a video classifier or of
+    transformers' VideoMAE; or `package.module:name`, a callable without arguments that gives a module (B, 3, T, H, W)
+    in [-1, 1] -> (B, num_features). ValueError in words otherwise."""
     path, text = Path(source), str(source)
     if path.is_file():
-        return load_i3d(path)
+        return load_transnet(path) if path.suffix == ".npz" else load_i3d(path)
     if ":" in text and not path.exists():
         return _load_dotted(text)
     if not path.exists() and text.count("/") != 1:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from genvid.allocation.curves import check_curves, gains
+from genvid.allocation.per_clip import solve_clips
 from genvid.allocation.predictor import DistortionPredictor, predict_all_curves, predict_curves
 from genvid.allocation.program import BudgetError
 from genvid.allocation.solver import solve_budget
@@ -137,6 +138,9 @@ class JointAllocator:
 
     def _solve(self, curves: Tensor, sizes: Tensor, lengths: Tensor, block: int) -> Tensor:
         """Lengths from `block` on for what earlier blocks leave of the budget of each group."""
+        if self.group_size == 1:
+            left = whole_tokens(self.tokens_per_video) - lengths[:, :block].sum(1)
+            return solve_clips(curves[:, block:], sizes, left)
         solved = []
         for group, spent in zip(
             torch.split(curves[:, block:], self.group_size),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from genvid.allocation.curves import hull_slopes, running_minimum
+from genvid.allocation.per_clip import solve_clips
 from genvid.allocation.program import BudgetError
 from genvid.allocation.solver import solve_budget, solve_program
 
@@ -184,3 +185,24 @@ def test_hull_slopes_equal_a_slow_hull():
 
 def test_running_minimum_never_rises():
     assert running_minimum(torch.tensor([3.0, 4.0, 1.0, 2.0])).tolist() == [3, 3, 1, 1]
+
+
+@pytest.mark.parametrize("seed", range(21))
+def test_programs_of_single_clips_are_solved_together(seed):
+    rng = np.random.default_rng(seed)
+    clips, blocks, count = rng.integers(1, 5, 3)
+    curves = torch.tensor(make_curves(rng, KINDS[seed % len(KINDS)], clips * blocks, count)).view(clips, blocks, count)
+    if count > 1:
+        curves[:, 0, 0] = torch.inf
+    sizes = torch.tensor(np.sort(rng.choice(np.arange(1, 40), count, replace=False)))
+    least = int(blocks * sizes[0] + (sizes[1] - sizes[0] if count > 1 else 0))
+    budgets = torch.tensor(rng.integers(least, blocks * int(sizes[-1]) + 4, clips))
+    lengths = solve_clips(curves, sizes, budgets)
+    assert bool((lengths.sum(1) <= budgets).all())
+    values = curves.gather(2, torch.searchsorted(sizes, lengths)[..., None])[..., 0].sum(1)
+    for clip, value in enumerate(values.tolist()):
+        solution = solve_program(curves[clip], sizes, int(budgets[clip]))
+        assert value == pytest.approx(solution.value, abs=1e-12)
+        assert lengths[clip].sum() <= solution.spent
+    with pytest.raises(BudgetError):
+        solve_clips(curves, sizes, budgets.clone().fill_(least - 1))

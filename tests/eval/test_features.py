@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from genvid.checkpoint import load_model
+from genvid.checkpoint import CheckpointError, load_model
 from genvid.eval.features import loading as feature_networks
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.features.i3d import I3D
 from genvid.eval.features.loading import git_blob_id, load_features, load_i3d
+from genvid.eval.features.transnet import TransNetFeatures
+from genvid.eval.metrics.frechet import frechet_name
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
@@ -179,6 +182,50 @@ class MeanColour(nn.Module):
 
 def nothing() -> str:
     return "no module"
+
+
+@pytest.fixture(scope="module")
+def transnet_arrays() -> dict[str, np.ndarray]:
+    """Random weights under the names of the published file, parts behind the features among them."""
+    generator, arrays = np.random.default_rng(0), {"fc1.weight": np.zeros((1024, 4864), np.float16)}
+    for stage, (inputs, filters) in enumerate([(3, 16), (64, 32), (128, 64)]):
+        for block, channels in enumerate([inputs, 4 * filters]):
+            name = f"SDDCNN.{stage}.DDCNN.{block}"
+            for dilation in (1, 2, 4, 8):
+                shapes = [(2 * filters, channels, 1, 3, 3), (filters, 2 * filters, 3, 1, 1)]
+                for layer, shape in enumerate(shapes):
+                    values = generator.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape)
+                    arrays[f"{name}.Conv3D_{dilation}.layers.{layer}.weight"] = values.astype(np.float16)
+            statistics = {"weight": 1, "bias": 0, "running_mean": 0, "running_var": 1}
+            arrays |= {f"{name}.bn.{key}": np.full(4 * filters, value, np.float16) for key, value in statistics.items()}
+            arrays[f"{name}.bn.num_batches_tracked"] = np.array(0)
+    return arrays
+
+
+def test_transnet_is_read_with_the_published_names_and_sees_the_order_of_frames(
+    tmp_path: Path, transnet_arrays: dict[str, np.ndarray]
+) -> None:
+    np.savez(tmp_path / "transnet.npz", **transnet_arrays)
+    network = load_features(tmp_path / "transnet.npz")
+    assert isinstance(network, TransNetFeatures)
+    assert frechet_name(network).startswith("Frechet distance (TransNet V2 ")
+    clip = torch.rand(1, 3, 8, 54, 96) * 2 - 1
+    features = network(torch.cat([clip, clip[:, :, torch.randperm(8)]]))
+    assert features.shape == (2, network.num_features) == (2, 448)
+    torch.testing.assert_close(network(clip)[0], features[0], atol=1e-5, rtol=1e-4)
+    assert (features[0] - features[1]).abs().max() > 1e-3
+
+
+def test_files_that_are_not_transnet_are_refused_in_words(
+    tmp_path: Path, transnet_arrays: dict[str, np.ndarray]
+) -> None:
+    lacking = {name: array for name, array in transnet_arrays.items() if name != "SDDCNN.1.DDCNN.0.bn.bias"}
+    np.savez(tmp_path / "lacking.npz", **lacking)
+    with pytest.raises(CheckpointError, match=r"lacking\.npz does not fit .*missing 1\.DDCNN\.0\.bn\.bias"):
+        load_features(tmp_path / "lacking.npz")
+    (tmp_path / "text.npz").write_text("no arrays")
+    with pytest.raises(CheckpointError, match=r"text\.npz is no \.npz file of arrays"):
+        load_features(tmp_path / "text.npz")
 
 
 def test_dotted_paths(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
 from genvid.data.loader import load_batches, numbered_batches
 from genvid.eval import selection
+from genvid.eval.gaps import gap_table, gaps
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.recipes import calibrate, compare_allocators
-from genvid.recipes.compare_allocators import ALLOCATORS, gap_table
+from genvid.recipes.compare_allocators import ALLOCATORS
 from genvid.recipes.generate import GenerationRun, Samples, generate
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens.cache import CacheError, TokenCache
@@ -86,7 +87,7 @@ def evaluation(stages):
 
 
 def test_every_allocator_is_scored_at_every_budget(evaluation):
-    reports = {path.stem: Report.load(path) for path in evaluation.glob("*.json")}
+    reports = {path.stem: Report.load(path) for path in evaluation.glob("*_*.json")}
     assert set(reports) == {f"{name}_{budget}" for name in ALLOCATORS for budget in BUDGETS}
     for key, report in reports.items():
         values = {number.name: number.value for number in report.numbers}
@@ -106,16 +107,35 @@ def test_the_oracle_is_the_best_of_the_group_rules(evaluation):
         assert values["oracle"] <= values["uniform"] + 1e-9
 
 
+def test_a_summary_holds_gaps_a_frechet_distance_and_training_clips(stages):
+    changes = {"training": clips(), "training_clips": 16, "features": stages.path("classifier/export")}
+    rules = ["uniform", "clip", "clip_oracle"]
+    folder = stages.run("evaluation", "summarised", allocators=rules, shown=0, precision="bf16", **changes)
+    summary = json.loads((folder / "summary.json").read_text())
+    rows = {(row["rule"], row["budget"]): row for row in summary["rows"]}
+    assert set(rows) == {(rule, budget) for rule in rules for budget in BUDGETS}
+    for (rule, budget), row in rows.items():
+        report = Report.load(folder / f"{rule}_{budget:g}.json")
+        assert row["numbers"] == {number.name: number.value for number in report.numbers}
+        assert row["value"] == row["numbers"][summary["distortion"]]
+        assert any(name.endswith("real against real") for name in row["numbers"])
+        lengths = row["numbers"]["tokens per clip"]
+        assert lengths == row["spent"] <= budget
+    assert set(summary["training"]) == {f"uniform @ {budget}" for budget in BUDGETS}
+    assert summary["clips"] == 32
+    assert Report.load(folder / "training" / f"uniform_{BUDGETS[0]}.json").numbers[0].count == 16
+
+
 def test_an_evaluation_of_some_allocators_gives_the_same_numbers(stages, evaluation):
     some = stages.run("evaluation", "some_allocators", allocators=["joint", "uniform"], budgets=BUDGETS[:1], shown=0)
-    assert {path.stem for path in some.glob("*.json")} == {f"joint_{BUDGETS[0]}", f"uniform_{BUDGETS[0]}"}
-    for path in some.glob("*.json"):
+    assert {path.stem for path in some.glob("*_*.json")} == {f"joint_{BUDGETS[0]}", f"uniform_{BUDGETS[0]}"}
+    for path in some.glob("*_*.json"):
         again, whole = Report.load(path), Report.load(evaluation / path.name)
         assert [n.value for n in again.numbers] == pytest.approx([n.value for n in whole.numbers], rel=1e-6)
 
 
 def test_a_killed_evaluation_goes_on_and_groups_are_whole_in_two_processes(stages, evaluation, monkeypatch):
-    expected = {path.name: Report.load(path).numbers for path in evaluation.glob("*.json")}
+    expected = {path.name: Report.load(path).numbers for path in evaluation.glob("*_*.json")}
     run = config.load(compare_allocators.EvaluationRun, stages.write("evaluation", "evaluation_killed"))
     groups, original = [], compare_allocators.Allocated.__call__
 
@@ -198,24 +218,39 @@ def _report(title: str, value: float, tokens: float) -> Report:
 def test_a_gap_is_closed_where_there_is_one_and_at_equal_cost():
     reports = [
         _report("uniform @ 10", 4.0, 10),
-        _report("group @ 10", 3.5, 9.9),
-        _report("threshold @ 10", 3.0, 10.3),
+        _report("group @ 10", 3.5, 10),
+        _report("threshold @ 10", 3.0, 15),
+        _report("clip @ 10", 3.5, 10),
         _report("oracle @ 10", 2.0, 10),
-        _report("uniform @ 20", 1.0, 20),
-        _report("group @ 20", 1.0 - 1e-13, 20),
-        _report("threshold @ 20", 1.1, 20.1),
-        _report("oracle @ 20", 1.0 - 2e-13, 20),
+        _report("clip_oracle @ 10", 3.0, 10),
+        _report("uniform @ 20", 2.0, 20),
+        _report("group @ 20", 2.0 - 1e-13, 20),
+        _report("threshold @ 20", 1.5, 20.3),
+        _report("oracle @ 20", 2.0 - 2e-13, 20),
     ]
-    header, rows = gap_table(reports, "distance")
-    assert header == ["mean budget", "allocator", "tokens spent", "distance", "gap closed, %"]
-    assert {(row[1], row[0]): row[-1] for row in rows} == {
-        ("uniform", "10"): 0.0,
-        ("group", "10"): 25.0,
-        ("threshold", "10"): None,
-        ("oracle", "10"): 100.0,
-        **{(name, "20"): None for name in ("uniform", "group", "threshold", "oracle")},
+    rows = gaps(reports, "distance")
+    assert {(row.rule, row.budget): row.closed for row in rows} == {
+        ("uniform", 10): 0.0,
+        ("group", 10): 25.0,
+        ("threshold", 10): 0.0,
+        ("clip", 10): 50.0,
+        ("oracle", 10): 100.0,
+        ("clip_oracle", 10): 100.0,
+        **{(name, 20): None for name in ("uniform", "group", "threshold", "oracle")},
     }
-    assert [row[2] for row in rows[:4]] == [10, 9.9, 10.3, 10]
+    assert {row.rule: row.uniform for row in rows if row.budget == 10} == {
+        "uniform": 1.0,
+        "group": 1.25,
+        "threshold": 1.0,
+        "clip": 1.25,
+        "oracle": 2.0,
+        "clip_oracle": 1.5,
+    }
+    header, cells = gap_table(rows, "distance")
+    assert header[-2:] == ["gap closed, %", "uniform tokens for the same"]
+    assert cells[1] == ["10", "group", 10, 3.5, 25.0, 1.25]
+    header, _ = gap_table(gaps(reports[1:4], "distance"), "distance")
+    assert header == ["mean budget", "allocator", "tokens spent", "distance"]
 
 
 def _items_read(monkeypatch, module, reader) -> list[int]:
