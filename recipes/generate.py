@@ -134,7 +134,7 @@ class GenerationSession:
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
         self.about = self._about()
         self.folder = SampleFolder(Path(run.output_dir) / "samples", self.about, part=self.state.process_index)
-        self.writer = SampleWriter(self.fingerprint, model.layout.codebook_size, run.fps, run.format)
+        self.writer = SampleWriter(self.fingerprint, self.tokenizer.spec, run.fps, run.format)
 
     def _about(self) -> dict[str, Any]:
         """Settings that the samples depend on."""

@@ -37,6 +37,7 @@ ONLY_IN = {
     "transformers": {"ar", "generation", "eval"},
     "draccus": {"config"},
     "gradio": {"studio"},
+    "constriction": {"tokens"},
 }
 FORBIDDEN = {"torchvision", "timm", "lpips", "scipy", "sklearn", "deepspeed"}
 

@@ -16,7 +16,7 @@ from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import main, sampling
-from genvid.cli.coding import BudgetOptions, EncodeOptions, encode
+from genvid.cli.coding import EncodeOptions, encode
 from genvid.cli.evaluation import EvaluateOptions
 from genvid.cli.options import add_options, read_options
 from genvid.cli.sampling import SampleOptions
@@ -31,6 +31,8 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens.entropy import UniformCodes
+from genvid.tokens.file import read_token_file
 from genvid.tokens.rows import BlockLayout
 
 pytestmark = pytest.mark.gpu
@@ -121,10 +123,13 @@ def test_options_are_made_from_their_dataclass():
 
 def test_a_verb_is_called_from_python(models, video, tmp_path):
     tokenizer = str(models / "tokenizer")
-    run("encode", video, tmp_path / "a.npz", "--tokenizer", tokenizer, "--scorer", models / "scorer", "--tokens", 12)
-    budget = BudgetOptions(12, str(models / "scorer"))
-    encode(EncodeOptions((video,), tmp_path / "b.npz", tokenizer=tokenizer, budget=budget))
-    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
+    scorer = str(models / "scorer")
+    run(
+        *("encode", video, tmp_path / "a.tok", "--tokenizer", tokenizer),
+        *("--scorer", scorer, "--tokens-per-second", 24),
+    )
+    encode(EncodeOptions(video, tmp_path / "b.tok", tokenizer=tokenizer, scorer=scorer, tokens_per_second=24))
+    assert (tmp_path / "a.tok").read_bytes() == (tmp_path / "b.tok").read_bytes()
     with pytest.raises(ValueError, match="--class and --prompt exclude each other"):
         SampleOptions(model="m", tokenizer="t", output=tmp_path, class_="run", prompt=video)
     with pytest.raises(ValueError, match="--budget and --total exclude each other"):
@@ -149,12 +154,23 @@ def test_info(models, video, tmp_path, capsys):
     refused(capsys, "not a finished token cache", "info", tmp_path)
 
 
+def blocks_of(file, tokenizer):
+    """Kept codes of each block of a token file, and the frames of each segment."""
+    spec = load_model(tokenizer).spec
+    with read_token_file(file) as opened:
+        parts = list(opened.tokens(UniformCodes(spec)))
+    kept = [codes[keep].tolist() for _, part in parts for codes, keep in zip(part.codes[0], part.keep[0], strict=True)]
+    return kept, [segment.frames for segment, _ in parts]
+
+
 def test_encode_and_decode_a_video_longer_than_a_clip(models, video, tmp_path, capsys):
-    run("encode", video, tmp_path / "a.npz", "--tokenizer", models / "tokenizer")
-    assert "15 frames, 3 clips, 64 tokens" in capsys.readouterr().out  # 3 + 3 + 2 blocks of 8
-    run("info", tmp_path / "a.npz")
-    assert "1 videos, 15 frames, 8 blocks, 64 tokens" in capsys.readouterr().out
-    run("decode", tmp_path / "a.npz", tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
+    run("encode", video, tmp_path / "a.tok", "--tokenizer", models / "tokenizer")
+    said = capsys.readouterr().out
+    assert "15 frames, 8 blocks, 64 tokens" in said  # 3 + 3 + 2 blocks of 8
+    assert "the codes alone take 35 bytes packed, 128 as 16-bit numbers" in said
+    run("info", tmp_path / "a.tok")
+    assert "3 segments, 8 blocks, 64 tokens, 15 frames" in capsys.readouterr().out
+    run("decode", tmp_path / "a.tok", tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
     run("reconstruct", video, tmp_path / "both.mp4", "--tokenizer", models / "tokenizer")
     decoded, both = pixels(tmp_path / "a.mp4"), pixels(tmp_path / "both.mp4")
     assert decoded.shape == (15, 16, 16, 3)
@@ -163,46 +179,51 @@ def test_encode_and_decode_a_video_longer_than_a_clip(models, video, tmp_path, c
     assert np.abs(decoded - both[:, :, 16:]).mean() < 6  # but for compression, along the seam above all
 
 
-def test_budgets_are_shared_and_kept(models, video, tmp_path, capsys):
-    budget = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer", "--tokens", 12)
-    run("encode", video, video, tmp_path / "b.npz", *budget)
-    run("info", tmp_path / "b.npz")
-    stored = np.load(tmp_path / "b.npz")
-    assert set(stored["lengths"]) <= set(SIZES)
-    assert len(stored["lengths"]) == 16
-    assert stored["lengths"].sum() == len(stored["codes"]) <= 12 * 16 / 3  # twice 8 blocks, where a clip of 3 has 12
-    refused(capsys, "both --scorer and --tokens", "encode", video, tmp_path / "c.npz", *budget[:4])
-    refused(
-        capsys,
-        "3 tokens are too few for a clip of 3 blocks, which",
-        "encode",
-        video,
-        tmp_path / "c.npz",
-        *budget[:5],
-        3,
-    )
-    refused(capsys, "blocks of 512, 256", "encode", video, tmp_path / "c.npz", *budget, "--published")
+@pytest.mark.parametrize("scored", [False, True])
+def test_a_second_of_video_never_exceeds_its_tokens(models, video, tmp_path, capsys, scored):
+    tokenizer = ("--tokenizer", models / "tokenizer", *(("--scorer", models / "scorer") if scored else ()))
+    asked = ("encode", video, tmp_path / "a.tok", *tokenizer, "--tokens-per-second")
+    run(*asked, 25)
+    blocks, frames = blocks_of(tmp_path / "a.tok", models / "tokenizer")
+    lengths = [len(block) for block in blocks]
+    assert frames == [6, 6, 3]
+    assert all(sum(lengths[first:end]) <= 12 for first, end in ((0, 3), (3, 6)))  # half a second
+    assert sum(lengths[6:]) <= 8  # a third of a second: the last block is filled
+    assert not scored or set(lengths) <= set(SIZES)
+    (tmp_path / "a.tok").unlink()
+    refused(capsys, "tokens are too few for a clip of 3 blocks, which", *asked, 5)
+    refused(capsys, "--tokens-per-second is above 0", *asked, 0)
+    assert not scored or refused(capsys, "--scorer shares out a budget", *asked[:-1]) is None
+    assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
 
 
-def test_several_videos_decode_into_a_folder_by_their_own_tokenizer_only(models, video, tmp_path, capsys):
-    run("encode", video, video, tmp_path / "d.npz", "--tokenizer", models / "tokenizer")
-    tokens, tokenizer = tmp_path / "d.npz", ("--tokenizer", models / "tokenizer")
-    run("decode", tokens, tmp_path / "videos", *tokenizer)
-    names = [file.name for file in sorted((tmp_path / "videos").iterdir())]
-    assert names == ["0000-video.mp4", "0001-video.mp4"]
-    assert probe(tmp_path / "videos" / names[1]).frames == 15
-    refused(capsys, "must be a folder, got", "decode", tokens, tmp_path / "d.mp4", *tokenizer)
-    refused(
-        capsys,
-        "was not made from this tokenizer (tokenizer is",
-        "decode",
-        tokens,
-        tmp_path / "e",
-        "--tokenizer",
-        models / "other",
-    )
-    refused(capsys, "exists already", "decode", tokens, tmp_path / "videos", *tokenizer)
-    refused(capsys, "not a token file", "decode", video, tmp_path / "e", *tokenizer)
+def test_a_token_file_is_decoded_by_its_own_tokenizer_only(models, video, tmp_path, capsys):
+    run("encode", video, tmp_path / "d.tok", "--tokenizer", models / "tokenizer")
+    asked, other = ("decode", tmp_path / "d.tok", tmp_path / "d.mp4", "--tokenizer"), models / "other"
+    refused(capsys, "was not made from this tokenizer (tokenizer is", *asked, other)
+    refused(capsys, "not a token file", "decode", video, tmp_path / "e.mp4", *asked[3:], other)
+    refused(capsys, "must be a .mp4 file", *asked[:2], tmp_path / "d", *asked[3:], other)
+    refused(capsys, "must be a .tok file", "encode", video, tmp_path / "d.npz", *asked[3:], other)
+    (tmp_path / "old.npz").write_bytes(b"PK\3\4....")
+    refused(capsys, "of an earlier version (.npz)", "info", tmp_path / "old.npz")
+    run(*asked, models / "tokenizer")
+    refused(capsys, "exists already", *asked, models / "tokenizer")
+
+
+def test_a_cut_file_gives_everything_before_the_cut(models, video, tmp_path, capsys):
+    tokenizer = ("--tokenizer", models / "tokenizer")
+    run("encode", video, tmp_path / "a.tok", *tokenizer)
+    run("decode", tmp_path / "a.tok", tmp_path / "a.mp4", *tokenizer)
+    data = (tmp_path / "a.tok").read_bytes()
+    (tmp_path / "cut.tok").write_bytes(data[:-1])
+    run("info", tmp_path / "cut.tok")
+    assert "12 frames of 15: the file was cut" in capsys.readouterr().out
+    run("decode", tmp_path / "cut.tok", tmp_path / "cut.mp4", *tokenizer)
+    assert "was cut: it holds 12 of 15 frames" in capsys.readouterr().out
+    assert np.abs(pixels(tmp_path / "cut.mp4") - pixels(tmp_path / "a.mp4")[:12]).mean() < 3  # but for compression
+    (tmp_path / "cut.tok").write_bytes(data[:-60])
+    asked = ("decode", tmp_path / "cut.tok", tmp_path / "b.mp4", *tokenizer)
+    refused(capsys, "was cut before the end of its first", *asked)
 
 
 def calls_of(monkeypatch, method, *arguments, stop_after=None):
@@ -225,51 +246,38 @@ def calls_of(monkeypatch, method, *arguments, stop_after=None):
     return len(calls)
 
 
-@pytest.mark.parametrize("budget", [(), ("--tokens", 12)])
+@pytest.mark.parametrize("budget", [(), ("--tokens-per-second", 24)])
 def test_encoding_goes_on_after_an_interruption(models, video, tmp_path, monkeypatch, capsys, budget):
-    monkeypatch.setattr(budgets, "GROUP_SIZE", 2)
     scorer = ("--scorer", models / "scorer") if budget else ()
-    asked = ("encode", video, video, video, tmp_path / "a.npz", "--tokenizer", models / "tokenizer", *scorer, *budget)
+    asked = ("encode", video, tmp_path / "a.tok", "--tokenizer", models / "tokenizer", *scorer, *budget)
     run(*asked)
-    whole, said = np.load(tmp_path / "a.npz"), capsys.readouterr().out
-    (tmp_path / "a.npz").unlink()
-    calls_of(monkeypatch, "encode", *asked, stop_after=7)
-    assert not (tmp_path / "a.npz").exists()
-    # Of 9 clips, two pairs of three blocks and one of two are there already.
-    assert calls_of(monkeypatch, "encode", *asked) == 3
-    again = np.load(tmp_path / "a.npz")
-    assert all(np.array_equal(whole[name], again[name]) for name in whole)
+    whole, said = (tmp_path / "a.tok").read_bytes(), capsys.readouterr().out
+    (tmp_path / "a.tok").unlink()
+    calls_of(monkeypatch, "encode", *asked, stop_after=2)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tok.unfinished", "video.mp4"]
+    with (tmp_path / "a.tok.unfinished").open("ab") as stream:
+        stream.write(b"\3\6")  # a segment that a kill cut short
+    assert calls_of(monkeypatch, "encode", *asked) == 1  # of three clips
+    assert (tmp_path / "a.tok").read_bytes() == whole
     assert capsys.readouterr().out == said
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.npz", "video.mp4"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tok", "video.mp4"]
 
 
 def test_unfinished_work_on_something_else_is_refused(models, video, tmp_path, monkeypatch, capsys):
     scorer = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer")
-    asked = ("encode", video, tmp_path / "a.npz", *scorer, "--tokens")
-    calls_of(monkeypatch, "encode", *asked, 12, stop_after=1)
-    refused(capsys, "tokens is 12 there, 11 here", *asked, 11)
+    asked = ("encode", video, tmp_path / "a.tok", *scorer, "--tokens-per-second")
+    calls_of(monkeypatch, "encode", *asked, 24, stop_after=1)
+    refused(capsys, "made_from.tokens per second is 24.0 there, 23.0 here", *asked, 23)
     video.write_bytes(video.read_bytes() + b"x")
-    refused(capsys, "videos.0 video.mp4 is", *asked, 12)
-    assert [path.name for path in (tmp_path / "a.npz.unfinished").iterdir()] == ["about.json"]
+    refused(capsys, "made_from.video is", *asked, 24)
+    assert (tmp_path / "a.tok.unfinished").is_file()
 
 
 def test_names_that_are_not_unicode_are_spelled_out(models, video, tmp_path, capsys):
     strange = tmp_path / os.fsdecode(b"caf\xe9.mp4")
     video.rename(strange)
-    run("encode", strange, tmp_path / "a.npz", "--tokenizer", models / "tokenizer")
+    run("encode", strange, tmp_path / "a.tok", "--tokenizer", models / "tokenizer")
     assert "caf\\xe9.mp4: 15 frames" in capsys.readouterr().out
-    assert np.load(tmp_path / "a.npz")["names"].tolist() == ["caf\\xe9.mp4"]
-
-
-def test_decoding_several_videos_goes_on_after_an_interruption(models, video, tmp_path, monkeypatch):
-    tokenizer = ("--tokenizer", models / "tokenizer")
-    run("encode", video, video, tmp_path / "a.npz", *tokenizer)
-    asked = ("decode", tmp_path / "a.npz", tmp_path / "videos", *tokenizer)
-    calls_of(monkeypatch, "decode", *asked, stop_after=4)
-    assert not (tmp_path / "videos").exists()
-    assert calls_of(monkeypatch, "decode", *asked) == 3
-    assert [file.name for file in sorted((tmp_path / "videos").iterdir())] == ["0000-video.mp4", "0001-video.mp4"]
-    assert not list(tmp_path.glob("*.unfinished"))
 
 
 def test_memory_does_not_grow_with_the_length_of_a_video(models, tmp_path, monkeypatch):
@@ -280,16 +288,15 @@ def test_memory_does_not_grow_with_the_length_of_a_video(models, tmp_path, monke
     most = {}
     for method in ("encode", "decode"):
         watch(monkeypatch, method, most)
-    budget = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer", "--tokens", 12)
-    run("encode", tmp_path / "long.mp4", tmp_path / "a.npz", *budget)
-    assert most.pop("encode") <= 4
-    run("decode", tmp_path / "a.npz", tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
+    tokenizer = ("--tokenizer", models / "tokenizer")
+    run("encode", tmp_path / "long.mp4", tmp_path / "a.tok", *tokenizer, "--tokens-per-second", 24)
+    assert most.pop("encode") <= 2
+    run("decode", tmp_path / "a.tok", tmp_path / "a.mp4", *tokenizer)
     assert most.pop("decode") <= 2
-    run("reconstruct", tmp_path / "long.mp4", tmp_path / "both.mp4", *budget)
+    budget = ("--scorer", models / "scorer", "--tokens", 12)
+    run("reconstruct", tmp_path / "long.mp4", tmp_path / "both.mp4", *tokenizer, *budget)
     assert (most["encode"] <= 4, most["decode"] <= 2) == (True, True)
-    both = pixels(tmp_path / "both.mp4")
-    assert both.shape == (119, 16, 32, 3)
-    assert np.abs(both[:, :, 16:] - pixels(tmp_path / "a.mp4")).mean() < 6
+    assert pixels(tmp_path / "both.mp4").shape == (119, 16, 32, 3)
 
 
 def watch(monkeypatch, method, most):
@@ -326,7 +333,7 @@ def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
     assert pixels(tmp_path / "whole" / "00000.mp4").shape == (6, 16, 16, 3)
     assert pixels(tmp_path / "whole" / "contact_sheet.png").shape == (1, 3 * 18, 6 * 18, 3)
     assert (tmp_path / "whole" / "page.html").read_text().count("<video") == 3
-    run("decode", tmp_path / "whole/tokens/00001.npz", tmp_path / "again.mp4", "--tokenizer", models / "tokenizer")
+    run("decode", tmp_path / "whole/tokens/00001.tok", tmp_path / "again.mp4", "--tokenizer", models / "tokenizer")
     assert pixels(tmp_path / "again.mp4").shape == pixels(tmp_path / "whole" / "00001.mp4").shape
 
 
@@ -346,8 +353,8 @@ def test_sampled_videos_keep_their_budget(models, tmp_path, capsys):
     refused(capsys, "none of the sizes", *asked, *output, "--lengths", *lengths[:2], 999)
 
 
-def codes_of(folder, count):
-    return [np.load(folder / "tokens" / f"{i:05d}.npz")["codes"].tolist() for i in range(count)]
+def codes_of(folder, count, tokenizer):
+    return [blocks_of(folder / "tokens" / f"{i:05d}.tok", tokenizer)[0] for i in range(count)]
 
 
 @pytest.mark.parametrize("budget", [("--total", 40), ("--budget", 12), ()], ids=str)
@@ -358,7 +365,11 @@ def test_the_batch_size_is_memory_not_results(models, tmp_path, budget):
         run(*asked, "--count", 6, "--top-p", 0.9, *budget, *output)
     lines = index(tmp_path / "1")
     assert lines == index(tmp_path / "3") == index(tmp_path / "6")
-    assert codes_of(tmp_path / "1", 6) == codes_of(tmp_path / "3", 6) == codes_of(tmp_path / "6", 6)
+    assert (
+        codes_of(tmp_path / "1", 6, models / "tokenizer")
+        == codes_of(tmp_path / "3", 6, models / "tokenizer")
+        == codes_of(tmp_path / "6", 6, models / "tokenizer")
+    )
     if budget:
         assert sum(sum(line["tokens"]) for line in lines) <= budget[1] * (6 if budget[0] == "--budget" else 1)
 
@@ -566,9 +577,8 @@ def test_transformers_samples_the_same_rows(models, tmp_path, capsys):
     run(*asked, "--count", 3, "--output", tmp_path / "ours")
     run(*asked, "--count", 3, "--engine", "transformers", "--output", tmp_path / "theirs")
     assert index(tmp_path / "ours") == index(tmp_path / "theirs")
-    for i in range(3):
-        ours, theirs = (np.load(tmp_path / name / "tokens" / f"{i:05d}.npz")["codes"] for name in ("ours", "theirs"))
-        assert np.array_equal(ours, theirs)
+    ours, theirs = (codes_of(tmp_path / name, 3, models / "tokenizer") for name in ("ours", "theirs"))
+    assert ours == theirs
     output = ("--output", tmp_path / "none", "--engine", "transformers")
     refused(capsys, "transformers cannot plan a budget", *asked, *output, "--budget", 100)
     refused(capsys, "without guidance", *asked, *output, "--guidance", 1.5)

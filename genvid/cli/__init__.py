@@ -2,7 +2,7 @@
 
 Each verb is a function of one dataclass of options, and can be called from Python with it:
 
-    encode(EncodeOptions((Path("a.mp4"),), Path("a.npz"), tokenizer="tokenizer/export"))
+    encode(EncodeOptions(Path("a.mp4"), Path("a.tok"), tokenizer="tokenizer/export"))
 
 Training is done by recipes (recipes/): it has more choices than a command line holds.
 """

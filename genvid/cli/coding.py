@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field, replace
+from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from genvid.allocation import Allocator, Budget
-from genvid.allocation.budget import budget_groups
+from genvid.api import Tokenizer, load
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.clips import read_clips, to_uint8
-from genvid.data.video import VideoInfo, probe, video_writer
+from genvid.data.video import frame_rate, probe, video_writer
 from genvid.device import device
 from genvid.files import readable, sha256
-from genvid.pieces import Pieces
 from genvid.tokenizer.budgets import token_budget
-from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
-from genvid.tokens.file import (
-    KeptCodes,
-    TokenizedVideo,
-    read_tokens,
-    token_file_info,
-    write_tokens,
-)
-
-Videos = list[tuple[Path, VideoInfo]]
-"""Files, with their probed properties."""
+from genvid.tokens.entropy import UniformCodes
+from genvid.tokens.file import read_token_file, resume_token_file
+from genvid.tokens.header import Header, TokenFileError
 
 
 @dataclass(frozen=True)
@@ -66,14 +55,23 @@ class BudgetOptions:
 class EncodeOptions:
     """Options of `encode`."""
 
-    videos: tuple[Path, ...]
-    """Video files."""
+    video: Path
+    """Video file."""
     output: Path
-    """New token file (.npz)."""
+    """New token file (.tok)."""
     _: KW_ONLY
     tokenizer: str
     """Model folder or Hub id."""
-    budget: BudgetOptions = field(default_factory=BudgetOptions)
+    scorer: str | None = None
+    """Scorer of the AdapTok tokenizer: model folder or Hub id (default: that in the tokenizer's folder, if any)."""
+    tokens_per_second: float | None = None
+    """Most tokens of a second of video, never exceeded (default: all are kept)."""
+
+    def __post_init__(self) -> None:
+        if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
+            raise ValueError(f"--tokens-per-second is above 0, got {self.tokens_per_second:g}")
+        if self.scorer is not None and self.tokens_per_second is None:
+            raise ValueError("--scorer shares out a budget: give --tokens-per-second, or leave it out")
 
 
 @dataclass(frozen=True)
@@ -81,12 +79,12 @@ class DecodeOptions:
     """Options of `decode`."""
 
     tokens: Path
-    """Token file (.npz)."""
+    """Token file (.tok)."""
     output: Path
-    """New video (.mp4), or new folder if the token file holds several videos."""
+    """New video (.mp4)."""
     _: KW_ONLY
     tokenizer: str
-    """Model folder or Hub id of the tokenizer that encoded the videos."""
+    """Model folder or Hub id of the tokenizer that encoded the video."""
 
 
 @dataclass(frozen=True)
@@ -104,56 +102,51 @@ class ReconstructOptions:
 
 
 def encode(options: EncodeOptions) -> None:
-    """Encode videos into one token file.
+    """Encode a video into a token file.
 
-    Finished groups of clips lie beside it until all are finished, so the same command resumes after an interruption.
+    Until it is complete the file is called OUTPUT.unfinished; the same command goes on with it after an interruption.
     """
-    output = new_output(options.output, ".npz")
-    videos: Videos = [(path, probe(path)) for path in options.videos]
-    tokenizer = open_tokenizer(options.tokenizer)
-    budget = options.budget.build(tokenizer)
-    if tokenizer.spec.codebook_size is None:
-        raise ValueError(
-            f"{options.tokenizer} is a continuous tokenizer, which has no codes to store: give a discrete one"
-        )
-    scorer, made_by = options.budget.scorer, fingerprint(resolve(options.tokenizer))
-    about = {
-        "tokenizer": made_by,
-        "scorer": scorer and fingerprint(resolve(scorer)),
-        "tokens": options.budget.tokens,
-        "published": options.budget.published,
-        "videos": {f"{number} {readable(path.name)}": sha256(path)[:16] for number, (path, _) in enumerate(videos)},
-    }
-    pieces = Pieces(f"{output}.unfinished", about)
-    tokenized = _encode(tokenizer, budget, videos, pieces)
-    write_tokens(output, tokenized, tokenizer=made_by, codebook_size=tokenizer.spec.codebook_size)
-    pieces.remove()
-    for (path, found), video in zip(videos, tokenized, strict=True):
-        print(f"{readable(path)}: {found.frames} frames, {len(video.clips)} clips, {video.num_tokens} tokens")
+    output, info = new_output(options.output, ".tok"), probe(options.video)
+    tokenizer = _open_coder(options.tokenizer, options.scorer)
+    spec, rate = tokenizer.model.spec, frame_rate(info.fps)
+    clips = clip_frames(info.frames, spec)
+    allocators = {frames: _clip_allocator(tokenizer, options.tokens_per_second, frames, rate) for frames in set(clips)}
+    model = UniformCodes(spec)
+    maker = (Path(options.tokenizer).name, fingerprint(resolve(options.tokenizer)))
+    header = Header.of(spec, info.frames, rate, tokenizer=maker, codes=model.record)
+    made_from: dict[str, object] = {"video": sha256(options.video)[:16]}
+    if options.tokens_per_second is not None:
+        made_from["tokens per second"] = float(options.tokens_per_second)
+        if tokenizer.predictor is not None:
+            made_from["scorer"] = fingerprint(resolve(options.scorer or resolve(options.tokenizer) / "scorer"))
+    with resume_token_file(output, replace(header, made_from=made_from), model) as writer:
+        coded = tqdm(zip(clips, read_clips(options.video, info, spec), strict=True), total=len(clips), unit="clip")
+        end = 0
+        for frames, clip in coded:
+            end += frames
+            if end > writer.frames:
+                tokens = _encode_clip(tokenizer.model, clip, allocators[frames])
+                writer.append(_cut([tokens], allocators[frames]), frames)
+    _print_sizes(output, readable(options.video))
 
 
+@torch.no_grad()
 def decode(options: DecodeOptions) -> None:
-    """Decode a token file into a video, or into a folder of videos.
-
-    The same command resumes a folder after an interruption: finished videos are not decoded again.
-    """
-    found = token_file_info(options.tokens)
-    output = new_output(options.output, ".mp4" if found.videos == 1 else "")
-    tokenizer, made_by = open_tokenizer(options.tokenizer), fingerprint(resolve(options.tokenizer))
-    videos = read_tokens(options.tokens, tokenizer.spec, tokenizer=made_by)
-    with tqdm(total=sum(len(video.clips) for video in videos), desc="decoding", unit="clip") as bar:
-        if found.videos == 1:
-            _print_restart(output)
-            _decode(tokenizer, videos[0], output, bar)
-            return
-        pieces = Pieces(f"{output}.unfinished", {"tokenizer": made_by, "tokens": sha256(options.tokens)[:16]})
-        for number, video in enumerate(videos):
-            file = pieces.folder / f"{number:04d}-{Path(video.name).stem}.mp4"
-            if file.exists():
-                bar.update(len(video.clips))
-            else:
-                _decode(tokenizer, video, file, bar)
-        pieces.become(output)
+    """Decode a token file into a video. Of a file that was cut, everything before the cut is decoded."""
+    output = new_output(options.output, ".mp4")
+    tokenizer = open_tokenizer(options.tokenizer)
+    with read_token_file(options.tokens) as file:
+        file.check_tokenizer(tokenizer.spec, fingerprint(resolve(options.tokenizer)))
+        frames, _ = file.whole()
+        if not frames:
+            raise TokenFileError(f"{options.tokens} was cut before the end of its first segment: copy it again")
+        if frames < file.header.frames:
+            print(f"{readable(options.tokens)} was cut: it holds {frames} of {file.header.frames} frames")
+        _print_restart(output)
+        with video_writer(output, file.header.fps) as append, tqdm(total=frames, unit="frame") as bar:
+            for segment, tokens in file.tokens(UniformCodes(tokenizer.spec)):
+                append(_pixels(tokenizer, tokens)[:, : segment.frames])
+                bar.update(segment.frames)
 
 
 @torch.no_grad()
@@ -162,16 +155,17 @@ def reconstruct(options: ReconstructOptions) -> None:
     output = new_output(options.output, ".mp4")
     path, found = options.video, probe(options.video)
     tokenizer = open_tokenizer(options.tokenizer)
-    blocks = _clip_blocks([(path, found)], tokenizer.spec)
+    spec = tokenizer.spec
+    blocks = [spec.num_blocks(spec.filled(frames)) for frames in clip_frames(found.frames, spec)]
     budget = options.budget.build(tokenizer)
     allocators: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
     if budget is not None:
         allocators = [*budget.video_allocators(blocks)]
-    if tokenizer.spec.max_blocks is None and len(blocks) > 1:
+    if spec.max_blocks is None and len(blocks) > 1:
         parts = f"{len(blocks)} clips of at most {max(blocks)}, each by itself"
         print(f"{readable(path)}: {sum(blocks)} blocks, coded in {parts}")
     _print_restart(output)
-    clips, left, number = read_clips(path, found, tokenizer.spec), found.frames, 0
+    clips, left, number = read_clips(path, found, spec), found.frames, 0
     with video_writer(output, found.fps) as append, tqdm(total=len(blocks), desc="coding", unit="clip") as bar:
         for size, allocator in allocators:
             group = list(islice(clips, size))
@@ -206,51 +200,38 @@ def open_tokenizer(source: str) -> VideoTokenizer:
     return tokenizer
 
 
-def _clip_blocks(videos: Videos, spec: TokenizerSpec) -> list[int]:
-    """Blocks of every clip of all videos, in order."""
-    return [spec.num_blocks(spec.filled(n)) for _, found in videos for n in clip_frames(found.frames, spec)]
+def _open_coder(source: str, scorer: str | None) -> Tokenizer:
+    """A discrete tokenizer with its scorer, which makes its allocators."""
+    opened = load(source, scorer=scorer)
+    if not isinstance(opened, Tokenizer):
+        raise ValueError(f"{source} holds no tokenizer: give the folder or Hub id of one")
+    return opened
 
 
-@torch.no_grad()
-def _encode(tokenizer: VideoTokenizer, budget: Budget | None, videos: Videos, pieces: Pieces) -> list[TokenizedVideo]:
-    """All videos. Memory holds the kept codes, and the complete clips of unfinished groups."""
-    spec = tokenizer.spec
-    blocks = _clip_blocks(videos, spec)
-    groups = budget_groups(blocks)
-    group_of = {clip: number for number, group in enumerate(groups) for clip in group}
-    waiting = defaultdict[int, list[BlockTokens]](list)
-    clips = (clip for path, found in videos for clip in read_clips(path, found, spec))
-    for clip, video in enumerate(tqdm(clips, total=len(blocks), desc="encoding", unit="clip")):
-        number = group_of[clip]
-        if str(number) in pieces:
-            continue
-        allocator = None if budget is None else budget.allocator(blocks[clip])
-        waiting[number].append(_encode_clip(tokenizer, video, allocator))
-        if len(waiting[number]) == len(groups[number]):
-            tokens = _cut(waiting.pop(number), allocator)
-            assert tokens.codes is not None
-            pieces.save(str(number), {"codes": tokens.codes[tokens.keep].int(), "lengths": tokens.lengths.int()})
-    return list(_collect(videos, spec, groups, pieces))
+def _clip_allocator(tokenizer: Tokenizer, rate: float | None, frames: int, fps: Fraction) -> Allocator | None:
+    """The allocator of clips of so many frames, which keeps at most `rate` tokens a second of each; None: all.
+
+    The frames that fill the last block of a video count.
+    """
+    if rate is None:
+        return None
+    spec = tokenizer.model.spec
+    filled = spec.filled(frames)
+    longest = filled if spec.max_blocks is None else spec.longest_clip(spec.max_blocks)
+    return tokenizer.allocator(math.floor(Fraction(rate) * longest / fps), spec.num_blocks(filled))
 
 
-def _collect(videos: Videos, spec: TokenizerSpec, groups: list[list[int]], pieces: Pieces) -> Iterator[TokenizedVideo]:
-    """The videos, joined from the pieces of all groups."""
-    stored = np.uint16 if (spec.codebook_size or 0) <= 2**16 else np.int32
-    codes, lengths = dict[int, NDArray[Any]](), dict[int, NDArray[Any]]()
-    for number, group in enumerate(groups):
-        piece = pieces.load(str(number))
-        kept = torch.split(piece["codes"], piece["lengths"].sum(1).tolist())
-        codes |= zip(group, (part.numpy().astype(stored) for part in kept), strict=True)
-        lengths |= zip(group, piece["lengths"].numpy(), strict=True)
-    first = 0
-    for path, found in videos:
-        own = range(first, first + len(clip_frames(found.frames, spec)))
-        its_codes = np.concatenate([codes.pop(clip) for clip in own])
-        its_lengths = [lengths.pop(clip) for clip in own]
-        blocks = [len(clip) for clip in its_lengths]
-        kept_codes = KeptCodes(its_codes, np.concatenate(its_lengths), blocks, spec.block_capacity)
-        yield TokenizedVideo(readable(path.name), found.frames, found.fps, kept_codes)
-        first += len(own)
+def _print_sizes(file: Path, name: str) -> None:
+    """Size of a token file beside that of plain codes."""
+    with read_token_file(file) as opened:
+        header, count = opened.header, opened.count()
+    packed = math.ceil(count.tokens * math.log2(header.codebook_size) / 8)
+    rate = 8 * count.payload_bytes * header.fps / header.frames
+    print(f"{name}: {header.frames} frames, {count.blocks} blocks, {count.tokens} tokens")
+    print(
+        f"{readable(file)}: {file.stat().st_size} bytes, {rate / 1000:.2f} kbit/s of tokens; the codes alone take "
+        f"{packed} bytes packed, {2 * count.tokens} as 16-bit numbers"
+    )
 
 
 def _encode_clip(tokenizer: VideoTokenizer, clip: Tensor, allocator: Allocator | None) -> BlockTokens:
@@ -263,17 +244,6 @@ def _cut(clips: list[BlockTokens], allocator: Allocator | None) -> BlockTokens:
     """Join clips that share a budget, cut them and drop their features."""
     tokens = BlockTokens.concatenate(clips)
     return tokens if allocator is None else replace(allocator(tokens.to(device())).to("cpu"), features=None)
-
-
-def _decode(tokenizer: VideoTokenizer, video: TokenizedVideo, file: Path, bar: tqdm[NoReturn]) -> None:
-    """Write a video clip by clip."""
-    left = video.frames
-    with video_writer(file, video.fps) as append:
-        for clip in video.clips:
-            pixels = _pixels(tokenizer, clip)[:, :left]
-            append(pixels)
-            left -= pixels.shape[1]
-            bar.update()
 
 
 def _pixels(tokenizer: VideoTokenizer, tokens: BlockTokens) -> Tensor:

@@ -13,7 +13,7 @@ from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config,
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
 from genvid.tokens.cache import FINGERPRINT, UNFINISHED, TokenCache
-from genvid.tokens.file import token_file_info
+from genvid.tokens.file import read_token_file
 from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, newest_complete
 from genvid.train.run import read_journal
 
@@ -30,7 +30,7 @@ def info(options: InfoOptions) -> None:
     """Describe a model folder, run folder, token cache, token file or video."""
     path = Path(options.source)
     if path.is_file():
-        lines = _token_file(path) if path.suffix == ".npz" else _video(path)
+        lines = _token_file(path) if path.suffix in (".tok", ".npz") else _video(path)
     elif (path / "config.yaml").is_file():
         lines = _training_run(path)
     elif (path / FINGERPRINT).is_file() or (path / UNFINISHED).is_file():
@@ -45,9 +45,17 @@ def info(options: InfoOptions) -> None:
 
 
 def _token_file(path: Path) -> dict[str, Any]:
-    about = token_file_info(path)
-    size = f"{about.videos} videos, {about.frames} frames, {about.blocks} blocks, {about.tokens} tokens"
-    return {"token file": path, "holds": size, "made by tokenizer": about.tokenizer}
+    with read_token_file(path) as file:
+        header, count = file.header, file.count()
+    cut = "" if count.frames == header.frames else f" of {header.frames}: the file was cut"
+    return {
+        "token file": path,
+        "video": f"{header.width} x {header.height} pixels, {header.fps:g} frames a second",
+        "holds": f"{count.segments} segments, {count.blocks} blocks, {count.tokens} tokens, {count.frames} frames{cut}",
+        "size": f"{path.stat().st_size} bytes, {count.payload_bytes} of them tokens",
+        "codes": header.codes["type"],
+        "made by tokenizer": f"{header.tokenizer} ({header.fingerprint})",
+    }
 
 
 def _video(path: Path) -> dict[str, Any]:

@@ -131,7 +131,7 @@ def sample(options: SampleOptions) -> None:
     condition = _condition(options, model)
     about = _about(options, condition)
     fps = options.fps or (FPS if options.prompt is None else probe(options.prompt).fps)
-    writer = SampleWriter(about["tokenizer"], model.layout.codebook_size, fps, options.format)
+    writer = SampleWriter(about["tokenizer"], tokenizer.spec, fps, options.format)
     samples = SampleFolder(options.output, about)
     if len(samples.samples()) < options.count:
         make = _sample if options.frames is None else _continue

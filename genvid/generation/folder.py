@@ -2,7 +2,7 @@
 
 about.json            everything that the samples depend on
 00012.mp4             or .npz (frames: (T, H, W, 3) uint8), or a folder of PNG frames
-tokens/00012.npz      a token file, which `genvid decode` reads
+tokens/00012.tok      a token file, which `genvid decode` reads
 index.jsonl           a line for each sample, in order: number, file, seed, condition, budget, tokens of each block
 
 Every file is written under a temporary name and renamed. A sample is complete once its line is in the index of its
@@ -36,7 +36,9 @@ from genvid.generation.engine.scheduler import RowEngine
 from genvid.generation.pipeline import Job, stream
 from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
-from genvid.tokens.file import TokenizedVideo, read_tokens, write_tokens
+from genvid.tokens.entropy import UniformCodes
+from genvid.tokens.file import VERSION, TokenWriter, read_token_file
+from genvid.tokens.header import Header
 
 Writer = Callable[[Path, Iterable[Tensor], float], None]
 """Path, consecutive parts (3, T, H, W) uint8, frames per second."""
@@ -96,7 +98,7 @@ class SampleWriter:
 
     tokenizer: str
     """Fingerprint of the tokenizer's folder."""
-    codebook_size: int
+    spec: TokenizerSpec
     fps: float
     format: str = "mp4"
 
@@ -119,9 +121,11 @@ class SampleWriter:
     def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
         """Write a video and a file of its tokens; the name of the video's file."""
         name = self.write_video(folder, number, video)
-        tokenized = TokenizedVideo(name, video.shape[1], self.fps, [tokens])
-        path = folder / "tokens" / f"{number:05d}.npz"
-        write_tokens(path, [tokenized], tokenizer=self.tokenizer, codebook_size=self.codebook_size)
+        model, frames = UniformCodes(self.spec), video.shape[1]
+        maker = ("sampled", self.tokenizer)
+        header = Header.of(self.spec, frames, frame_rate(self.fps), tokenizer=maker, codes=model.record)
+        with write_atomically(folder / "tokens" / f"{number:05d}.tok") as temporary, temporary.open("wb") as stream:
+            TokenWriter(stream, header, model).append(tokens, frames)
         return name
 
 
@@ -131,7 +135,7 @@ class SampleFolder:
     def __init__(self, path: str | Path, about: Mapping[str, Any], *, part: int = 0) -> None:
         """Check the folder; write nothing. SampleFolderError if it holds other files or samples with another `about`,
         ProvenanceError if the records in "made_from" differ."""
-        self.path, self._about = Path(path), json.loads(json.dumps(about))
+        self.path, self._about = Path(path), json.loads(json.dumps({**about, "token files": VERSION}))
         self._part, self._begun = self.path / f"index.{part}.jsonl", False
         file = self.path / "about.json"
         if self.path.exists() and (not self.path.is_dir() or (not file.exists() and _has_files(self.path))):
@@ -181,7 +185,9 @@ class SampleFolder:
 
     def tokens(self, number: int, spec: TokenizerSpec, *, tokenizer: str) -> BlockTokens:
         """Tokens of a sample."""
-        return read_tokens(self.path / "tokens" / f"{number:05d}.npz", spec, tokenizer=tokenizer)[0].clips[0]
+        with read_token_file(self.path / "tokens" / f"{number:05d}.tok") as file:
+            file.check_tokenizer(spec, tokenizer)
+            return next(tokens for _, tokens in file.tokens(UniformCodes(spec)))
 
 
 def fill(

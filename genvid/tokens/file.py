@@ -1,145 +1,333 @@
-"""Token files: whole videos as the kept codes of their clips, in one .npz, for the tokenizer that made them.
+"""Token files (.tok): the tokens of one video in segments, written and read as a stream (docs/format.md).
 
-A video is cut into consecutive clips of `TokenizerSpec.max_blocks` blocks, or of `LONGEST_CLIP` for a tokenizer without
-a limit. Where it ends within a block, its last frame is repeated to fill the block, and decoding leaves these frames
-out. Reading and writing hold the kept codes in memory and nothing else.
+    signature | header | segment | segment | ...
+    segment = blocks, frames, bytes of the payload | checksum | payload
 
-codes      kept codes of all blocks of all videos, one after another: uint16, or int32 for large codebooks
-lengths    kept codes of each block
-names, frames, fps      of each video
-tokenizer  fingerprint of the tokenizer's model folder
+Segments are coded independently of each other; one of no blocks is a piece of the audio. Any bytes are read or refused
+with TokenFileError, a segment at a time: a file of any size takes no more memory than `MOST_PAYLOAD` and
+`MOST_POSITIONS` allow.
 """
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Sequence
+import json
+import os
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from genvid.files import write_atomically
+from genvid import config as configuration
 from genvid.provenance import check_made_from
-from genvid.tokens.blocks import BlockTokens, TokenizerSpec, clip_frames
+from genvid.tokens.blocks import BlockTokens, TokenizerSpec
+from genvid.tokens.entropy import CodeModel, EntropyError
+from genvid.tokens.header import Header, TokenFileError
+from genvid.tokens.payload import pack_codes, unpack_codes, unpack_lengths
 
-
-class TokenFileError(ValueError):
-    """A token file that cannot be read or written."""
+SIGNATURE = b"\x89TOK\r\n\x1a"
+VERSION = 1
+MOST_HEADER, MOST_PAYLOAD = 2**16, 2**24
+"""Bytes."""
+MOST_POSITIONS = 2**20
+"""Positions of the blocks of a segment."""
+_AUDIO_PIECE = 2**20
+_ROWS = 64
+"""Segments that are decoded side by side, at most."""
 
 
 @dataclass(frozen=True)
-class TokenizedVideo:
-    """A video as tokens."""
+class Segment:
+    """Consecutive blocks of a video."""
 
-    name: str
+    start: int
+    """Index of its first frame."""
     frames: int
-    fps: float
-    clips: Sequence[BlockTokens]
-    """Consecutive clips, each a BlockTokens of one video."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Kept tokens of all clips."""
-        return sum(int(clip.keep.sum()) for clip in self.clips)
+    """Frames of the video; where these do not fill its blocks, decoding gives more."""
+    blocks: int
+    payload: bytes
 
 
 @dataclass(frozen=True)
-class TokenFileInfo:
-    """Contents of a token file, counted without its tokenizer."""
+class TokenCount:
+    """Numbers of the whole segments of a file."""
 
-    tokenizer: str
-    videos: int
+    segments: int
     frames: int
     blocks: int
     tokens: int
+    payload_bytes: int
+    """Of the blocks, without the audio and the heads of segments."""
 
 
-class KeptCodes(Sequence[BlockTokens]):
-    """Consecutive clips by the codes that they keep: two to four bytes a token, where whole blocks take nine a slot."""
+class _Head(NamedTuple):
+    """The numbers before a payload, and where that begins."""
 
-    def __init__(self, codes: NDArray[Any], lengths: NDArray[Any], blocks: Sequence[int], capacity: int) -> None:
-        """Kept codes (N,) and their number in each block, one block after another; `blocks` of each clip."""
-        self._codes, self._lengths, self._capacity = codes, lengths, capacity
-        self._blocks = [0, *accumulate(blocks)]
-        self._starts = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
+    blocks: int
+    frames: int
+    size: int
+    checksum: int
+    begin: int
 
-    def __len__(self) -> int:
-        return len(self._blocks) - 1
-
-    def __getitem__(self, clip: int) -> BlockTokens:  # type: ignore[override]
-        first, end = self._blocks[clip], self._blocks[clip + 1]  # IndexError ends an iteration
-        lengths = torch.from_numpy(self._lengths[first:end].astype(np.int64))
-        keep = torch.arange(self._capacity) < lengths[None, :, None]
-        codes = torch.zeros(keep.shape, dtype=torch.int64)
-        codes[keep] = torch.from_numpy(self._codes[self._starts[first] : self._starts[end]].astype(np.int64))
-        return BlockTokens(keep=keep, codes=codes)
+    @property
+    def end(self) -> int:
+        return self.begin + self.size
 
 
-def write_tokens(path: str | Path, videos: Sequence[TokenizedVideo], *, tokenizer: str, codebook_size: int) -> None:
-    """Write a token file. `tokenizer` is the fingerprint of the tokenizer's model folder."""
-    stored = np.uint16 if codebook_size <= 2**16 else np.int32
-    codes, lengths = [], []
-    for clip in (clip for video in videos for clip in video.clips):
-        if clip.codes is None:
-            raise TokenFileError("a token file holds codes; a continuous tokenizer has none")
-        codes.append(clip.codes[clip.keep].cpu().numpy().astype(stored))
-        lengths.append(clip.lengths.flatten().cpu().numpy().astype(np.int32))
-    with write_atomically(path) as temporary, temporary.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            codes=np.concatenate(codes),
-            lengths=np.concatenate(lengths),
-            names=np.array([video.name for video in videos]),
-            frames=np.array([video.frames for video in videos]),
-            fps=np.array([video.fps for video in videos]),
-            tokenizer=np.array(tokenizer),
-        )
+class TokenWriter:
+    """Appends segments to a stream, each of which is flushed."""
+
+    def __init__(self, stream: BinaryIO, header: Header, model: CodeModel) -> None:
+        """Writes the header at the beginning of a stream; a stream that is continued has it already."""
+        self._stream, self.header, self.model = stream, header, model
+        self.frames = 0
+        """Frames of all segments in the stream."""
+        if not stream.tell():
+            stream.write(_beginning(header))
+
+    def append(self, tokens: BlockTokens, frames: int) -> None:
+        """The next blocks, of one video, which hold so many of its frames."""
+        header, (videos, blocks, capacity) = self.header, tokens.keep.shape
+        if videos != 1 or capacity != header.block_capacity or not header.fits(blocks, frames):
+            raise TokenFileError(
+                f"a segment of {videos} videos, {blocks} blocks x {capacity} and {frames} frames does not fit a file "
+                f"of blocks of {header.block_capacity} tokens and {header.frames_per_block} frames"
+            )
+        if blocks * capacity > MOST_POSITIONS:
+            raise TokenFileError(f"a segment holds at most {MOST_POSITIONS} positions, got {blocks} x {capacity}")
+        if self.frames + frames > header.frames:
+            raise TokenFileError(f"a file of {header.frames} frames cannot hold {self.frames + frames}")
+        payload = pack_codes(tokens, self.model, header.codebook_size)
+        self._write(blocks, frames, payload)
+        self.frames += frames
+
+    def append_audio(self, pieces: Iterable[bytes]) -> None:
+        """An audio file (mp4), in pieces of any size, before the first blocks."""
+        for piece in pieces:
+            for start in range(0, len(piece), _AUDIO_PIECE):
+                self._write(0, 0, piece[start : start + _AUDIO_PIECE])
+
+    def _write(self, blocks: int, frames: int, payload: bytes) -> None:
+        head = b"".join(_varint(number) for number in (blocks, frames, len(payload)))
+        checksum = zlib.crc32(payload, zlib.crc32(head))
+        self._stream.write(head + checksum.to_bytes(4, "little") + payload)
+        self._stream.flush()
 
 
-def read_tokens(path: str | Path, spec: TokenizerSpec, *, tokenizer: str) -> list[TokenizedVideo]:
-    """Read a token file that the tokenizer of this spec and fingerprint made; ProvenanceError for any other."""
-    data = _load(path)
-    way_out = "decode with the tokenizer that it was encoded with"
-    check_made_from(path, {"tokenizer": str(data["tokenizer"])}, {"tokenizer": tokenizer}, way_out)
-    lengths, codes = data["lengths"], data["codes"]
-    blocks = [
-        [-(-frames // spec.frames_per_block) for frames in clip_frames(int(total), spec)] for total in data["frames"]
-    ]
-    if sum(map(sum, blocks)) != len(lengths) or int(lengths.sum()) != len(codes):
-        raise TokenFileError(f"{path} contradicts itself on its number of blocks or codes; make it again")
-    if int(lengths.max()) > spec.block_capacity:
-        raise TokenFileError(f"a block of {int(lengths.max())} tokens exceeds the tokenizer's {spec.block_capacity}")
-    videos = []
-    for name, frames, fps, own in zip(data["names"], data["frames"], data["fps"], blocks, strict=True):
-        its_lengths, lengths = np.split(lengths, [sum(own)])
-        its_codes, codes = np.split(codes, [int(its_lengths.sum())])
-        clips = KeptCodes(its_codes, its_lengths, own, spec.block_capacity)
-        videos.append(TokenizedVideo(str(name), int(frames), float(fps), clips))
-    return videos
+class TokenFile:
+    """A token file, open for reading. A file that was cut anywhere gives every whole segment before the cut."""
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        """TokenFileError for a file without a whole header. `read_token_file` opens and closes the stream."""
+        self.path, self._stream = path, stream
+        self._size = os.fstat(stream.fileno()).st_size
+        signature = stream.read(len(SIGNATURE) + 1)
+        if signature[:2] == b"PK":
+            raise TokenFileError(
+                f"{path} is a token file of an earlier version (.npz), which is read no longer: encode the video again"
+            )
+        if signature[:-1] != SIGNATURE:
+            raise TokenFileError(f"{path} is not a token file: give one that `genvid encode` wrote")
+        if signature[-1] != VERSION:
+            raise TokenFileError(f"{path} is of version {signature[-1]} of token files; this genvid reads {VERSION}")
+        try:
+            self.header = self._read_header()
+        except (TokenFileError, EOFError) as error:
+            raise TokenFileError(f"{path} is damaged: {error}") from None
+        self._begin = stream.tell()
+
+    def check_tokenizer(self, spec: TokenizerSpec, fingerprint: str) -> None:
+        """ProvenanceError for another tokenizer than the file's own, TokenFileError where the header contradicts it."""
+        way_out = "decode with the tokenizer that it was encoded with"
+        check_made_from(self.path, {"tokenizer": self.header.fingerprint}, {"tokenizer": fingerprint}, way_out)
+        header = self.header
+        held = (header.frames_per_block, header.block_capacity, header.codebook_size, (header.height, header.width))
+        own = (spec.frames_per_block, spec.block_capacity, spec.codebook_size, spec.resolution)
+        if held != own:
+            raise TokenFileError(f"{self.path} is damaged: its header contradicts its tokenizer ({held} and {own})")
+
+    def segments(self, first_frame: int = 0) -> Iterator[Segment]:
+        """Whole segments, from the one that holds `first_frame` on; those before it are skipped, not read."""
+        start = 0
+        for head in self._heads():
+            if head.blocks and start + head.frames > first_frame:
+                yield Segment(start, head.frames, head.blocks, self._payload(head))
+            start += head.frames
+
+    def audio(self) -> Iterator[bytes]:
+        """Pieces of the audio file that was copied from the video; none where there is none."""
+        for head in self._heads():
+            if head.blocks:
+                return
+            yield self._payload(head)
+
+    def tokens(self, model: CodeModel, first_frame: int = 0) -> Iterator[tuple[Segment, BlockTokens]]:
+        """Segments and their tokens, a limited number of positions at a time."""
+        if model.record != self.header.codes:
+            raise TokenFileError(f"{self.path} was coded by {self.header.codes}, which {model.record} cannot decode")
+        for several in self._side_by_side(first_frame):
+            payloads, blocks = [part.payload for part in several], [part.blocks for part in several]
+            try:
+                tokens = unpack_codes(payloads, blocks, self.header.block_capacity, model)
+            except EntropyError as error:
+                raise self._damaged(str(error)) from None
+            yield from zip(several, tokens, strict=True)
+
+    def count(self) -> TokenCount:
+        """Numbers of its whole segments, which need no code model."""
+        counts = np.zeros(5, np.int64)
+        for part in self.segments():
+            try:
+                tokens = sum(unpack_lengths(part.payload, part.blocks, self.header.block_capacity))
+            except EntropyError as error:
+                raise self._damaged(str(error)) from None
+            counts += (1, part.frames, part.blocks, tokens, len(part.payload))
+        return TokenCount(*counts.tolist())
+
+    def whole(self) -> tuple[int, int]:
+        """Frames and end, in bytes, of its whole segments, whose checksums are compared."""
+        frames, end = 0, self._begin
+        for head in self._heads():
+            self._payload(head)
+            frames, end = frames + head.frames, head.end
+        return frames, end
+
+    def _side_by_side(self, first_frame: int) -> Iterator[list[Segment]]:
+        """Segments in groups within the limits of one."""
+        group, positions, size = list[Segment](), 0, 0
+        for part in self.segments(first_frame):
+            positions += part.blocks * self.header.block_capacity
+            size += len(part.payload)
+            if group and (positions > MOST_POSITIONS or size > MOST_PAYLOAD or len(group) == _ROWS):
+                yield group
+                group, positions, size = [], part.blocks * self.header.block_capacity, len(part.payload)
+            group.append(part)
+        if group:
+            yield group
+
+    def _read_header(self) -> Header:
+        size, checksum = int.from_bytes(self._read(4), "little"), int.from_bytes(self._read(4), "little")
+        if size > MOST_HEADER:
+            raise TokenFileError(f"a header of {size} bytes is longer than {MOST_HEADER}")
+        data = self._read(size)
+        if zlib.crc32(data) != checksum:
+            raise TokenFileError("the checksum of its header is wrong")
+        return Header.decode(data)
+
+    def _heads(self) -> Iterator[_Head]:
+        """The numbers before each whole payload. A payload that is not read is skipped."""
+        end, frames = self._begin, 0
+        while True:
+            self._stream.seek(end)
+            try:
+                head = self._read_head()
+            except EOFError:
+                return
+            frames, end = frames + head.frames, head.end
+            if not (self.header.fits(head.blocks, head.frames) if head.blocks else head.frames == 0):
+                raise self._damaged(f"a segment of {head.blocks} blocks cannot hold {head.frames} frames")
+            if head.size > MOST_PAYLOAD or head.blocks * self.header.block_capacity > MOST_POSITIONS:
+                raise self._damaged(f"a segment of {head.blocks} blocks and {head.size} bytes exceeds the limits")
+            if frames > self.header.frames:
+                raise self._damaged(f"its segments hold more than the {self.header.frames} frames of its header")
+            if end > self._size:
+                return
+            yield head
+
+    def _read_head(self) -> _Head:
+        blocks, frames, size = (self._read_number() for _ in range(3))
+        checksum = int.from_bytes(self._read(4), "little")
+        return _Head(blocks, frames, size, checksum, self._stream.tell())
+
+    def _read_number(self) -> int:
+        """A varint of at most five bytes."""
+        number = 0
+        for shift in range(0, 35, 7):
+            byte = self._read(1)[0]
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+        raise self._damaged("a number before a segment is longer than five bytes")
+
+    def _payload(self, head: _Head) -> bytes:
+        """The payload behind a head, compared with the checksum over both."""
+        self._stream.seek(head.begin)
+        payload = self._read(head.size)
+        written = b"".join(_varint(number) for number in (head.blocks, head.frames, head.size))
+        if zlib.crc32(payload, zlib.crc32(written)) != head.checksum:
+            raise self._damaged(f"the checksum of the segment that ends at byte {head.end} is wrong")
+        return payload
+
+    def _read(self, size: int) -> bytes:
+        data = self._stream.read(size)
+        if len(data) < size:
+            raise EOFError("it ends too soon")
+        return data
+
+    def _damaged(self, reason: str) -> TokenFileError:
+        return TokenFileError(f"{self.path} is damaged: {reason}")
 
 
-def token_file_info(path: str | Path) -> TokenFileInfo:
-    """Counts of a token file, and the fingerprint of its tokenizer."""
-    data = _load(path)
-    return TokenFileInfo(
-        str(data["tokenizer"]), len(data["names"]), int(data["frames"].sum()), len(data["lengths"]), len(data["codes"])
+@contextmanager
+def read_token_file(path: str | Path) -> Iterator[TokenFile]:
+    """Open a token file."""
+    if not Path(path).is_file():
+        raise TokenFileError(f"no token file {path}")
+    with Path(path).open("rb") as stream:
+        yield TokenFile(Path(path), stream)
+
+
+@contextmanager
+def resume_token_file(path: str | Path, header: Header, model: CodeModel) -> Iterator[TokenWriter]:
+    """Write a token file segment by segment. Until it is complete it is called PATH.unfinished, where the same command
+    goes on behind the last whole segment; TokenFileError where that file has another header."""
+    unfinished = Path(f"{path}.unfinished")
+    frames, end = _whole(unfinished, header) if unfinished.exists() else (0, 0)
+    with unfinished.open("r+b" if end else "wb") as stream:
+        stream.truncate(end)
+        stream.seek(end)
+        writer = TokenWriter(stream, header, model)
+        writer.frames = frames
+        yield writer
+    if writer.frames != header.frames:
+        raise TokenFileError(f"{unfinished} has {writer.frames} of {header.frames} frames: write the others first")
+    unfinished.replace(path)
+
+
+def _whole(unfinished: Path, header: Header) -> tuple[int, int]:
+    """Frames and end of the whole segments of an unfinished file with this header; zeros where it holds no frame."""
+    beginning = _beginning(header)
+    with unfinished.open("rb") as stream:
+        if beginning.startswith(stream.read(len(beginning) - 1)) and not stream.read(1):
+            return 0, 0
+    with read_token_file(unfinished) as file:
+        difference = configuration.difference(*(json.loads(one.encode()) for one in (file.header, header)))
+        if difference:
+            raise TokenFileError(
+                f"{unfinished} holds unfinished work on something else ({difference}): finish that, choose another "
+                f"output, or delete {unfinished} to begin anew"
+            )
+        frames, end = file.whole()
+    return (frames, end) if frames else (0, 0)
+
+
+def _beginning(header: Header) -> bytes:
+    """The bytes before the first segment."""
+    data = header.encode()
+    if len(data) > MOST_HEADER:
+        raise TokenFileError(f"the header of a token file has at most {MOST_HEADER} bytes, got {len(data)}")
+    return (
+        SIGNATURE + bytes([VERSION]) + len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
     )
 
 
-def _load(path: str | Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as stored:
-            data = {name: stored[name] for name in stored}
-    except FileNotFoundError:
-        raise TokenFileError(f"no token file {path}") from None
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise TokenFileError(f"{path} is not a token file, or is damaged ({error})") from None
-    missing = {"codes", "lengths", "names", "frames", "fps", "tokenizer"} - data.keys()
-    if missing:
-        raise TokenFileError(f"{path} is not a token file: it lacks {', '.join(sorted(missing))}")
-    return data
+def _varint(number: int) -> bytes:
+    """Seven bits a byte, lowest first; the highest bit marks that another byte follows."""
+    data = bytearray()
+    while number > 127:
+        data.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*data, number])

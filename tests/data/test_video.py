@@ -26,6 +26,7 @@ from genvid.data.video import (
     write_video,
 )
 from genvid.generation.folder import SampleWriter
+from genvid.tokens import TokenizerSpec
 
 SHARED = Path(__file__).resolve().parents[2].parent / "shared"
 
@@ -386,5 +387,5 @@ def test_what_is_no_frame_rate(tmp_path: Path, fps: float) -> None:
         with pytest.raises(ValueError, match="a frame rate is"):
             write(tmp_path / "a", torch.zeros(3, 4, 32, 32, dtype=torch.uint8), fps)
     with pytest.raises(ValueError, match="a frame rate is"):
-        SampleWriter("tokenizer", 8, fps)
+        SampleWriter("tokenizer", TokenizerSpec(2, (32, 32), 8, 4, 8), fps)
     assert not list(tmp_path.iterdir())

@@ -38,6 +38,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens import TokenizerSpec
 from genvid.tokens.rows import BlockLayout
 
 LAUNCH_FILE = Path(__file__).resolve().parents[2] / "recipes/configs/accelerate/ddp.yaml"
@@ -144,11 +145,11 @@ def test_of_more_samples_than_are_compared_not_the_first_classes_are_taken(tmp_p
 
 def test_samples_in_png_folders_are_read_bit_for_bit(tmp_path: Path) -> None:
     made = torch.randint(256, (3, 3, 16, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    writer = SampleWriter("tokenizer", 512, fps=8, format="png")
+    writer = SampleWriter("tokenizer", TokenizerSpec(4, (128, 128), 8, 4, 512), fps=8, format="png")
     for number, video in enumerate(made):
         writer.write_video(tmp_path / "made", number, to_float(video))
     (tmp_path / "made" / "tokens").mkdir()
-    (tmp_path / "made" / "tokens" / "00000.npz").write_bytes(b"")
+    (tmp_path / "made" / "tokens" / "00000.tok").write_bytes(b"")
     (tmp_path / "made" / "index.jsonl").write_text("{}\n")
     samples = open_samples(tmp_path / "made", protocol("ucf101-gfvd-tats-2048").adapted(count=3))
     videos = samples({"position": torch.arange(3)}, torch.arange(3)).video
