@@ -264,6 +264,7 @@ def summary(run: EvaluationRun, reports: Sequence[Report], training: Sequence[Re
         "protocol": asdict(first.protocol),
         "clips": first.count,
         "distortion": metric,
+        "better": {number.name: number.better for number in reports[0].numbers},
         "provenance": asdict(reports[0].provenance),
         "rows": [
             {**asdict(gap), "numbers": numbers[report.title]}

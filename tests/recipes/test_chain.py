@@ -1,13 +1,16 @@
 """From clips to scored samples, every stage reading what the one before it wrote."""
 
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from tiny_recipes import BUDGETS, GROUP, SIZES, clips
 
+import genvid
 from genvid import config
 from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
@@ -16,13 +19,16 @@ from genvid.eval import selection
 from genvid.eval.gaps import gap_table, gaps
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
+from genvid.provenance import ProvenanceError
 from genvid.recipes import calibrate, compare_allocators
 from genvid.recipes.compare_allocators import ALLOCATORS
 from genvid.recipes.generate import GenerationRun, Samples, generate
+from genvid.recipes.package_model import PackageRun, package
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens.cache import CacheError, TokenCache
 
 pytestmark = pytest.mark.gpu
+CARD = Path(__file__).resolve().parents[2] / "recipes/configs/tiny/card.md"
 
 
 @pytest.mark.parametrize(
@@ -107,10 +113,15 @@ def test_the_oracle_is_the_best_of_the_group_rules(evaluation):
         assert values["oracle"] <= values["uniform"] + 1e-9
 
 
-def test_a_summary_holds_gaps_a_frechet_distance_and_training_clips(stages):
+@pytest.fixture(scope="module")
+def summarised(stages):
     changes = {"training": clips(), "training_clips": 16, "features": stages.path("classifier/export")}
     rules = ["uniform", "clip", "clip_oracle"]
-    folder = stages.run("evaluation", "summarised", allocators=rules, shown=0, precision="bf16", **changes)
+    return stages.run("evaluation", "summarised", allocators=rules, shown=0, precision="bf16", **changes)
+
+
+def test_a_summary_holds_gaps_a_frechet_distance_and_training_clips(summarised):
+    rules, folder = ["uniform", "clip", "clip_oracle"], summarised
     summary = json.loads((folder / "summary.json").read_text())
     rows = {(row["rule"], row["budget"]): row for row in summary["rows"]}
     assert set(rows) == {(rule, budget) for rule in rules for budget in BUDGETS}
@@ -124,6 +135,35 @@ def test_a_summary_holds_gaps_a_frechet_distance_and_training_clips(stages):
     assert set(summary["training"]) == {f"uniform @ {budget}" for budget in BUDGETS}
     assert summary["clips"] == 32
     assert Report.load(folder / "training" / f"uniform_{BUDGETS[0]}.json").numbers[0].count == 16
+
+
+def test_a_packaged_model_is_loaded_by_its_name_and_its_card_holds_the_numbers(stages, summarised, monkeypatch):
+    folder = stages.folder / "models" / "toy"
+    run = PackageRun(
+        output_dir=str(folder),
+        tokenizer=stages.path("tokenizer/export"),
+        scorer=stages.path("scorer/export"),
+        evaluation=str(summarised / "summary.json"),
+        card=str(CARD),
+    )
+    package(run)
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    models = {f"{part}{file}" for part in ("", "scorer/") for file in ("config.json", "model.safetensors")}
+    assert files == {"README.md", *models}
+    card = (folder / "README.md").read_text()
+    assert not re.search(r"\{(size|results|unseen|protocol|made)\}", card)
+    assert card.count("\n| uniform |") == card.count("\n| clip |") == len(BUDGETS)
+    assert "| clip_oracle |" not in card
+    monkeypatch.setattr("genvid.checkpoint.SHIPPED", folder.parent)
+    tokenizer = genvid.load("toy", device="cpu")
+    video = torch.rand(1, 3, 8, 16, 16)
+    assert tokenizer.encode(video, tokens=10).lengths.sum() <= 10
+    with pytest.raises(ValueError, match="exists already"):
+        package(run)
+    stages.run("scorer", "another_scorer", seed=1)
+    with pytest.raises(ProvenanceError, match=r"summary\.json"):
+        package(replace(run, output_dir=str(folder) + "2", scorer=stages.path("another_scorer/export")))
+    assert not Path(f"{folder}2").exists()
 
 
 def test_an_evaluation_of_some_allocators_gives_the_same_numbers(stages, evaluation):

@@ -16,6 +16,7 @@ from genvid.recipes.calibrate import CalibrationRun
 from genvid.recipes.compare_allocators import EvaluationRun
 from genvid.recipes.compare_lit import LITEvaluationRun
 from genvid.recipes.generate import GenerationRun
+from genvid.recipes.package_model import PackageRun
 from genvid.recipes.prepare_videos import PreparationRun
 from genvid.recipes.runs import RUNS
 from genvid.tokenizer.adaptok.config import AdapTokConfig
@@ -35,6 +36,7 @@ BY_NAME = {
     "keep_rates": LITEvaluationRun,
     "generation": GenerationRun,
     "prediction": GenerationRun,
+    "package": PackageRun,
     "prepare": PreparationRun,
 }
 
