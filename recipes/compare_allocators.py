@@ -29,6 +29,7 @@ from genvid.data.dataset import VideoData
 from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
+from genvid.eval.examples import Example, draw_videos, join_windows, write_pictures
 from genvid.eval.features.loading import load_features
 from genvid.eval.gaps import RATE, UNIFORM, gap_table, gaps
 from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
@@ -94,6 +95,9 @@ class EvaluationRun:
     workers: int = 2
     shown: int = 8
     """Clips of the page, as the joint program cuts them; 0 where they may not be shown."""
+    pictures: VideoData | None = None
+    """Clips that may be shown: the page shows `shown` videos of them, drawn and not chosen, in place of those that are
+    measured, and `pictures/` holds them as pictures."""
 
     def __post_init__(self) -> None:
         check_held_out(self.protocol, self.data)
@@ -105,16 +109,6 @@ class EvaluationRun:
             )
         if self.clips is not None and self.clips < 1:
             raise ValueError(f"clips is at least 1, got {self.clips}")
-
-
-@dataclass(frozen=True)
-class Example:
-    """A clip of the page, uint8 (3, T, H, W), and by budget its version of the joint program with the lengths of its
-    blocks."""
-
-    name: str
-    original: Tensor
-    versions: dict[float, tuple[Tensor, list[int]]]
 
 
 class Comparison:
@@ -154,21 +148,26 @@ class Comparison:
         return torch.autocast(device().type, torch.bfloat16, enabled=self.run.precision == "bf16")
 
     def examples(self) -> list[Example]:
-        """The first clips, cut by the joint program within their groups."""
-        run, real = self.run, self.evaluation.clips.real
-        joint = {budget: model for (name, budget), model in self.models.items() if name == "joint"}
-        parts = torch.split(torch.arange(len(real)), run.group_size)[: -(-run.shown // run.group_size)]
+        """The first clips, or the videos of `pictures`, cut by the joint program within their groups."""
+        run, joint = self.run, {budget: model for (name, budget), model in self.models.items() if name == "joint"}
+        if not joint or not run.shown:
+            return []
+        clips, count = self.evaluation.clips.real, run.shown
+        if run.pictures is not None:
+            clips = draw_videos(run.pictures.open(), run.shown, run.seed)
+            count = len(clips)
+        groups = torch.split(torch.arange(len(clips)), run.group_size)[: -(-count // run.group_size)]
         found: list[Example] = []
-        for part, batch in zip(parts, real.load(parts, workers=0, device=device()), strict=True):
-            outputs = {budget: model(batch, part) for budget, model in joint.items()}
-            for row in range(min(len(part), run.shown - len(found)) if joint else 0):
+        for group, batch in zip(groups, clips.load(groups, workers=0, device=device()), strict=True):
+            outputs = {budget: model(batch, group) for budget, model in joint.items()}
+            for row, position in enumerate(group.tolist()):
                 versions = {
                     budget: (to_uint8(output.video[row]).cpu(), output.tokens.lengths[row].tolist())
                     for budget, output in outputs.items()
                     if output.tokens is not None
                 }
-                found.append(Example(real.names()[int(part[row])], to_uint8(batch["video"][row]).cpu(), versions))
-        return found
+                found.append(Example(clips.names()[position], to_uint8(batch["video"][row]).cpu(), versions))
+        return found[:count] if run.pictures is None else join_windows(found)
 
     def _encode(self, video: Tensor) -> tuple[BlockTokens, MeasuredCurves]:
         size = self.run.batch_size
@@ -318,6 +317,9 @@ def main(argv: Sequence[str]) -> None:
         if training:
             page.section("Training clips").numbers(training)
         page.write(folder / "page.html")
+        if run.pictures is not None and examples:
+            capacity = load_model(run.tokenizer, AdapTok).spec.block_capacity
+            write_pictures(folder / "pictures", examples, capacity, fps=8)
         print(f"wrote {folder / 'page.html'}")
 
 

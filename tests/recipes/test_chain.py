@@ -14,9 +14,12 @@ import genvid
 from genvid import config
 from genvid.allocation import Calibration
 from genvid.checkpoint import fingerprint, load_model
+from genvid.data.images import read_image
 from genvid.data.loader import load_batches, numbered_batches
+from genvid.data.video import write_video
 from genvid.eval import selection
 from genvid.eval.gaps import gap_table, gaps
+from genvid.eval.pages.pictures import HEIGHT, WIDTH, timeline
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.provenance import ProvenanceError
@@ -117,7 +120,7 @@ def test_the_oracle_is_the_best_of_the_group_rules(evaluation):
 def summarised(stages):
     changes = {"training": clips(), "training_clips": 16, "features": stages.path("classifier/export")}
     rules = ["uniform", "clip", "clip_oracle"]
-    return stages.run("evaluation", "summarised", allocators=rules, shown=0, precision="bf16", **changes)
+    return stages.run("evaluation", "summarised", allocators=rules, precision="bf16", **changes)
 
 
 def test_a_summary_holds_gaps_a_frechet_distance_and_training_clips(summarised):
@@ -135,6 +138,32 @@ def test_a_summary_holds_gaps_a_frechet_distance_and_training_clips(summarised):
     assert set(summary["training"]) == {f"uniform @ {budget}" for budget in BUDGETS}
     assert summary["clips"] == 32
     assert Report.load(folder / "training" / f"uniform_{BUDGETS[0]}.json").numbers[0].count == 16
+
+
+def test_pictures_show_whole_videos_that_may_be_shown(stages, tmp_path):
+    for name in ("a", "b", "c"):
+        write_video(tmp_path / "videos" / "kind" / f"{name}.mp4", torch.randint(0, 256, (3, 24, 16, 16)).byte(), 8)
+    pictures = {**clips(), "source": {"type": "folder", "path": str(tmp_path / "videos")}}
+    settings = {"allocators": ["uniform", "joint"], "clips": 4, "shown": 2, "pictures": pictures}
+    folder = stages.run("evaluation", "pictured", **settings)
+    page = (folder / "page.html").read_text()
+    assert sum(f"kind/{name}.mp4" in page for name in ("a", "b", "c")) == 2
+    blocks, rows = 24 // 4, 2
+    for budget in BUDGETS:
+        image = read_image(folder / "pictures" / f"tokens_{budget}.jpg")
+        assert image.shape == (rows * (WIDTH + HEIGHT) + 8, blocks * WIDTH, 3)
+    assert (folder / "pictures" / "reconstructions.webp").stat().st_size > 0
+
+
+def test_a_timeline_draws_a_bar_for_the_tokens_of_each_block():
+    video = torch.zeros(3, 8, 16, 16, dtype=torch.uint8)
+    video[:, 4:] = 80
+    picture = timeline(video, [8, 2], 8, mean=4)
+    assert picture.shape == (3, WIDTH + HEIGHT, 2 * WIDTH)
+    assert picture[:, :WIDTH, :WIDTH].max() == 0
+    assert bool((picture[:, :WIDTH, WIDTH:] == 80).all())
+    bars = picture[0, WIDTH:, [WIDTH // 2, WIDTH + WIDTH // 2]] < 100
+    assert bars.sum(0).tolist() == [HEIGHT - 1, HEIGHT // 4]
 
 
 def test_a_packaged_model_is_loaded_by_its_name_and_its_card_holds_the_numbers(stages, summarised, monkeypatch):
