@@ -28,6 +28,7 @@ from genvid.data.arrays import Array, ArrayForm, read_array
 from genvid.device import device as default_device
 from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine.scheduler import Engine
+from genvid.generation.frames import stream_frames
 from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
@@ -143,7 +144,8 @@ class Generator:
         top_p: float = 1.0,
         guidance: float | str | Guidance = 1.0,
     ) -> Array:
-        """`count` videos of the class `label` (name or number), or that continue the video `prompt`.
+        """`count` videos of the class `label` (name or number), or that continue the video `prompt`; `stream` yields
+        one as it is sampled.
 
         Videos of a class are (count, T, H, W, 3) uint8 in NumPy; continuations are a batch in the form of the prompt,
         whose last frames they begin with. Video i of a seed does not depend on `count`. `tokens` is the most that the
@@ -153,8 +155,43 @@ class Generator:
         """
         if count < 1:
             raise ValueError(f"count is at least 1, got {count}")
-        schedule = by_name(guidance) if isinstance(guidance, str) else guidance
-        sampling = SamplingConfig(temperature, top_k, top_p, schedule)
+        sampling = _sampling(temperature, top_k, top_p, guidance)
+        engine, job, form = self._prepare(tokenizer, label, prompt, count, seed, tokens, prompt_tokens, sampling)
+        return form.restore(generate(engine, tokenizer.model, job, batch_size=BATCH).videos)
+
+    def stream(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        label: int | str | None = None,
+        prompt: Any = None,
+        seed: int = 0,
+        tokens: int | None = None,
+        prompt_tokens: int | None = None,
+        temperature: float = 1.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        guidance: float | str | Guidance = 1.0,
+    ) -> Iterator[Array]:
+        """Yield the frames (T, H, W, 3) of each block of the video `sample(...)[0]`, as soon as its tokens are
+        complete; the first of a continuation are the last ones of its prompt and its first block."""
+        sampling = _sampling(temperature, top_k, top_p, guidance)
+        engine, job, form = self._prepare(tokenizer, label, prompt, 1, seed, tokens, prompt_tokens, sampling)
+        parts, form = stream_frames(engine, tokenizer.model, job), replace(form, ndim=4)
+        return (form.restore(part.video[None]) for part in parts)
+
+    def _prepare(
+        self,
+        tokenizer: Tokenizer,
+        label: int | str | None,
+        prompt: Any,
+        count: int,
+        seed: int,
+        tokens: int | None,
+        prompt_tokens: int | None,
+        sampling: SamplingConfig,
+    ) -> tuple[Engine, Job, ArrayForm]:
+        """Engine, requests and form of the videos."""
         check_match(self.model, tokenizer.model)
         seeds = noise.sample_seeds(seed, "samples", torch.arange(count))
         if prompt is None:
@@ -167,8 +204,7 @@ class Generator:
                 raise ValueError(f"give a label or a prompt, not both: got label {label!r}")
             job, form = self._continuations(tokenizer, prompt, prompt_tokens, seeds)
         engine = Engine(self.model, sampling, slots=min(BATCH, count))
-        job = replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens)))
-        return form.restore(generate(engine, tokenizer.model, job, batch_size=BATCH).videos)
+        return engine, replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens))), form
 
     def _continuations(
         self, tokenizer: Tokenizer, prompt: Any, tokens: int | None, seeds: Tensor
@@ -179,6 +215,11 @@ class Generator:
         context = video.expand(len(seeds), -1, -1, -1, -1)
         allocator = None if tokens is None else tokenizer.allocator(tokens, self.model.config.context_blocks)
         return prediction_job(self.model, tokenizer.model, allocator, context, seeds), replace(form, ndim=5)
+
+
+def _sampling(temperature: float, top_k: int, top_p: float, guidance: float | str | Guidance) -> SamplingConfig:
+    schedule = by_name(guidance) if isinstance(guidance, str) else guidance
+    return SamplingConfig(temperature, top_k, top_p, schedule)
 
 
 def load(

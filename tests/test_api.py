@@ -168,6 +168,9 @@ def test_tokens_of_another_tokenizer_are_refused(models, tokenizer, pixels):
 def test_samples_of_a_class_by_name_or_number(models, tokenizer):
     model = genvid.load(models / "ar", device="cpu")
     videos = model.sample(tokenizer, label="run", count=2)
+    parts = list(model.stream(tokenizer, label="run"))
+    assert len(parts) > 1
+    assert np.abs(np.concatenate(parts).astype(int) - videos[0]).max() <= 1
     assert (videos.dtype, videos.shape) == (np.uint8, (2, 6, 16, 16, 3))
     assert np.array_equal(videos[:1], model.sample(tokenizer, label=1))
     assert not np.array_equal(videos, model.sample(tokenizer, label=1, count=2, seed=1))
@@ -187,6 +190,8 @@ def test_continuations_of_a_prompt_come_in_its_form(models, tokenizer, pixels):
     prompt = torch.from_numpy(np.moveaxis(pixels[0], -1, 0).copy()) / 255
     videos = model.sample(tokenizer, prompt=prompt, count=2, prompt_tokens=18)
     assert (videos.dtype, videos.shape) == (torch.float32, (2, 3, 6, 16, 16))
+    parts = list(model.stream(tokenizer, prompt=prompt, prompt_tokens=18))
+    torch.testing.assert_close(torch.cat(parts, 1), videos[0])
     with pytest.raises(ValueError, match="a prompt is one video, got 2"):
         model.sample(tokenizer, prompt=pixels)
     with pytest.raises(ValueError, match="give a label or a prompt, not both"):

@@ -333,6 +333,12 @@ def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
     assert pixels(tmp_path / "whole" / "00000.mp4").shape == (6, 16, 16, 3)
     assert pixels(tmp_path / "whole" / "contact_sheet.png").shape == (1, 3 * 18, 6 * 18, 3)
     assert (tmp_path / "whole" / "page.html").read_text().count("<video") == 3
+    run(*several[:-1], "png", "--stream", "--output", tmp_path / "stream")
+    assert "first frames after 0." in capsys.readouterr().out
+    drop = {"file": None}
+    assert [line | drop for line in index(tmp_path / "stream")] == [line | drop for line in whole]
+    frames = np.stack([pixels(path)[0] for path in sorted((tmp_path / "stream/00001").iterdir())]).astype(int)
+    assert np.abs(frames - np.load(tmp_path / "exact/00001.npz")["frames"]).max() <= 1
     run("decode", tmp_path / "whole/tokens/00001.tok", tmp_path / "again.mp4", "--tokenizer", models / "tokenizer")
     assert pixels(tmp_path / "again.mp4").shape == pixels(tmp_path / "whole" / "00001.mp4").shape
 
@@ -460,6 +466,7 @@ def test_nothing_that_is_asked_for_is_ignored(models, video, tmp_path, capsys):
         refused(capsys, "0 tokens cannot pay for", *classes, budget, 0)
     refused(capsys, "cut a --prompt", *classes, "--tokens", 0)
     refused(capsys, "guidance other than 1", *prompts, "--guidance", 2)
+    refused(capsys, "--stream writes frames one by one", *classes, "--stream")
     refused(capsys, "leave out --guidance", *prompts, "--guidance", "by_tokens", "--frames", 3)
     refused(capsys, "both --scorer and --tokens", *prompts, "--published")
     refused(capsys, "3 blocks need as many planned lengths, got 2", *classes, "--lengths", 8, 8)

@@ -27,7 +27,7 @@ from genvid.eval.pages.page import Clip, Page
 from genvid.files import sha256, write_atomically
 from genvid.generation.budget import BudgetConfig, missing, with_budget
 from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision, RowEngine
-from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill
+from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill, fill_by_frames
 from genvid.generation.grammar import check_plan
 from genvid.generation.pipeline import (
     Job,
@@ -82,6 +82,8 @@ class SampleOptions:
     """Engine that draws the tokens."""
     format: Literal["mp4", "npz", "png"] = "mp4"
     """Files of the videos."""
+    stream: bool = False
+    """Write the frames of each block as soon as its tokens are complete (needs --format png)."""
     batch_size: int = 16
     """Videos at a time: memory, not results. Under --total at least 32."""
     fps: float | None = None
@@ -104,6 +106,11 @@ class SampleOptions:
             )
         if self.lengths and self.has_budget:
             raise ValueError("--lengths are exact: leave out --budget and --total, or --lengths")
+        if self.stream and (self.format != "png" or self.engine != "genvid" or self.frames is not None):
+            raise ValueError(
+                "--stream writes frames one by one, from genvid's own engine: give --format png, and leave out "
+                "--engine and --frames"
+            )
         if self.frames is not None:
             self._check_frames(self.frames)
 
@@ -172,16 +179,14 @@ def _sample(
     job = replace(job, requests=with_budget(engine, job.requests, BudgetConfig(options.budget, options.total)))
     numbers = missing(job.requests, samples.samples())
     budget = options.total if options.budget is None else options.budget
-    fill(
-        samples,
-        writer,
-        engine,
-        tokenizer,
-        job.only(numbers),
-        numbers=numbers,
-        conditions=[condition | {"budget": budget}] * len(numbers),
-        batch_size=options.batch_size,
-    )
+    conditions, job = [condition | {"budget": budget}] * len(numbers), job.only(numbers)
+    if options.stream:
+        assert isinstance(engine, Engine)
+        first = fill_by_frames(samples, writer, engine, tokenizer, job, numbers=numbers, conditions=conditions)
+        print(f"first frames after {first:.3f} s")
+        return
+    size = options.batch_size
+    fill(samples, writer, engine, tokenizer, job, numbers=numbers, conditions=conditions, batch_size=size)
 
 
 def _continue(

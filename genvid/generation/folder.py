@@ -12,8 +12,10 @@ process (index.0.jsonl, ...); an incomplete last line is ignored. `finish` joins
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
+import time
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,7 +34,8 @@ from genvid.data.clips import to_uint8
 from genvid.data.images import list_images, read_image
 from genvid.data.video import frame_rate, probe, read_clip, video_writer
 from genvid.files import write_atomically
-from genvid.generation.engine.scheduler import RowEngine
+from genvid.generation.engine.scheduler import Engine, RowEngine
+from genvid.generation.frames import stream_frames
 from genvid.generation.pipeline import Job, stream
 from genvid.provenance import check_made_from
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
@@ -62,7 +65,11 @@ def _write_png(path: Path, parts: Iterable[Tensor], fps: float) -> None:
     with write_atomically(path) as folder:
         folder.mkdir()
         for number, frame in enumerate(frame for part in parts for frame in part.unbind(1)):
-            (folder / f"{number:04d}.png").write_bytes(png(frame))
+            (folder / _frame_name(number)).write_bytes(png(frame))
+
+
+def _frame_name(number: int) -> str:
+    return f"{number:04d}.png"
 
 
 def _read_mp4(path: Path, most: int) -> NDArray[np.uint8]:
@@ -121,12 +128,23 @@ class SampleWriter:
     def write(self, folder: Path, number: int, video: Tensor, tokens: BlockTokens) -> str:
         """Write a video and a file of its tokens; the name of the video's file."""
         name = self.write_video(folder, number, video)
-        model, frames = UniformCodes(self.spec), video.shape[1]
-        maker = ("sampled", self.tokenizer)
+        self.write_tokens(folder, number, video.shape[1], tokens)
+        return name
+
+    def write_frames(self, folder: Path, number: int, start: int, video: Tensor) -> str:
+        """Write frames (3, T, H, W) in [-1, 1] of a video into its folder, from frame `start` on; the name of that."""
+        name = f"{number:05d}{FORMATS['png'][0]}"
+        for place, frame in enumerate(to_uint8(video).unbind(1), start):
+            with write_atomically(folder / name / _frame_name(place)) as temporary:
+                temporary.write_bytes(png(frame))
+        return name
+
+    def write_tokens(self, folder: Path, number: int, frames: int, tokens: BlockTokens) -> None:
+        """Write the file of the tokens of a video of so many frames."""
+        model, maker = UniformCodes(self.spec), ("sampled", self.tokenizer)
         header = Header.of(self.spec, frames, frame_rate(self.fps), tokenizer=maker, codes=model.record)
         with write_atomically(folder / "tokens" / f"{number:05d}.tok") as temporary, temporary.open("wb") as stream:
             TokenWriter(stream, header, model).append(tokens, frames)
-        return name
 
 
 class SampleFolder:
@@ -217,6 +235,36 @@ def fill(
             bar.update(len(chosen))
             seconds = bar.format_dict["elapsed"]
             bar.set_postfix_str(f"{engine.tokens / max(seconds, 1e-9):,.0f} tokens/s")
+
+
+def fill_by_frames(
+    folder: SampleFolder,
+    writer: SampleWriter,
+    engine: Engine,
+    tokenizer: VideoTokenizer,
+    job: Job,
+    *,
+    numbers: Sequence[int],
+    conditions: Sequence[Mapping[str, Any]],
+) -> float:
+    """Like `fill`, in PNG frames that are written as soon as the tokens of their block are complete; the seconds from
+    the start to the first frames."""
+    if writer.format != "png":
+        raise ValueError(f"frames are written one by one as png, not as {writer.format}")
+    parts, start, first = stream_frames(engine, tokenizer, job), time.perf_counter(), math.nan
+    folder.begin()
+    with tqdm(total=len(numbers), desc="sampling", unit="video") as bar:
+        for part in parts:
+            number = numbers[part.number]
+            name = writer.write_frames(folder.path, number, part.start, part.video)
+            first = time.perf_counter() - start if math.isnan(first) else first
+            if part.last:
+                writer.write_tokens(folder.path, number, part.start + part.video.shape[1], part.tokens)
+                line = {"number": number, "file": name, "seed": job.requests[part.number].seed}
+                lengths = part.tokens.lengths[0].tolist()
+                folder.add([line | dict(conditions[part.number]) | {"tokens": lengths}])
+                bar.update()
+    return first
 
 
 def contact_sheet(videos: Sequence[Tensor], *, columns: int = 8, margin: int = 2) -> bytes:

@@ -94,8 +94,7 @@ class RowEngine(Protocol):
 class Engine:
     """A model, its sampling parameters, and batch slots for rows in flight.
 
-    slots: rows in flight at most. dtype: of weights and cache; the model's own by default. compiled, attention: see
-    `BatchSlots`.
+    slots: rows in flight at most. dtype: of weights and cache. compiled, attention: see `BatchSlots`.
     """
 
     def __init__(
@@ -104,7 +103,7 @@ class Engine:
         config: SamplingConfig,
         *,
         slots: int = 64,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         compiled: bool = True,
         attention: Attention | None = None,
     ) -> None:
@@ -123,7 +122,15 @@ class Engine:
         A row is the prefix and complete blocks. Unsupported requests raise ValueError before anything is computed.
         """
         self.check(requests)
-        return self._run(requests)
+        return ((number, row) for number, row, finished in self._run(requests, each_block=False) if finished)
+
+    def run_blocks(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor, bool]]:
+        """Like `run`, at the end of each block too: (index, row up to that block, whether it is the last).
+
+        Where several blocks of a row end between two synchronisations, only the last of them is yielded.
+        """
+        self.check(requests)
+        return self._run(requests, each_block=True)
 
     def check(self, requests: Sequence[Request]) -> None:
         """ValueError for a request that the model does not support."""
@@ -136,8 +143,8 @@ class Engine:
             if planner is not None and planner.rows != count:
                 raise ValueError(f"{planner.rows} consecutive requests must share this planner, but {count} do")
 
-    def _run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
-        batch = InFlightBatch(self.slots, requests)
+    def _run(self, requests: Sequence[Request], *, each_block: bool) -> Iterator[tuple[int, Tensor, bool]]:
+        batch = InFlightBatch(self.slots, requests, each_block=each_block)
         while batch.admit():
             steps, reach = batch.steps(self.model.layout)
             for number in range(steps):
@@ -145,16 +152,21 @@ class Engine:
             self.steps += steps
             self.tokens += batch.sync()
             batch.assign_lengths()
-            yield from batch.finished()
+            yield from batch.completed()
 
 
 class InFlightBatch:
-    """Host side of a run: the request in each slot, and the state of the slots at the last sync."""
+    """Host side of a run: the request in each slot, and the state of the slots at the last sync.
 
-    def __init__(self, slots: BatchSlots, requests: Sequence[Request]) -> None:
-        self._slots, self._requests, self._next = slots, requests, 0
+    each_block: synchronise at the end of each block, not only of each row.
+    """
+
+    def __init__(self, slots: BatchSlots, requests: Sequence[Request], *, each_block: bool) -> None:
+        self._slots, self._requests, self._next, self._each_block = slots, requests, 0, each_block
         self._active: dict[int, int] = {}
         """Slot -> request."""
+        self._complete: dict[int, int] = {}
+        """Slot -> complete blocks of its row that were yielded."""
         self._grammar, self._state = slots.sync()
         self._grammar[NUM_BLOCKS] = 0  # ends rows that an earlier run left unfinished
 
@@ -172,7 +184,7 @@ class InFlightBatch:
             state = [request.prefix[-1], null[-1], len(request.prefix) - 1, behind, request.seed, 0]
             self._state[:, slot] = torch.tensor(state)
             prefixes[slot] = (request.prefix, null)
-            self._active[slot] = self._next
+            self._active[slot], self._complete[slot] = self._next, 0
             self._next += 1
         self._slots.admit(prefixes)
         self._slots.write(self._grammar, self._state)
@@ -182,7 +194,10 @@ class InFlightBatch:
         """(steps until the next sync, cache positions of the longest row after the first of them)."""
         slots = list(self._active)
         columns, waited = self._grammar[:, slots].T.tolist(), self._state[WAITED, slots].tolist()
-        soonest = min(_steps_to_event(layout, column) for column, w in zip(columns, waited, strict=True) if not w)
+        ahead = 1 if self._each_block else layout.num_blocks
+        soonest = min(
+            _steps_to_event(layout, column, ahead) for column, w in zip(columns, waited, strict=True) if not w
+        )
         return min(max(soonest, SYNC_STEPS[0]), SYNC_STEPS[1]), int(self._state[POSITION, slots].max()) + 1
 
     def sync(self) -> int:
@@ -206,24 +221,32 @@ class InFlightBatch:
                 self._grammar[PLANNED + self._grammar[BLOCK, slots], slots] = sizes
                 self._state[WAITED, slots] = 0
 
-    def finished(self) -> list[tuple[int, Tensor]]:
-        """(index, row) of the finished rows, whose slots become free."""
-        done = [slot for slot in self._active if self._grammar[BLOCK, slot] >= self._grammar[NUM_BLOCKS, slot]]
+    def completed(self) -> list[tuple[int, Tensor, bool]]:
+        """(index, row up to its last complete block, whether that is its last) of the rows that finished, whose slots
+        become free, and with `each_block` of those that completed a block."""
+        blocks, ends = self._grammar[BLOCK].tolist(), self._grammar[NUM_BLOCKS].tolist()
+        fewest = {slot: self._complete[slot] + 1 if self._each_block else ends[slot] for slot in self._active}
+        done = [slot for slot in self._active if blocks[slot] >= fewest[slot]]
         if not done:
             return []
-        rows, finished = self._slots.rows(done), []
+        rows, found = self._slots.rows(done), []
+        begun = self._grammar[COUNT] + (self._grammar[ANNOUNCED] >= 0)  # tokens of the next block
         for slot, row in zip(done, rows, strict=True):
-            number = self._active.pop(slot)
+            number, self._complete[slot] = self._active[slot], blocks[slot]
             prefix = torch.tensor(self._requests[number].prefix)
-            finished.append((number, torch.cat([prefix, row[len(prefix) : int(self._state[POSITION, slot]) + 1]])))
-        return finished
+            end = int(self._state[POSITION, slot] - begun[slot]) + 1
+            found.append((number, torch.cat([prefix, row[len(prefix) : end]]), blocks[slot] == ends[slot]))
+            if blocks[slot] == ends[slot]:
+                del self._active[slot]
+        return found
 
 
-def _steps_to_event(layout: BlockLayout, column: list[int]) -> int:
-    """Fewest steps after which a row (a column of the grammar's state) may have finished or may be waiting."""
+def _steps_to_event(layout: BlockLayout, column: list[int], ahead: int) -> int:
+    """Fewest steps after which a row (a column of the grammar's state) may have completed `ahead` blocks or finished,
+    or may be waiting."""
     smallest = layout.sizes[0] if layout.sizes else 0
     steps = 0
-    for block in range(column[BLOCK], column[NUM_BLOCKS]):
+    for block in range(column[BLOCK], min(column[BLOCK] + ahead, column[NUM_BLOCKS])):
         done = column[COUNT] if block == column[BLOCK] else 0
         plan = column[PLANNED + block]
         if block == column[BLOCK] and column[ANNOUNCED] >= 0:

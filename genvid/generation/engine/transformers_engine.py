@@ -40,7 +40,7 @@ class TransformersEngine:
     """
 
     def __init__(
-        self, model: RowModel, config: SamplingConfig, *, slots: int = 64, dtype: torch.dtype | None = None
+        self, model: RowModel, config: SamplingConfig, *, slots: int = 64, dtype: torch.dtype = torch.float32
     ) -> None:
         if model.causal_lm is None:
             raise ValueError(f"transformers has no {model.model_type} model: sample it with genvid's own engine")
@@ -51,7 +51,7 @@ class TransformersEngine:
         self.model, self.config, self.slots = model, config, slots
         self.tokens = 0
         """Tokens sampled so far, framing included."""
-        self._llama = copy.deepcopy(model.causal_lm).to(dtype or model.causal_lm.dtype)
+        self._llama = copy.deepcopy(model.causal_lm).to(dtype)
         self._llama.set_attn_implementation("sdpa")
 
     def check(self, requests: Sequence[Request]) -> None:
