@@ -6,6 +6,7 @@ import os
 import weakref
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
@@ -195,6 +196,32 @@ def test_a_second_of_video_never_exceeds_its_tokens(models, video, tmp_path, cap
     refused(capsys, "--tokens-per-second is above 0", *asked, 0)
     assert not scored or refused(capsys, "--scorer shares out a budget", *asked[:-1]) is None
     assert [path.name for path in tmp_path.iterdir()] == ["video.mp4"]
+
+
+def test_audio_is_copied_through(models, video, tmp_path, capsys):
+    sounding = tmp_path / "sounding.mp4"
+    with av.open(str(video)) as pictures, av.open(str(sounding), "w") as container:
+        copied = container.add_stream_from_template(pictures.streams.video[0])
+        audio = container.add_stream("aac", rate=16000, layout="mono")
+        for packet in pictures.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = copied
+                container.mux(packet)
+        for number in range(20):
+            noise = np.random.default_rng(number).normal(size=(1, 1024)).astype(np.float32)
+            frame = av.AudioFrame.from_ndarray(noise / 8, format="fltp", layout="mono")
+            frame.rate, frame.pts = 16000, 1024 * number
+            container.mux(audio.encode(frame))
+        container.mux(audio.encode())
+    tokenizer = ("--tokenizer", models / "tokenizer")
+    run("encode", sounding, tmp_path / "a.tok", *tokenizer)
+    run("decode", tmp_path / "a.tok", tmp_path / "a.mp4", *tokenizer)
+    packets = []
+    for file in (sounding, tmp_path / "a.mp4"):
+        with av.open(str(file)) as container:
+            packets.append([bytes(packet) for packet in container.demux(audio=0) if packet.size])
+    assert packets[0] == packets[1]
+    assert len(packets[0]) >= 20
 
 
 def test_a_token_file_is_decoded_by_its_own_tokenizer_only(models, video, tmp_path, capsys):

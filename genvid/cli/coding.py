@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
@@ -17,6 +20,7 @@ from tqdm import tqdm
 from genvid.allocation import Allocator, Budget
 from genvid.api import Tokenizer, load
 from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.data.audio import AudioError, audio_file
 from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import frame_rate, probe, video_writer
 from genvid.device import device
@@ -25,7 +29,7 @@ from genvid.tokenizer.budgets import token_budget
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
 from genvid.tokens.entropy import UniformCodes
-from genvid.tokens.file import read_token_file, resume_token_file
+from genvid.tokens.file import TokenFile, read_token_file, resume_token_file
 from genvid.tokens.header import Header, TokenFileError
 
 
@@ -120,6 +124,8 @@ def encode(options: EncodeOptions) -> None:
         if tokenizer.predictor is not None:
             made_from["scorer"] = fingerprint(resolve(options.scorer or resolve(options.tokenizer) / "scorer"))
     with resume_token_file(output, replace(header, made_from=made_from), model) as writer:
+        if not writer.frames:
+            writer.append_audio(_audio(options.video))
         coded = tqdm(zip(clips, read_clips(options.video, info, spec), strict=True), total=len(clips), unit="clip")
         end = 0
         for frames, clip in coded:
@@ -143,7 +149,10 @@ def decode(options: DecodeOptions) -> None:
         if frames < file.header.frames:
             print(f"{readable(options.tokens)} was cut: it holds {frames} of {file.header.frames} frames")
         _print_restart(output)
-        with video_writer(output, file.header.fps) as append, tqdm(total=frames, unit="frame") as bar:
+        with ExitStack() as opened:
+            audio = opened.enter_context(_copied_audio(file))
+            append = opened.enter_context(video_writer(output, file.header.fps, audio=audio))
+            bar = opened.enter_context(tqdm(total=frames, unit="frame"))
             for segment, tokens in file.tokens(UniformCodes(tokenizer.spec)):
                 append(_pixels(tokenizer, tokens)[:, : segment.frames])
                 bar.update(segment.frames)
@@ -221,6 +230,28 @@ def _clip_allocator(tokenizer: Tokenizer, rate: float | None, frames: int, fps: 
     return tokenizer.allocator(math.floor(Fraction(rate) * longest / fps), spec.num_blocks(filled))
 
 
+def _audio(video: Path) -> Iterator[bytes]:
+    """The audio of a video as the pieces of an mp4 file."""
+    try:
+        with audio_file(video) as file:
+            if file is not None:
+                with file.open("rb") as stream:
+                    yield from iter(lambda: stream.read(2**20), b"")
+    except AudioError as error:
+        print(f"{readable(video)}: {error} and is left out")
+
+
+@contextmanager
+def _copied_audio(file: TokenFile) -> Iterator[Path | None]:
+    """A temporary file of the audio of a token file; None where it has none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "audio.mp4"
+        with path.open("wb") as stream:
+            for piece in file.audio():
+                stream.write(piece)
+        yield path if path.stat().st_size else None
+
+
 def _print_sizes(file: Path, name: str) -> None:
     """Size of a token file beside that of plain codes."""
     with read_token_file(file) as opened:
@@ -229,8 +260,8 @@ def _print_sizes(file: Path, name: str) -> None:
     rate = 8 * count.payload_bytes * header.fps / header.frames
     print(f"{name}: {header.frames} frames, {count.blocks} blocks, {count.tokens} tokens")
     print(
-        f"{readable(file)}: {file.stat().st_size} bytes, {rate / 1000:.2f} kbit/s of tokens; the codes alone take "
-        f"{packed} bytes packed, {2 * count.tokens} as 16-bit numbers"
+        f"{readable(file)}: {file.stat().st_size} bytes, of which tokens {count.payload_bytes} ({rate / 1000:.2f} "
+        f"kbit/s); the codes alone take {packed} bytes packed, {2 * count.tokens} as 16-bit numbers"
     )
 
 

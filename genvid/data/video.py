@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, dropwhile
@@ -22,6 +22,7 @@ import numpy as np
 from av.error import FFmpegError
 from torch import Tensor
 
+from genvid.data.audio import AudioCopy, open_audio
 from genvid.data.decoding import Timeline, counted, decode, demux, frames_per_second, open_stream
 from genvid.data.frames import FrameConverter
 from genvid.data.frames import Frames as Frames
@@ -130,32 +131,40 @@ def write_video(path: str | Path, video: Tensor, fps: float, *, scale: int = 1) 
 
 
 @contextmanager
-def video_writer(path: str | Path, fps: float, *, scale: int = 1) -> Iterator[Callable[[Tensor], None]]:
+def video_writer(
+    path: str | Path, fps: float, *, scale: int = 1, audio: Path | None = None
+) -> Iterator[Callable[[Tensor], None]]:
     """Write H.264 in mp4 that every browser plays, in memory that does not grow: yields a function that appends frames
-    (3, T, H, W) uint8. `scale` enlarges pixels for viewing.
+    (3, T, H, W) uint8. `scale` enlarges pixels for viewing. `audio`: a file of `audio_file`, which is copied up to the
+    end of the video.
 
     4:2:0 video has even sides: an odd one is lengthened by its last row or column.
     """
     rate = frame_rate(fps)
-    with write_atomically(path) as temporary:
+    with write_atomically(path) as temporary, ExitStack() as opened:
         options = {"movflags": "+faststart"}
-        with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "16", "threads": "1"})
-            stream.pix_fmt, size = "yuv420p", None
+        source = None if audio is None else opened.enter_context(open_audio(audio))
+        container = opened.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
+        stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "16", "threads": "1"})
+        stream.pix_fmt, size, written = "yuv420p", None, 0
+        copy = None if source is None else AudioCopy(*source, container)
 
-            def append(video: Tensor) -> None:
-                nonlocal size
-                images = _even_images(video, scale)
-                if size is None:
-                    size = stream.height, stream.width = images.shape[1:3]
-                for image in images:
-                    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-                    container.mux(stream.encode(frame))
-
-            yield append
+        def append(video: Tensor) -> None:
+            nonlocal size, written
+            images = _even_images(video, scale)
             if size is None:
-                raise ValueError(f"no frames were written to {path}")
-            container.mux(stream.encode())
+                size = stream.height, stream.width = images.shape[1:3]
+            for image in images:
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+                container.mux(stream.encode(frame))
+                written += 1
+                if copy is not None:
+                    copy.up_to(float(written / rate))
+
+        yield append
+        if size is None:
+            raise ValueError(f"no frames were written to {path}")
+        container.mux(stream.encode())
 
 
 def _even_images(video: Tensor, scale: int) -> Frames:
