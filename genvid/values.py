@@ -80,13 +80,15 @@ def _fields(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
 
 
 def _current(cls: Any, data: dict[str, Any], path: str) -> dict[str, Any]:
-    """Keys of older versions (`RENAMED` of a config: old name -> new name) under their new names."""
+    """Keys of older versions (`RENAMED` of a config: old name -> new name) under their new names, and those that older
+    versions lacked with the values that they imply (`IMPLIED`)."""
     renamed: Mapping[str, str] = getattr(cls, "RENAMED", {})
     for old, new in renamed.items():
         if old in data and new in data:
             both = " and ".join(f"{path}.{key}".lstrip(".") for key in (old, new))
             raise ConfigError(f"{both} are one key: {old} is now called {new}, remove {old}")
-    return {renamed.get(key, key): value for key, value in data.items()}
+    implied: Mapping[str, Any] = getattr(cls, "IMPLIED", {})
+    return {**implied, **{renamed.get(key, key): value for key, value in data.items()}}
 
 
 def _section(value: Any, path: str) -> dict[str, Any]:

@@ -143,9 +143,9 @@ class BlockTokens:
 
     @staticmethod
     def join_blocks(parts: list[BlockTokens]) -> BlockTokens:
-        """Join consecutive blocks of the same videos, of discrete tokens without features."""
-        codes = [part.codes for part in parts if part.codes is not None]
-        return BlockTokens(torch.cat([part.keep for part in parts], 1), torch.cat(codes, 1))
+        """Join consecutive blocks of the same videos; every part must be of one kind and carry the same fields."""
+        columns = zip(*(part._tensors() for part in parts), strict=True)
+        return type(parts[0])(*(None if c[0] is None else torch.cat(c, 1) for c in columns))  # type: ignore[arg-type]
 
     def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         return self.keep, self.codes, self.latents, self.features

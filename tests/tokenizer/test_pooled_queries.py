@@ -5,13 +5,8 @@ import torch
 
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.pooled_queries import (
-    cell_means,
-    coarser_weights,
-    fill_from_past,
-    novelty,
-    pyramid_cells,
-)
+from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, novelty
+from genvid.tokenizer.adaptok.pyramid import coarser_weights, pyramid_cells
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokenizer.statistics import Whiten
@@ -80,8 +75,8 @@ def test_dropped_tokens_are_not_read_and_trimming_changes_nothing(tokenizer, vid
 def test_a_patch_starts_from_the_mean_of_the_present_latents_whose_cells_contain_it(tokenizer):
     latents = torch.randn(1, 1, 7, 32)
     known = torch.tensor([[[True, True, False, True, False, False, False]]])
-    means = cell_means(latents, known, tokenizer.cells)
-    cover = tokenizer.cells * known[0, 0, :, None]
+    means = cell_means(latents, known, tokenizer.pyramid.cells)
+    cover = tokenizer.pyramid.cells * known[0, 0, :, None]
     for patch in range(cover.shape[1]):
         expected = latents[0, 0, cover[:, patch].bool()].mean(0)
         assert torch.allclose(means[0, 0, patch], expected, atol=1e-5)
@@ -158,9 +153,9 @@ def test_a_whitened_quantizer_uses_its_codes_where_latents_share_one_direction()
 
 def test_novelty_is_the_difference_from_carried_and_coarser_latents(tokenizer):
     latents, left = torch.randn(2, 7, 32), torch.randn(2, 7, 32)
-    from_slot, from_cell = novelty(latents, left, tokenizer.coarser).chunk(2, -1)
+    from_slot, from_cell = novelty(latents, left, tokenizer.pyramid.coarser).chunk(2, -1)
     torch.testing.assert_close(from_slot, latents - left)
-    cover = tokenizer.cells.bool()
+    cover = tokenizer.pyramid.cells.bool()
     for slot in range(7):
         patches = []
         for patch in cover[slot].nonzero()[:, 0]:

@@ -1,6 +1,7 @@
 """Block-causal attention, exact, by prefixes.
 
-A block attends to a prefix of the sequence (pixel queries also to their own block), so one call per block on sliced
+A block attends to a run of the sequence (pixel queries also to their own block): all blocks up to it, or with a
+`window` itself and so many blocks before it. So one call per block on sliced
 keys is exact: no (S, S) mask is built, no masked product is computed, and without dropped tokens the fast kernels run
 unmasked. Dropped tokens are a (B, 1, 1, S) mask over keys.
 
@@ -30,20 +31,20 @@ def causal_attention(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     return scaled_dot_product_attention(queries, keys, values, is_causal=True)
 
 
-def block_causal(sizes: Sequence[int], keep: Tensor | None = None) -> Attend:
-    """Tokens of block g attend to the kept tokens of blocks <= g.
+def block_causal(sizes: Sequence[int], keep: Tensor | None = None, window: int | None = None) -> Attend:
+    """Tokens of block g attend to the kept tokens of blocks <= g, with a `window` of blocks g - window to g.
 
     The sequence holds `sizes[g]` tokens of each block, in order. `keep` (B, sum(sizes)) bool; None: all kept.
     """
-    ends = list(accumulate(sizes))
-    masks = [None if keep is None else key_mask(keep[:, :end]) for end in ends]
+    seen = _seen(sizes, window)
+    masks = [None if keep is None else key_mask(keep[:, run]) for run in seen]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         parts = [
             scaled_dot_product_attention(
-                queries[:, :, end - size : end], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+                queries[:, :, run.stop - size : run.stop], keys[:, :, run], values[:, :, run], attn_mask=mask
             )
-            for size, end, mask in zip(sizes, ends, masks, strict=True)
+            for size, run, mask in zip(sizes, seen, masks, strict=True)
             if size
         ]
         return alone(torch.cat(parts, 2), values, keep) if parts else values
@@ -51,30 +52,43 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None) -> Attend:
     return attend
 
 
-def latents_then_pixels(sizes: Sequence[int], pixels: int, blocks: Sequence[int], keep: Tensor | None = None) -> Attend:
+def latents_then_pixels(
+    sizes: Sequence[int],
+    pixels: int,
+    blocks: Sequence[int],
+    keep: Tensor | None = None,
+    window: int | None = None,
+) -> Attend:
     """The decoder's rule, for `sizes[g]` latents of every block g followed by `pixels` queries of each of `blocks`.
 
     Latents are block-causal among themselves and never attend to pixel queries. Pixel queries of block g attend to
-    the kept latents of blocks <= g and to each other, not to queries of other blocks. `keep` (B, sum(sizes)) bool;
-    None: all.
+    the kept latents that latents of block g attend to and to each other, not to queries of other blocks. `keep`
+    (B, sum(sizes)) bool; None: all.
     """
-    ends = list(accumulate(sizes))
+    seen = _seen(sizes, window)
     total = sum(sizes)
-    among_latents = block_causal(sizes, keep)
+    among_latents = block_causal(sizes, keep, window)
     masks: list[Tensor | None] = [None] * len(blocks)
     if keep is not None:
         own = keep.new_ones(len(keep), pixels)
-        masks = [torch.cat([keep[:, : ends[block]], own], 1)[:, None, None] for block in blocks]
+        masks = [torch.cat([keep[:, seen[block]], own], 1)[:, None, None] for block in blocks]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         parts = [among_latents(queries[:, :, :total], keys[:, :, :total], values[:, :, :total])]
         for index, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
             own = slice(total + index * pixels, total + (index + 1) * pixels)
-            key, value = (torch.cat([x[:, :, : ends[block]], x[:, :, own]], 2) for x in (keys, values))
+            key, value = (torch.cat([x[:, :, seen[block]], x[:, :, own]], 2) for x in (keys, values))
             parts.append(scaled_dot_product_attention(queries[:, :, own], key, value, attn_mask=mask))
         return torch.cat(parts, 2)
 
     return attend
+
+
+def _seen(sizes: Sequence[int], window: int | None) -> list[slice]:
+    """The tokens that those of each block attend to."""
+    ends = [0, *accumulate(sizes)]
+    first = [0 if window is None else max(0, block - window) for block in range(len(sizes))]
+    return [slice(ends[start], end) for start, end in zip(first, ends[1:], strict=True)]
 
 
 def key_mask(keep: Tensor) -> Tensor:

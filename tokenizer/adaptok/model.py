@@ -6,7 +6,9 @@ start of longer ones.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,85 +16,126 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
-from genvid.tokenizer.adaptok.pooled_queries import coarser_weights, pool_latents, pool_patches, pyramid_cells
+from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, pool_latents
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions
+from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
+from genvid.tokenizer.adaptok.rotary import RotaryDecoderPositions, RotaryEncoderPositions
 from genvid.tokenizer.layers import initialise
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
 class AdapTok(Model):
-    """The tokenizer: `encode` and `decode` for use; `features`, `quantizer` and `render` for training."""
+    """The tokenizer: `encode` and `decode` for use; `features`, `quantizer` and `render` for training.
+
+    With rotary geometry it takes videos of any length, and `at` gives the same weights for frames of another size.
+    """
 
     model_type = "adaptok"
     config_type = AdapTokConfig
     config: AdapTokConfig
-    cells: Tensor
-    """(L, P), with pooled queries: see `pyramid_cells`."""
-    coarser: Tensor
-    """(L, L), with pooled queries: see `coarser_weights`."""
 
     def __init__(self, config: AdapTokConfig) -> None:
         super().__init__(config)
         encoder, decoder = config.encoder, config.decoder
+        self.resolution, self.window = config.resolution, config.window
+        self.pyramid = _pyramid(config)
         self.patches = PatchEmbedding(config.patch, encoder.width)
-        self.encoder_positions = EncoderPositions(config.grid, config.block_capacity, encoder.width)
+        self.encoder_positions = (EncoderPositions if self.window is None else RotaryEncoderPositions)(config)
         self.encoder = encoder.build()
         self.quantizer = config.quantizer.build(encoder.width, decoder.width)
-        self.decoder_positions = DecoderPositions(config.grid, config.block_capacity, decoder.width)
+        self.decoder_positions = (DecoderPositions if self.window is None else RotaryDecoderPositions)(config)
         self.decoder = decoder.build()
         self.output_norm = nn.LayerNorm(decoder.width, eps=1e-6)
         self.output = nn.Linear(decoder.width, channels(config.patch))
         initialise(self)
         nn.init.zeros_(self.output.weight)
-        self.memory = None
-        if config.pooled_queries:
-            self.register_buffer("cells", pyramid_cells(*config.grid[1:], config.block_capacity), persistent=False)
-            self.register_buffer("coarser", coarser_weights(self.cells), persistent=False)
-            # (W,) fading of a carried latent per block, from channels that vanish at once to those that stay.
-            self.memory = nn.Parameter(torch.linspace(0, 1, decoder.width))
+        # (W,) fading of a carried latent per block, from channels that vanish at once to those that stay.
+        self.memory = nn.Parameter(torch.linspace(0, 1, decoder.width)) if config.pooled_queries else None
 
     @property
     def spec(self) -> TokenizerSpec:
         return TokenizerSpec(
             frames_per_block=self.config.patch[0],
-            resolution=self.config.resolution,
-            block_capacity=self.config.block_capacity,
+            resolution=self.resolution,
+            block_capacity=self.config.capacity_at(self.resolution),
             token_dim=self.quantizer.code_dim,
             codebook_size=self.quantizer.codebook_size,
-            max_blocks=self.config.grid[0],
+            max_blocks=self.config.grid[0] if self.window is None else None,
         )
+
+    def at(self, resolution: tuple[int, int]) -> Self:
+        """The same weights for frames (height, width) of another size; ValueError for one out of bounds."""
+        self.config.check_resolution(resolution)
+        if resolution == self.resolution:
+            return self
+        other, capacity = copy.copy(self), self.config.capacity_at(resolution)
+        rows, columns = self.config.picture_grid(resolution)
+        pyramid = overlapping_pyramid(rows, columns, capacity, self.output.weight.device)
+        other.resolution, other._modules = resolution, {**self._modules, "pyramid": pyramid}
+        return other
 
     @torch.no_grad()
     def encode(self, video: Tensor) -> BlockTokens:
-        """(B, 3, T, H, W) in [-1, 1] -> nearest codes and features of every token, all kept."""
-        features = self.features(video)
-        codes = self.quantizer.encode(features)
-        return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
+        """(B, 3, T, H, W) in [-1, 1] -> nearest codes and features of every token, all kept.
+
+        With rotary geometry one block after the other, as in a stream (genvid.tokenizer.adaptok.stream).
+        """
+        if self.window is None:
+            return self._quantized(self.features(video))
+        self.spec.check_video(video)
+        past = PastBlocks(len(self.encoder), self.window)
+        parts = torch.split(video, self.config.patch[0], 2)
+        return BlockTokens.join_blocks([self.encode_next(part, past) for part in parts])
 
     @torch.no_grad()
     def decode(self, tokens: BlockTokens) -> Tensor:
         """Tokens -> (B, 3, T, H, W), about [-1, 1]. Each block is cut to its longest kept length in the batch."""
-        self._check(tokens)
-        lengths = longest_kept(tokens.keep)
-        trimmed = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
-        mask = None if trimmed.all() else trimmed
-        return self._render(self.embed(tokens), tokens.keep, mask, lengths, range(len(lengths)))
+        self.check(tokens)
+        if self.window is None:
+            lengths = longest_kept(tokens.keep)
+            trimmed = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
+            mask = None if trimmed.all() else trimmed
+            return self._render(self.embed(tokens), tokens.keep, mask, lengths, range(len(lengths)))
+        past = PastBlocks(len(self.decoder), self.window)
+        blocks = [tokens.blocks(slice(g, g + 1)) for g in range(tokens.keep.shape[1])]
+        return torch.cat([self.decode_next(block, past) for block in blocks], 2)
+
+    @torch.no_grad()
+    def encode_next(self, video: Tensor, past: PastBlocks) -> BlockTokens:
+        """`encode` of the frames of one block, after those of `past`."""
+        x = self._encoder_input(video)[:, 0]
+        place = self.encoder_positions.placement([past.count], self.pyramid)
+        every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        x = past.run(self.encoder, x, every, place, ragged=False)
+        return self._quantized(x[:, None, -self.spec.block_capacity :])
+
+    @torch.no_grad()
+    def decode_next(self, tokens: BlockTokens, past: PastBlocks) -> Tensor:
+        """`decode` of one block, after those of `past`."""
+        assert self.memory is not None
+        block, length = past.count, longest_kept(tokens.keep)[0]
+        embeddings, mask = self.embed(tokens)[:, 0], tokens.keep[:, 0, :length]
+        known = past.latents.then(embeddings, tokens.keep[:, 0])
+        past.latents.append(embeddings, tokens.keep[:, 0])
+        filled, present = fill_from_past(*known, self.memory, self.window)
+        pooled = cell_means(filled[:, -1:], present[:, -1:], self.pyramid.cells)
+        x = self._decoder_input(embeddings[:, :length], mask, {block: length}, [block], pooled)
+        place = self.decoder_positions.placement({block: length}, [block], self.pyramid)
+        x = past.run(self.decoder, x, mask, place, ragged=not mask.all())
+        return self._frames(x[:, length:], 1)
 
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
         blocks = self.spec.check_video(video)
-        places, queries = self.encoder_positions(blocks)
-        patches = self.patches(video).flatten(2, 3)
-        queries = queries.expand(len(video), -1, -1, -1).to(patches.dtype)
-        if self.config.pooled_queries:
-            queries = queries + pool_patches(patches, self.cells)
-        x = torch.cat([patches + places, queries], 2)
-        attend = block_causal((x.shape[2],) * blocks)
+        x = self._encoder_input(video)
+        attend = block_causal((x.shape[2],) * blocks, window=self.window)
+        attend = self.encoder_positions.placement(range(blocks), self.pyramid)(attend)
         x = x.flatten(1, 2)
         for layer in self.encoder:
             x = layer(x, attend)
-        return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.config.block_capacity :]
+        return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.spec.block_capacity :]
 
     def embed(self, tokens: BlockTokens) -> Tensor:
         """Codes -> (B, G, L, W) decoder input. In positions of dropped tokens it is arbitrary and never read."""
@@ -125,30 +168,62 @@ class AdapTok(Model):
 
         `mask` (B, sum(lengths)): which of these latents are kept; None: all.
         """
-        places, queries = self.decoder_positions(len(lengths))
-        latents = torch.cat([embeddings[:, g, :n] for g, n in enumerate(lengths)], 1)
-        if mask is not None:
-            latents = torch.where(mask[..., None], latents, 0)
-        latents = latents + torch.cat([places[g, :n] for g, n in enumerate(lengths)])
-        pixels = torch.cat([queries[block] for block in blocks]).expand(len(latents), -1, -1).to(latents.dtype)
+        pooled, by_block = None, dict(enumerate(lengths))
+        latents = torch.cat([embeddings[:, g, :n] for g, n in by_block.items()], 1)
         if self.memory is not None:
-            pooled = pool_latents(embeddings, keep, self.cells, self.memory)
-            pixels = pixels + pooled[:, list(blocks)].flatten(1, 2)
-        x = torch.cat([latents, pixels], 1)
-        attend = latents_then_pixels(lengths, queries.shape[1], blocks, mask)
+            pooled = pool_latents(embeddings, keep, self.pyramid.cells, self.memory, self.window)[:, list(blocks)]
+        x = self._decoder_input(latents, mask, by_block, blocks, pooled)
+        pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
+        attend = latents_then_pixels(lengths, pixels, blocks, mask, self.window)
+        attend = self.decoder_positions.placement(by_block, blocks, self.pyramid)(attend)
         for layer in self.decoder:
             x = layer(x, attend)
-        patches = self.output(self.output_norm(x[:, latents.shape[1] :]))
-        return unpatchify(patches.view(len(x), len(blocks), *self.config.grid[1:], -1), self.config.patch)
+        return self._frames(x[:, latents.shape[1] :], len(blocks))
 
-    def _check(self, tokens: BlockTokens) -> None:
+    def _encoder_input(self, video: Tensor) -> Tensor:
+        """(B, 3, T, H, W) -> (B, G, S, W): patches and latent queries of each block."""
+        x: Tensor = self.encoder_positions(self.patches(video).flatten(2, 3), self.pyramid)
+        return x
+
+    def _decoder_input(
+        self,
+        latents: Tensor,
+        mask: Tensor | None,
+        lengths: Mapping[int, int],
+        blocks: Sequence[int],
+        pooled: Tensor | None,
+    ) -> Tensor:
+        """Latents (B, N, W), of which `mask` (B, N) is kept, and `pooled` (B, len(blocks), P, W) -> (B, S, W): latents
+        and pixel queries."""
+        places, queries = self.decoder_positions(lengths, blocks, self.pyramid)
+        if mask is not None:
+            latents = torch.where(mask[..., None], latents, 0)
+        pixels = queries.expand(len(latents), -1, -1).to(latents.dtype)
+        if pooled is not None:
+            pixels = pixels + pooled.flatten(1, 2)
+        return torch.cat([latents + places, pixels], 1)
+
+    def _frames(self, x: Tensor, blocks: int) -> Tensor:
+        """Pixel queries after the last layer (B, blocks * P, W) -> (B, 3, T, H, W)."""
+        patches = self.output(self.output_norm(x))
+        grid = self.config.picture_grid(self.resolution)
+        return unpatchify(patches.view(len(x), blocks, *grid, -1), self.config.patch)
+
+    def _quantized(self, features: Tensor) -> BlockTokens:
+        codes = self.quantizer.encode(features)
+        return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
+
+    def check(self, tokens: BlockTokens) -> None:
+        """ValueError for tokens that were not made by this tokenizer."""
         blocks, capacity = tokens.keep.shape[1:]
         if tokens.codes is None:
             raise ValueError("these tokens have no codes, and AdapTok decodes codes: encode the video with AdapTok")
-        if capacity != self.config.block_capacity or not 1 <= blocks <= self.config.grid[0]:
+        spec = self.spec
+        if capacity != spec.block_capacity or not 1 <= blocks <= (spec.max_blocks or blocks):
+            most = "any number of" if spec.max_blocks is None else f"1 to {spec.max_blocks}"
             raise ValueError(
                 f"tokens of {blocks} blocks of {capacity} do not fit this tokenizer: "
-                f"it decodes 1 to {self.config.grid[0]} blocks of {self.config.block_capacity}"
+                f"it decodes {most} blocks of {spec.block_capacity}"
             )
         kept = tokens.codes[tokens.keep]
         if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < self.quantizer.codebook_size:
@@ -164,3 +239,10 @@ def longest_kept(keep: Tensor) -> list[int]:
     positions = torch.arange(1, used.shape[1] + 1, device=used.device)
     lengths: list[int] = (used * positions).amax(1).tolist()
     return lengths
+
+
+def _pyramid(config: AdapTokConfig) -> Pyramid:
+    """At the trained size."""
+    cells = pyramid_cells if config.window is None else overlapping_cells
+    rows, columns = config.grid[1:]
+    return Pyramid(rows, columns, cells(rows, columns, config.block_capacity))

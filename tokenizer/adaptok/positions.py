@@ -1,14 +1,25 @@
-"""Position vectors of patches, latents and pixel queries: the published absolute geometry, in this module alone."""
+"""Position vectors of patches, latents and pixel queries: the published absolute geometry.
+
+Symbols: B videos, G blocks, L latents and P patches of a block, W channels.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from genvid.tokenizer.layers import learned_table
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.pooled_queries import pool_patches
+from genvid.tokenizer.adaptok.pyramid import Pyramid
+from genvid.tokenizer.layers import Attend, learned_table
 
 Grid = tuple[int, int, int]
 """Blocks, patch rows and patch columns of the longest clip."""
+
+Placement = Callable[[Attend], Attend]
+"""Attention -> the same between tokens at certain places."""
 
 
 class EncoderPositions(nn.Module):
@@ -16,14 +27,27 @@ class EncoderPositions(nn.Module):
 
     patches: Tensor
 
-    def __init__(self, grid: Grid, block_capacity: int, width: int) -> None:
+    def __init__(self, config: AdapTokConfig) -> None:
         super().__init__()
+        grid, width = config.grid, config.encoder.width
         self.register_buffer("patches", patch_positions(grid, width).flatten(1, 2), persistent=False)
-        self.queries = learned_table(grid[0], block_capacity, width)
+        self.queries = learned_table(grid[0], config.block_capacity, width)
+        self.pooled = config.pooled_queries
 
-    def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
-        """Patch positions (G, P, width) and latent queries (G, L, width) of the first `blocks` blocks."""
-        return self.patches[:blocks], self.queries[:blocks]
+    def forward(self, patches: Tensor, pyramid: Pyramid) -> Tensor:
+        """(B, G, P, W) -> (B, G, P + L, W): patches and latent queries.
+
+        With pooled queries these start from the mean patches of the cells of `pyramid`.
+        """
+        blocks = patches.shape[1]
+        queries = self.queries[:blocks].expand(len(patches), -1, -1, -1).to(patches.dtype)
+        if self.pooled:
+            queries = queries + pool_patches(patches, pyramid.cells)
+        return torch.cat([patches + self.patches[:blocks], queries], 2)
+
+    def placement(self, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+        """None: places are in the vectors."""
+        return unchanged
 
 
 class DecoderPositions(nn.Module):
@@ -32,16 +56,23 @@ class DecoderPositions(nn.Module):
     latents: Tensor
     pixels: Tensor
 
-    def __init__(self, grid: Grid, block_capacity: int, width: int) -> None:
+    def __init__(self, config: AdapTokConfig) -> None:
         super().__init__()
-        latents = sincos(torch.arange(grid[0] * block_capacity), width).float()
-        self.register_buffer("latents", latents.view(grid[0], block_capacity, width), persistent=False)
+        grid, width = config.grid, config.decoder.width
+        latents = sincos(torch.arange(grid[0] * config.block_capacity), width).float()
+        self.register_buffer("latents", latents.view(grid[0], -1, width), persistent=False)
         self.register_buffer("pixels", patch_positions(grid, width).flatten(1, 2), persistent=False)
         self.pixel_type = learned_table(width)
 
-    def forward(self, blocks: int) -> tuple[Tensor, Tensor]:
-        """Latent positions (G, L, width) and pixel queries (G, P, width) of the first `blocks` blocks."""
-        return self.latents[:blocks], self.pixels[:blocks] + self.pixel_type
+    def forward(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Vectors of the first `lengths[g]` latents of each block g (N, W), and of the pixel queries of `blocks`."""
+        latents = torch.cat([self.latents[block, :length] for block, length in lengths.items()])
+        queries = self.pixels + self.pixel_type
+        return latents, torch.cat([queries[block] for block in blocks])
+
+    def placement(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+        """None: places are in the vectors."""
+        return unchanged
 
 
 def sincos(positions: Tensor, width: int) -> Tensor:
@@ -57,3 +88,8 @@ def patch_positions(grid: Grid, width: int, device: torch.device | None = None) 
     across = sincos(column, width // 2).expand(grid[1], -1, -1)
     down = sincos(row, width // 2)[:, None].expand(-1, grid[2], -1)
     return (torch.cat([across, down], -1) + sincos(time, width)[:, None, None]).float()
+
+
+def unchanged(attend: Attend) -> Attend:
+    """The placement of absolute geometry."""
+    return attend

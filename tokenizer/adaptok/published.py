@@ -254,12 +254,9 @@ def _expected(tokenizer: AdapTok, scorer: Scorer | None) -> dict[str, torch.Size
 
 def _check_fixed(tokenizer: AdapTok, weights: Mapping[str, Tensor]) -> None:
     """CheckpointError unless the published sin-cos tables equal ours."""
-    ours = (
-        tokenizer.encoder_positions.patches,
-        tokenizer.decoder_positions.pixels,
-        tokenizer.decoder_positions.latents,
-    )
-    for name, table in zip(_FIXED, ours, strict=True):
+    buffers = dict(tokenizer.named_buffers())
+    ours = ("encoder_positions.patches", "decoder_positions.pixels", "decoder_positions.latents")
+    for name, table in zip(_FIXED, (buffers[name] for name in ours), strict=True):
         if not torch.allclose(weights[name], table.flatten(0, 1), atol=1e-4):
             raise CheckpointError(f"{name} is not the published sin-cos table; genvid has no other position geometry")
 

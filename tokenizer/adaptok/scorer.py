@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.checkpoint import Model
-from genvid.tokenizer.adaptok.attention import alone, block_causal, key_mask
-from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.attention import block_causal
+from genvid.tokenizer.adaptok.config import AdapTokConfig, check_rotary_heads
 from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
+from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.pooled_queries import carry_over, novelty
-from genvid.tokenizer.layers import Attend, StackConfig, learned_table
+from genvid.tokenizer.adaptok.positions import Placement, unchanged
+from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells
+from genvid.tokenizer.adaptok.rotary import LevelVectors, rotated
+from genvid.tokenizer.layers import StackConfig, learned_table
 from genvid.tokenizer.statistics import Standardize
 from genvid.tokens import BlockTokens
 
@@ -25,6 +29,7 @@ class ScorerConfig:
     """Size of a scorer, and the shape of its tokenizer."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"surprise": "novelty"}
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"window": None, "picture": None}
 
     width: int
     depth: int
@@ -46,11 +51,17 @@ class ScorerConfig:
     """
     novelty: bool = False
     """Read also the novelty of each latent (genvid.tokenizer.adaptok.pooled_queries)."""
+    window: int | None = None
+    """Of a tokenizer with rotary geometry: earlier blocks that a block attends to, and positions are rotary."""
+    picture: tuple[int, int] | None = None
+    """Of a tokenizer with rotary geometry: patch rows and columns at its trained size."""
 
     def __post_init__(self) -> None:
         sizes = self.sizes
         if not sizes or list(sizes) != sorted(set(sizes)) or not 1 <= sizes[0] <= sizes[-1] <= self.block_capacity:
             raise ValueError(f"sizes must ascend within 1 to {self.block_capacity} (the block capacity), got {sizes}")
+        if self.window is not None:
+            check_rotary_heads(StackConfig(self.width, self.depth, self.heads))
 
     @classmethod
     def for_tokenizer(
@@ -75,6 +86,8 @@ class ScorerConfig:
             metric=metric,
             gains=gains,
             novelty=gains and tokenizer.pooled_queries,
+            window=tokenizer.window,
+            picture=None if tokenizer.window is None else tokenizer.grid[1:],
         )
 
 
@@ -83,13 +96,16 @@ class Scorer(Model):
 
     The score of a size is read out at its last position of the block (published). With `gains` it is the mean of
     read-outs at the positions that the size adds to the one before.
+
+    Of a tokenizer with rotary geometry it has its positions and its window, and `at` gives the same weights for frames
+    of another size.
     """
 
     model_type = "adaptok_scorer"
     config_type = ScorerConfig
     config: ScorerConfig
     sizes: Tensor
-    """(K,) int64: `config.sizes`."""
+    """(K,) int64: `config.sizes`, at other sizes of frames in proportion to the area."""
     readout: Tensor
     """(L, K), for `gains`: weights of positions in scores."""
 
@@ -102,12 +118,31 @@ class Scorer(Model):
         self.evidence_scale = Standardize(channels)
         self.target_scale = Standardize(len(config.sizes))
         self.input = nn.Linear(channels, width)
-        self.positions = learned_table(config.num_blocks, config.block_capacity, width, std=width**-0.5)
+        self.pyramid: Pyramid | None = None
+        if config.picture is None:
+            self.positions = learned_table(config.num_blocks, config.block_capacity, width, std=width**-0.5)
+        else:
+            self.levels = LevelVectors(config.block_capacity, width)
+            self.pyramid = Pyramid(*config.picture, overlapping_cells(*config.picture, config.block_capacity))
         self.layers = StackConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
         self.register_buffer("sizes", torch.tensor(config.sizes), persistent=False)
-        self.register_buffer("readout", _readout(config), persistent=False)
+        self.register_buffer("readout", _readout(config.sizes, config.block_capacity), persistent=False)
+
+    def at(self, tokenizer: AdapTok) -> Self:
+        """The same weights for the frame size of `tokenizer`, whose candidate sizes follow the number of latents."""
+        if self.pyramid is None or tokenizer.resolution == tokenizer.config.resolution:
+            return self
+        capacity, device = tokenizer.spec.block_capacity, self.sizes.device
+        sizes = list[int]()
+        for size in self.config.sizes:
+            scaled = round(size * capacity / self.config.block_capacity)
+            sizes.append(max(scaled, sizes[-1] + 1 if sizes else 1))
+        tables = {"sizes": torch.tensor(sizes, device=device), "readout": _readout(sizes, capacity).to(device)}
+        other = copy.copy(self)
+        other._buffers, other._modules = {**self._buffers, **tables}, {**self._modules, "pyramid": tokenizer.pyramid}
+        return other
 
     def forward(self, scorer_inputs: Tensor, keep: Tensor) -> Tensor:
         """`scorer_inputs` (B, G, L, E) and kept tokens (B, G, L) -> normalised scores (B, G, K) of every block.
@@ -115,7 +150,8 @@ class Scorer(Model):
         The scores of a block are predictions only where `keep` has all of its tokens.
         """
         blocks, capacity = keep.shape[1:]
-        attend = block_causal((capacity,) * blocks, keep.flatten(1))
+        attend = block_causal((capacity,) * blocks, keep.flatten(1), self.config.window)
+        attend = self.placement(range(blocks), capacity)(attend)
         x = self.embed(scorer_inputs, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
@@ -142,18 +178,19 @@ class Scorer(Model):
             shared = self.target_scale.std[1:]
             shared.copy_(shared.square().mean().sqrt())
 
-    def scorer_inputs(self, tokenizer: AdapTok, tokens: BlockTokens, start: Tensor | None = None) -> Tensor:
+    def scorer_inputs(self, tokenizer: AdapTok, tokens: BlockTokens, carried: Tensor | None = None) -> Tensor:
         """Consecutive blocks -> (B, G, L, E): features, embeddings and, if configured, novelty.
 
-        `start` (B, L, W): the carry-over of the blocks before (`carry_over`).
+        `carried` (B, G, L, W): `carry_over` to these blocks; None: they have none before them.
         """
         assert tokens.features is not None
         embeddings = tokenizer.embed(tokens)
         read = [tokens.features, embeddings]
         if self.config.novelty:
             assert tokenizer.memory is not None
-            carried = carry_over(embeddings, tokens.keep, tokenizer.memory, start)[:, :-1]
-            read.append(novelty(embeddings, carried, tokenizer.coarser))
+            if carried is None:
+                carried = carry_over(embeddings, tokens.keep, tokenizer.memory, self.config.window)[0]
+            read.append(novelty(embeddings, carried, tokenizer.pyramid.coarser))
         return torch.cat(read, -1)
 
     def embed(self, scorer_inputs: Tensor, keep: Tensor, first: int = 0) -> Tensor:
@@ -162,7 +199,18 @@ class Scorer(Model):
         L below the block capacity: the first positions of each block.
         """
         tokens: Tensor = self.input(torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
-        return tokens + self.positions[first : first + scorer_inputs.shape[1], : scorer_inputs.shape[2]]
+        blocks, count = scorer_inputs.shape[1:3]
+        if self.pyramid is None:
+            return tokens + self.positions[first : first + blocks, :count]
+        vectors: Tensor = self.levels(self.pyramid)[:count]
+        return tokens + vectors
+
+    def placement(self, blocks: Sequence[int], count: int) -> Placement:
+        """Of the first `count` latents of each of `blocks`."""
+        if self.pyramid is None:
+            return unchanged
+        network = StackConfig(self.config.width, self.config.depth, self.config.heads)
+        return rotated([(block, self.pyramid.latent_places[:count]) for block in blocks], network)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -172,25 +220,65 @@ class Scorer(Model):
         return scores @ self.readout.to(scores.dtype) if self.config.gains else scores
 
 
-def _readout(config: ScorerConfig) -> Tensor:
+def _readout(sizes: Sequence[int], capacity: int) -> Tensor:
     """(L, K) weight of each position in each score: the mean over the positions that a size adds."""
-    positions, ends = torch.arange(config.block_capacity)[:, None], torch.tensor(config.sizes)
+    positions, ends = torch.arange(capacity)[:, None], torch.tensor(sizes)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     return ((positions >= starts) & (positions < ends)).float() / (ends - starts)
 
 
-class ScorerPredictor:
-    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`, with keys and values cached.
+class ScorerStream:
+    """The scorer on one block after the other, with the keys and values of earlier ones cached.
 
-    In a pass over the blocks, each block runs twice: with all its tokens for its own scores, and with its kept tokens
-    for the keys and values that later blocks attend to. The cache is used only for a call whose earlier blocks equal
-    the cached ones, so results do not depend on earlier calls. The weights must not change between calls.
+    Each block runs twice: with all its tokens for its own scores, and with its kept tokens for the keys and values that
+    later blocks attend to.
     """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
-        self.tokenizer, self.scorer = tokenizer, scorer
-        self.sizes = scorer.sizes
-        self._cache: _Cache | None = None
+        self.tokenizer, self.scorer = tokenizer, scorer.at(tokenizer)
+        self.past = PastBlocks(len(scorer.layers), scorer.config.window)
+
+    @torch.no_grad()
+    def score(self, tokens: BlockTokens) -> Tensor:
+        """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
+        x = self._run(tokens, torch.ones_like(tokens.keep[:, 0]), remember=False)
+        return self.scorer.denormalize(self.scorer.read_out(x[:, None])[:, 0].float())
+
+    @torch.no_grad()
+    def append(self, tokens: BlockTokens) -> None:
+        """Go on to the block after this one (B, 1, L), of which later scores read the kept tokens."""
+        self._run(tokens, tokens.keep[:, 0, : longest_kept(tokens.keep)[0]], remember=True)
+        if self.scorer.config.novelty:
+            self.past.latents.append(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
+
+    def _run(self, tokens: BlockTokens, keep: Tensor, *, remember: bool) -> Tensor:
+        """The first S tokens of the next block, kept where `keep` (B, S), through all layers -> (B, S, width)."""
+        block, count = self.past.count, keep.shape[1]
+        carried = None
+        if self.scorer.config.novelty:
+            assert self.tokenizer.memory is not None
+            known = self.past.latents.then(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
+            carried = carry_over(*known, self.tokenizer.memory, self.scorer.config.window)[0][:, -1:]
+        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, tokens, carried)[:, :, :count]
+        x = self.scorer.embed(scorer_inputs, keep[:, None], block)[:, 0]
+        place = self.scorer.placement([block], count)
+        return self.past.run(self.scorer.layers, x, keep, place, remember=remember)
+
+
+class ScorerPredictor:
+    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`.
+
+    In a pass over the blocks, the earlier ones are cached (`ScorerStream`). The cache is used only for a call whose
+    earlier blocks equal the cached ones, so results do not depend on earlier calls. The weights must not change between
+    calls.
+    """
+
+    def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
+        self.tokenizer, self.scorer = tokenizer, scorer.at(tokenizer)
+        self.sizes = self.scorer.sizes
+        self._stream: ScorerStream | None = None
+        self._cached: BlockTokens | None = None
+        """The blocks of `_stream`."""
 
     @torch.no_grad()
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
@@ -200,84 +288,23 @@ class ScorerPredictor:
         """
         if tokens.features is None or tokens.codes is None:
             raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
-        cache = self._cache
-        if cache is None or not cache.precedes(tokens, block):
-            cache = _Cache(self.tokenizer, self.scorer)
-        while cache.blocks < block:
-            cache.append(tokens)
-        self._cache = cache if block + 1 < tokens.keep.shape[1] else None
-        return self.scorer.denormalize(cache.score(tokens).float())
+        stream = self._stream
+        if stream is None or not self._precedes(tokens, block):
+            stream = ScorerStream(self.tokenizer, self.scorer)
+        while stream.past.count < block:
+            stream.append(_select(tokens, slice(stream.past.count, stream.past.count + 1)))
+        goes_on = block + 1 < tokens.keep.shape[1]
+        self._stream, self._cached = (stream, _select(tokens, slice(block))) if goes_on else (None, None)
+        return stream.score(_select(tokens, slice(block, block + 1)))
 
-
-class _Cache:
-    """Keys and values of the kept tokens of the first `blocks` blocks."""
-
-    def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
-        self.tokenizer, self.scorer = tokenizer, scorer
-        self.blocks = 0
-        self.tokens: BlockTokens | None = None
-        self.keep: list[Tensor] = []
-        self.carried: Tensor | None = None
-        """(B, L, W) carry-over to the next block, for a scorer that reads novelty."""
-        self.layers: list[list[tuple[Tensor, Tensor]]] = [[] for _ in scorer.layers]
-
-    def precedes(self, tokens: BlockTokens, block: int) -> bool:
+    def _precedes(self, tokens: BlockTokens, block: int) -> bool:
         """Whether the cached blocks are the first ones of `tokens`, and none of them is `block` or later."""
-        if self.tokens is None or self.blocks > block:
+        ours = self._cached
+        if ours is None or not 0 < ours.keep.shape[1] <= block:
             return False
-        ours, theirs = self.tokens, _select(tokens, slice(self.blocks))
+        theirs = _select(tokens, slice(ours.keep.shape[1]))
         pairs = ((ours.keep, theirs.keep), (ours.codes, theirs.codes), (ours.features, theirs.features))
         return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
-
-    def score(self, tokens: BlockTokens) -> Tensor:
-        """Normalised scores (B, K) of the next block of `tokens`, from all of its tokens."""
-        x, _ = self._run(tokens, torch.ones_like(tokens.keep[:, self.blocks]))
-        return self.scorer.read_out(x[:, None])[:, 0]
-
-    def append(self, tokens: BlockTokens) -> None:
-        """Cache the kept tokens of the next block of `tokens`, up to its longest kept length."""
-        keep = tokens.keep[:, self.blocks]
-        keep = keep[:, : longest_kept(keep[:, None])[0]]
-        if keep.shape[1]:
-            _, layers = self._run(tokens, keep)
-            for past, (keys, values) in zip(self.layers, layers, strict=True):
-                # Views would keep the queries in memory.
-                past.append((keys.clone(), values.clone()))
-            self.keep.append(keep)
-        if self.scorer.config.novelty:
-            assert self.tokenizer.memory is not None
-            block = _select(tokens, slice(self.blocks, self.blocks + 1))
-            embeddings = self.tokenizer.embed(block)
-            self.carried = carry_over(embeddings, block.keep, self.tokenizer.memory, self.carried)[:, -1]
-        self.blocks += 1
-        self.tokens = _select(tokens, slice(self.blocks))
-
-    def _run(self, tokens: BlockTokens, keep: Tensor) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-        """The first S tokens of the next block through all layers, those that `keep` (B, S) keeps.
-
-        Returns their output (B, S, width), and their keys and values by layer.
-        """
-        block, count = _select(tokens, slice(self.blocks, self.blocks + 1)), keep.shape[1]
-        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, block, self.carried)[:, :, :count]
-        x = self.scorer.embed(scorer_inputs, keep[:, None], self.blocks)[:, 0]
-        mask = key_mask(torch.cat([*self.keep, keep], 1))
-        layers: list[tuple[Tensor, Tensor]] = []
-        for layer, past in zip(self.scorer.layers, self.layers, strict=True):
-            x = layer(x, _after(past, mask, keep, layers))
-        return x, layers
-
-
-def _after(
-    past: list[tuple[Tensor, Tensor]], mask: Tensor, keep: Tensor, record: list[tuple[Tensor, Tensor]]
-) -> Attend:
-    """Attention of the next block, kept tokens `keep`, to `past` and itself; keys and values are added to `record`."""
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        record.append((keys, values))
-        seen_keys, seen_values = (torch.cat(parts, 2) for parts in zip(*past, (keys, values), strict=True))
-        return alone(scaled_dot_product_attention(queries, seen_keys, seen_values, attn_mask=mask), values, keep)
-
-    return attend
 
 
 def _select(tokens: BlockTokens, blocks: slice) -> BlockTokens:

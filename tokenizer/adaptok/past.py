@@ -1,0 +1,98 @@
+"""The last blocks of a stream: what the next one attends to and carries over, with the results of a pass over all."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from genvid.tokenizer.adaptok.attention import alone, key_mask
+from genvid.tokenizer.adaptok.positions import Placement
+from genvid.tokenizer.layers import Attend
+
+KeysAndValues = tuple[Tensor, Tensor]
+"""(B, heads, S, head_dim) each."""
+
+
+class PastLatents:
+    """Latents of the last `window` blocks, of which dropped ones are carried over; None: of all blocks so far."""
+
+    def __init__(self, window: int | None) -> None:
+        self._blocks: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
+
+    def then(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """The next block (B, L, W), kept where (B, L) -> (B, G, L, W) and (B, G, L): the blocks before it, and it."""
+        latents, kept = zip(*self._blocks, (embeddings, keep), strict=True)
+        return torch.stack(latents, 1), torch.stack(kept, 1)
+
+    def append(self, embeddings: Tensor, keep: Tensor) -> None:
+        """Go on to the block after this one."""
+        self._blocks.append((embeddings, keep))
+
+
+class PastBlocks:
+    """Keys and values of the last `window` blocks in each of `depth` layers; None: of all blocks so far."""
+
+    def __init__(self, depth: int, window: int | None) -> None:
+        self.count = 0
+        """Blocks so far."""
+        self.latents = PastLatents(window)
+        """Of the same blocks, for a decoder or scorer."""
+        self._layers: list[deque[KeysAndValues]] = [deque(maxlen=window) for _ in range(depth)]
+        self._keep: deque[Tensor] = deque(maxlen=window)
+        self._ragged: deque[bool] = deque(maxlen=window)
+
+    def run(
+        self,
+        layers: Iterable[nn.Module],
+        x: Tensor,
+        keep: Tensor,
+        place: Placement,
+        *,
+        ragged: bool = True,
+        remember: bool = True,
+    ) -> Tensor:
+        """The next block (B, S, W) through `layers` -> (B, S, W).
+
+        Its first tokens, kept where `keep` (B, n), attend to each other and to the kept ones of earlier blocks; with
+        `remember`, later blocks attend to them. The others are pixel queries (`attention.latents_then_pixels`).
+        Attention needs no mask where no block is `ragged`: all of `keep` is True.
+        """
+        seen = torch.cat([*self._keep, keep], 1) if ragged or any(self._ragged) else None
+        record: list[KeysAndValues] = []
+        for layer, past in zip(layers, self._layers, strict=True):
+            x = layer(x, place(_after(past, seen, keep, record)))
+        if remember:
+            self.count += 1
+            self._keep.append(keep)
+            self._ragged.append(ragged)
+            for past, block in zip(self._layers, record, strict=True):
+                # Views would keep queries and pixels in memory.
+                past.append((block[0][:, :, : keep.shape[1]].clone(), block[1][:, :, : keep.shape[1]].clone()))
+        return x
+
+
+def _after(past: Sequence[KeysAndValues], seen: Tensor | None, keep: Tensor, record: list[KeysAndValues]) -> Attend:
+    """Attention of the next block to `past` and itself; its keys and values are added to `record`."""
+    count = keep.shape[1]
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        record.append((keys, values))
+        own, pixels = values[:, :, :count], queries.shape[2] - count
+        keys, values = (torch.cat(parts, 2) for parts in zip(*past, (keys, values), strict=True))
+        end = keys.shape[2] - pixels
+        mask = None if seen is None else key_mask(seen)
+        latents = scaled_dot_product_attention(
+            queries[:, :, :count], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+        )
+        latents = alone(latents, own, None if seen is None else keep)
+        if not pixels:
+            return latents
+        mask = None if seen is None else key_mask(torch.cat([seen, seen.new_ones(len(seen), pixels)], 1))
+        pixel = scaled_dot_product_attention(queries[:, :, count:], keys, values, attn_mask=mask)
+        return torch.cat([latents, pixel], 2)
+
+    return attend

@@ -1,0 +1,115 @@
+"""Rotary positions over block, row and column (RoPE, arXiv 2104.09864, over three axes).
+
+Queries and keys are rotated by angles proportional to their places, so attention depends on differences of places
+alone: one set of weights serves videos of any length and size. A patch or pixel query lies at its block, row and
+column, a latent at its block and the centre of its cell: so latents and the patches that they describe share one
+space, which the index of a latent in its block would not give.
+
+Symbols: B videos, G blocks, L latents and P patches of a block, W channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.pooled_queries import pool_patches
+from genvid.tokenizer.adaptok.positions import Placement
+from genvid.tokenizer.adaptok.pyramid import Pyramid, num_levels
+from genvid.tokenizer.layers import Attend, StackConfig, learned_table
+
+_BASE = 100.0
+"""Frequencies fall from 1 radian a block or patch to nearly 1 / _BASE."""
+
+
+class LevelVectors(nn.Module):
+    """A learned vector for the latents of each level of the pyramid, the same in every block and for every size."""
+
+    def __init__(self, capacity: int, width: int) -> None:
+        """`capacity`: latents of a block at the trained size."""
+        super().__init__()
+        self.levels = learned_table(num_levels(capacity), width)
+
+    def forward(self, pyramid: Pyramid) -> Tensor:
+        """(L, width). Levels that only larger pictures have share the vector of the last one."""
+        vectors: Tensor = self.levels[pyramid.levels.clamp(max=len(self.levels) - 1)]
+        return vectors
+
+
+class RotaryEncoderPositions(nn.Module):
+    """A learned query for the latents of each level."""
+
+    def __init__(self, config: AdapTokConfig) -> None:
+        super().__init__()
+        self.network = config.encoder
+        self.queries = LevelVectors(config.block_capacity, config.encoder.width)
+
+    def forward(self, patches: Tensor, pyramid: Pyramid) -> Tensor:
+        """(B, G, P, W) -> (B, G, P + L, W): patches and latent queries, pooled over the cells of `pyramid`."""
+        queries = self.queries(pyramid).to(patches.dtype) + pool_patches(patches, pyramid.cells)
+        return torch.cat([patches, queries], 2)
+
+    def placement(self, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+        """Of the patches and latents of each of `blocks`."""
+        places = torch.cat([pyramid.patch_places, pyramid.latent_places])
+        return rotated([(block, places) for block in blocks], self.network)
+
+
+class RotaryDecoderPositions(nn.Module):
+    """A learned vector for the latents of each level, and one for all pixel queries."""
+
+    def __init__(self, config: AdapTokConfig) -> None:
+        super().__init__()
+        self.network = config.decoder
+        self.latents = LevelVectors(config.block_capacity, config.decoder.width)
+        self.pixel_type = learned_table(config.decoder.width)
+
+    def forward(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Vectors of the first `lengths[g]` latents of each block g (N, W), and of the pixel queries of `blocks`."""
+        vectors = self.latents(pyramid)
+        latents = torch.cat([vectors[:length] for length in lengths.values()])
+        return latents, self.pixel_type.expand(len(blocks) * len(pyramid.patch_places), -1)
+
+    def placement(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+        """Of the first `lengths[g]` latents of each block g, and of the pixel queries of `blocks`."""
+        latents = [(block, pyramid.latent_places[:length]) for block, length in lengths.items()]
+        return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network)
+
+
+def rotated(parts: Sequence[tuple[int, Tensor]], network: StackConfig) -> Placement:
+    """Attention in `network` between tokens of so many blocks at (N, 2) float64 rows and columns, in their order."""
+    places = torch.cat([torch.cat([part.new_full((len(part), 1), block), part], 1) for block, part in parts])
+    # In float64: after an hour of video the angles have lost no digit that float32 has.
+    angles = _angles(places, network.width // network.heads)
+    cosine, sine = angles.cos().float(), angles.sin().float()
+
+    def place(attend: Attend) -> Attend:
+        def attend_rotated(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            return attend(_rotate(queries, cosine, sine), _rotate(keys, cosine, sine), values)
+
+        return attend_rotated
+
+    return place
+
+
+def _angles(places: Tensor, channels: int) -> Tensor:
+    """(S, 3) blocks, rows and columns -> (S, channels / 2): a quarter of the angles for blocks, the others for rows and
+    columns."""
+    pairs = channels // 2
+    blocks = max(1, pairs // 4)
+    rows = (pairs - blocks) // 2
+    angles = []
+    for place, count in zip(places.unbind(1), (blocks, rows, pairs - blocks - rows), strict=True):
+        frequencies = _BASE ** -(torch.arange(count, dtype=torch.double, device=places.device) / count)
+        angles.append(place[:, None] * frequencies)
+    return torch.cat(angles, 1)
+
+
+def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
+    """(B, heads, S, C) -> the same; channels c and c + C / 2 are turned by angle c."""
+    first, second = x.chunk(2, -1)
+    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
+    return turned.to(x.dtype)
