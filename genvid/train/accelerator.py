@@ -115,9 +115,9 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
     if config.activation_checkpointing:
         for layer in task.layers():
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
-    if not config.compile:
+    if not (config.compile or config.compile_layers):
         return
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if config.compile_layers or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         task.compile_layers()
     else:
         # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.

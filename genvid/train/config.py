@@ -22,6 +22,9 @@ class TrainConfig:
     export_precision: Literal["fp32", "bf16"] = "fp32"
     """Of the exported weights; running statistics stay in float32. A model in bf16 is loaded as float32."""
     compile: bool = False
+    """Compile the parts that gain most by it (`TrainingTask.use_compiler`): of a tokenizer complete steps."""
+    compile_layers: bool = False
+    """Compile layer by layer, for all tasks: ready sooner than complete steps, and then slower."""
     activation_checkpointing: bool = False
     """Keep only the inputs of layers and compute them again in the backward pass: a third more work, less memory."""
     optimizers: dict[str, OptimizerConfig] = field(default_factory=lambda: {"model": OptimizerConfig()})

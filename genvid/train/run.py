@@ -21,7 +21,7 @@ ORIGIN = "origin.json"
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
-    *("accumulation", "activation_checkpointing", "compile", "export_precision", "export_training"),
+    *("accumulation", "activation_checkpointing", "compile", "compile_layers", "export_precision", "export_training"),
 )
 """Keys of `train` that may change on resume: length, reports, the way the same work is done, and the export."""
 
