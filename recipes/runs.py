@@ -294,7 +294,8 @@ RUNS: dict[str, type[Run]] = {
 
 
 def _check_clip(clip: ClipConfig, model: AdapTokConfig) -> None:
-    if clip.resolution != model.resolution or clip.frames > model.frames or clip.frames % model.patch[0]:
+    model.check_resolution(clip.resolution)
+    if clip.frames > model.frames or clip.frames % model.patch[0]:
         raise ValueError(
             f"clips of {clip.frames} frames at {clip.resolution} do not fit a tokenizer of up to {model.frames} frames "
             f"at {model.resolution} in blocks of {model.patch[0]}: change data.clip"

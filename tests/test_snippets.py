@@ -22,7 +22,7 @@ from genvid.data import ClipConfig, SyntheticConfig, to_float
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import one_pass
 from genvid.provenance import Origin
-from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
@@ -114,6 +114,14 @@ def lit(helpers: Helpers) -> dict[str, Any]:
     return {"video": video, "chunks": video.split(9, dim=2), "show": shown.append}
 
 
+def streams(helpers: Helpers) -> dict[str, Any]:
+    network = StackConfig(16, 1, 2)
+    geometry = RotaryGeometry(sides=(96, 160))
+    config = AdapTokConfig(16, (128, 128), (4, 16, 16), 8, network, network, CODES, True, geometry)
+    AdapTok(config).save("runs/tiny/tokenizer/export")
+    return {"video": torch.zeros(1, 3, 16, 128, 128)}
+
+
 PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
     "README.md": readme,
     "docs/allocation.md": allocation,
@@ -122,6 +130,7 @@ PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
     "docs/generation.md": generation,
     "docs/lit.md": lit,
     "docs/published.md": allocation,
+    "docs/streams.md": streams,
 }
 """Page -> a function that makes the files and returns the variables that its blocks take as given."""
 

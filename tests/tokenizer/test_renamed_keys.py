@@ -1,4 +1,4 @@
-"""Configurations and exports of older versions load: renamed keys, and weights under their names on disk."""
+"""Configurations and exports of older versions load: renamed and missing keys, weights under their names on disk."""
 
 import json
 from dataclasses import replace
@@ -29,10 +29,14 @@ POOLED = AdapTokConfig(8, (16, 16), (4, 8, 8), 6, STACK, STACK, FSQConfig((5, 5)
 OLD_KEYS = {"pooled_queries": "shortcuts", "novelty": "surprise", "tile": "window", "codec_window": "window"}
 
 
+NEW_KEYS = {"geometry": {"type": "absolute"}, "picture": None, "window": None}
+
+
 def with_old_keys(data: object) -> object:
     if not isinstance(data, dict):
         return data
-    return {OLD_KEYS.get(key, key): with_old_keys(value) for key, value in data.items()}
+    known = {key: value for key, value in data.items() if key not in NEW_KEYS or value != NEW_KEYS[key]}
+    return {OLD_KEYS.get(key, key): with_old_keys(value) for key, value in known.items()}
 
 
 def older(model: Model, folder: Path) -> Path:
@@ -46,7 +50,9 @@ def older(model: Model, folder: Path) -> Path:
 def test_an_export_of_a_tokenizer_with_shortcuts(tmp_path: Path) -> None:
     tokenizer = AdapTok(POOLED).eval()
     folder = older(tokenizer, tmp_path / "export")
-    assert json.loads((folder / "config.json").read_text())["shortcuts"] is True
+    held = json.loads((folder / "config.json").read_text())
+    assert held["shortcuts"] is True
+    assert "geometry" not in held
     assert "memory" in read_weights(folder)
     loaded = load_model(folder, AdapTok)
     assert loaded.config == POOLED
@@ -58,7 +64,9 @@ def test_an_export_of_a_scorer_that_reads_surprise(tmp_path: Path) -> None:
     scorer = Scorer(ScorerConfig.for_tokenizer(POOLED, STACK, sizes=(1, 3, 6), metric="1 mse", gains=True))
     scorer.evidence_scale.mean.fill_(0.1)
     folder = older(scorer, tmp_path / "export")
-    assert json.loads((folder / "config.json").read_text())["surprise"] is True
+    held = json.loads((folder / "config.json").read_text())
+    assert held["surprise"] is True
+    assert not {"window", "picture"} & set(held)
     assert {"evidence_scale.mean", "evidence_scale.std", "target_scale.mean"} <= set(read_weights(folder))
     loaded = load_model(folder, Scorer)
     assert loaded.config == scorer.config
@@ -106,6 +114,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(with_old_keys(yaml.safe_load(file.read_text()))))
     (tmp_path / "metrics.jsonl").touch()
     assert "shortcuts: true" in file.read_text()
+    assert "geometry" not in file.read_text()
     check_run_folder(tmp_path, run, Origin())
     with pytest.raises(ValueError, match=r"another run \(model.pooled_queries is True there, False here\)"):
         check_run_folder(tmp_path, replace(run, model=replace(run.model, pooled_queries=False)), Origin())

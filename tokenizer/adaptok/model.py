@@ -83,7 +83,7 @@ class AdapTok(Model):
         With rotary geometry one block after the other, as in a stream (genvid.tokenizer.adaptok.stream).
         """
         if self.window is None:
-            return self._quantized(self.features(video))
+            return self.quantized(self.features(video))
         self.spec.check_video(video)
         past = PastBlocks(len(self.encoder), self.window)
         parts = torch.split(video, self.config.patch[0], 2)
@@ -109,7 +109,7 @@ class AdapTok(Model):
         place = self.encoder_positions.placement([past.count], self.pyramid)
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         x = past.run(self.encoder, x, every, place, ragged=False)
-        return self._quantized(x[:, None, -self.spec.block_capacity :])
+        return self.quantized(x[:, None, -self.spec.block_capacity :])
 
     @torch.no_grad()
     def decode_next(self, tokens: BlockTokens, past: PastBlocks) -> Tensor:
@@ -136,6 +136,11 @@ class AdapTok(Model):
         for layer in self.encoder:
             x = layer(x, attend)
         return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.spec.block_capacity :]
+
+    def quantized(self, features: Tensor) -> BlockTokens:
+        """Features (B, G, L, W) -> their nearest codes, all kept."""
+        codes = self.quantizer.encode(features)
+        return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
 
     def embed(self, tokens: BlockTokens) -> Tensor:
         """Codes -> (B, G, L, W) decoder input. In positions of dropped tokens it is arbitrary and never read."""
@@ -208,10 +213,6 @@ class AdapTok(Model):
         patches = self.output(self.output_norm(x))
         grid = self.config.picture_grid(self.resolution)
         return unpatchify(patches.view(len(x), blocks, *grid, -1), self.config.patch)
-
-    def _quantized(self, features: Tensor) -> BlockTokens:
-        codes = self.quantizer.encode(features)
-        return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
 
     def check(self, tokens: BlockTokens) -> None:
         """ValueError for tokens that were not made by this tokenizer."""

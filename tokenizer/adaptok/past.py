@@ -62,16 +62,16 @@ class PastBlocks:
         Attention needs no mask where no block is `ragged`: all of `keep` is True.
         """
         seen = torch.cat([*self._keep, keep], 1) if ragged or any(self._ragged) else None
-        record: list[KeysAndValues] = []
-        for layer, past in zip(layers, self._layers, strict=True):
-            x = layer(x, place(_after(past, seen, keep, record)))
+        records: list[list[KeysAndValues]] = [[] for _ in self._layers]
+        for layer, past, record in zip(layers, self._layers, records, strict=True):
+            x = layer(x, place(_after(tuple(past), seen, keep, record)))
         if remember:
             self.count += 1
             self._keep.append(keep)
             self._ragged.append(ragged)
-            for past, block in zip(self._layers, record, strict=True):
+            for past, [(keys, values)] in zip(self._layers, records, strict=True):
                 # Views would keep queries and pixels in memory.
-                past.append((block[0][:, :, : keep.shape[1]].clone(), block[1][:, :, : keep.shape[1]].clone()))
+                past.append((keys[:, :, : keep.shape[1]].clone(), values[:, :, : keep.shape[1]].clone()))
         return x
 
 

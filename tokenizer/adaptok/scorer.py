@@ -104,8 +104,10 @@ class Scorer(Model):
     model_type = "adaptok_scorer"
     config_type = ScorerConfig
     config: ScorerConfig
+    candidates: tuple[int, ...]
+    """`config.sizes`; for frames of other sizes in proportion to the area."""
     sizes: Tensor
-    """(K,) int64: `config.sizes`, at other sizes of frames in proportion to the area."""
+    """(K,) int64: the same."""
     readout: Tensor
     """(L, K), for `gains`: weights of positions in scores."""
 
@@ -127,6 +129,7 @@ class Scorer(Model):
         self.layers = StackConfig(width, config.depth, config.heads).build()
         self.output_norm = nn.LayerNorm(width)
         self.head = nn.Sequential(nn.Linear(width, 2 * width), nn.Tanh(), nn.Linear(2 * width, 1))
+        self.candidates = config.sizes
         self.register_buffer("sizes", torch.tensor(config.sizes), persistent=False)
         self.register_buffer("readout", _readout(config.sizes, config.block_capacity), persistent=False)
 
@@ -141,6 +144,7 @@ class Scorer(Model):
             sizes.append(max(scaled, sizes[-1] + 1 if sizes else 1))
         tables = {"sizes": torch.tensor(sizes, device=device), "readout": _readout(sizes, capacity).to(device)}
         other = copy.copy(self)
+        other.candidates = tuple(sizes)
         other._buffers, other._modules = {**self._buffers, **tables}, {**self._modules, "pyramid": tokenizer.pyramid}
         return other
 

@@ -26,6 +26,13 @@ class TailDropConfig:
         if self.std <= 0:
             raise ValueError(f"tail_drop.std must be positive, got {self.std}")
 
+    def scaled(self, share: float) -> TailDropConfig:
+        """The same shares of blocks of `share` times as many tokens."""
+        if share == 1:
+            return self
+        minimum, maximum = max(1, round(self.minimum * share)), round(self.maximum * share)
+        return TailDropConfig(self.mean * share, self.std * share, minimum, maximum)
+
 
 def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Tensor:
     """(B,) clip seeds -> (B, G) int64 lengths, by inversion of the truncated normal's distribution function."""

@@ -66,6 +66,11 @@ class AdapTokTask(TrainingTask):
         prior = () if self.prior is None else self.prior.blocks
         return (*self.tokenizer.encoder, *self.tokenizer.decoder, *prior)
 
+    def compile_layers(self) -> None:
+        """Clips of every size and length are compiled by themselves, which is faster than for any shape."""
+        for layer in self.layers():
+            layer.compile(dynamic=False)
+
     def use_compiler(self, mode: str | None) -> None:
         """Forward and backward in one piece: shapes are fixed, and a small tokenizer is many small kernels."""
         self.compile(mode=mode)
@@ -95,21 +100,23 @@ class AdapTokTask(TrainingTask):
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Reconstruction of the clips with randomly dropped tails, their losses (B,), the journal's terms, and sums."""
         video, seeds = batch["video"], batch["seed"]
-        features = self.tokenizer.features(video)
-        lengths = sample_lengths(self.objective.tail_drop, seeds, features.shape[1])
+        tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
+        features = tokenizer.features(video)
+        drop = self.objective.tail_drop.scaled(features.shape[2] / tokenizer.config.block_capacity)
+        lengths = sample_lengths(drop, seeds, features.shape[1])
         keep = BlockTokens(features.new_ones(features.shape[:3], dtype=torch.bool)).tail_drop(lengths).keep
-        quantized = self.tokenizer.quantizer(features, keep, seeds)
-        reconstruction = self.tokenizer.render(self.tokenizer.quantizer.project(quantized.vectors), keep)
+        quantized = tokenizer.quantizer(features, keep, seeds)
+        reconstruction = tokenizer.render(tokenizer.quantizer.project(quantized.vectors), keep)
         parts = self._distortion.network.parts(reconstruction, video)
         if self.objective.quantizer_weight:
             parts["quantizer"] = self.objective.quantizer_weight * quantized.loss
         if self.prior is not None and self.objective.prior is not None:
-            loss = self.prior(self.tokenizer.quantizer, quantized, keep, seeds)
+            loss = self.prior(tokenizer.quantizer, quantized, keep, seeds)
             parts["prior"] = self.objective.prior.weight * loss
         losses = torch.stack(list(parts.values())).sum(0)
         terms = {name: value.detach().mean() for name, value in parts.items()}
         terms["tokens"] = lengths.double().sum(1).mean()
-        codes = code_counts(quantized, keep, self.tokenizer.quantizer.codebook_size)
+        codes = code_counts(quantized, keep, tokenizer.quantizer.codebook_size)
         sums = {"codes": codes, **quantized.sums}
         if self.restart is not None:
             sums["offered"] = self.restart.sums(quantized, keep, seeds)
@@ -220,21 +227,24 @@ class ScorerTask(TrainingTask):
             layer.compile()
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
-        tokenizer, distortion = self._tokenizer.network, self._distortion.network
-        video, seeds = batch["video"], batch["seed"]
-        tokens = tokenizer.encode(video)
+        video, seeds, distortion = batch["video"], batch["seed"], self._distortion.network
+        tokenizer = self._tokenizer.network.at((video.shape[3], video.shape[4]))
+        scorer = self.scorer.at(tokenizer)
+        with torch.no_grad():
+            tokens = tokenizer.quantized(tokenizer.features(video))
         num_blocks = tokens.keep.shape[1]
         block = int(num_blocks * noise.uniform(torch.tensor([step]), "scored block"))
-        lengths = sample_lengths(self.tail_drop, seeds, num_blocks)
+        drop = self.tail_drop.scaled(tokens.keep.shape[2] / tokenizer.config.block_capacity)
+        lengths = sample_lengths(drop, seeds, num_blocks)
         lengths[:, block] = tokens.keep.shape[2]
         lengths[:, block + 1 :] = 0
         tokens = tokens.tail_drop(lengths)
-        curve = measure_curve(tokenizer, tokens, video, block, self.scorer.config.sizes, distortion)
-        target = self.scorer.targets(curve)
-        scorer_inputs = self.scorer.scorer_inputs(tokenizer, tokens)
-        predicted = self.scorer(scorer_inputs, tokens.keep)[:, block].float()
-        errors = (predicted - self.scorer.normalize(target)).square().mean(1)
-        spread = self.scorer.denormalize(predicted.detach()) - curve
+        curve = measure_curve(tokenizer, tokens, video, block, scorer.candidates, distortion)
+        target = scorer.targets(curve)
+        scorer_inputs = scorer.scorer_inputs(tokenizer, tokens)
+        predicted = scorer(scorer_inputs, tokens.keep)[:, block].float()
+        errors = (predicted - scorer.normalize(target)).square().mean(1)
+        spread = scorer.denormalize(predicted.detach()) - curve
         terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
         every = torch.ones_like(seeds, dtype=torch.bool)
         sums = {"targets": moment_sums(target, every), "scorer_inputs": moment_sums(scorer_inputs, tokens.keep)}
