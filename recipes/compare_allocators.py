@@ -31,8 +31,9 @@ from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.examples import Example, draw_videos, join_windows, write_pictures
 from genvid.eval.features.loading import load_features
+from genvid.eval.features.mirrored import mirrored
 from genvid.eval.gaps import RATE, UNIFORM, gap_table, gaps
-from genvid.eval.metrics.fidelity import ClipDistance, ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.fidelity import ClipDistance, ClipFlicker, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.page import Clip, Page, Section
 from genvid.eval.pages.rate_distortion import curves, quality_chart
 from genvid.eval.protocols import check_held_out, data_protocol
@@ -185,8 +186,8 @@ class Comparison:
         )
         configs = {run.perceptual, run.distortion.perceptual} - {None}
         distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
-        fidelity = [ClipPSNR(), ClipSSIM(), *map(MeanPerceptual, [*distances, self.distortion])]
-        features = None if run.features is None else load_features(run.features)
+        fidelity = [ClipPSNR(), ClipSSIM(), ClipFlicker(), *map(MeanPerceptual, [*distances, self.distortion])]
+        features = None if run.features is None else mirrored(load_features(run.features), protocol.frames)
         followed = replace(protocol, features="" if features is None else features.name)
         clips = EvaluationClips(followed, protocol, Selection(dataset, [(index, index) for index in drawn]))
         state = make_state()

@@ -34,7 +34,8 @@ from genvid.data.video import video_bytes, write_video
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.features.loading import load_features
-from genvid.eval.metrics.fidelity import ClipPSNR, ClipSSIM, MeanPerceptual
+from genvid.eval.features.mirrored import mirrored
+from genvid.eval.metrics.fidelity import ClipFlicker, ClipPSNR, ClipSSIM, MeanPerceptual
 from genvid.eval.pages.page import Clip, Page
 from genvid.eval.pages.rate_distortion import curves, quality_chart
 from genvid.eval.protocols import check_held_out, data_protocol
@@ -177,10 +178,10 @@ class Comparison:
             data_protocol(run.data, run.protocol, "reconstruction", len(self.dataset)),
             note=f"codec {self.lit.codec.name}, window {self.lit.codec.codec_window}",
         )
-        features = None if run.features is None else load_features(run.features)
+        features = None if run.features is None else mirrored(load_features(run.features), protocol.frames)
         followed = replace(protocol, features="" if features is None else features.name)
         real = Selection(self.dataset, [(index, index) for index in range(len(self.dataset))])
-        fidelity = [ClipPSNR(), ClipSSIM(), MeanPerceptual(run.perceptual.build())]
+        fidelity = [ClipPSNR(), ClipSSIM(), ClipFlicker(), MeanPerceptual(run.perceptual.build())]
         execution = Execution(
             run.batch_size,
             workers=run.workers,

@@ -82,6 +82,24 @@ class ClipMSSSIM(ClipScore):
         return per_frame.view(len(video), -1).mean(1)
 
 
+class ClipFlicker(ClipScore):
+    """Root mean square of the error's change from one frame to the next, in levels of 8 bits, averaged over clips.
+
+    0 for an error that stays as it is, however large; a frame-wise measure such as PSNR cannot see the difference
+    between that and an error that comes and goes. Clips of a single frame have none.
+    """
+
+    better = "lower"
+    name = "flicker"
+    unit = "levels"
+
+    def score(self, video: Tensor, target: Tensor) -> Tensor:
+        error = 255 * (_displayed(video) - _displayed(target))
+        if error.shape[2] == 1:
+            return error.new_zeros(len(error))
+        return error.diff(dim=2).square().mean((1, 2, 3, 4)).sqrt()
+
+
 class ClipDistance(Protocol):
     """A perceptual distance, or any other distance of two videos that has a name."""
 

@@ -19,7 +19,16 @@ from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, VideoModel
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.loading import WHERE_I3D_IS, load_features, load_i3d
-from genvid.eval.metrics.fidelity import SMALLEST_MS_SSIM, ClipMSSSIM, ClipPSNR, ClipScore, ClipSSIM, MeanPerceptual
+from genvid.eval.features.mirrored import mirrored
+from genvid.eval.metrics.fidelity import (
+    SMALLEST_MS_SSIM,
+    ClipFlicker,
+    ClipMSSSIM,
+    ClipPSNR,
+    ClipScore,
+    ClipSSIM,
+    MeanPerceptual,
+)
 from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
 from genvid.eval.protocols import EvaluationProtocol, protocol
 from genvid.eval.reconstruction import PieceEncoder, Reconstruction
@@ -159,6 +168,8 @@ def evaluate(options: EvaluateOptions) -> None:
     features = _features(options, record)
     models = _models(options, record)
     record = _with_frames_of(options, record, models[0])
+    if features is not None:
+        features = mirrored(features, record.frames)
     evaluation = _evaluation(options, record, features, models[0])
     for model in models:
         if isinstance(model, Sampling):
@@ -319,7 +330,8 @@ def _context(
 def _fidelity(options: EvaluateOptions, model: VideoModel, record: EvaluationProtocol) -> list[ClipScore]:
     side = _resolution(model) or record.resolution
     lpips = [MeanPerceptual(LPIPS(net, options.lpips_weights)) for net in options.lpips]
-    return [ClipPSNR(), ClipSSIM(), *([ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []), *lpips]
+    scales = [ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []
+    return [ClipPSNR(), ClipSSIM(), *scales, ClipFlicker(), *lpips]
 
 
 def _batch_size(options: EvaluateOptions, model: VideoModel) -> int:

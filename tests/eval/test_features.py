@@ -17,6 +17,7 @@ from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
 from genvid.eval.features.i3d import I3D
 from genvid.eval.features.loading import git_blob_id, load_features, load_i3d
+from genvid.eval.features.mirrored import mirrored
 from genvid.eval.features.transnet import TransNetFeatures
 from genvid.eval.metrics.frechet import frechet_name
 
@@ -165,6 +166,26 @@ def test_videomae_is_transformers_own_and_bears_its_name(tmp_path: Path) -> None
             assert not network.is_fvd
     with pytest.raises(ValueError, match="exactly 4 frames, got 6"):
         network.check(torch.zeros(1, 3, 6, 32, 32))
+
+
+class Frames(FeatureNetwork):
+    """The brightness of every frame."""
+
+    name, num_features, min_frames = "frames", 9, 9
+    is_fvd = True
+
+    def extract(self, video: Tensor) -> Tensor:
+        return video.mean((1, 3, 4))
+
+
+@pytest.mark.parametrize(("frames", "order"), [(4, [0, 1, 2, 3, 2, 1, 0, 1, 2]), (2, [0, 1] * 4 + [0]), (1, [0] * 9)])
+def test_clips_that_are_too_short_are_mirrored_under_a_name_of_their_own(frames: int, order: list[int]) -> None:
+    network = mirrored(Frames(), frames)
+    video = torch.arange(frames).float().view(1, 1, frames, 1, 1).expand(2, 3, -1, 4, 4)
+    assert network(video).tolist() == [order] * 2
+    assert frechet_name(network) == f"Frechet distance (frames, clips of {frames} frames mirrored to 9)"
+    assert mirrored(Frames(), 9).is_fvd
+    assert mirrored(Frames(), None).is_fvd
 
 
 class MeanColour(nn.Module):

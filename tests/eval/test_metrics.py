@@ -13,11 +13,11 @@ from torch import Tensor
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.metrics.codebook import codebook_usage
-from genvid.eval.metrics.fidelity import ClipMSSSIM, ClipPSNR, ClipScore, ClipSSIM, MeanPerceptual
+from genvid.eval.metrics.fidelity import ClipFlicker, ClipMSSSIM, ClipPSNR, ClipScore, ClipSSIM, MeanPerceptual
 from genvid.eval.metrics.frechet import frechet_distance, frechet_interval, frechet_name, real_halves
 from genvid.perceptual import StructureDistance
 
-FIDELITY: list[Callable[[], ClipScore]] = [ClipPSNR, ClipSSIM, lambda: MeanPerceptual(StructureDistance())]
+FIDELITY: list[Callable[[], ClipScore]] = [ClipPSNR, ClipSSIM, ClipFlicker, lambda: MeanPerceptual(StructureDistance())]
 
 
 class Pooled(FeatureNetwork):
@@ -66,6 +66,19 @@ def test_the_score_of_a_clip_does_not_depend_on_its_batch(make: Callable[[], Cli
     video, target = videos(5, 0), videos(5, 1)
     parts = [make().score(video[rows], target[rows]) for rows in (slice(0, 3), slice(3, 5))]
     torch.testing.assert_close(torch.cat(parts), make().score(video, target), rtol=1e-6, atol=0)
+
+
+def test_flicker_is_the_change_of_the_error_from_frame_to_frame() -> None:
+    video, target = videos(2, 0, (3, 4, 5, 6)), videos(2, 1, (3, 4, 5, 6))
+    for clip in range(2):
+        squares = []
+        for c, t, y, x in np.ndindex(3, 3, 5, 6):
+            ours, theirs = (127.5 * float(v[clip, c, t + 1, y, x] - v[clip, c, t, y, x]) for v in (video, target))
+            squares.append((ours - theirs) ** 2)
+        expected = math.sqrt(sum(squares) / len(squares))
+        assert float(ClipFlicker().score(video, target)[clip]) == pytest.approx(expected, rel=1e-5)
+    assert mean(ClipFlicker(), target + 0.1, target) == pytest.approx(0, abs=1e-4)
+    assert mean(ClipFlicker(), video[:, :, :1], target[:, :, :1]) == 0
 
 
 @pytest.mark.parametrize("ddof", [0, 1])
