@@ -132,6 +132,14 @@ def compare(reports: Sequence[Report]) -> str:
     return "\n".join(_row(row) for row in [["", *names], ["---"] * (len(names) + 1), *rows])
 
 
+def write_table(path: Path, reports: Sequence[Report]) -> str:
+    """Write the table of `compare` to a file; returns it."""
+    table = compare(reports)
+    with write_atomically(path) as temporary:
+        temporary.write_text(f"{table}\n")
+    return table
+
+
 def column(reports: Sequence[Report], name: str) -> list[tuple[str, bool]]:
     """The text of one number for each report, and whether it is the best; ("", False) where a report lacks it."""
     found = [next((number for number in report.numbers if number.name == name), None) for report in reports]

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
-from genvid.allocation import Allocator, BudgetError, DistortionPredictor, JointAllocator, UniformAllocator
+from genvid.allocation import Budget, DistortionPredictor
 from genvid.ar.classes import class_number
 from genvid.ar.model import RowModel
 from genvid.checkpoint import CONFIG, CheckpointError, Model, load_model, resolve
@@ -33,11 +33,9 @@ from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import check_made_from
-from genvid.tokenizer.adaptok.loading import load_scorer
+from genvid.tokenizer.adaptok.budget import load_predictor
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.lit.budget import BudgetAllocator, check_floor
-from genvid.tokenizer.lit.model import LIT
+from genvid.tokenizer.budgets import clip_budget
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
 
@@ -80,10 +78,11 @@ class Tokenizer:
         """
         pixels, form = read_array(video)
         self.model.spec.check_frames(pixels)
+        budget = None if tokens is None else self.budget(tokens)
         clips = []
         for clip in self._clips(pixels):
             encoded = self.model.encode(clip.to(self.device))
-            cut = encoded if tokens is None else self.allocator(tokens, encoded.keep.shape[1])(encoded)
+            cut = encoded if budget is None else budget.allocator(encoded.keep.shape[1])(encoded)
             clips.append(replace(cut, features=None).to("cpu"))
         return VideoTokens(tuple(clips), pixels.shape[2], form, self._fingerprint())
 
@@ -96,20 +95,10 @@ class Tokenizer:
         clips = [self.model.decode(clip.to(self.device)) for clip in tokens.clips]
         return tokens.form.restore(torch.cat(clips, 2)[:, :, : tokens.frames])
 
-    def allocator(self, tokens: int, blocks: int) -> Allocator:
-        """The rule that keeps at most `tokens` of a clip of full length, each clip by itself, for clips of so many
-        `blocks`. BudgetError when a clip takes more."""
-        spec = self.model.spec
-        if isinstance(self.model, LIT):
-            check_floor(tokens, spec.block_capacity)
-            return BudgetAllocator(tokens, self.model.metric)
-        most = blocks if spec.max_blocks is None else spec.max_blocks
-        least = most * (1 if self.predictor is None else int(self.predictor.sizes[0]))
-        if tokens < least:
-            raise BudgetError(f"{tokens} tokens are too few for a clip of {most} blocks, which take at least {least}")
-        if self.predictor is None:
-            return UniformAllocator(tokens // most)
-        return JointAllocator(self.predictor, tokens * blocks / most, group_size=1)
+    def budget(self, tokens: int) -> Budget:
+        """The rule that keeps at most `tokens` of a clip of full length, each clip by itself. BudgetError when it takes
+        more."""
+        return clip_budget(self.model, self.predictor, tokens)
 
     def _clips(self, video: Tensor) -> Iterator[Tensor]:
         """(B, 3, T, H, W) -> its consecutive clips, of which the last repeats its last frame to fill its blocks."""
@@ -213,7 +202,8 @@ class Generator:
         if len(video) != 1:
             raise ValueError(f"a prompt is one video, got {len(video)}")
         context = video.expand(len(seeds), -1, -1, -1, -1)
-        allocator = None if tokens is None else tokenizer.allocator(tokens, self.model.config.context_blocks)
+        blocks = self.model.config.context_blocks
+        allocator = None if tokens is None else tokenizer.budget(tokens).allocator(blocks)
         return prediction_job(self.model, tokenizer.model, allocator, context, seeds), replace(form, ndim=5)
 
 
@@ -234,7 +224,7 @@ def load(
     if isinstance(model, AdapTok):
         beside = folder / "scorer"
         found = scorer or (beside if (beside / CONFIG).is_file() else None)
-        predictor = None if found is None else ScorerPredictor(model, load_scorer(str(found), model).to(place))
+        predictor = None if found is None else load_predictor(model, found)
         return Tokenizer(model, predictor, place)
     if isinstance(model, VideoTokenizer):
         return Tokenizer(model, None, place)

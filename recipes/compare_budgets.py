@@ -19,7 +19,7 @@ from genvid.command import command
 from genvid.eval.pages.charts import LineChart
 from genvid.eval.pages.page import Page
 from genvid.eval.pages.rate_distortion import curves, quality_chart
-from genvid.eval.report import Report, compare
+from genvid.eval.report import Report, write_table
 from genvid.generation.budget import BudgetConfig
 from genvid.recipes.generate import GenerationRun, generate
 from genvid.train.accelerator import make_state
@@ -81,12 +81,10 @@ def main(argv: Sequence[str]) -> None:
     folder = Path(run.output_dir) / "budgets"
     for report in reports:
         report.save(folder / f"{report.title.replace(' ', '_')}.json")
-    table = compare(reports)
-    (folder / "table.md").write_text(f"{table}\n")
+    print(write_table(folder / "table.md", reports))
     page = Page("Budgets of generation", lead=run.protocol)
     page.section("Quality against cost").charts(*charts(reports)).numbers(reports)
-    page.write(folder / "page.html")
-    print(f"{table}\nwrote {folder / 'page.html'}")
+    print(f"wrote {page.write(folder / 'page.html')}")
 
 
 if __name__ == "__main__":

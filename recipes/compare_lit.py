@@ -40,10 +40,9 @@ from genvid.eval.pages.page import Clip, Page
 from genvid.eval.pages.rate_distortion import curves, quality_chart
 from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.reconstruction import PerBatch
-from genvid.eval.report import Provenance, Report, compare
+from genvid.eval.report import Provenance, Report, compare, write_table
 from genvid.eval.selection import EvaluationClips, Selection
 from genvid.eval.summary import Summary
-from genvid.files import write_atomically
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator, calibrate_prices, check_floor
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
@@ -290,13 +289,12 @@ def evaluate(run: LITEvaluationRun) -> tuple[list[Report], list[Example]]:
 
 def write_results(
     run: LITEvaluationRun, reports: Sequence[Report], examples: Sequence[Example], fps: float = 12
-) -> None:
-    """Reports, table.md, page.html and the clips side by side in the output folder."""
+) -> Path:
+    """Write reports, table.md, page.html and the clips side by side; returns the path of the page."""
     folder = Path(run.output_dir)
     for report in reports:
         report.save(folder / f"{slug(report.title)}.json")
-    with write_atomically(folder / "table.md") as temporary:
-        temporary.write_text(compare(reports) + "\n")
+    write_table(folder / "table.md", reports)
     page = Page("LIT", lead=f"{run.protocol}: fillers and rules on one frozen codec.")
     section = page.section("Quality against keep rate")
     qualities = [n.name for n in reports[0].numbers if n.better != "neither"]
@@ -309,7 +307,7 @@ def write_results(
         wall = torch.cat([torch.cat(list(clip.videos.values()), 3) for clip in examples], 2)
         write_video(folder / "side_by_side.mp4", wall, fps)
         write_animation(folder / "side_by_side.webp", wall, fps)
-    page.write(folder / "page.html")
+    return page.write(folder / "page.html")
 
 
 def _masked(video: Tensor, keep: Tensor, lit: LIT) -> Tensor:
@@ -328,11 +326,9 @@ def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/compare_lit.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(LITEvaluationRun, argv, usage=usage)
     reports, examples = evaluate(run)
-    if not make_state().is_main_process:
-        return
-    write_results(run, reports, examples)
-    print(compare(reports))
-    print(f"wrote {Path(run.output_dir) / 'page.html'}")
+    if make_state().is_main_process:
+        print(compare(reports))
+        print(f"wrote {write_results(run, reports, examples)}")
 
 
 if __name__ == "__main__":

@@ -346,8 +346,7 @@ def main(argv: Sequence[str]) -> None:
     page = Page("Samples", lead=run.protocol)
     capacity = samples.generated.tokens.keep.shape[-1]
     add_to_page(page.section(samples.report.title), samples, per_class=8, fps=run.fps, capacity=capacity)
-    page.write(folder / "page.html")
-    print(f"wrote {folder / 'page.html'}")
+    print(f"wrote {page.write(folder / 'page.html')}")
 
 
 if __name__ == "__main__":

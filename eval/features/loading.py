@@ -36,18 +36,21 @@ I3D_NAME = "I3D Kinetics-400"
 """The feature network of FVD, as protocols name it."""
 
 
-class I3DStateDict(FeatureNetwork):
-    """I3D from a state dict: bilinear to 224x224 (half-pixel, no antialiasing, aspect not kept), 400 logits."""
+class I3DFeatures(FeatureNetwork):
+    """Logits of I3D, of one published file or the other."""
 
     num_features = 400
     min_frames = 9
 
-    def __init__(self, network: I3D, *, name: str, weights: str, is_fvd: bool) -> None:
+    def __init__(self, network: nn.Module, *, name: str, weights: str, is_fvd: bool) -> None:
         super().__init__()
         self.network = network
-        self.name, self.weights = name, weights
-        self.is_fvd = is_fvd
+        self.name, self.weights, self.is_fvd = name, weights, is_fvd
         self.requires_grad_(False).train()
+
+
+class I3DStateDict(I3DFeatures):
+    """I3D from a state dict, frames resized to 224x224: bilinear, half-pixel, no antialiasing, aspect not kept."""
 
     def extract(self, video: Tensor) -> Tensor:
         frames = video.transpose(1, 2).flatten(0, 1)
@@ -56,18 +59,8 @@ class I3DStateDict(FeatureNetwork):
         return logits
 
 
-class I3DTorchScript(FeatureNetwork):
+class I3DTorchScript(I3DFeatures):
     """I3D as StyleGAN-V scripted it: with `resize` it resizes by itself, without `rescale` it takes [-1, 1]."""
-
-    num_features = 400
-    min_frames = 9
-
-    def __init__(self, network: torch.jit.ScriptModule, *, name: str, weights: str, is_fvd: bool) -> None:
-        super().__init__()
-        self.network = network
-        self.name, self.weights = name, weights
-        self.is_fvd = is_fvd
-        self.requires_grad_(False).train()
 
     def extract(self, video: Tensor) -> Tensor:
         # TorchScript would compile kernels at run time, which fails where CUDA's compiler and driver disagree.

@@ -176,10 +176,11 @@ class Page:
             + f'</main><button id="playback" hidden></button><script>{script}</script></body></html>\n'
         )
 
-    def write(self, path: str | Path) -> None:
-        """Write the page to a file."""
+    def write(self, path: Path) -> Path:
+        """Write the page to a file, whose path is returned."""
         with write_atomically(path) as temporary:
             temporary.write_text(self.html(), encoding="utf-8")
+        return path
 
 
 def _inline(text: str) -> str:

@@ -227,7 +227,7 @@ def _clip_allocator(tokenizer: Tokenizer, rate: float | None, frames: int, fps: 
     spec = tokenizer.model.spec
     filled = spec.filled(frames)
     longest = filled if spec.max_blocks is None else spec.longest_clip(spec.max_blocks)
-    return tokenizer.allocator(math.floor(Fraction(rate) * longest / fps), spec.num_blocks(filled))
+    return tokenizer.budget(math.floor(Fraction(rate) * longest / fps)).allocator(spec.num_blocks(filled))
 
 
 def _audio(video: Path) -> Iterator[bytes]:

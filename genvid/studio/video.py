@@ -102,7 +102,7 @@ class CodedVideo:
         count, device = self.blocks[number], self.tokenizer.device
         full = count if self.spec.max_blocks is None else self.spec.max_blocks
         tokens = int(tokens_per_second * self.spec.longest_clip(full) / self.fps + 1e-6)
-        cut = self.tokenizer.allocator(tokens, count)(self._encoded(number).to(device))
+        cut = self.tokenizer.budget(tokens).allocator(count)(self._encoded(number).to(device))
         pixels = to_uint8(self.tokenizer.model.decode(cut)[0]).cpu()
         pairs = zip(self._blocks_of(number, pixels), self._blocks_of(number, self.clips[number]), strict=True)
         lengths = cut.lengths[0].tolist()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -15,7 +16,7 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredicto
 from genvid.tokenizer.layers import StackConfig
 
 
-def load_scorer(source: str, tokenizer: AdapTok) -> Scorer:
+def load_scorer(source: str | Path, tokenizer: AdapTok) -> Scorer:
     """The scorer of `tokenizer`; ValueError when it was trained for another one."""
     scorer = load_model(source, Scorer)
     fits = ScorerConfig.for_tokenizer(

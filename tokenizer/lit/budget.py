@@ -124,20 +124,17 @@ class ClipBudget(Budget):
 
 def clip_shares(tokens: int, blocks: Sequence[int], floor: int) -> list[int]:
     """Tokens of a video -> of each of its clips: at least `floor`, the rest in proportion to its blocks."""
+    check_floor(tokens, floor, len(blocks))
     rest, ends = tokens - floor * len(blocks), [0, *accumulate(blocks)]
-    if rest < 0:
-        raise BudgetError(
-            f"{tokens} tokens are too few for a video of {len(blocks)} clips, which take at least "
-            f"{floor * len(blocks)}: the first block of each is complete"
-        )
     return [floor + rest * end // ends[-1] - rest * start // ends[-1] for start, end in pairwise(ends)]
 
 
-def check_floor(positions: int, floor: int) -> None:
-    """BudgetError for fewer positions than the first block has."""
-    if positions < floor:
+def check_floor(tokens: int, floor: int, clips: int = 1) -> None:
+    """BudgetError for fewer tokens than the first blocks of so many clips have, of `floor` tokens each."""
+    if tokens < clips * floor:
         raise BudgetError(
-            f"a budget of {positions} positions is below the floor: the first block is complete, and it has {floor}"
+            f"a budget of {tokens} tokens is below the floor of {clips * floor}: the first block of every clip is "
+            f"complete, and has {floor}"
         )
 
 
