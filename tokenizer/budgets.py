@@ -23,7 +23,7 @@ def clip_budget(tokenizer: VideoTokenizer, predictor: DistortionPredictor | None
 
 @clip_budget.register
 def _(tokenizer: AdapTok, predictor: DistortionPredictor | None, tokens: int) -> Budget:
-    full_length = tokenizer.config.grid[0]
+    full_length = tokenizer.spec.max_blocks
     if predictor is None:
         return UniformBudget(tokens, full_length)
     return ScorerBudget(predictor, tokens, full_length, group_size=1)

@@ -191,9 +191,7 @@ def test_bad_budgets_and_prices_are_one_sentence() -> None:
     for allocator in (BudgetAllocator(8, METRIC), RedundancyAllocator(RedundancyConfig(1), METRIC)):
         with pytest.raises(ValueError, match="thinned already: thin the tokens from `encode`"):
             allocator(PriceAllocator(1, METRIC)(walk()))
-    with pytest.raises(
-        BudgetError, match="below the floor of 8: the first block of every clip is complete, and has 8"
-    ):
+    with pytest.raises(BudgetError, match="below the floor of 8: the first block of every clip is complete, and has 8"):
         BudgetAllocator(7, METRIC)(walk())
     with pytest.raises(ValueError, match="a budget is at least 1 position, got 0"):
         BudgetAllocator(0, METRIC)
@@ -206,9 +204,7 @@ def test_bad_budgets_and_prices_are_one_sentence() -> None:
 def test_clips_of_a_video_share_its_tokens() -> None:
     assert clip_shares(100, [8, 8, 4], floor=4) == [39, 39, 22]
     assert clip_shares(12, [8, 8, 4], floor=4) == [4, 4, 4]
-    with pytest.raises(
-        BudgetError, match="11 tokens is below the floor of 12"
-    ):
+    with pytest.raises(BudgetError, match="11 tokens is below the floor of 12"):
         clip_shares(11, [8, 8, 4], floor=4)
     shares = ClipBudget(20, METRIC, 4).video_allocators([2, 1])
     assert [(clips, allocator.positions) for clips, allocator in shares] == [(1, 12), (1, 8)]

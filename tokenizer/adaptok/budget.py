@@ -21,30 +21,45 @@ from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokens import TokenizerSpec
 
 
-class ScorerBudget(Budget):
+class _LengthBudget(Budget):
+    """`tokens` are of a clip of `full_length` blocks, of which shorter ones have their share; None: of every clip.
+    A block takes at least `least`."""
+
+    def __init__(self, tokens: int, full_length: int | None, least: int) -> None:
+        self.tokens, self.full_length, self.least = tokens, full_length, least
+        self.share(full_length or 1)
+
+    def share(self, blocks: int) -> float:
+        """Tokens of a clip of so many blocks; BudgetError for fewer than it takes."""
+        full = self.full_length or blocks
+        if self.tokens < full * self.least:
+            raise BudgetError(
+                f"{self.tokens} tokens are too few for a clip of {full} blocks, which take at least {full * self.least}"
+            )
+        return self.tokens * blocks / full
+
+
+class ScorerBudget(_LengthBudget):
     """Mean tokens of a clip, which move between its blocks and between the clips of a group."""
 
     def __init__(
-        self, predictor: DistortionPredictor, tokens: int, full_length: int, group_size: int = GROUP_SIZE
+        self, predictor: DistortionPredictor, tokens: int, full_length: int | None, group_size: int = GROUP_SIZE
     ) -> None:
-        """`tokens` are of a clip of `full_length` blocks; shorter ones have their share."""
-        _check_tokens(tokens, full_length, int(predictor.sizes[0]))
-        self.predictor, self.tokens, self.full_length, self.group_size = predictor, tokens, full_length, group_size
+        super().__init__(tokens, full_length, int(predictor.sizes[0]))
+        self.predictor, self.group_size = predictor, group_size
 
     def allocator(self, blocks: int) -> Allocator:
-        return JointAllocator(self.predictor, self.tokens * blocks / self.full_length, self.group_size)
+        return JointAllocator(self.predictor, self.share(blocks), self.group_size)
 
 
-class UniformBudget(Budget):
+class UniformBudget(_LengthBudget):
     """The same number of tokens for every block."""
 
-    def __init__(self, tokens: int, full_length: int) -> None:
-        """`tokens` are of a clip of `full_length` blocks; shorter ones have their share."""
-        _check_tokens(tokens, full_length, 1)
-        self.length = tokens // full_length
+    def __init__(self, tokens: int, full_length: int | None) -> None:
+        super().__init__(tokens, full_length, 1)
 
     def allocator(self, blocks: int) -> Allocator:
-        return UniformAllocator(self.length)
+        return UniformAllocator(int(self.share(blocks)) // blocks)
 
 
 class PublishedBudget(Budget):
@@ -65,11 +80,3 @@ def load_predictor(tokenizer: AdapTok, scorer: str | Path) -> ScorerPredictor:
     """The predictor of a scorer's model folder or Hub id, on the device of the tokenizer."""
     device = next(tokenizer.parameters()).device
     return ScorerPredictor(tokenizer, load_scorer(scorer, tokenizer).to(device))
-
-
-def _check_tokens(tokens: int, blocks: int, least: int) -> None:
-    """BudgetError for fewer than `least` tokens a block."""
-    if tokens < blocks * least:
-        raise BudgetError(
-            f"{tokens} tokens are too few for a clip of {blocks} blocks, which take at least {blocks * least}"
-        )

@@ -146,29 +146,39 @@ def _append(
     low = tl.load(source + at, mask=inside, other=0.0).to(tl.float32)
     high = tl.load(source + HALF + at, mask=inside, other=0.0).to(tl.float32)
     if head < HEADS + KV_HEADS:
-        angle = position * 2 * HALF + at
-        cos_low = tl.load(cos + angle, mask=inside, other=0.0)
-        cos_high = tl.load(cos + angle + HALF, mask=inside, other=0.0)
-        sin_low = tl.load(sin + angle, mask=inside, other=0.0)
-        sin_high = tl.load(sin + angle + HALF, mask=inside, other=0.0)
-        turned_low = low * cos_low - high * sin_low
-        turned_high = high * cos_high + low * sin_high
-        low = turned_low
-        high = turned_high
+        low, high = rotated(low, high, rotation(cos, sin, position * 2 * HALF + at, HALF, inside))
     if head < HEADS:
-        target = queries + (row * HEADS + head) * 2 * HALF + at
-        tl.store(target, low.to(queries.dtype.element_ty), mask=inside)
-        tl.store(target + HALF, high.to(queries.dtype.element_ty), mask=inside)
+        store_pair(queries + (row * HEADS + head) * 2 * HALF + at, low, high, HALF, inside)
     elif head < HEADS + KV_HEADS:
         line = (slot * KV_HEADS + head - HEADS) * capacity + position
-        target = keys + line * 2 * HALF + at
-        tl.store(target, low.to(keys.dtype.element_ty), mask=inside)
-        tl.store(target + HALF, high.to(keys.dtype.element_ty), mask=inside)
+        store_pair(keys + line * 2 * HALF + at, low, high, HALF, inside)
     else:
         line = (slot * KV_HEADS + head - HEADS - KV_HEADS) * capacity + position
-        target = values + line * 2 * HALF + at
-        tl.store(target, low.to(values.dtype.element_ty), mask=inside)
-        tl.store(target + HALF, high.to(values.dtype.element_ty), mask=inside)
+        store_pair(values + line * 2 * HALF + at, low, high, HALF, inside)
+
+
+@triton.jit
+def rotation(cos, sin, at, HALF: tl.constexpr, mask):
+    """Cosines and sines of the low and of the high channels of pairs, from the tables; no rotation outside `mask`."""
+    cos_low = tl.load(cos + at, mask=mask, other=1.0)
+    cos_high = tl.load(cos + at + HALF, mask=mask, other=1.0)
+    sin_low = tl.load(sin + at, mask=mask, other=0.0)
+    sin_high = tl.load(sin + at + HALF, mask=mask, other=0.0)
+    return cos_low, cos_high, sin_low, sin_high
+
+
+@triton.jit
+def rotated(low, high, angles):
+    """Pairs of channels, rotated by the result of `rotation`."""
+    cos_low, cos_high, sin_low, sin_high = angles
+    return low * cos_low - high * sin_low, high * cos_high + low * sin_high
+
+
+@triton.jit
+def store_pair(target, low, high, HALF: tl.constexpr, mask):
+    """The low channels of a head go to `target`, the high ones HALF further."""
+    tl.store(target, low.to(target.dtype.element_ty), mask=mask)
+    tl.store(target + HALF, high.to(target.dtype.element_ty), mask=mask)
 
 
 @triton.jit

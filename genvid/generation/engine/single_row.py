@@ -18,7 +18,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from genvid.ar.hardware import hardware
-from genvid.generation.engine.kernels import attend_chunks
+from genvid.generation.engine.kernels import attend_chunks, rotated, rotation, store_pair
 from genvid.generation.engine.weights import Layer
 
 OVERLAP = True
@@ -256,29 +256,19 @@ def _project(
     head = pair // HALF
     channel = pair % HALF
     turned = head < HEADS + KV_HEADS
-    angle = at * WIDTH + channel
-    cos_low = tl.load(cos + angle, mask=turned, other=1.0)
-    cos_high = tl.load(cos + angle + HALF, mask=turned, other=1.0)
-    sin_low = tl.load(sin + angle, mask=turned, other=0.0)
-    sin_high = tl.load(sin + angle + HALF, mask=turned, other=0.0)
+    line = at * WIDTH + channel
+    angles = rotation(cos, sin, line, HALF, turned)
     if OVERLAP:
         gdc_wait()
     found = _normed_products(weights, _vector(x, INPUTS, TILE, WARPS), gains, eps, INPUTS)
     low, high = tl.split(found.reshape(ROWS // 2, 2))
-    low, high = low * cos_low - high * sin_low, high * cos_high + low * sin_high
+    low, high = rotated(low, high, angles)
     query = head < HEADS
     key = (head >= HEADS) & turned
     value = (head >= HEADS + KV_HEADS) & (pair < OUTPUTS // 2)
-    line = at * WIDTH + channel
-    _store_pair(queries + head * WIDTH + channel, low, high, HALF, query)
-    _store_pair(keys + (head - HEADS) * head_stride + line, low, high, HALF, key)
-    _store_pair(values + (head - HEADS - KV_HEADS) * head_stride + line, low, high, HALF, value)
-
-
-@triton.jit
-def _store_pair(target, low, high, HALF: tl.constexpr, mask):
-    tl.store(target, low.to(target.dtype.element_ty), mask=mask)
-    tl.store(target + HALF, high.to(target.dtype.element_ty), mask=mask)
+    store_pair(queries + head * WIDTH + channel, low, high, HALF, query)
+    store_pair(keys + (head - HEADS) * head_stride + line, low, high, HALF, key)
+    store_pair(values + (head - HEADS - KV_HEADS) * head_stride + line, low, high, HALF, value)
 
 
 @triton.jit
