@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import weakref
 from pathlib import Path
 
@@ -32,6 +33,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens.code_counts import CodeCounts
 from genvid.tokens.entropy import UniformCodes
 from genvid.tokens.file import read_token_file
 from genvid.tokens.rows import BlockLayout
@@ -222,6 +224,39 @@ def test_audio_is_copied_through(models, video, tmp_path, capsys):
             packets.append([bytes(packet) for packet in container.demux(audio=0) if packet.size])
     assert packets[0] == packets[1]
     assert len(packets[0]) >= 20
+
+
+def test_codes_are_coded_by_a_model_of_them(models, video, tmp_path, capsys):
+    tokenizer = ("--tokenizer", models / "tokenizer")
+    for name, by in (("a", ()), ("b", ("--code-model", models / "run" / "export"))):
+        run("encode", video, tmp_path / f"{name}.tok", *tokenizer, "--tokens-per-second", 24, *by)
+        run("decode", tmp_path / f"{name}.tok", tmp_path / f"{name}.mp4", *tokenizer, *by)
+    run("info", tmp_path / "b.tok")
+    assert "autoregressive" in capsys.readouterr().out
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    asked, other = ("decode", tmp_path / "b.tok", tmp_path / "c.mp4", *tokenizer), models / "continues"
+    refused(capsys, "was coded by an autoregressive model: give it as --code-model", *asked)
+    refused(capsys, "was not made from this code model (code model.fingerprint is", *asked, "--code-model", other)
+    asked = ("decode", tmp_path / "a.tok", tmp_path / "c.mp4", *tokenizer, "--code-model", models / "run" / "export")
+    refused(capsys, "was coded without an autoregressive model: leave out --code-model", *asked)
+
+
+def test_counts_in_the_folder_of_the_tokenizer_code_its_files(models, video, tmp_path, capsys):
+    folder = tmp_path / "tokenizer"
+    shutil.copytree(models / "tokenizer", folder)
+    run("encode", video, tmp_path / "a.tok", "--tokenizer", folder)
+    counts = CodeCounts.zeros(load_model(folder).spec)
+    for block in blocks_of(tmp_path / "a.tok", folder)[0]:
+        counts.add([np.array(block)])
+    counts.save(folder)
+    run("encode", video, tmp_path / "b.tok", "--tokenizer", folder)
+    run("info", tmp_path / "b.tok")
+    assert "static" in capsys.readouterr().out
+    for name in "ab":  # the counts do not belong to the fingerprint
+        run("decode", tmp_path / f"{name}.tok", tmp_path / f"{name}.mp4", "--tokenizer", folder)
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+    asked = ("decode", tmp_path / "b.tok", tmp_path / "c.mp4", "--tokenizer", models / "tokenizer")
+    refused(capsys, "was not made from this code model (code model.type is static there, uniform here)", *asked)
 
 
 def test_a_token_file_is_decoded_by_its_own_tokenizer_only(models, video, tmp_path, capsys):

@@ -19,16 +19,21 @@ from tqdm import tqdm
 
 from genvid.allocation import Allocator, Budget
 from genvid.api import Tokenizer, load
+from genvid.ar.coding import ARCodes
+from genvid.ar.model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.audio import AudioError, audio_file
 from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import frame_rate, probe, video_writer
 from genvid.device import device
 from genvid.files import readable, sha256
+from genvid.generation.pipeline import check_match
+from genvid.provenance import check_made_from
 from genvid.tokenizer.budgets import token_budget
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
-from genvid.tokens.entropy import UniformCodes
+from genvid.tokens.code_counts import CodeCounts
+from genvid.tokens.entropy import CodeModel, UniformCodes
 from genvid.tokens.file import TokenFile, read_token_file, resume_token_file
 from genvid.tokens.header import Header, TokenFileError
 
@@ -70,6 +75,9 @@ class EncodeOptions:
     """Scorer of the AdapTok tokenizer: model folder or Hub id (default: that in the tokenizer's folder, if any)."""
     tokens_per_second: float | None = None
     """Most tokens of a second of video, never exceeded (default: all are kept)."""
+    code_model: str | None = None
+    """Autoregressive model by whose probabilities the codes are coded: folder or Hub id (default: the counts in the
+    tokenizer's folder, if any)."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
@@ -89,6 +97,8 @@ class DecodeOptions:
     _: KW_ONLY
     tokenizer: str
     """Model folder or Hub id of the tokenizer that encoded the video."""
+    code_model: str | None = None
+    """Autoregressive model that coded the codes, if one did: folder or Hub id."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +125,7 @@ def encode(options: EncodeOptions) -> None:
     spec, rate = tokenizer.model.spec, frame_rate(info.fps)
     clips = clip_frames(info.frames, spec)
     allocators = {frames: _clip_allocator(tokenizer, options.tokens_per_second, frames, rate) for frames in set(clips)}
-    model = UniformCodes(spec)
+    model = _code_model(tokenizer.model, options.tokenizer, options.code_model)
     maker = (Path(options.tokenizer).name, fingerprint(resolve(options.tokenizer)))
     header = Header.of(spec, info.frames, rate, tokenizer=maker, codes=model.record)
     made_from: dict[str, object] = {"video": sha256(options.video)[:16]}
@@ -143,6 +153,7 @@ def decode(options: DecodeOptions) -> None:
     tokenizer = open_tokenizer(options.tokenizer)
     with read_token_file(options.tokens) as file:
         file.check_tokenizer(tokenizer.spec, fingerprint(resolve(options.tokenizer)))
+        model = _code_model_of(file, tokenizer, options)
         frames, _ = file.whole()
         if not frames:
             raise TokenFileError(f"{options.tokens} was cut before the end of its first segment: copy it again")
@@ -153,7 +164,7 @@ def decode(options: DecodeOptions) -> None:
             audio = opened.enter_context(_copied_audio(file))
             append = opened.enter_context(video_writer(output, file.header.fps, audio=audio))
             bar = opened.enter_context(tqdm(total=frames, unit="frame"))
-            for segment, tokens in file.tokens(UniformCodes(tokenizer.spec)):
+            for segment, tokens in file.tokens(model):
                 append(_pixels(tokenizer, tokens)[:, : segment.frames])
                 bar.update(segment.frames)
 
@@ -228,6 +239,31 @@ def _clip_allocator(tokenizer: Tokenizer, rate: float | None, frames: int, fps: 
     filled = spec.filled(frames)
     longest = filled if spec.max_blocks is None else spec.longest_clip(spec.max_blocks)
     return tokenizer.budget(math.floor(Fraction(rate) * longest / fps)).allocator(spec.num_blocks(filled))
+
+
+def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> CodeModel:
+    """The probabilities by which codes are coded: those of an autoregressive model, or of the counts in the tokenizer's
+    folder, or equal ones."""
+    if model is None:
+        return CodeCounts.load(resolve(source), tokenizer.spec) or UniformCodes(tokenizer.spec)
+    loaded = load_model(model, RowModel)
+    check_match(loaded, tokenizer)
+    return ARCodes(loaded.to(device()), fingerprint(resolve(model)))
+
+
+def _code_model_of(file: TokenFile, tokenizer: VideoTokenizer, options: DecodeOptions) -> CodeModel:
+    """The code model of a file; ValueError where it is not at hand."""
+    kind = file.header.codes.get("type")
+    if options.code_model is not None and kind != "autoregressive":
+        raise ValueError(f"{file.path} was coded without an autoregressive model: leave out --code-model")
+    if kind == "autoregressive" and options.code_model is None:
+        raise ValueError(f"{file.path} was coded by an autoregressive model: give it as --code-model")
+    if kind == "uniform":
+        return UniformCodes(tokenizer.spec)
+    model = _code_model(tokenizer, options.tokenizer, options.code_model)
+    way_out = "decode with the code model that it was encoded with"
+    check_made_from(file.path, {"code model": file.header.codes}, {"code model": model.record}, way_out)
+    return model
 
 
 def _audio(video: Path) -> Iterator[bytes]:

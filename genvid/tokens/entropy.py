@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from constriction import stream
@@ -95,8 +95,13 @@ def get_lengths(decoder: Decoder, blocks: int, capacity: int) -> list[int]:
 class CodeModel(ABC):
     """Probabilities of the kept codes of consecutive blocks. Each segment of a file is coded by itself."""
 
-    record: dict[str, str]
-    """Type and fingerprint of the model, for the header of a file."""
+    side_by_side = 64
+    """Segments that are decoded at a time, at most: memory and speed, not results."""
+
+    @property
+    @abstractmethod
+    def record(self) -> dict[str, str]:
+        """Type and fingerprint of the model, for the header of a file."""
 
     @abstractmethod
     def encode(self, encoder: Encoder, codes: Sequence[Integers]) -> None:
@@ -110,8 +115,9 @@ class CodeModel(ABC):
 class UniformCodes(CodeModel):
     """Codes packed to their bits: log2(codebook size) each."""
 
+    record: ClassVar[dict[str, str]] = {"type": "uniform"}
+
     def __init__(self, spec: TokenizerSpec) -> None:
-        self.record = {"type": "uniform"}
         assert spec.codebook_size is not None
         self.codebook_size = spec.codebook_size
 

@@ -35,8 +35,6 @@ MOST_HEADER, MOST_PAYLOAD = 2**16, 2**24
 MOST_POSITIONS = 2**20
 """Positions of the blocks of a segment."""
 _AUDIO_PIECE = 2**20
-_ROWS = 64
-"""Segments that are decoded side by side, at most."""
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class TokenFile:
         """Segments and their tokens, a limited number of positions at a time."""
         if model.record != self.header.codes:
             raise TokenFileError(f"{self.path} was coded by {self.header.codes}, which {model.record} cannot decode")
-        for several in self._side_by_side(first_frame):
+        for several in self._side_by_side(first_frame, model.side_by_side):
             payloads, blocks = [part.payload for part in several], [part.blocks for part in several]
             try:
                 tokens = unpack_codes(payloads, blocks, self.header.block_capacity, model)
@@ -195,13 +193,13 @@ class TokenFile:
             frames, end = frames + head.frames, head.end
         return frames, end
 
-    def _side_by_side(self, first_frame: int) -> Iterator[list[Segment]]:
-        """Segments in groups within the limits of one."""
+    def _side_by_side(self, first_frame: int, most: int) -> Iterator[list[Segment]]:
+        """Segments in groups of at most `most`, each within the limits of one segment."""
         group, positions, size = list[Segment](), 0, 0
         for part in self.segments(first_frame):
             positions += part.blocks * self.header.block_capacity
             size += len(part.payload)
-            if group and (positions > MOST_POSITIONS or size > MOST_PAYLOAD or len(group) == _ROWS):
+            if group and (positions > MOST_POSITIONS or size > MOST_PAYLOAD or len(group) == most):
                 yield group
                 group, positions, size = [], part.blocks * self.header.block_capacity, len(part.payload)
             group.append(part)

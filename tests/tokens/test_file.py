@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from genvid.provenance import ProvenanceError
 from genvid.tokens import BlockTokens, TokenizerSpec
+from genvid.tokens.code_counts import CodeCounts
 from genvid.tokens.entropy import Decoder, Encoder, EntropyError, UniformCodes, get_lengths, put_lengths
 from genvid.tokens.file import MOST_POSITIONS, TokenWriter, read_token_file, resume_token_file
 from genvid.tokens.header import Header, TokenFileError
@@ -181,10 +182,8 @@ def test_a_file_belongs_to_its_tokenizer(file: Path) -> None:
             opened.check_tokenizer(SPEC, "4567")
         with pytest.raises(TokenFileError, match="contradicts its tokenizer"):
             opened.check_tokenizer(replace(SPEC, block_capacity=17), "0123")
-        other = UniformCodes(SPEC)
-        other.record = {"type": "other"}
         with pytest.raises(TokenFileError, match="cannot decode"):
-            next(opened.tokens(other))
+            next(opened.tokens(CodeCounts.zeros(SPEC)))
 
 
 def test_other_files_are_refused_in_words(tmp_path: Path, file: Path) -> None:
@@ -331,9 +330,34 @@ def test_any_bytes_are_symbols_or_an_error() -> None:
 
 
 def test_segments_are_decoded_side_by_side_within_the_limits(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for limit, value, groups in (("MOST_POSITIONS", 128, [2, 1]), ("_ROWS", 1, [1, 1, 1]), ("MOST_PAYLOAD", 90, None)):
+    for limit, value, groups in (("MOST_POSITIONS", 128, [2, 1]), ("MOST_PAYLOAD", 90, None)):
         with monkeypatch.context() as patch, read_token_file(file) as opened:
             patch.setattr(f"genvid.tokens.file.{limit}", value)
-            found = [len(group) for group in opened._side_by_side(0)]
+            found = [len(group) for group in opened._side_by_side(0, 2)]
             assert groups in (found, None)
             assert [kept(tokens) for _, tokens in opened.tokens(MODEL)] == [kept(tokens) for tokens, _ in PARTS]
+
+
+def test_counted_codes_are_coded_by_their_counts(tmp_path: Path) -> None:
+    """A code that is likely at the beginning of blocks and another at their end: half of the bits of uniform codes."""
+    generator = np.random.default_rng(0)
+    blocks = [np.where(np.arange(16) < 8, 7, generator.integers(0, 300, 16)) for _ in range(400)]
+    counts = CodeCounts.zeros(SPEC)
+    counts.add(blocks)
+    assert counts.counts.sum() == 16 * 400
+    assert counts.counts[0, 7] == 400
+    assert counts.counts.shape == (5, 300)
+    lengths = [16, 0, 1, 9]
+    codes = [block[:length] for block, length in zip(blocks, lengths, strict=False)]
+    encoder = Encoder()
+    counts.encode(encoder, codes)
+    assert len(encoder.bytes()) < 14 < 26 * np.log2(300) / 8
+    decoded = counts.decode([Decoder(encoder.bytes()) for _ in range(2)], [lengths, lengths])
+    assert all([part.tolist() for part in own] == [part.tolist() for part in codes] for own in decoded)
+    assert CodeCounts.load(tmp_path, SPEC) is None
+    counts.save(tmp_path)
+    loaded = CodeCounts.load(tmp_path, SPEC)
+    assert loaded is not None
+    assert loaded.record == counts.record != CodeCounts.zeros(SPEC).record
+    with pytest.raises(ValueError, match="this tokenizer needs"):
+        CodeCounts.load(tmp_path, replace(SPEC, block_capacity=32))
