@@ -91,7 +91,7 @@ class ExactNetwork:
         """Queries or keys with their rotary positions."""
         if self.rotary is None:
             return x
-        cos, sin = self.rotary[:, start:end]
+        cos, sin = self.rotary[:, start:end].unbind(0)
         low, high = x.chunk(2, -1)
         return x * cos + torch.cat([-high, low], -1) * sin
 
