@@ -17,8 +17,8 @@ class StudioOptions:
     """Options of `studio`."""
 
     _: KW_ONLY
-    tokenizer: tuple[str, ...]
-    """Tokenizers: model folders or Hub ids."""
+    tokenizer: tuple[str, ...] = ("genvid-tiny",)
+    """Tokenizers: model folders, Hub ids or names of models that are installed with genvid."""
     scorer: tuple[str, ...] = ()
     """Their scorers, in the same order (by default those in the folder `scorer` of each tokenizer)."""
     model: tuple[str, ...] = ()

@@ -1,5 +1,7 @@
 """Clips from files, folders, published data sets and generators; batches of them; and the cache of their tokens."""
 
+from pathlib import Path
+
 from genvid.data.clips import ClipConfig, to_float, to_uint8
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import StepSampler, load_batches, one_pass, step_batches
@@ -15,7 +17,11 @@ from genvid.data.sources.synthetic import SyntheticConfig
 from genvid.data.sources.ucf101 import Ucf101Config
 from genvid.data.video import VideoError, probe, read_clip, video_bytes, write_video
 
+EXAMPLE_VIDEO = Path(__file__).parent / "examples" / "helicopter.mp4"
+"""A real video of 64 frames at 128x128, in the public domain (examples/README.md)."""
+
 __all__ = [
+    "EXAMPLE_VIDEO",
     "BalancedConfig",
     "ClipConfig",
     "ClipDataset",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from genvid.api import Generator, Tokenizer
 from genvid.ar.classes import class_names
+from genvid.data import EXAMPLE_VIDEO
 from genvid.data.images import jpeg
 from genvid.data.video import video_bytes
 from genvid.eval.pages.page import Clip
@@ -60,25 +61,26 @@ def build(tokenizers: Mapping[str, Tokenizer], generators: Mapping[str, Generato
     matched = {name: (model, _tokenizer_of(model, name, tokenizers)) for name, model in generators.items()}
     with gr.Blocks(title="genvid studio", analytics_enabled=False, delete_cache=(3600, 3600)) as page:
         session, playhead = gr.State(), gr.Number(visible=False)
-        page.load(partial(Session, tokenizers), outputs=session, api_visibility="private")
         gr.HTML(TITLE)
         file = gr.File(label="Video", file_types=["video"], height=120, elem_id="video")
+        example = gr.Button("Or take the one that comes with genvid", size="sm", elem_id="example")
         with gr.Row(elem_id="screens"):
             with gr.Column(min_width=240):
                 gr.HTML("<h2>Original</h2>")
                 original = _screen(PLAY, "original")
                 gr.HTML(LEGEND)
             panes = [_pane(number, list(tokenizers)) for number in range(len(SHARES))]
-        opened = file.upload(
-            _open,
-            [session, file, *(pane.tokenizer for pane in panes)],
-            [original, *(pane.rate for pane in panes)],
-            api_visibility="private",
-        )
+        names = [pane.tokenizer for pane in panes]
+        shown = [session, original, *(pane.rate for pane in panes)]
+        drop, take = partial(_open, tokenizers), partial(_open, tokenizers, str(EXAMPLE_VIDEO))
+        opened = [
+            file.upload(drop, [file, session, *names], shown, api_visibility="private"),
+            example.click(take, [session, *names], shown, api_visibility="private"),
+        ]
         for pane in panes:
             _show_on_changes(pane, opened, session, playhead)
         if matched:
-            _generation(matched, session, playhead)
+            _generation(tokenizers, matched, session, playhead)
     return page
 
 
@@ -137,7 +139,7 @@ def _pane(number: int, names: list[str]) -> Pane:
     return Pane(number, tokenizer, rate, screen)
 
 
-def _show_on_changes(pane: Pane, opened: Any, session: gr.State, playhead: gr.Number) -> None:
+def _show_on_changes(pane: Pane, opened: Sequence[Any], session: gr.State, playhead: gr.Number) -> None:
     """Decode anew when a video was opened, when the slider moves, and under another tokenizer."""
     event = {
         "fn": partial(_show, pane.number),
@@ -148,7 +150,8 @@ def _show_on_changes(pane: Pane, opened: Any, session: gr.State, playhead: gr.Nu
         "concurrency_limit": None,
         "api_visibility": "private",
     }
-    opened.success(**event)
+    for video in opened:
+        video.success(**event)
     pane.rate.input(**event, trigger_mode="multiple")
     changed = pane.tokenizer.input(
         partial(_rate, SHARES[pane.number]), [session, pane.tokenizer], pane.rate, api_visibility="private"
@@ -165,26 +168,33 @@ def _explained() -> Iterator[None]:
         raise gr.Error(str(error), print_exception=False) from error
 
 
-def _open(session: Session, path: str, *names: str) -> list[Any]:
-    """A dropped file -> the original, and the sliders of both screens."""
+def _open(
+    tokenizers: Mapping[str, Tokenizer], path: str, session: Session | None, *names: str
+) -> tuple[Session, Value, Any, Any]:
+    """A video, and the tokenizers of both screens -> the original, and the sliders of both screens."""
+    session = session or Session(tokenizers)
     with _explained():
         session.open(path)
         rates = [_rate(share, session, name) for share, name in zip(SHARES, names, strict=True)]
         coded = session.coded(names[0])
     pictures: list[Value | None] = [{"picture": _picture(frames)} for frames in coded.original()]
     facts = f"{coded.frames} frames, {coded.fps:g} a second"
-    return [_value(session, coded, "original", 0, pictures, facts), *rates]
+    return session, _value(session, coded, "original", 0, pictures, facts), *rates
 
 
-def _rate(share: float, session: Session, name: str) -> Any:
-    """The slider for the video under a tokenizer."""
+def _rate(share: float, session: Session | None, name: str) -> Any:
+    """The slider for the video under a tokenizer; unchanged while there is none."""
+    if session is None:
+        return gr.skip()
     with _explained():
         least, most = session.coded(name).rates
     return gr.Slider(least, most, value=max(least, round(share * most)))
 
 
-def _show(pane: int, session: Session, name: str, rate: float, playhead: float) -> Iterator[Value]:
-    """The reconstruction as its clips are decoded, from that at the playhead on."""
+def _show(pane: int, session: Session | None, name: str, rate: float, playhead: float) -> Iterator[Value]:
+    """The reconstruction as its clips are decoded, from that at the playhead on; nothing while there is no video."""
+    if session is None:
+        return
     with _explained():
         coded = session.coded(name)
         pictures: list[Value | None] = [None] * coded.num_blocks
@@ -233,7 +243,9 @@ def _picture(frames: Tensor) -> str:
     return f"data:image/jpeg;base64,{base64.b64encode(jpeg(frames.flatten(1, 2))).decode()}"
 
 
-def _generation(generators: Generators, session: gr.State, playhead: gr.Number) -> None:
+def _generation(
+    tokenizers: Mapping[str, Tokenizer], generators: Generators, session: gr.State, playhead: gr.Number
+) -> None:
     """Samples of a class and continuations of the video, whichever a model makes."""
     names = list(generators)
     gr.HTML("<h2>Sample</h2>")
@@ -247,7 +259,7 @@ def _generation(generators: Generators, session: gr.State, playhead: gr.Number) 
     button, videos = gr.Button("Sample", elem_id="sample"), gr.HTML(elem_id="samples")
     model.input(lambda name: gr.Dropdown(_conditions(generators[name][0])), model, condition, api_visibility="private")
     button.click(
-        partial(_sample, generators),
+        partial(_sample, tokenizers, generators),
         [session, model, condition, count, temperature, guidance, seed, playhead],
         videos,
         js=AT_PLAYHEAD,
@@ -263,8 +275,9 @@ def _conditions(generator: Generator) -> list[str]:
 
 
 def _sample(
+    tokenizers: Mapping[str, Tokenizer],
     generators: Generators,
-    session: Session,
+    session: Session | None,
     name: str,
     condition: str,
     count: int,
@@ -274,7 +287,7 @@ def _sample(
     playhead: float,
 ) -> str:
     """Videos of a class, or that continue the one that was dropped, as HTML."""
-    generator, tokenizer = generators[name]
+    session, (generator, tokenizer) = session or Session(tokenizers), generators[name]
     sampling = {"count": int(count), "temperature": temperature, "guidance": guidance, "seed": int(seed)}
     with _explained():
         if generator.model.config.context_blocks:

@@ -36,6 +36,18 @@ def test_a_clip_is_a_function_of_seed_and_index() -> None:
         SyntheticConfig(0)
 
 
+def test_complexities_are_chosen() -> None:
+    clip = ClipConfig(resolution=(8, 8))
+    chosen, every = ClipDataset(SyntheticConfig(64, complexities=("cut", "plain")), clip), SyntheticConfig(64)
+    assert [chosen.source.attributes(i)["complexity"] for i in (0, 8, 16, 24)] == [0, 1, 0, 1]
+    assert torch.equal(
+        chosen[8]["video"], render(chosen.source._seeds[8:9], "still", "plain", frames=16, resolution=(8, 8))
+    )
+    assert chosen.fingerprint() != ClipDataset(every, clip).fingerprint()
+    with pytest.raises(ValueError, match=r"one or more of plain, slow, busy, cut, got \['calm'\]"):
+        SyntheticConfig(complexities=("calm",))
+
+
 def test_classes_and_complexities_are_balanced() -> None:
     dataset = ClipDataset(SyntheticConfig(64), ClipConfig(resolution=(8, 8)))
     pairs = [(int(dataset[i]["label"]), int(dataset[i]["complexity"])) for i in range(64)]

@@ -56,7 +56,8 @@ def test_the_studio_in_a_browser(
     try:
         with browser(tmp_path) as tab:
             tab.open(address)
-            tab.until("document.querySelector('#video input[type=file]')")
+            tab.until("['#video [type=file]', '#rate-a [type=range]'].every(part => document.querySelector(part))")
+            tab.run(MOVE.format(screen="a", rate=30))  # without a video nothing happens
             tab.choose_file("#video input[type=file]", video)
             tab.until(ready("screen-a", 1))
             tab.until(ready("screen-b", 1))
@@ -65,11 +66,12 @@ def test_the_studio_in_a_browser(
             samples(tab)
             tab.screenshot(tmp_path / "wide.png")
             tab.open(address, width=400)
-            tab.until("document.querySelector('#video input[type=file]')")
-            tab.choose_file("#video input[type=file]", video)
-            tab.until(ready("screen-b", 1))
+            tab.until("document.querySelector('#example')")
+            tab.run("document.querySelector('#example').click()")
+            tab.until("document.querySelectorAll('#screen-b .bars i').length === 32 && clock.screens.size === 3")
             assert not tab.run("document.documentElement.scrollWidth > innerWidth")
             tab.screenshot(tmp_path / "narrow.png")
+            assert "Error" not in tab.run("document.body.innerText")
             assert {urlparse(url).hostname for url in tab.requests() if url.startswith("http")} == {"127.0.0.1"}
     finally:
         built.close()

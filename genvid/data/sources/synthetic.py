@@ -6,7 +6,7 @@ and a generator conditioned on the class must reproduce its motion. Every clip i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -36,16 +36,18 @@ _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 
 
 class SyntheticSource(Source):
-    """Item i has motion i % 8 and complexity (i // 8) % 4, so every stretch of 32 items is balanced."""
+    """Item i has motion i % 8 and, of four complexities, number (i // 8) % 4: every stretch of 32 items is balanced."""
 
-    def __init__(self, clips: int, seed: int, clip: ClipConfig) -> None:
+    def __init__(self, clips: int, seed: int, clip: ClipConfig, complexities: Sequence[str] = COMPLEXITIES) -> None:
         self.config, self.classes, self.split = clip, list(MOTIONS), f"seed {seed}"
+        self.complexities = tuple(complexities)
         self.labels = [i % len(MOTIONS) for i in range(clips)]
-        self.names = [f"synthetic/{seed}/{i}" for i in range(clips)]
+        group = f"{seed}" if self.complexities == COMPLEXITIES else f"{seed}/{'+'.join(self.complexities)}"
+        self.names = [f"synthetic/{group}/{i}" for i in range(clips)]
         self._seeds = noise.sample_seeds(seed, "synthetic", torch.arange(clips))
 
     def clip(self, index: int, seed: int) -> Tensor:
-        complexity = COMPLEXITIES[self.attributes(index)["complexity"]]
+        complexity = self.complexities[self.attributes(index)["complexity"]]
         return render(
             self._seeds[index : index + 1],
             MOTIONS[self.labels[index]],
@@ -55,7 +57,7 @@ class SyntheticSource(Source):
         )
 
     def attributes(self, index: int) -> dict[str, int]:
-        return {"complexity": index // len(MOTIONS) % len(COMPLEXITIES)}
+        return {"complexity": index // len(MOTIONS) % len(self.complexities)}
 
 
 @SourceConfig.register_subclass("synthetic")
@@ -66,16 +68,20 @@ class SyntheticConfig(SourceConfig):
 
     clips: int = 4096
     seed: int = 0
+    complexities: tuple[str, ...] = COMPLEXITIES
 
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise ValueError(f"synthetic clips must be at least 1, got {self.clips}")
+        if not self.complexities or not set(self.complexities) <= set(COMPLEXITIES):
+            known = ", ".join(COMPLEXITIES)
+            raise ValueError(f"complexities are one or more of {known}, got {list(self.complexities)}")
 
     def split_name(self) -> str:
         return f"seed {self.seed}"
 
     def open(self, clip: ClipConfig, *, strict: bool = False) -> SyntheticSource:
-        return SyntheticSource(self.clips, self.seed, clip)
+        return SyntheticSource(self.clips, self.seed, clip, self.complexities)
 
 
 def render(seed: Tensor, motion: str, complexity: str, *, frames: int, resolution: tuple[int, int]) -> Tensor:
