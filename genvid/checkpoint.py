@@ -29,6 +29,8 @@ MODELS = {
     "adaptok_scorer": "genvid.tokenizer.adaptok.scorer:Scorer",
     "adaptok_ar": "genvid.ar.published:PublishedTransformer",
     "llama": "genvid.ar.model:BlockTransformer",
+    "draft_heads": "genvid.ar.draft:DraftHeads",
+    "group_llama": "genvid.ar.groups:GroupTransformer",
     "lit": "genvid.tokenizer.lit.model:LIT",
     "video_classifier": "genvid.eval.features.classifier:VideoClassifier",
 }

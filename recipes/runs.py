@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from genvid.ar.config import ARConfig, TransformerConfig
-from genvid.ar.model import BlockTransformer
+from genvid.ar.draft import DraftConfig, DraftHeads, DraftTask
+from genvid.ar.groups import GroupConfig, GroupTask, GroupTransformer
+from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.batch import Batch
@@ -20,7 +22,7 @@ from genvid.data.loader import SizedDataset
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
-from genvid.provenance import Origin
+from genvid.provenance import Origin, check_made_from
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -51,6 +53,14 @@ class HeldOutTokens(ValidationConfig):
     """Held-out rows: a cache of other clips, made with the same tokenizer and allocator."""
 
     cache: str
+
+    def open(self, trained: TokenCache) -> TokenCache:
+        """The cache, beside that which is trained on."""
+        alike = {name: getattr(trained.info, name) for name in ("tokenizer", "frames", "sizes", "classes")}
+        held_out = TokenCache.open(self.cache, **alike)
+        if held_out.info.data == trained.info.data:
+            raise ValueError(f"validation.cache {self.cache} holds the clips that are trained on: cache others")
+        return held_out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,11 +226,7 @@ class ARRun(Run):
     def held_out(self) -> PackedRows:
         assert self.validation is not None
         cache = TokenCache.open(self.cache)
-        alike = {name: getattr(cache.info, name) for name in ("tokenizer", "frames", "sizes", "classes")}
-        held_out = TokenCache.open(self.validation.cache, **alike)
-        if held_out.info.data == cache.info.data:
-            raise ValueError(f"validation.cache {self.validation.cache} holds the clips of {self.cache}: cache others")
-        return PackedRows(held_out, self._config(cache), self.objective)
+        return PackedRows(self.validation.open(cache), self._config(cache), self.objective)
 
     def _config(self, cache: TokenCache) -> ARConfig:
         layout = BlockLayout(
@@ -234,6 +240,49 @@ class ARRun(Run):
         )
         null_context = self.objective.context_dropout > 0
         return ARConfig(layout, self.model, context_blocks=self.context_blocks, null_context=null_context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupRun(ARRun):
+    """Autoregressive model that predicts several codes of a block at once."""
+
+    groups: tuple[int, ...] = (1, 1, 2, 4, 8)
+    """Codes of the consecutive groups of a block; the last number repeats."""
+
+    def build(self) -> tuple[TrainingTask, PackedRows]:
+        cache = TokenCache.open(self.cache)
+        plain = self._config(cache)
+        shape = {field.name: getattr(plain, field.name) for field in fields(plain)}
+        with trained_weights():
+            model = GroupTransformer(GroupConfig(**shape, groups=self.groups))
+        model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
+        return GroupTask(model), PackedRows(cache, plain, self.objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftRun(Run):
+    """Draft heads of a trained autoregressive model, on the rows that it was trained on."""
+
+    cache: str
+    model: str
+    """Model folder or Hub id."""
+    heads: int = 4
+    """Codes guessed at a time."""
+    validation: HeldOutTokens | None = None
+    objective: RowConfig = field(default_factory=RowConfig)
+
+    def build(self) -> tuple[TrainingTask, PackedRows]:
+        cache, model = TokenCache.open(self.cache), load_model(self.model, RowModel)
+        way_out = "use a cache of the tokenizer that it was trained with"
+        check_made_from(self.model, model.origin.made_from, {"tokenizer": cache.info.tokenizer}, way_out)
+        with trained_weights():
+            heads = DraftHeads(DraftConfig(model.config.transformer.width, self.heads))
+        return DraftTask(model, heads), PackedRows(cache, model.config, self.objective)
+
+    def held_out(self) -> PackedRows:
+        assert self.validation is not None
+        cache, config = TokenCache.open(self.cache), load_model(self.model, RowModel).config
+        return PackedRows(self.validation.open(cache), config, self.objective)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,6 +337,8 @@ RUNS: dict[str, type[Run]] = {
     "autoencoder": AutoencoderRun,
     "lit": LITRun,
     "ar": ARRun,
+    "ar_groups": GroupRun,
+    "ar_draft": DraftRun,
     "classifier": ClassifierRun,
 }
 """`task:` of a recipe -> its run."""

@@ -14,6 +14,7 @@ import torch
 
 from genvid.allocation import budget as budgets
 from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
@@ -395,6 +396,13 @@ def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
     assert pixels(tmp_path / "whole" / "00000.mp4").shape == (6, 16, 16, 3)
     assert pixels(tmp_path / "whole" / "contact_sheet.png").shape == (1, 3 * 18, 6 * 18, 3)
     assert (tmp_path / "whole" / "page.html").read_text().count("<video") == 3
+    DraftHeads(DraftConfig(load_model(models / "run" / "export", BlockTransformer).config.transformer.width)).save(
+        tmp_path / "heads"
+    )
+    greedy = (*several, "--temperature", 0)
+    run(*greedy, "--output", tmp_path / "plain")
+    run(*greedy, "--draft", tmp_path / "heads", "--output", tmp_path / "verified")
+    assert index(tmp_path / "plain") == index(tmp_path / "verified")
     run(*several[:-1], "png", "--stream", "--output", tmp_path / "stream")
     assert "first frames after 0." in capsys.readouterr().out
     drop = {"file": None}

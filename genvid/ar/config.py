@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any, ClassVar
 
 from genvid.tokens.rows import BlockLayout
 
@@ -47,6 +49,8 @@ class ARConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     context_blocks: int = 0
     """Above 0: a frame predictor, whose rows start with that many given blocks and no class."""
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"null_context": False}
+
     null_context: bool = False
     """Whether rows without their context were trained as well: the null condition of a guided frame prediction."""
 

@@ -68,6 +68,16 @@ class RowModel(Model):
         """(num_outputs, width): the linear map of `logits`."""
 
     @property
+    def input_embeddings(self) -> Tensor:
+        """(ids, width) embeddings of the vocabulary, and of ids behind it that only this model's engine reads."""
+        return cast(Tensor, self.backbone.embed_tokens.weight)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Codes of the consecutive groups of a block that are sampled at once; empty: one after another."""
+        return ()
+
+    @property
     def position_table(self) -> Tensor | None:
         """(max_positions, width) learned positions, added to the embeddings; None: rotary ones, in the backbone."""
         return None

@@ -8,8 +8,9 @@ N tokens of R rows; row r holds the tokens `starts[r]` to `starts[r + 1] - 1`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ IGNORED = -100
 @dataclass(frozen=True)
 class RowConfig:
     """How rows are made of cached tokens."""
+
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"context_dropout": 0.0}
 
     class_dropout: float = 0.1
     """Share of clips with neither class nor budget in the prefix, for guidance."""

@@ -61,13 +61,15 @@ class BlockGrammar:
         """(B,) bool: at the start of a block whose length is not assigned yet."""
         return (self.state[ANNOUNCED] < 0) & (self._plan() == WAIT) & ~self.finished
 
-    def progress(self) -> Progress:
-        """Where the next token of each row is drawn, (B,) each. In "end" framing, where the length of a block is not
-        known, its share is that of the longest block."""
-        block, count, announced = (self.state[row] for row in (BLOCK, COUNT, ANNOUNCED))
+    def progress(self, ahead: Tensor | None = None) -> Progress:
+        """Where the next token of each row is drawn, (B,) each; with `ahead` (W,) the codes that many places behind it,
+        (B, W) each. In "end" framing, where the length of a block is not known, its share is that of the longest."""
+        block, count, announced, blocks = (self.state[row] for row in (BLOCK, COUNT, ANNOUNCED, NUM_BLOCKS))
         length = announced.where(announced > 0, self.layout.largest)
-        share = (block + count / length) / self.state[NUM_BLOCKS].clamp(min=1)
-        return Progress(block, count, share)
+        if ahead is not None:
+            count = count[:, None] + ahead
+            block, length, blocks = (each[:, None].expand_as(count) for each in (block, length, blocks))
+        return Progress(block, count, (block + count / length) / blocks.clamp(min=1))
 
     def allowed(self) -> Tensor:
         """(B, num_outputs) bool, never all False. Unspecified for rows that are finished or waiting."""

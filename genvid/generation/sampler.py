@@ -132,6 +132,47 @@ def draw(logits: Tensor, allowed: Tensor, seeds: Tensor, config: SamplingConfig)
     return tokens
 
 
+def probabilities(logits: Tensor, allowed: Tensor, config: SamplingConfig) -> Tensor:
+    """(N, V) logits, (N, V) bool -> (N, V) float32, the distribution that `draw` draws from."""
+    top_k = min(config.top_k, logits.shape[-1])
+    shares: Tensor = _probabilities(logits, allowed, config.temperature, top_k, config.top_p)
+    return shares
+
+
+@torch.library.custom_op("genvid::probabilities", mutates_args=())
+def _probabilities(logits: Tensor, allowed: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    """Opaque to torch.compile, as is `_draw`."""
+    logits = logits.masked_fill(~allowed, float("-inf"))
+    if temperature == 0:
+        return torch.zeros_like(logits).scatter_(1, logits.argmax(-1, keepdim=True), 1.0)
+    return truncated(logits / temperature, top_k, top_p).softmax(-1)
+
+
+@_probabilities.register_fake
+def _(logits: Tensor, allowed: Tensor, temperature: float, top_k: int, top_p: float) -> Tensor:
+    return torch.empty_like(logits)
+
+
+@torch.library.custom_op("genvid::draw_weighted", mutates_args=())
+def draw_weighted(weights: Tensor, uniform: Tensor) -> Tensor:
+    """(N, V) weights >= 0, (N,) float64 in (0, 1) -> (N,) indices, by the inverse distribution; unspecified for rows of
+    weights that are not finite."""
+    cumulative = weights.double().cumsum(-1)
+    return _inverse(cumulative, uniform).clamp(max=weights.shape[-1] - 1)
+
+
+@draw_weighted.register_fake
+def _(weights: Tensor, uniform: Tensor) -> Tensor:
+    return weights.new_empty(len(weights), dtype=torch.long)
+
+
+def _inverse(cumulative: Tensor, uniform: Tensor) -> Tensor:
+    total = cumulative[:, -1:]
+    # Strictly below the total, so that the index has a positive weight.
+    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
+    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+
+
 def truncated(logits: Tensor, top_k: int, top_p: float) -> Tensor:
     """(B, V) logits at their temperature -> the same, -inf where top-k, then top-p drop a token; ties are kept."""
     if 0 < top_k < logits.shape[-1]:
@@ -174,11 +215,7 @@ def _draw(logits: Tensor, allowed: Tensor, uniform: Tensor, temperature: float, 
     if temperature == 0:
         return logits.argmax(-1)
     logits = truncated(logits / temperature, top_k, top_p)
-    cumulative = logits.double().softmax(-1).cumsum(-1)
-    total = cumulative[:, -1:]
-    # Strictly below the total, so that the token has a positive probability.
-    target = torch.minimum(uniform[:, None] * total, total.nextafter(torch.zeros_like(total)))
-    return torch.searchsorted(cumulative, target, right=True)[:, 0]
+    return _inverse(logits.double().softmax(-1).cumsum(-1), uniform)
 
 
 @_draw.register_fake

@@ -260,6 +260,19 @@ def test_both_framings_generate_and_predict(stages, framing, context_blocks):
     assert all(torch.tensor(number.value).isfinite() for number in report.numbers)
 
 
+def test_draft_heads_and_a_model_of_groups_are_trained_from_the_same_cache(stages, capsys):
+    shared = {name: stages.configs["ar"][name] for name in ("cache", "train")}
+    recipes = {
+        "ar_draft": {"task": "ar_draft", "model": stages.path("ar/export"), "heads": 2, **shared},
+        "ar_groups": {**stages.configs["ar"], "task": "ar_groups", "groups": [1, 2]},
+    }
+    for name, recipe in recipes.items():
+        stages.configs[name] = recipe
+        stages.run(name)
+        assert (stages.folder / name / "export" / "model.safetensors").is_file()
+    stages.run("generation", "samples_groups", model=stages.path("ar_groups/export"))
+
+
 def test_a_model_of_another_tokenizer_is_refused(stages, capsys):
     model = {**stages.configs["tokenizer"]["model"], "quantizer": {"type": "fsq", "levels": [5, 3]}}
     stages.run("tokenizer", "other_tokenizer", model=model, discriminator=None, train=stages.configs["ar"]["train"])

@@ -51,7 +51,7 @@ class SlotNetwork:
         self._attention = attention or plain_or_triton(device)
         self._eps = sizes.norm_eps
         self._layers = [layer_weights(layer, dtype) for layer in llama.layers]
-        self._embedding, self._norm = parameter.detach().to(dtype), llama.norm.weight.detach().to(dtype)
+        self.embedding, self._norm = model.input_embeddings.detach().to(dtype), llama.norm.weight.detach().to(dtype)
         self._head = model.head_weight.detach().to(dtype).contiguous()
         # One position more than inputs, for the last token of a row (written, never read); a multiple of 64.
         capacity = -(-(sizes.max_positions + 1) // 64) * 64
@@ -80,7 +80,7 @@ class SlotNetwork:
         self, tokens: Tensor, positions: Tensor, lengths: Tensor, limit: int, slots: Tensor | None = None
     ) -> Tensor:
         """(N,) tokens at (N,) positions, over the first (N,) `lengths` of their slots -> (N, width) states."""
-        x = functional.embedding(tokens, self._embedding)
+        x = functional.embedding(tokens, self.embedding)
         if self._positions is not None:
             x = x + self._positions[positions]
         if self._single_row and slots is None:
@@ -100,7 +100,15 @@ class SlotNetwork:
         """(N, width) -> (N, num_outputs) float32."""
         if self._single_row:
             return self._single_row.logits(states)
-        return functional.linear(_normed(states, self._norm, self._eps), self._head).float()
+        return self.project(self.normed(states))
+
+    def normed(self, states: Tensor) -> Tensor:
+        """(..., width) -> the input of the output layer."""
+        return _normed(states, self._norm, self._eps)
+
+    def project(self, normed: Tensor) -> Tensor:
+        """(..., width) normed states -> (..., num_outputs) float32."""
+        return functional.linear(normed, self._head).float()
 
     def _for_one_row(self) -> SingleRow | None:
         """The kernels for a single slot; None where they do not run."""

@@ -7,8 +7,9 @@ have finished or may be waiting for a planned length. The tokens of a request de
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Literal, Protocol
 
@@ -16,9 +17,12 @@ import torch
 from torch import Tensor
 
 from genvid import noise
+from genvid.ar.draft import DraftHeads
 from genvid.ar.model import RowModel
 from genvid.generation.engine.attention import Attention
+from genvid.generation.engine.parallel import GroupSlots
 from genvid.generation.engine.slots import POSITION, SEED, WAITED, BatchSlots
+from genvid.generation.engine.speculative import SpeculativeSlots
 from genvid.generation.grammar import (
     ANNOUNCED,
     BLOCK,
@@ -94,6 +98,9 @@ class RowEngine(Protocol):
 class Engine:
     """A model, its sampling parameters, and batch slots for rows in flight.
 
+    A model of groups samples a group of codes in a step; with `draft`, the heads guess codes and the model verifies
+    several in a step, which keeps the distribution of the samples.
+
     slots: rows in flight at most. dtype: of weights and cache. compiled, attention: see `BatchSlots`.
     """
 
@@ -106,11 +113,15 @@ class Engine:
         dtype: torch.dtype = torch.float32,
         compiled: bool = True,
         attention: Attention | None = None,
+        draft: DraftHeads | None = None,
     ) -> None:
         if slots < 1:
             raise ValueError(f"an engine needs at least 1 slot, got {slots}")
         self.model, self.config = model, config
-        self.slots = BatchSlots(model, config, slots, dtype=dtype, compiled=compiled, attention=attention)
+        make: Callable[..., BatchSlots] = GroupSlots if model.groups else BatchSlots
+        if draft is not None:
+            make = partial(SpeculativeSlots, heads=draft)
+        self.slots = make(model, config, slots, dtype=dtype, compiled=compiled, attention=attention)
         self.tokens = 0
         """Tokens sampled so far, framing included."""
         self.steps = 0
@@ -148,7 +159,7 @@ class Engine:
         while batch.admit():
             steps, reach = batch.steps(self.model.layout)
             for number in range(steps):
-                self.slots.step(min(reach + number, self.model.max_positions))
+                self.slots.step(min(reach + number * self.slots.most, self.model.max_positions))
             self.steps += steps
             self.tokens += batch.sync()
             batch.assign_lengths()
@@ -181,7 +192,7 @@ class InFlightBatch:
             row = initial_state(self._slots.layout, request.num_blocks, plan, request.limit)
             self._grammar[:, slot] = torch.tensor(row)
             behind = len(request.prefix) - len(null)
-            state = [request.prefix[-1], null[-1], len(request.prefix) - 1, behind, request.seed, 0]
+            state = [request.prefix[-1], null[-1], len(request.prefix) - 1, behind, 1, request.seed, 0]
             self._state[:, slot] = torch.tensor(state)
             prefixes[slot] = (request.prefix, null)
             self._active[slot], self._complete[slot] = self._next, 0
@@ -191,14 +202,15 @@ class InFlightBatch:
         return bool(self._active)
 
     def steps(self, layout: BlockLayout) -> tuple[int, int]:
-        """(steps until the next sync, cache positions of the longest row after the first of them)."""
+        """(steps until the next sync, cache positions of the longest row after the first of them, at most)."""
         slots = list(self._active)
         columns, waited = self._grammar[:, slots].T.tolist(), self._state[WAITED, slots].tolist()
         ahead = 1 if self._each_block else layout.num_blocks
         soonest = min(
             _steps_to_event(layout, column, ahead) for column, w in zip(columns, waited, strict=True) if not w
         )
-        return min(max(soonest, SYNC_STEPS[0]), SYNC_STEPS[1]), int(self._state[POSITION, slots].max()) + 1
+        steps, most = -(-soonest // self._slots.most), self._slots.most
+        return min(max(steps, SYNC_STEPS[0]), SYNC_STEPS[1]), int(self._state[POSITION, slots].max()) + most
 
     def sync(self) -> int:
         """Read the state of the slots; the number of tokens sampled since the last sync."""

@@ -22,9 +22,9 @@ from genvid.generation.grammar import BlockGrammar
 from genvid.generation.guidance import guided
 from genvid.generation.sampler import SamplingConfig, draw, length_scores
 
-TOKEN, NULL_TOKEN, POSITION, BEHIND, SEED, WAITED = range(6)
+TOKEN, NULL_TOKEN, POSITION, BEHIND, INPUTS, SEED, WAITED = range(7)
 """Rows of the state: next input, next input of the null condition, position, positions by which the null condition is
-behind it, seed, and whether the row was waiting at the last step."""
+behind it, tokens that the next step reads, seed, and whether the row was waiting at the last step."""
 
 CHUNK = 256
 """Prompt tokens read at a time."""
@@ -33,11 +33,15 @@ SMALLEST_LIMIT = 256
 
 
 class BatchSlots:
-    """Rows in flight. With guidance, slot i has a second row of the cache for its null condition.
+    """Rows in flight, each of which takes one token in a step. With guidance, slot i has a second row of the cache for
+    its null condition.
 
     On a GPU steps are captured as CUDA graphs, and compiled if `compiled` and `Hardware.kernels`; on a CPU they run
     eagerly.
     """
+
+    most = 1
+    """Tokens that a row takes in a step, at most."""
 
     def __init__(
         self,
@@ -45,7 +49,7 @@ class BatchSlots:
         config: SamplingConfig,
         count: int,
         *,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype = torch.float32,
         compiled: bool = True,
         attention: Attention | None = None,
     ) -> None:
@@ -56,7 +60,7 @@ class BatchSlots:
         compiled = compiled and hardware(device).kernels
         self._network = SlotNetwork(model, count * self._halves, dtype=dtype, attention=attention, compiled=compiled)
         self._grammar = BlockGrammar(self.layout, count, 0, device=device)
-        self._state = torch.zeros(6, count, dtype=torch.long, device=device)
+        self._state = torch.zeros(7, count, dtype=torch.long, device=device)
         self._rows = torch.zeros(count, model.max_positions + 2, dtype=torch.long, device=device)
         kinds = self.layout.num_framing if self.layout.framing == "length" else 0
         self._scores = torch.zeros(count, kinds, device=device)
@@ -82,8 +86,8 @@ class BatchSlots:
 
     @torch.no_grad()
     def step(self, reach: int) -> None:
-        """Append one token to every row that is neither finished nor waiting. `reach`: cache positions of the longest
-        row after it."""
+        """Append the next tokens to every row that is neither finished nor waiting. `reach`: cache positions of the
+        longest row after it, at most."""
         limit = self._limit(reach)
         self._launch("step", limit, partial(self._step, limit))
 
@@ -181,21 +185,25 @@ class BatchSlots:
         return self._grammar.state, self._state, self._rows, self._scores
 
     def _step(self, limit: int) -> None:
-        states = self._network(*self._inputs(), limit)
-        self._take(self._network.logits(states))
+        tokens, positions, lengths, slots = self._inputs()
+        self._take(self._outputs(self._network(tokens, positions, lengths, limit, slots)))
+
+    def _outputs(self, states: Tensor) -> Tensor:
+        """(N, width) states of a pass -> the input of `_take`."""
+        return self._network.logits(states)
 
     def _read(self, prompt: Tensor, limit: int) -> None:
         tokens, slots, positions = prompt
         self._network(tokens, positions, positions + 1, limit, slots)
 
-    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Tokens, positions and lengths of a step, each (slots x halves,)."""
+    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Tokens, positions, lengths and slots of the pass of a step, each (N,)."""
         state = self._state
         both = torch.stack([state[POSITION], state[POSITION] - state[BEHIND]])
         positions = both[: self._halves]
         lengths = (positions + 1).masked_fill(self._grammar.finished, 0)
         tokens = state[: self._halves]  # TOKEN, and NULL_TOKEN where there is guidance
-        return tokens.flatten(), positions.flatten(), lengths.flatten()
+        return tokens.flatten(), positions.flatten(), lengths.flatten(), None
 
     def _take_as_written(self, logits: Tensor) -> None:
         """(slots x halves, V) logits -> the next token of every row that is neither finished nor waiting."""
@@ -204,12 +212,16 @@ class BatchSlots:
             logits = guided(logits, self._config.schedule.scale(grammar.progress()))
         waiting = grammar.waiting
         going = ~(grammar.finished | waiting)
-        if self._scores.shape[1]:
-            self._scores.copy_(logits[:, self.layout.codebook_size :])
+        self._record_scores(logits)
         position = state[POSITION] + 1
         token = draw(logits, grammar.allowed(), noise.fold(state[SEED], position), self._config)
         grammar.advance(token, going)
         self._rows.scatter_(1, position[:, None], token[:, None])
         tokens = [token.where(going, state[row]) for row in (TOKEN, NULL_TOKEN)]
         position = position.where(going, state[POSITION])
-        state.copy_(torch.stack([*tokens, position, state[BEHIND], state[SEED], waiting.long()]))
+        state.copy_(torch.stack([*tokens, position, state[BEHIND], state[INPUTS], state[SEED], waiting.long()]))
+
+    def _record_scores(self, logits: Tensor) -> None:
+        """Keep the (slots, num_outputs) logits of the next lengths."""
+        if self._scores.shape[1]:
+            self._scores.copy_(logits[:, self.layout.codebook_size :])

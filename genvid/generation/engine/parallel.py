@@ -1,0 +1,124 @@
+"""Batch slots that sample several tokens of a row in a step, and those of a `genvid.ar.groups.GroupTransformer`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from genvid import noise
+from genvid.ar.model import RowModel
+from genvid.generation.engine.attention import Attention
+from genvid.generation.engine.slots import BEHIND, INPUTS, NULL_TOKEN, POSITION, SEED, TOKEN, WAITED, BatchSlots
+from genvid.generation.grammar import ANNOUNCED, COUNT
+from genvid.generation.guidance import guided
+from genvid.generation.sampler import SamplingConfig, draw
+
+
+class ParallelSlots(BatchSlots):
+    """What all such slots share. Subclasses set `most`."""
+
+    def _outputs(self, states: Tensor) -> Tensor:
+        return self._network.normed(states)
+
+    def _read_inputs(
+        self, tokens: Tensor, ahead: Tensor, there: Tensor, until: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Tokens, positions, lengths and slots of a pass, each (halves x slots x W,).
+
+        tokens: (2, slots, W), of both conditions. ahead: (W,) their places, counted from a row's last token. there:
+        (slots, W) bool, those that are read. until: the place up to which each attends.
+        """
+        state = self._state
+        position = torch.stack([state[POSITION], state[POSITION] - state[BEHIND]])[: self._halves, :, None]
+        there = there & ~self._grammar.finished[:, None]
+        positions = (position + ahead).where(there, self._network.capacity - 1)  # a place that nothing reads
+        lengths = (position + until + 1).where(there, 0)
+        slots = torch.arange(self._halves * self.count, device=state.device).view(self._halves, -1, 1)
+        return (
+            tokens[: self._halves].flatten(),
+            positions.flatten(),
+            lengths.flatten(),
+            slots.expand_as(lengths).flatten(),
+        )
+
+    def _guided(self, states: Tensor, ahead: Tensor) -> Tensor:
+        """(halves, slots, W, width) normed states -> (slots, W, num_outputs) logits of the tokens `ahead` (W,) places
+        behind the next one."""
+        logits = self._network.project(states)
+        if self._halves == 1:
+            return logits[0]
+        return guided(logits.flatten(0, 1), self._config.schedule.scale(self._grammar.progress(ahead)))
+
+    def _append(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Append the first (slots,) `counts` >= 1 of (slots, W) tokens to every row that is neither finished nor
+        waiting; (slots,) bool, which are."""
+        state, grammar, places = self._state, self._grammar, torch.arange(tokens.shape[1], device=tokens.device)
+        waiting = grammar.waiting
+        going = ~(grammar.finished | waiting)
+        taken = going[:, None] & (places < counts[:, None])
+        for place in range(tokens.shape[1]):
+            grammar.advance(tokens[:, place], taken[:, place])
+        spare = self._rows.shape[1] - 1
+        self._rows.scatter_(1, (state[POSITION, :, None] + 1 + places).where(taken, spare), tokens)
+        last = tokens.gather(1, counts[:, None] - 1)[:, 0]
+        changed = {TOKEN: last, NULL_TOKEN: last, POSITION: state[POSITION] + counts}
+        for row, value in changed.items():
+            state[row] = value.where(going, state[row])
+        state[WAITED] = waiting.long()
+        return going
+
+
+class GroupSlots(ParallelSlots):
+    """A step reads the tokens of the last group, which join the cache, and the queries of the next one, which do not
+    stay in it. The state's INPUTS is the number of the former.
+
+    Codes of a group are drawn each by the random number of its own position: with groups of 1 the rows are those of the
+    plain sampler.
+    """
+
+    def __init__(
+        self,
+        model: RowModel,
+        config: SamplingConfig,
+        count: int,
+        *,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = True,
+        attention: Attention | None = None,
+    ) -> None:
+        self.most = max(model.groups)
+        sizes = [left for size in model.groups for left in range(size, 0, -1)]
+        while len(sizes) <= model.layout.largest:
+            sizes += range(model.groups[-1], 0, -1)
+        self._sizes = torch.tensor(sizes, device=model.device)
+        """Codes of a block so far -> codes of its group from there on."""
+        super().__init__(model, config, count, dtype=dtype, compiled=compiled, attention=attention)
+
+    def _group(self) -> Tensor:
+        """(slots,) tokens of the next group. The length of a block is one by itself."""
+        count, announced = self._grammar.state[COUNT], self._grammar.state[ANNOUNCED]
+        return torch.minimum(self._sizes[count], announced - count).where(announced >= 0, 1)
+
+    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        state, last = self._state, self.most - 1
+        ahead = torch.arange(-last, last + 1, device=state.device)  # 0: the last token; above: queries
+        tokens = self._rows.gather(1, (state[POSITION, :, None] + ahead).clamp(0, self._rows.shape[1] - 1))
+        tokens = tokens.where(ahead < 0, self.layout.vocab_size - 1 + ahead)
+        both = torch.stack([tokens.where(ahead != 0, state[row, :, None]) for row in (TOKEN, NULL_TOKEN)])
+        group = self._group()[:, None]
+        there = ((ahead <= 0) & (-ahead < state[INPUTS, :, None])) | ((ahead > 0) & (ahead < group))
+        return self._read_inputs(both, ahead, there, (group - 1).where(ahead > 0, ahead))
+
+    def _take_as_written(self, states: Tensor) -> None:
+        """(halves x slots x (2 most - 1), width) normed states -> the next group of every row."""
+        state, count = self._state, self.count
+        states = states.view(self._halves, count, 2 * self.most - 1, -1)[:, :, self.most - 1 :]
+        places = torch.arange(self.most, device=states.device)
+        logits = self._guided(states, places)
+        self._record_scores(logits[:, 0])
+        allowed = self._grammar.allowed()[:, None].expand(-1, self.most, -1).flatten(0, 1)
+        seeds = noise.fold(state[SEED, :, None], state[POSITION, :, None] + 1 + places).flatten()
+        tokens = draw(logits.flatten(0, 1), allowed, seeds, self._config).view(count, self.most)
+        group = self._group()
+        going = self._append(tokens, group)
+        state[INPUTS] = group.where(going, state[INPUTS])
