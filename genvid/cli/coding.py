@@ -31,7 +31,7 @@ from genvid.generation.pipeline import check_match
 from genvid.provenance import check_made_from
 from genvid.tokenizer.budgets import token_budget
 from genvid.tokens import BlockTokens, VideoTokenizer
-from genvid.tokens.blocks import clip_frames
+from genvid.tokens.blocks import ContinuousTokenizer, clip_frames
 from genvid.tokens.code_counts import CodeCounts
 from genvid.tokens.entropy import CodeModel, UniformCodes
 from genvid.tokens.file import TokenFile, read_token_file, resume_token_file
@@ -127,7 +127,9 @@ def encode(options: EncodeOptions) -> None:
     allocators = {frames: _clip_allocator(tokenizer, options.tokens_per_second, frames, rate) for frames in set(clips)}
     model = _code_model(tokenizer.model, options.tokenizer, options.code_model)
     maker = (Path(options.tokenizer).name, fingerprint(resolve(options.tokenizer)))
-    header = Header.of(spec, info.frames, rate, tokenizer=maker, codes=model.record)
+    latents = tokenizer.model.latent_steps if isinstance(tokenizer.model, ContinuousTokenizer) else None
+    codes = {} if model is None else model.record
+    header = Header.of(spec, info.frames, rate, tokenizer=maker, codes=codes, latents=latents)
     made_from: dict[str, object] = {"video": sha256(options.video)[:16]}
     if options.tokens_per_second is not None:
         made_from["tokens per second"] = float(options.tokens_per_second)
@@ -241,9 +243,13 @@ def _clip_allocator(tokenizer: Tokenizer, rate: float | None, frames: int, fps: 
     return tokenizer.budget(math.floor(Fraction(rate) * longest / fps)).allocator(spec.num_blocks(filled))
 
 
-def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> CodeModel:
+def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> CodeModel | None:
     """The probabilities by which codes are coded: those of an autoregressive model, or of the counts in the tokenizer's
-    folder, or equal ones."""
+    folder, or equal ones. None for latents."""
+    if tokenizer.spec.codebook_size is None:
+        if model is not None:
+            raise ValueError(f"{source} is a continuous tokenizer, which has no codes: leave out --code-model")
+        return None
     if model is None:
         return CodeCounts.load(resolve(source), tokenizer.spec) or UniformCodes(tokenizer.spec)
     loaded = load_model(model, RowModel)
@@ -251,7 +257,7 @@ def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> Co
     return ARCodes(loaded.to(device()), fingerprint(resolve(model)))
 
 
-def _code_model_of(file: TokenFile, tokenizer: VideoTokenizer, options: DecodeOptions) -> CodeModel:
+def _code_model_of(file: TokenFile, tokenizer: VideoTokenizer, options: DecodeOptions) -> CodeModel | None:
     """The code model of a file; ValueError where it is not at hand."""
     kind = file.header.codes.get("type")
     if options.code_model is not None and kind != "autoregressive":
@@ -261,6 +267,8 @@ def _code_model_of(file: TokenFile, tokenizer: VideoTokenizer, options: DecodeOp
     if kind == "uniform":
         return UniformCodes(tokenizer.spec)
     model = _code_model(tokenizer, options.tokenizer, options.code_model)
+    if model is None:
+        return None
     way_out = "decode with the code model that it was encoded with"
     check_made_from(file.path, {"code model": file.header.codes}, {"code model": model.record}, way_out)
     return model
@@ -292,13 +300,13 @@ def _print_sizes(file: Path, name: str) -> None:
     """Size of a token file beside that of plain codes."""
     with read_token_file(file) as opened:
         header, count = opened.header, opened.count()
-    packed = math.ceil(count.tokens * math.log2(header.codebook_size) / 8)
-    rate = 8 * count.payload_bytes * header.fps / header.frames
+    rate = 8 * count.payload_bytes * header.fps / header.frames / 1000
     print(f"{name}: {header.frames} frames, {count.blocks} blocks, {count.tokens} tokens")
-    print(
-        f"{readable(file)}: {file.stat().st_size} bytes, of which tokens {count.payload_bytes} ({rate / 1000:.2f} "
-        f"kbit/s); the codes alone take {packed} bytes packed, {2 * count.tokens} as 16-bit numbers"
-    )
+    plain = f"{2 * header.channels * count.tokens} as 16-bit numbers"
+    if header.codebook_size is not None:
+        plain = f"{math.ceil(count.tokens * math.log2(header.codebook_size) / 8)} bytes packed, {plain}"
+    size = f"{file.stat().st_size} bytes, of which tokens {count.payload_bytes} ({rate:.2f} kbit/s)"
+    print(f"{readable(file)}: {size}; {'the codes' if header.latents is None else 'the latents'} alone take {plain}")
 
 
 def _encode_clip(tokenizer: VideoTokenizer, clip: Tensor, allocator: Allocator | None) -> BlockTokens:

@@ -53,7 +53,7 @@ def _token_file(path: Path) -> dict[str, Any]:
         "video": f"{header.width} x {header.height} pixels, {header.fps:g} frames a second",
         "holds": f"{count.segments} segments, {count.blocks} blocks, {count.tokens} tokens, {count.frames} frames{cut}",
         "size": f"{path.stat().st_size} bytes, {count.payload_bytes} of them tokens",
-        "codes": header.codes.get("type", "unknown"),
+        "codes": "latents" if header.latents else header.codes.get("type", "unknown"),
         "made by tokenizer": f"{header.tokenizer} ({header.fingerprint})",
     }
 

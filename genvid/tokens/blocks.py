@@ -151,6 +151,14 @@ class BlockTokens:
         return self.keep, self.codes, self.latents, self.features
 
 
+@dataclass(frozen=True)
+class MeanTokens(BlockTokens):
+    """Tokens whose kept latents are means: of the kept latent and the dropped ones after it at its position.
+
+    Copied forward they have the least squared error. A kept latent is thus an estimate, which inpainters correct too.
+    """
+
+
 @runtime_checkable
 class VideoTokenizer(Protocol):
     """Video <-> block tokens: the contract of AdapTok and LIT."""
@@ -174,6 +182,24 @@ class ResizableTokenizer(VideoTokenizer, Protocol):
     def at(self, resolution: tuple[int, int]) -> Self:
         """The same weights for frames (height, width) of another size."""
         ...
+
+
+@dataclass(frozen=True)
+class LatentSteps:
+    """How a file rounds the latents of a continuous tokenizer: channel c to mean[c] plus a multiple of step[c]."""
+
+    columns: int
+    """Of the positions of a block, which are a grid in row-major order."""
+    mean: tuple[float, ...]
+    step: tuple[float, ...]
+
+
+@runtime_checkable
+class ContinuousTokenizer(VideoTokenizer, Protocol):
+    """A tokenizer whose tokens are latents."""
+
+    @property
+    def latent_steps(self) -> LatentSteps: ...
 
 
 LONGEST_CLIP = 64

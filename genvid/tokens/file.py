@@ -26,14 +26,14 @@ from genvid.provenance import check_made_from
 from genvid.tokens.blocks import BlockTokens, TokenizerSpec
 from genvid.tokens.entropy import CodeModel, EntropyError
 from genvid.tokens.header import Header, TokenFileError
-from genvid.tokens.payload import pack_codes, unpack_codes, unpack_lengths
+from genvid.tokens.payload import count_tokens, pack_codes, pack_latents, unpack_codes, unpack_latents
 
 SIGNATURE = b"\x89TOK\r\n\x1a"
 VERSION = 1
 MOST_HEADER, MOST_PAYLOAD = 2**16, 2**24
 """Bytes."""
-MOST_POSITIONS = 2**20
-"""Positions of the blocks of a segment."""
+MOST_POSITIONS, MOST_CHANNELS = 2**20, 2**24
+"""Positions of the blocks of a segment, and the channels of latents at all of them."""
 _AUDIO_PIECE = 2**20
 
 
@@ -78,8 +78,9 @@ class _Head(NamedTuple):
 class TokenWriter:
     """Appends segments to a stream, each of which is flushed."""
 
-    def __init__(self, stream: BinaryIO, header: Header, model: CodeModel) -> None:
-        """Writes the header at the beginning of a stream; a stream that is continued has it already."""
+    def __init__(self, stream: BinaryIO, header: Header, model: CodeModel | None) -> None:
+        """Writes the header at the beginning of a stream; a stream that is continued has it already. `model`: of the
+        codes; None for latents."""
         self._stream, self.header, self.model = stream, header, model
         self.frames = 0
         """Frames of all segments in the stream."""
@@ -94,13 +95,20 @@ class TokenWriter:
                 f"a segment of {videos} videos, {blocks} blocks x {capacity} and {frames} frames does not fit a file "
                 f"of blocks of {header.block_capacity} tokens and {header.frames_per_block} frames"
             )
-        if blocks * capacity > MOST_POSITIONS:
+        if _exceeds(header, blocks):
             raise TokenFileError(f"a segment holds at most {MOST_POSITIONS} positions, got {blocks} x {capacity}")
         if self.frames + frames > header.frames:
             raise TokenFileError(f"a file of {header.frames} frames cannot hold {self.frames + frames}")
-        payload = pack_codes(tokens, self.model, header.codebook_size)
-        self._write(blocks, frames, payload)
+        self._write(blocks, frames, self._pack(tokens))
         self.frames += frames
+
+    def _pack(self, tokens: BlockTokens) -> bytes:
+        header = self.header
+        if header.latents is not None:
+            return pack_latents(tokens, header.latents)
+        assert self.model is not None
+        assert header.codebook_size is not None
+        return pack_codes(tokens, self.model, header.codebook_size)
 
     def append_audio(self, pieces: Iterable[bytes]) -> None:
         """An audio file (mp4), in pieces of any size, before the first blocks."""
@@ -142,8 +150,10 @@ class TokenFile:
         way_out = "decode with the tokenizer that it was encoded with"
         check_made_from(self.path, {"tokenizer": self.header.fingerprint}, {"tokenizer": fingerprint}, way_out)
         header = self.header
-        held = (header.frames_per_block, header.block_capacity, header.codebook_size, (header.height, header.width))
-        own = (spec.frames_per_block, spec.block_capacity, spec.codebook_size, spec.resolution)
+        channels = spec.token_dim if spec.codebook_size is None else 1
+        blocks = (header.frames_per_block, header.block_capacity, header.codebook_size, header.channels)
+        held = (*blocks, (header.height, header.width))
+        own = (spec.frames_per_block, spec.block_capacity, spec.codebook_size, channels, spec.resolution)
         if held != own:
             raise TokenFileError(f"{self.path} is damaged: its header contradicts its tokenizer ({held} and {own})")
 
@@ -162,14 +172,15 @@ class TokenFile:
                 return
             yield self._payload(head)
 
-    def tokens(self, model: CodeModel, first_frame: int = 0) -> Iterator[tuple[Segment, BlockTokens]]:
-        """Segments and their tokens, a limited number of positions at a time."""
-        if model.record != self.header.codes:
-            raise TokenFileError(f"{self.path} was coded by {self.header.codes}, which {model.record} cannot decode")
-        for several in self._side_by_side(first_frame, model.side_by_side):
-            payloads, blocks = [part.payload for part in several], [part.blocks for part in several]
+    def tokens(self, model: CodeModel | None, first_frame: int = 0) -> Iterator[tuple[Segment, BlockTokens]]:
+        """Segments and their tokens, a limited number of positions at a time. `model`: of the codes; None for
+        latents."""
+        record = {} if model is None else dict(model.record)
+        if record != self.header.codes:
+            raise TokenFileError(f"{self.path} was coded by {self.header.codes}, which {record} cannot decode")
+        for several in self._side_by_side(first_frame, 1 if model is None else model.side_by_side):
             try:
-                tokens = unpack_codes(payloads, blocks, self.header.block_capacity, model)
+                tokens = self._unpack(several, model)
             except EntropyError as error:
                 raise self._damaged(str(error)) from None
             yield from zip(several, tokens, strict=True)
@@ -179,7 +190,7 @@ class TokenFile:
         counts = np.zeros(5, np.int64)
         for part in self.segments():
             try:
-                tokens = sum(unpack_lengths(part.payload, part.blocks, self.header.block_capacity))
+                tokens = count_tokens(part.payload, part.blocks, self.header.block_capacity, self.header.latents)
             except EntropyError as error:
                 raise self._damaged(str(error)) from None
             counts += (1, part.frames, part.blocks, tokens, len(part.payload))
@@ -192,6 +203,14 @@ class TokenFile:
             self._payload(head)
             frames, end = frames + head.frames, head.end
         return frames, end
+
+    def _unpack(self, segments: list[Segment], model: CodeModel | None) -> list[BlockTokens]:
+        capacity, steps = self.header.block_capacity, self.header.latents
+        if steps is not None:
+            return [unpack_latents(part.payload, part.blocks, capacity, steps) for part in segments]
+        assert model is not None
+        payloads, blocks = [part.payload for part in segments], [part.blocks for part in segments]
+        return unpack_codes(payloads, blocks, capacity, model)
 
     def _side_by_side(self, first_frame: int, most: int) -> Iterator[list[Segment]]:
         """Segments in groups of at most `most`, each within the limits of one segment."""
@@ -227,7 +246,7 @@ class TokenFile:
             frames, end = frames + head.frames, head.end
             if not (self.header.fits(head.blocks, head.frames) if head.blocks else head.frames == 0):
                 raise self._damaged(f"a segment of {head.blocks} blocks cannot hold {head.frames} frames")
-            if head.size > MOST_PAYLOAD or head.blocks * self.header.block_capacity > MOST_POSITIONS:
+            if head.size > MOST_PAYLOAD or _exceeds(self.header, head.blocks):
                 raise self._damaged(f"a segment of {head.blocks} blocks and {head.size} bytes exceeds the limits")
             if frames > self.header.frames:
                 raise self._damaged(f"its segments hold more than the {self.header.frames} frames of its header")
@@ -279,7 +298,7 @@ def read_token_file(path: str | Path) -> Iterator[TokenFile]:
 
 
 @contextmanager
-def resume_token_file(path: str | Path, header: Header, model: CodeModel) -> Iterator[TokenWriter]:
+def resume_token_file(path: str | Path, header: Header, model: CodeModel | None) -> Iterator[TokenWriter]:
     """Write a token file segment by segment. Until it is complete it is called PATH.unfinished, where the same command
     goes on behind the last whole segment; TokenFileError where that file has another header."""
     unfinished = Path(f"{path}.unfinished")
@@ -320,6 +339,12 @@ def _beginning(header: Header) -> bytes:
     return (
         SIGNATURE + bytes([VERSION]) + len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
     )
+
+
+def _exceeds(header: Header, blocks: int) -> bool:
+    """Whether so many blocks are too large for a segment."""
+    positions = blocks * header.block_capacity
+    return positions > MOST_POSITIONS or positions * header.channels > MOST_CHANNELS
 
 
 def _varint(number: int) -> bytes:

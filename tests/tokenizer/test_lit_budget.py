@@ -18,8 +18,9 @@ from genvid.tokenizer.lit.budget import (
     clip_shares,
 )
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, calibrate_threshold
-from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_kept
+from genvid.tokenizer.lit.reference import Reference, interval_means, last_kept
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import MeanTokens
 
 
 def errors(

@@ -17,10 +17,10 @@ from genvid.tokenizer.lit.inpainter import Tiles
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, distances
-from genvid.tokenizer.lit.reference import MeanTokens
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens.blocks import MeanTokens
 
 
 @pytest.fixture(scope="module")

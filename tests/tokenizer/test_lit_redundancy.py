@@ -8,7 +8,6 @@ from drifts import METRIC, walk
 
 from genvid.allocation import BudgetError
 from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator
-from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokenizer.lit.redundancy import (
     RedundancyAllocator,
     RedundancyConfig,
@@ -16,6 +15,7 @@ from genvid.tokenizer.lit.redundancy import (
 )
 from genvid.tokenizer.lit.reference import Reference, interpolate, interval_means, last_kept
 from genvid.tokens import BlockTokens
+from genvid.tokens.masks import mask_bits
 
 
 def by_threshold(threshold: float) -> RedundancyAllocator:

@@ -24,8 +24,9 @@ from torch.nn import functional as F
 from genvid.allocation import Allocator, Budget, BudgetError
 from genvid.tokenizer.lit.metric import by_metric
 from genvid.tokenizer.lit.redundancy import measured, positions_at
-from genvid.tokenizer.lit.reference import MeanTokens, Reference, interval_means, last_reference
+from genvid.tokenizer.lit.reference import Reference, interval_means, last_reference
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import MeanTokens
 
 
 class PathAllocator(ABC):

@@ -23,8 +23,9 @@ from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig as 
 from genvid.tokenizer.lit.codecs.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig
 from genvid.tokenizer.lit.inpainter import FrameGrid, Inpainter, InpainterConfig, Memory
 from genvid.tokenizer.lit.metric import by_metric, measure_metric
-from genvid.tokenizer.lit.reference import MeanTokens, Reference, interpolate, last_kept
+from genvid.tokenizer.lit.reference import Reference, interpolate, last_kept
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import LatentSteps, MeanTokens
 
 Filler = Callable[[BlockTokens], Tensor]
 """Tokens -> all latents (B, G, L, C), kept ones unchanged, dropped ones never read."""
@@ -85,6 +86,12 @@ class LIT(Model):
         """Rows and columns of a block."""
         space = self.codec.geometry.spatial_stride
         return self.resolution[0] // space, self.resolution[1] // space
+
+    @property
+    def latent_steps(self) -> LatentSteps:
+        """A sixteenth of the deviation of each channel, as the metric has it: latents take about 6 bits a channel."""
+        deviation = self.inverse.double().norm(dim=0)
+        return LatentSteps(self.grid[1], tuple(self.mean.tolist()), tuple((deviation / 16).tolist()))
 
     def measure(self, video: Tensor) -> None:
         """Measure the metric of the codec's latents on typical clips (N, 3, T, H, W).

@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from genvid.tokens import BlockTokens
-
 
 @dataclass(frozen=True)
 class Reference:
@@ -46,14 +44,6 @@ def last_reference(latents: Tensor, keep: Tensor, start: Reference | None) -> Re
     """The reference after these blocks of a stream, copied out of their memory."""
     filled, age = last_kept(latents, keep, start)
     return Reference(filled[:, -1].clone(), age[:, -1].clone())
-
-
-@dataclass(frozen=True)
-class MeanTokens(BlockTokens):
-    """Tokens whose kept latents are means: of the kept latent and the dropped ones after it at its position.
-
-    Copied forward they have the least squared error. A kept latent is thus an estimate, which inpainters correct too.
-    """
 
 
 def interval_means(latents: Tensor, keep: Tensor) -> Tensor:

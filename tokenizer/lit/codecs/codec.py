@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from genvid.checkpoint import weights_hash
 from genvid.config import Choice
-from genvid.tokenizer.lit.mask_rate import mask_bits
 from genvid.tokens import TokenizerSpec
+from genvid.tokens.masks import mask_bits
 
 
 @dataclass(frozen=True)
