@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -66,6 +66,8 @@ class CalibrationRun:
     """The distortion that the scorer predicts."""
     cost_to_go: bool = True
     """Weight each block's gain by the distortion it saves in later blocks, measured on one batch."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of tokenizer and scorer."""
     clips: int = 256
     """Number of clips, drawn from all clips of the data."""
     seed: int = 0
@@ -104,11 +106,12 @@ def run_calibration(run: CalibrationRun) -> Path:
     )
     folder = Path(run.output_dir)
     pieces = Pieces(folder / "unfinished", _about(run, provenance))
-    batches = _measure(run, dataset, tokenizer, predictor, distortion, middle, pieces)
-    curves, measured = (torch.cat([pieces.load(name)[part] for name in batches.names]) for part in CURVES)
-    weights = pieces.load(batches.names[0])["weights"].tolist() if run.cost_to_go else None
-    result = calibrate(curves, sizes.cpu(), run.budgets, provenance, block_weights=weights)
-    result = with_expected(_close_loop(result, predictor, batches, pieces), curves, measured=measured)
+    with torch.autocast(device().type, torch.bfloat16, enabled=run.precision == "bf16"):
+        batches = _measure(run, dataset, tokenizer, predictor, distortion, middle, pieces)
+        curves, measured = (torch.cat([pieces.load(name)[part] for name in batches.names]) for part in CURVES)
+        weights = pieces.load(batches.names[0])["weights"].tolist() if run.cost_to_go else None
+        result = calibrate(curves, sizes.cpu(), run.budgets, provenance, block_weights=weights)
+        result = with_expected(_close_loop(result, predictor, batches, pieces), curves, measured=measured)
     result.save(folder / "calibration.json")
     write_page(result, distortion.name, folder / "calibration.html")
     pieces.remove()

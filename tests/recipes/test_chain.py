@@ -288,7 +288,7 @@ def test_a_model_of_another_tokenizer_is_refused(stages, capsys):
 def test_the_run_folder_says_what_was_run(stages):
     kept = yaml.safe_load((stages.folder / "tokenizer/config.yaml").read_text())
     assert kept["task"] == "adaptok"
-    assert kept["data"]["source"] == clips()["source"]
+    assert kept["data"]["source"].items() >= clips()["source"].items()
 
 
 def _report(title: str, value: float, tokens: float) -> Report:
@@ -352,7 +352,7 @@ def test_calibration_clips_are_drawn_over_all_sources(stages, monkeypatch):
     read = _items_read(monkeypatch, calibrate, numbered_batches)
     both = {"type": "joined", "sources": [{"type": "synthetic", "clips": 32, "seed": seed} for seed in (0, 1)]}
     data = {"source": both, "clip": stages.configs["calibration"]["data"]["clip"]}
-    path = stages.run("calibration", "calibration_of_both", data=data, clips=16)
+    path = stages.run("calibration", "calibration_of_both", data=data, clips=16, precision="bf16")
     assert len(set(read)) == 16
     assert 4 <= sum(index < 32 for index in read) <= 12
     assert Calibration.load(path / "calibration.json").provenance.seed == 0
