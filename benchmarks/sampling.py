@@ -380,22 +380,31 @@ def peak_memory(bench: Benchmark) -> float:
     return torch.cuda.max_memory_allocated() / 1e9 if bench.device.type == "cuda" else float("nan")
 
 
+def device_name(bench: Benchmark) -> str:
+    return torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options of every benchmark of this model."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--tiny", action="store_true", help="small sizes: does it run?")
+    options.add_argument("--attention", choices=["triton", "plain"], default="triton", help="plain: torch's")
+    options.add_argument("--no-compile", action="store_true", help="CUDA graphs of uncompiled parts")
+    options.add_argument("--bandwidth", type=float, default=3.0, help="TB/s that the limits assume (3.0)")
+    return options
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tiny", action="store_true", help="small sizes: does it run?")
-    parser.add_argument("--only", nargs="+", choices=["steps", "guided", "single", "varying", "budgets"])
-    parser.add_argument("--attention", choices=["triton", "plain"], default="triton", help="plain: torch's")
-    parser.add_argument("--no-compile", action="store_true", help="CUDA graphs of uncompiled parts")
-    parser.add_argument("--no-transformers", action="store_true", help="leave transformers out")
-    parser.add_argument("--no-overlap", action="store_true", help="one row: kernels one after another")
-    parser.add_argument("--profile", action="store_true", help="also print the kernels of a step")
-    parser.add_argument("--bandwidth", type=float, default=3.0, help="TB/s that the limits assume (3.0)")
-    arguments = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--only", nargs="+", choices=["steps", "guided", "single", "varying", "budgets"])
+    options.add_argument("--no-transformers", action="store_true", help="leave transformers out")
+    options.add_argument("--no-overlap", action="store_true", help="one row: kernels one after another")
+    options.add_argument("--profile", action="store_true", help="also print the kernels of a step")
+    arguments = options.parse_args()
     bench = Benchmark(TINY if arguments.tiny else FULL, arguments)
     chosen = arguments.only or ["steps", "guided", "single", "varying", "budgets"]
-    name = torch.cuda.get_device_name() if bench.device.type == "cuda" else "CPU"
     count = sum(p.numel() for p in bench.model.parameters())
-    print(f"# {name}, torch {torch.__version__}, {count / 1e6:.1f} M parameters")
+    print(f"# {device_name(bench)}, torch {torch.__version__}, {count / 1e6:.1f} M parameters")
     check(bench)
     row("what", "genvid", "limit of the bytes", "beside it", "target")
     row("---", "---", "---", "---", "---")

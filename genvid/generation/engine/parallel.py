@@ -15,7 +15,27 @@ from genvid.generation.sampler import SamplingConfig, draw
 
 
 class ParallelSlots(BatchSlots):
-    """What all such slots share. Subclasses set `most`."""
+    """What all such slots share. `most`: tokens that a row takes in a step, at most."""
+
+    def __init__(
+        self,
+        model: RowModel,
+        config: SamplingConfig,
+        count: int,
+        *,
+        most: int,
+        dtype: torch.dtype = torch.float32,
+        compiled: bool = True,
+        attention: Attention | None = None,
+    ) -> None:
+        self.most = most
+        self._places = torch.arange(most, device=model.device)
+        """(most,): kept, since the compiler narrows a counter that it makes itself to 32 bits."""
+        super().__init__(model, config, count, dtype=dtype, compiled=compiled, attention=attention)
+
+    def _seeds(self) -> Tensor:
+        """(slots, most) seeds of the next tokens."""
+        return noise.fold(self._state[SEED, :, None], self._state[POSITION, :, None] + 1 + self._places)
 
     def _outputs(self, states: Tensor) -> Tensor:
         return self._network.normed(states)
@@ -86,13 +106,13 @@ class GroupSlots(ParallelSlots):
         compiled: bool = True,
         attention: Attention | None = None,
     ) -> None:
-        self.most = max(model.groups)
         sizes = [left for size in model.groups for left in range(size, 0, -1)]
         while len(sizes) <= model.layout.largest:
             sizes += range(model.groups[-1], 0, -1)
         self._sizes = torch.tensor(sizes, device=model.device)
         """Codes of a block so far -> codes of its group from there on."""
-        super().__init__(model, config, count, dtype=dtype, compiled=compiled, attention=attention)
+        most = max(model.groups)
+        super().__init__(model, config, count, most=most, dtype=dtype, compiled=compiled, attention=attention)
 
     def _group(self) -> Tensor:
         """(slots,) tokens of the next group. The length of a block is one by itself."""
@@ -113,12 +133,10 @@ class GroupSlots(ParallelSlots):
         """(halves x slots x (2 most - 1), width) normed states -> the next group of every row."""
         state, count = self._state, self.count
         states = states.view(self._halves, count, 2 * self.most - 1, -1)[:, :, self.most - 1 :]
-        places = torch.arange(self.most, device=states.device)
-        logits = self._guided(states, places)
+        logits = self._guided(states, self._places)
         self._record_scores(logits[:, 0])
         allowed = self._grammar.allowed()[:, None].expand(-1, self.most, -1).flatten(0, 1)
-        seeds = noise.fold(state[SEED, :, None], state[POSITION, :, None] + 1 + places).flatten()
-        tokens = draw(logits.flatten(0, 1), allowed, seeds, self._config).view(count, self.most)
+        tokens = draw(logits.flatten(0, 1), allowed, self._seeds().flatten(), self._config).view(count, self.most)
         group = self._group()
         going = self._append(tokens, group)
         state[INPUTS] = group.where(going, state[INPUTS])

@@ -44,29 +44,27 @@ class SpeculativeSlots(ParallelSlots):
         check_draft(model, heads)
         device, number = model.device, heads.config.heads
         self._heads = copy.deepcopy(heads).to(device, dtype)
-        self.most = 1 + number
         self._guesses = torch.zeros(count, number, dtype=torch.long, device=device)
         self._guessed = torch.zeros(count, number, model.layout.num_outputs, device=device)
         """(slots, guesses, num_outputs): the distributions that the guesses were drawn from."""
-        super().__init__(model, config, count, dtype=dtype, compiled=compiled, attention=attention)
+        super().__init__(model, config, count, most=1 + number, dtype=dtype, compiled=compiled, attention=attention)
 
     def _changed(self) -> tuple[Tensor, ...]:
         return *super()._changed(), self._guesses, self._guessed
 
     def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        state, ahead = self._state, torch.arange(self.most, device=self._state.device)
+        state, ahead = self._state, self._places
         tokens = torch.stack([torch.cat([state[row, :, None], self._guesses], 1) for row in (TOKEN, NULL_TOKEN)])
         return self._read_inputs(tokens, ahead, ahead < state[INPUTS, :, None], ahead)
 
     def _take_as_written(self, states: Tensor) -> None:
         """(halves x slots x most, width) normed states -> the next tokens of every row, and guesses of those after."""
-        state, places = self._state, torch.arange(self.most, device=states.device)
+        places, seeds = self._places, self._seeds()
         states = states.view(self._halves, self.count, self.most, -1)
         logits = self._guided(states, places)
         self._record_scores(logits[:, 0])
         allowed = self._grammar.allowed()[:, None].expand(-1, self.most, -1)
         wanted = probabilities(logits.flatten(0, 1), allowed.flatten(0, 1), self._config).view_as(logits)
-        seeds = noise.fold(state[SEED, :, None], state[POSITION, :, None] + 1 + places)
         kept = self._kept(wanted, seeds)
         token = self._next(wanted, seeds, kept)
         tokens = functional.pad(self._guesses, (0, 1)).where(places < kept[:, None], token[:, None])
@@ -79,7 +77,7 @@ class SpeculativeSlots(ParallelSlots):
         number = self.most - 1
         p, q = (each[:, :number].gather(2, self._guesses[..., None])[..., 0] for each in (wanted, self._guessed))
         uniform = noise.uniform(seeds[:, :number].flatten(), "accept", 1).view_as(p)
-        made = torch.arange(number, device=p.device) < self._state[INPUTS, :, None] - 1
+        made = self._places[:number] < self._state[INPUTS, :, None] - 1
         return ((uniform * q < p) & made).long().cumprod(1).sum(1)
 
     def _next(self, wanted: Tensor, seeds: Tensor, kept: Tensor) -> Tensor:

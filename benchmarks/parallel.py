@@ -1,0 +1,238 @@
+"""Several tokens a step, frames as they come, schedules of guidance: python benchmarks/parallel.py [--tiny]
+
+The model and the rows of benchmarks/sampling.py, random weights, beside the engine of one token a step in the same run.
+Random weights accept guesses of draft heads more often than trained ones: `tokens a step` stands beside each time.
+`mixed` needs no GPU: requests of all kinds under hard budgets, and how many exceed theirs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from sampling import FULL, TINY, Benchmark, Scale, device_name, milliseconds, parser, peak_memory, row
+
+from genvid import noise
+from genvid.ar.draft import DraftConfig, DraftHeads
+from genvid.ar.groups import GroupConfig, GroupTransformer
+from genvid.ar.model import RowModel
+from genvid.generation.budget import BudgetConfig, with_budget
+from genvid.generation.engine.scheduler import Engine, Request
+from genvid.generation.frames import stream_frames
+from genvid.generation.guidance import ByTokens, Guidance, PowerCosine
+from genvid.generation.pipeline import Job
+from genvid.generation.sampler import SamplingConfig
+from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens.rows import BlockLayout
+
+PARTS = ("one", "many", "guidance", "stream", "mixed")
+WAYS = ("groups", "wide", "draft")
+HEADS = 4
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to sample: its name, and what the engine is made of."""
+
+    name: str
+    model: RowModel
+    draft: DraftHeads | None = None
+
+
+def name_of(groups: tuple[int, ...]) -> str:
+    return f"groups {', '.join(map(str, groups))}, ..."
+
+
+class ParallelBenchmark(Benchmark):
+    """The models of each way."""
+
+    def __init__(self, scale: Scale, arguments: argparse.Namespace) -> None:
+        super().__init__(scale, arguments)
+        self.groups = (1, 1, 2, 4, 8) if scale is FULL else (1, 2, 4)
+        with torch.device(self.device):
+            self.draft = DraftHeads(DraftConfig(scale.transformer.width, HEADS)).to(self.dtype).eval()
+
+    def ways(self) -> list[Way]:
+        """One token a step first, and then those that are asked for."""
+        wide = (*self.groups, 2 * self.groups[-1])
+        ways: dict[str, Callable[[], Way]] = {
+            "groups": lambda: Way(name_of(self.groups), self.grouped(self.groups)),
+            "wide": lambda: Way(name_of(wide), self.grouped(wide)),
+            "draft": lambda: Way(f"{HEADS} draft heads", self.model, self.draft),
+        }
+        return [Way("one token a step", self.model), *(ways[name]() for name in self.arguments.ways)]
+
+    def grouped(self, sizes: tuple[int, ...]) -> GroupTransformer:
+        with torch.device("meta"):
+            model = GroupTransformer(GroupConfig(self.scale.layout, self.scale.transformer, groups=sizes))
+        model.llama = self.model.llama  # the weights are held once
+        shape = model.queries.shape
+        model.queries = torch.nn.Parameter(torch.randn(shape, device=self.device, dtype=self.dtype) * 0.02)
+        return model.eval()
+
+    def engine_of(self, way: Way, slots: int, guidance: float | Guidance = 1.0) -> Engine:
+        """An engine whose graphs of the rows that are measured are captured by running them once."""
+        compiled, config = not self.arguments.no_compile, SamplingConfig(guidance=guidance)
+        engine = Engine(way.model, config, slots=slots, dtype=self.dtype, compiled=compiled, draft=way.draft)
+        start, plan = time.perf_counter(), self.even(self.scale.tokens)
+        self.timed(engine, self.requests([plan] * slots, config.guided))
+        print(f"# {way.name}, {slots} slots: ready after {time.perf_counter() - start:.0f} s", flush=True)
+        return engine
+
+
+def rows_at_once(bench: ParallelBenchmark, slots: int, target: str) -> None:
+    """Complete rows of every way, and the seconds of each beside those of one token a step."""
+    plan, plain = bench.even(bench.scale.tokens), 0.0
+    for way in bench.ways():
+        engine = bench.engine_of(way, slots)
+        steps, tokens = engine.steps, engine.tokens
+        seconds = bench.timed(engine, bench.requests([plan] * slots))
+        steps, tokens = engine.steps - steps, engine.tokens - tokens
+        plain = plain or seconds
+        row(
+            f"{slots} x {sum(plan)} tokens, {way.name}",
+            f"{milliseconds(seconds)}, {slots / seconds:.2f} videos/s",
+            f"{tokens / slots / steps:.2f} tokens a step, {milliseconds(seconds / steps)} a step",
+            f"{plain / seconds:.2f} times",
+            target,
+        )
+        del engine
+
+
+def guidance(bench: ParallelBenchmark, slots: int) -> None:
+    """A step with each schedule, of one token and of groups."""
+    plan = bench.even(bench.scale.tokens)
+    for way in bench.ways()[:2]:
+        for schedule in (1.5, ByTokens(), PowerCosine()):
+            engine = bench.engine_of(way, slots, schedule)
+            steps = engine.steps
+            seconds = bench.timed(engine, bench.requests([plan] * slots, True))
+            name = schedule if isinstance(schedule, float) else type(schedule).__name__
+            row(
+                f"{slots} x {sum(plan)} tokens, {way.name}, guidance {name}",
+                milliseconds(seconds),
+                "",
+                f"{milliseconds(seconds / (engine.steps - steps))} a step",
+            )
+            del engine
+
+
+def tokenizer(bench: ParallelBenchmark) -> AdapTok:
+    """AdapTok of the published sizes, or a tiny one, with random weights."""
+    layout, full = bench.scale.layout, bench.scale is FULL
+    stack = StackConfig(768, 12, 12) if full else StackConfig(16, 1, 2)
+    config = AdapTokConfig(
+        frames=16,
+        resolution=(128, 128) if full else (16, 16),
+        patch=(4, 8, 8),
+        block_capacity=layout.block_capacity,
+        encoder=stack,
+        decoder=stack,
+        quantizer=VQConfig(codebook_size=layout.codebook_size, code_dim=16),
+    )
+    with torch.device(bench.device):
+        return AdapTok(config).to(bench.dtype).eval()
+
+
+def stream(bench: ParallelBenchmark) -> None:
+    """Seconds from the request to the first decoded frames on the host, and to the last, of one video."""
+    model, plan, layout = tokenizer(bench), bench.even(bench.scale.tokens), bench.scale.layout
+    for way in bench.ways():
+        engine, found = bench.engine_of(way, 1), []
+        job = Job(bench.requests([plan]), lambda _, ids: layout.unpack(ids[None]))
+        for _ in range(3):  # the first is a warm-up of the decoder
+            bench.wait()
+            start, times = time.perf_counter(), []
+            for _ in stream_frames(engine, model, job):
+                times.append(time.perf_counter() - start)
+            found.append((times[0], times[-1]))
+        first, last = min(found[1:])
+        row(f"1 video, frames of its first block, {way.name}", milliseconds(first), "", "", "100 ms")
+        row(f"1 video, all frames, {way.name}", milliseconds(last))
+        del engine
+
+
+def mixed(bench: ParallelBenchmark, count: int) -> None:
+    """Requests of all kinds under hard budgets: of each engine and guidance, planned alone, planned together and cut,
+    as rows and as streams of blocks."""
+    over = done = 0
+    kinds = len(bench.ways()) * 2 * 3 * 2
+    share = -(-count // kinds)
+    for number, way in enumerate(bench.ways()):
+        for schedule in (1.0, ByTokens((2.0, 1.0), (2,))):
+            config = SamplingConfig(1.5, guidance=schedule)
+            engine = Engine(way.model, config, slots=64, dtype=bench.dtype, draft=way.draft)
+            for kind in range(3):
+                for blocks in (False, True):
+                    seed = 10 * (6 * number + 2 * kind + blocks)
+                    spent, budget = spend(bench, engine, share, kind, seed, blocks)
+                    total = budget.total
+                    over += int((spent > budget.tokens_per_video).sum()) if total is None else int(spent.sum() > total)
+                    done += len(spent)
+    row(f"{done} requests of {kinds} kinds", f"{over} over their budget", "", "", "0")
+
+
+def spend(
+    bench: ParallelBenchmark, engine: Engine, count: int, kind: int, seed: int, blocks: bool
+) -> tuple[torch.Tensor, BudgetConfig]:
+    """(count,) tokens of the videos of a budget, and the budget."""
+    layout = bench.scale.layout
+    requests = [
+        replace(request, num_blocks=layout.num_blocks, seed=seed * 10**6 + number)
+        for number, request in enumerate(bench.requests([()] * count, True))
+    ]
+    least = layout.num_blocks * layout.sizes[0]
+    draws = noise.uniform(noise.sample_seeds(seed, "budgets", torch.arange(1)), "share", 1)
+    each = least + int(float(draws) * (layout.num_blocks * layout.largest - least))
+    budget = (
+        BudgetConfig(tokens_per_video=each, forecast_rows=16),
+        BudgetConfig(total=each * count, forecast_rows=16),
+        BudgetConfig(tokens_per_video=each, plan=False),
+    )[kind]
+    budgeted = with_budget(engine, requests, budget)
+    ends = last_rows(engine, budgeted) if blocks else dict(engine.run(budgeted))
+    return torch.tensor([spent_tokens(layout, ends[number], requests[number]) for number in range(count)]), budget
+
+
+def last_rows(engine: Engine, requests: Sequence[Request]) -> dict[int, torch.Tensor]:
+    return {number: ids for number, ids, last in engine.run_blocks(requests) if last}
+
+
+def spent_tokens(layout: BlockLayout, ids: torch.Tensor, request: Request) -> int:
+    """Codes of a row; its blocks are those that it announces."""
+    return int(layout.unpack(ids[None], len(request.prefix)).lengths.sum())
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    options.add_argument("--ways", nargs="*", choices=WAYS, default=WAYS, help="beside one token a step")
+    options.add_argument("--count", type=int, default=360, help="requests of `mixed`")
+    arguments = options.parse_args()
+    scale = TINY if arguments.tiny else FULL
+    bench = ParallelBenchmark(scale, arguments)
+    print(f"# {device_name(bench)}, torch {torch.__version__}")
+    row("what", "genvid", "", "beside one token a step", "target")
+    row("---", "---", "---", "---", "---")
+    parts: dict[str, Callable[[], None]] = {
+        "one": lambda: rows_at_once(bench, 1, "0.5 s"),
+        "many": lambda: rows_at_once(bench, scale.rows, "3 times"),
+        "guidance": lambda: guidance(bench, 1),
+        "stream": lambda: stream(bench),
+        "mixed": lambda: mixed(bench, arguments.count),
+    }
+    with torch.no_grad():
+        for part in PARTS:
+            if part in arguments.only:
+                parts[part]()
+    row("greatest memory", f"{peak_memory(bench):.2f} GB")
+
+
+if __name__ == "__main__":
+    main()
