@@ -1,7 +1,7 @@
 """Several tokens a step, frames as they come, schedules of guidance: python benchmarks/parallel.py [--tiny]
 
 The model and the rows of benchmarks/sampling.py, random weights, beside the engine of one token a step in the same run.
-Random weights accept guesses of draft heads more often than trained ones: `tokens a step` stands beside each time.
+Random weights accept guesses of draft heads more often than trained ones: `tokens a step` is printed beside each time.
 `mixed` needs no GPU: requests of all kinds under hard budgets, and how many exceed theirs.
 """
 
@@ -59,7 +59,7 @@ class ParallelBenchmark(Benchmark):
             self.draft = DraftHeads(DraftConfig(scale.transformer.width, HEADS)).to(self.dtype).eval()
 
     def ways(self) -> list[Way]:
-        """One token a step first, and then those that are asked for."""
+        """One token a step first, then the ways of the options."""
         wide = (*self.groups, 2 * self.groups[-1])
         ways: dict[str, Callable[[], Way]] = {
             "groups": lambda: Way(name_of(self.groups), self.grouped(self.groups)),

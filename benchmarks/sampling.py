@@ -1,8 +1,9 @@
 """Speed of sampling beside its limits and beside transformers: python benchmarks/sampling.py [--tiny]
 
-The 633 M model of AdapTok (arXiv:2505.17011) with random weights, rows of 4 blocks of up to 512 tokens. A number stands
-beside the least time in which its bytes can be read: weights once a step, and the filled part of the keys and values.
-Everything is measured in one run, after a warm-up, and ends with the greatest memory. `--tiny` is a trial on any CPU.
+The 633 M model of AdapTok (arXiv:2505.17011) with random weights, rows of 4 blocks of up to 512 tokens. Each time is
+printed beside the least one in which its bytes can be read: weights once a step, and the filled part of the keys and
+values. Everything is measured in one run, after a warm-up, and ends with the greatest memory. `--tiny` is a trial on
+any CPU.
 """
 
 from __future__ import annotations
@@ -368,7 +369,7 @@ def budgets(bench: Benchmark, engine: Engine) -> None:
             usable = each * len(spent) if budget.total is not None else int(free.clamp(max=each).sum())
             row(
                 f"{len(spent)} requests, {each} tokens ({name}); free mean {wanted:.0f}",
-                f"{over} over budget, {100 * spent.sum() / usable:.1f} % of what is wanted used",
+                f"{over} over budget, {100 * spent.sum() / usable:.1f} % of the usable tokens used",
                 "",
                 f"{len(spent) / seconds:.2f} videos/s",
                 "0, 97 %",

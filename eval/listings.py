@@ -1,7 +1,7 @@
 """Names of the videos of published sets: a folder of as many other videos does not bear a protocol's name.
 
-DAVIS is known name by name. Of the larger sets only the form of a name is checked, with the groups of UCF-101's splits
-and the YouTube ids of TokenBench; together with the number of videos (`Protocol.videos`) that leaves no room for
+All names of DAVIS are compared. Of the larger sets only the form of a name is checked, with the groups of UCF-101's
+splits and the YouTube ids of TokenBench; together with the number of videos (`Protocol.videos`) that leaves no room for
 another set by mistake.
 """
 

@@ -1,7 +1,7 @@
 """Evaluation protocols as records: everything that changes a number besides the model, under a name.
 
 A Fréchet distance depends on its split, clip rule, count, size, resize, quantisation, feature network and covariance
-estimator more than on most methods. A protocol's name may stand beside a number only when all of it was followed:
+estimator more than on most methods. A number bears a protocol's name only where all of it was followed:
 `adapted` gives any deviation a name of its own.
 """
 
@@ -269,7 +269,7 @@ _ALL = (
 )
 
 SHORTEST_WHOLE = 9
-"""Frames that a whole video must have: what I3D needs."""
+"""Frames that a whole video must have: the fewest of I3D."""
 
 PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 

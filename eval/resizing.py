@@ -1,7 +1,7 @@
 """Resize rules of publications, where they differ from ours: the size before the crop, where it lies, the filter.
 
-At 128, frames of 480x854 get 228 columns by our rule and by TATS's, 227 by torchvision's. One column more or less moves
-what is seen: 28 to 31 dB between the two.
+At 128, frames of 480x854 get 228 columns by our rule and by TATS's, 227 by torchvision's. One column more or less
+shifts the picture: 28 to 31 dB between the two.
 """
 
 from __future__ import annotations

@@ -119,8 +119,8 @@ class PixelFile:
     """
 
     def __init__(self, path: Path) -> None:
-        """ValueError unless exactly one array of the file can hold clips; what else it holds (labels, a frame rate)
-        does not matter."""
+        """ValueError unless exactly one array of the file can hold clips; others (labels, a frame rate) are
+        ignored."""
         self.path = path
         try:
             with zipfile.ZipFile(path) as archive:

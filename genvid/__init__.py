@@ -15,7 +15,7 @@ __all__ = ["__version__", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    """`load`, imported when it is first used: parts of genvid are used without all that it needs."""
+    """`load`, imported at its first use, because parts of genvid work without its dependencies."""
     if name != "load":
         raise AttributeError(f"module 'genvid' has no attribute {name!r}")
     import genvid.api

@@ -3,7 +3,7 @@
 accelerate launch recipes/compare_budgets.py CONFIG.yaml [--key value ...]
 
 CONFIG is a recipe of `generate.py` for a model of classes. The same requests are sampled without a budget, and at
-shares of what that cost with the budget planned over all videos, planned for each, and cut where it ends. Everything
+shares of the tokens spent then: planned over all videos, planned for each, and cut where the budget ends. Everything
 stays below the folder `budgets` of `output_dir`; running it again resumes.
 """
 

@@ -59,7 +59,7 @@ class GenerationRun:
     tokens: AllocatedTokenizer
     """The tokenizer, and the rule that cuts prompts of frame prediction."""
     classifier: str
-    """Trained on real clips: judges the class, and its features are those of the Frechet distance."""
+    """Trained on real clips: gives the class of a sample, and the features of the Frechet distance."""
     data: VideoData
     """Real, held-out clips."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -71,7 +71,7 @@ class GenerationRun:
     precision: Precision = "fp32"
     """Of the autoregressive model, on any device, as in `genvid sample` and `genvid evaluate`."""
     batch_size: int = 64
-    """Clips decoded and judged at a time: memory, not results."""
+    """Clips decoded and classified at a time: memory, not results."""
     seed: int = 0
     format: str = "mp4"
     """Files of the samples: mp4, npz or png."""
@@ -105,7 +105,7 @@ class Samples:
 
 
 class GenerationSession:
-    """A run with its models, data and folder open: everything that can be wrong has been looked at."""
+    """A run with its models, data and folder open, after all checks."""
 
     def __init__(self, run: GenerationRun) -> None:
         self.run, self.state = run, make_state()

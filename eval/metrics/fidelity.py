@@ -1,6 +1,6 @@
 """Fidelity of a reconstruction to its original: scores of single clips, averaged over clips.
 
-`ClipPSNR` says in its name what it averages: decibels of each clip. Pooling the squared error over clips first gives
+`ClipPSNR` averages the decibels of each clip. Pooling the squared error over clips first gives
 another number (22.97 instead of 30.00 dB for the same two clips).
 """
 

@@ -89,8 +89,8 @@ def frechet_interval(
 
     Both sides are drawn anew with replacement, together where they are `paired` (each row of one was made from that
     row of the other). Repeated rows bias each resample upwards, so the quantiles are shifted
-    by the difference between the value and the resamples' mean. The bias of a finite number of clips stays in: that is
-    what the floor shows.
+    by the difference between the value and the resamples' mean. The bias of a finite number of clips, which the floor
+    measures, stays in.
     """
     generator = torch.Generator().manual_seed(seed)
 

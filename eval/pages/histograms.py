@@ -17,7 +17,7 @@ _LONGEST_NAME = 18
 class Histograms:
     """Whole numbers of each group in common bins: a row for each group, its cells the darker the more of it they hold.
 
-    A mark stands at each mean, whose value is beside the row.
+    A mark shows each mean, whose value is beside the row.
     """
 
     title: str

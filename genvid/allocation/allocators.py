@@ -63,9 +63,9 @@ class TableAllocator:
 class GroupAllocator:
     """AdapTok's rule (arXiv:2505.17011, as released): block after block, each with a fixed budget over the group.
 
-    `block_budgets` are (G,) mean tokens per block. `exact` is the published program to the number: it spends
-    the budget, rounded down to whole steps between sizes, to the token instead of at most that, and takes curves as
-    predicted, rises included.
+    `block_budgets` are (G,) mean tokens per block. `exact`: as published, all of the budget is spent,
+    rounded down to whole steps between sizes, and curves are used as predicted, rises included. Otherwise the budget is
+    an upper bound, and curves are made non-increasing.
     """
 
     def __init__(
@@ -95,11 +95,11 @@ class GroupAllocator:
 class JointAllocator:
     """One budget over all blocks of all clips of a group: tokens move between blocks as well as between clips.
 
-    The curve of a block depends on how the blocks before it are cut, so the cut is made in `rounds`. Each goes block
-    after block: the curves of the next block under what was decided so far join those that later blocks had in the
-    round before (under a uniform cut at first), the program over all of these spends what is left, and its lengths of
-    the next block stay. Every cut keeps to the budget; each group gets the one with the least predicted
-    distortion. `block_weights` (G,) are the worth of a gain in each block (see `fit_block_weights`).
+    The curves of a block depend on the lengths of earlier blocks, so lengths are refined in `rounds`, from a uniform
+    cut on. A round goes block by block: it predicts the curves of the block under the lengths set so far, solves the
+    program over this and all later blocks (with their curves of the round before) for the remaining budget, and sets
+    the length of the block. Every round keeps to the budget; each group gets the lengths with the least predicted
+    distortion. `block_weights` (G,) multiply the gains of each block (see `fit_block_weights`).
     """
 
     def __init__(
@@ -122,22 +122,22 @@ class JointAllocator:
         weights = weights_tensor(self.block_weights, tokens)
         lengths = largest_size(sizes, self.tokens_per_video / blocks).expand_as(tokens.lengths).clone()
         curves = predict_all_curves(self.predictor, tokens, lengths)
-        best, least = lengths, self._promised(curves, sizes, lengths)
+        best, least = lengths, self._predicted(curves, sizes, lengths)
         for _ in range(self.rounds):
             before, lengths = lengths, lengths.clone()
             for block in range(blocks):
                 if block:  # the curve of the first block depends on no cut
                     curves[:, block] = predict_curves(self.predictor, tokens, lengths, block)
                 lengths[:, block:] = self._solve(curves * weights[:, None], sizes, lengths, block)
-            promised = self._promised(curves, sizes, lengths)
-            better = promised < least
-            best, least = torch.where(better[:, None], lengths, best), torch.where(better, promised, least)
+            predicted = self._predicted(curves, sizes, lengths)
+            better = predicted < least
+            best, least = torch.where(better[:, None], lengths, best), torch.where(better, predicted, least)
             if torch.equal(lengths, before):
                 break
         return tokens.tail_drop(best)
 
     def _solve(self, curves: Tensor, sizes: Tensor, lengths: Tensor, block: int) -> Tensor:
-        """Lengths from `block` on for what earlier blocks leave of the budget of each group."""
+        """Lengths of `block` and later ones, under the budget of each group less the tokens of earlier blocks."""
         if self.group_size == 1:
             left = whole_tokens(self.tokens_per_video) - lengths[:, :block].sum(1)
             return solve_clips(curves[:, block:], sizes, left)
@@ -151,7 +151,7 @@ class JointAllocator:
             solved.append(solve_budget(group.flatten(0, 1), sizes, budget).view(group.shape[:2]))
         return torch.cat(solved)
 
-    def _promised(self, curves: Tensor, sizes: Tensor, lengths: Tensor) -> Tensor:
+    def _predicted(self, curves: Tensor, sizes: Tensor, lengths: Tensor) -> Tensor:
         """(B,) distortion of the whole group of each clip."""
         clips = curves.gather(2, torch.searchsorted(sizes, lengths)[..., None])[..., 0].sum(1)
         return torch.cat([group.sum().expand(len(group)) for group in torch.split(clips, self.group_size)])

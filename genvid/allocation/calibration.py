@@ -1,9 +1,8 @@
 """Calibration of allocators on a data set: per-block tables, multipliers and typical gains, kept as JSON.
 
-Calibration starts from one (N, G, K) tensor of curves, predicted or measured, over N clips. It treats these curves as
-given: the curve of a block was taken with the blocks before it cut in some way (whole, or at random lengths, as
-`CalibrationOrigin.earlier_blocks` must say), and in use they will be cut otherwise. `close_loop` removes that
-assumption from the tables and multipliers by running the allocator itself.
+Calibration starts from one (N, G, K) tensor of curves, predicted or measured, over N clips. The curve of a block holds
+for the lengths of earlier blocks under which it was taken (complete, or random: `CalibrationOrigin.earlier_blocks`);
+in use those lengths differ. `close_loop` therefore corrects tables and multipliers by running the allocator itself.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from transformers.masking_utils import sdpa_mask
 from genvid.ar.hardware import hardware
 
 NAME = "genvid_rows"
-"""The name by which a LlamaConfig asks for it. Without `cu_seq_lens_q` it is transformers' "sdpa"."""
+"""Its name in a LlamaConfig. Without `cu_seq_lens_q` it is transformers' "sdpa"."""
 
 
 def row_numbers(starts: Tensor, count: int) -> Tensor:

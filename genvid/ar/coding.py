@@ -87,7 +87,7 @@ class ARCodes(CodeModel):
     def _row(self, lengths: Sequence[int]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """The ids of a row with 0 in place of its codes, and which places are codes.
 
-        A length that the layout does not know is given to the model as the next larger one.
+        A length that is none of the layout's sizes is replaced by the next larger size.
         """
         layout = self.layout
         if len(lengths) > layout.num_blocks or max(lengths) > layout.largest:

@@ -143,7 +143,7 @@ class PublishedTransformer(RowModel):
 
 
 class _NoRotation(nn.Module):
-    """Stands where Llama computes its rotary angles: all zero."""
+    """In place of Llama's rotary embedding: angles of zero."""
 
     def __init__(self, head_dim: int) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         return len(self.cache)
 
     def __getitems__(self, items: list[tuple[int, int]]) -> list[Batch]:
-        """A whole micro-batch, by which a DataLoader asks for it: one item, which it stacks to one of a batch of 1."""
+        """A complete micro-batch as a list of one item; DataLoader's method for a list of indices."""
         return [self.pack(default_collate([self.cache[item] for item in items]))]
 
     def pack(self, batch: Batch) -> Batch:
@@ -122,7 +122,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         else:
             prefix = self._class_prefix(batch)
         if layout.budget_bins:
-            prefix = self._tell_budget(prefix, lengths[:, given:].sum(1), batch["seed"])
+            prefix = self._with_budget(prefix, lengths[:, given:].sum(1), batch["seed"])
         return layout.pack(BlockTokens(keep[:, given:], codes[:, given:]), prefix)
 
     def _context_prefix(self, context: BlockTokens, seeds: Tensor) -> Tensor:
@@ -136,13 +136,13 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
 
     def _class_prefix(self, batch: Batch) -> Tensor:
         layout, seeds = self.config.layout, batch["seed"]
-        untold = layout.null_prefix(len(seeds))
+        null = layout.null_prefix(len(seeds))
         if not layout.num_classes:
-            return untold
+            return null
         dropped = noise.uniform(seeds, "class_dropout") < self.rows.class_dropout
-        return untold.where(dropped[:, None], layout.class_prefix(batch["label"]))
+        return null.where(dropped[:, None], layout.class_prefix(batch["label"]))
 
-    def _tell_budget(self, prefix: Tensor, tokens: Tensor, seeds: Tensor) -> Tensor:
+    def _with_budget(self, prefix: Tensor, tokens: Tensor, seeds: Tensor) -> Tensor:
         """Prefixes with a row's own (B,) tokens, except where the budget or the class is dropped."""
         layout = self.config.layout
         dropped = noise.uniform(seeds, "budget_dropout") < self.rows.budget_dropout

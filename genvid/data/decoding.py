@@ -78,8 +78,8 @@ class Timeline:
         """Those with a frame to show."""
 
     def packets(self) -> Iterator[Any]:
-        """Packets of the video stream. Those of the others are looked at too where a duration is promised, which is
-        that of the longest."""
+        """Packets of the video stream. The ends of the other streams are recorded too where the header has a duration,
+        which is that of the longest."""
         for packet in demux(self._container, *([self._stream] if self._counted else [])):
             stream, stamp = packet.stream_index, _stamp(packet)
             if stamp is not None:

@@ -119,7 +119,7 @@ def _load_trunk(net: str, path: Path) -> tuple[Trunk, str]:
 
 
 def _published_heads(net: str) -> list[Tensor]:
-    """The linear heads that torchmetrics ships, read as a file: importing its module would ask for torchvision."""
+    """The linear heads that torchmetrics ships, read as a file: its module imports torchvision."""
     package = importlib.util.find_spec("torchmetrics")
     assert package is not None
     assert package.origin is not None

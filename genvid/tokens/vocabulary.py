@@ -110,7 +110,7 @@ class RowVocabulary:
         """(B,) class numbers -> (B, num_starts), without a budget."""
         if len(labels) and not (int(labels.min()) >= 0 and int(labels.max()) < self.num_classes):
             raise ValueError(
-                f"class {int(labels.min())} to {int(labels.max())} asked for, but there are {self.num_classes} "
+                f"class {int(labels.min())} to {int(labels.max())} do not exist: there are {self.num_classes} "
                 f"classes, numbered from 0"
             )
         return self.start_ids(self.num_outputs + labels.long())

@@ -37,8 +37,8 @@ def measure_curve(
 class MeasuredCurves:
     """A `genvid.allocation.DistortionPredictor` for the tokens of `video` (B, 3, T, H, W), and for no others.
 
-    A curve depends on its clip and on the cut of earlier blocks alone. Allocators ask for the same ones again and again
-    (the first block has no earlier ones), so every curve is measured once. Each clip is decoded at all sizes together:
+    A curve depends on its clip and on the cut of earlier blocks alone. Allocators read the same ones repeatedly (the
+    first block has no earlier ones), so every curve is measured once. Each clip is decoded at all sizes together:
     `batch_size` counts these decodings, and is at least those of one clip.
     """
 

@@ -1,4 +1,4 @@
-"""The last blocks of a stream: what the next one attends to and carries over, with the results of a pass over all."""
+"""The last blocks of a stream, as the keys, values and latents that the next one reads; equal to a pass over all."""
 
 from __future__ import annotations
 

@@ -81,12 +81,12 @@ def tremor(rng: Rng, times: Array, size: float) -> Array:
 
 
 def camera(rng: Rng, times: Array, side: int) -> Warp:
-    """The path of a camera that looks at a plane. Lengths are pixels; a view of twice the `side` moves twice as far."""
+    """The path of a camera above a plane. Lengths are pixels; a view of twice the `side` moves twice as far."""
     unit, ones = side / 128, np.ones_like(times)
     scale = rng.uniform(0.75, 1.25)
     kind = rng.random()
     angle0 = rng.normal(0, 0.15)
-    if kind < 0.5:  # on a stand
+    if kind < 0.5:  # on a tripod
         return Warp(turning(angle0 * ones, scale * ones), np.zeros((len(times), 2)))
     way = rng.uniform(0, 2 * np.pi)
     if kind < 0.7:  # in a hand
