@@ -38,7 +38,8 @@ class ARCodes(CodeModel):
         if model.fixed_prompt and model.config.context_blocks:
             raise ValueError("a published frame predictor cannot code the first frames of a video: give another model")
         self.fingerprint = fingerprint
-        self.layout, self.network = model.layout, ExactNetwork(model)
+        self.layout, self.codebook_size = model.layout, model.layout.codebook_size
+        self.network = ExactNetwork(model)
         first = self.layout.frame_prediction_id if model.config.context_blocks else self.layout.null_id
         self.start = self.layout.start_ids(torch.tensor([first]))[0].numpy()
         self.side_by_side = max(1, min(64, _CACHE_BYTES // (self.network.position_bytes * self.layout.longest_row)))
@@ -60,7 +61,7 @@ class ARCodes(CodeModel):
         encoder.put(marked.astype(np.int32), _MARKS)
         for code, own, alone in zip(kept, steps, marked, strict=True):
             if alone:
-                encoder.put_uniform(code[None], self.layout.codebook_size)
+                encoder.put_uniform(code[None], self.codebook_size)
             else:
                 encoder.put(code[None], TABLE[own])
         encoder.put_uniform(np.array([_checksum(kept)]), 2**16)
@@ -78,7 +79,7 @@ class ARCodes(CodeModel):
             steps, _ = self._steps(self.network.logits(inputs, cache, place - 1)[:, 0])
             for number in waits[:, place].nonzero()[0].tolist():
                 if next(marks[number]):
-                    code = decoders[number].get_uniform(self.layout.codebook_size, 1)
+                    code = decoders[number].get_uniform(self.codebook_size, 1)
                 else:
                     code = decoders[number].get(TABLE[steps[number]], 1)
                 ids[number, place] = code[0]
@@ -106,7 +107,7 @@ class ARCodes(CodeModel):
 
     def _steps(self, logits: Tensor) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """(N, num_outputs) -> (N, codebook_size) steps below the greatest logit of a code; which rows are marked."""
-        scaled = logits[:, : self.layout.codebook_size] * STEPS
+        scaled = logits[:, : self.codebook_size] * STEPS
         rounded = scaled.round()
         steps = (rounded.amax(-1, keepdim=True) - rounded).clamp(max=len(TABLE) - 1).nan_to_num(0)
         near = ((scaled - scaled.floor() - 0.5).abs() < MARGIN) | ~scaled.isfinite()

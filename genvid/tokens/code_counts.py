@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
@@ -12,7 +13,7 @@ import safetensors.numpy
 
 from genvid.files import write_atomically
 from genvid.tokens.blocks import TokenizerSpec
-from genvid.tokens.entropy import CodeModel, Decoder, Encoder, Integers
+from genvid.tokens.entropy import CodeModel, Decoder, Encoder, EntropyError, Integers
 
 FILE = "code_counts.safetensors"
 """In the tokenizer's folder."""
@@ -23,6 +24,7 @@ class CodeCounts(CodeModel):
 
     def __init__(self, counts: Integers) -> None:
         self.counts = np.array(counts, np.int64)
+        self.codebook_size = self.counts.shape[1]
 
     @property
     def record(self) -> dict[str, str]:
@@ -48,12 +50,12 @@ class CodeCounts(CodeModel):
 
     def add(self, codes: Sequence[Integers]) -> None:
         """Count the kept codes of more blocks."""
-        for row, places in _rows([len(block) for block in codes]):
+        for row, places in enumerate(_rows([len(block) for block in codes])):
             kept = np.concatenate([block[place] for block, place in zip(codes, places, strict=True)])
             self.counts[row] += np.bincount(kept, minlength=self.counts.shape[1])
 
     def encode(self, encoder: Encoder, codes: Sequence[Integers]) -> None:
-        for row, places in _rows([len(block) for block in codes]):
+        for row, places in enumerate(_rows([len(block) for block in codes])):
             kept = [block[place] for block, place in zip(codes, places, strict=True)]
             encoder.put(np.concatenate(kept), 2 * self.counts[row] + 1)
 
@@ -61,8 +63,10 @@ class CodeCounts(CodeModel):
         return [self._decode(*part) for part in zip(decoders, lengths, strict=True)]
 
     def _decode(self, decoder: Decoder, lengths: Sequence[int]) -> list[Integers]:
+        if len(_rows(lengths)) > len(self.counts):
+            raise EntropyError(f"a block of {max(lengths)} codes is longer than those that were counted")
         codes: list[Integers] = [np.zeros(length, np.int64) for length in lengths]
-        for row, places in _rows(lengths):
+        for row, places in enumerate(_rows(lengths)):
             sizes = [len(block[place]) for block, place in zip(codes, places, strict=True)]
             kept = decoder.get(2 * self.counts[row] + 1, sum(sizes))
             for block, place, part in zip(codes, places, np.split(kept, np.cumsum(sizes)[:-1]), strict=True):
@@ -75,8 +79,7 @@ def _shape(spec: TokenizerSpec) -> tuple[int, int]:
     return (spec.block_capacity - 1).bit_length() + 1, spec.codebook_size
 
 
-def _rows(lengths: Sequence[int]) -> Iterator[tuple[int, list[slice]]]:
-    """Rows that the blocks reach, and the positions of each block in it."""
-    for row in range((max(lengths) - 1).bit_length() + 1 if max(lengths) else 0):
-        first = 2 ** (row - 1) if row else 0
-        yield row, [slice(min(first, length), min(2**row, length)) for length in lengths]
+def _rows(lengths: Sequence[int]) -> list[list[slice]]:
+    """For each row that the blocks reach, the positions of each block in it."""
+    bounds = [0, *(2**row for row in range((max(lengths) - 1).bit_length() + 1))] if max(lengths) else []
+    return [[slice(min(first, length), min(end, length)) for length in lengths] for first, end in pairwise(bounds)]

@@ -95,6 +95,7 @@ def get_lengths(decoder: Decoder, blocks: int, capacity: int) -> list[int]:
 class CodeModel(ABC):
     """Probabilities of the kept codes of consecutive blocks. Each segment of a file is coded by itself."""
 
+    codebook_size: int
     side_by_side = 64
     """Segments that are decoded at a time, at most: memory and speed, not results."""
 

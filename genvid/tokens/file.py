@@ -32,8 +32,8 @@ SIGNATURE = b"\x89TOK\r\n\x1a"
 VERSION = 1
 MOST_HEADER, MOST_PAYLOAD = 2**16, 2**24
 """Bytes."""
-MOST_POSITIONS, MOST_CHANNELS = 2**20, 2**24
-"""Positions of the blocks of a segment, and the channels of latents at all of them."""
+MOST_BLOCKS, MOST_POSITIONS, MOST_NUMBERS, MOST_COLUMNS = 2**12, 2**20, 2**24, 2**16
+"""Of a segment: blocks, positions, channels of the latents of all positions, and channels of all blocks."""
 _AUDIO_PIECE = 2**20
 
 
@@ -96,7 +96,7 @@ class TokenWriter:
                 f"of blocks of {header.block_capacity} tokens and {header.frames_per_block} frames"
             )
         if _exceeds(header, blocks):
-            raise TokenFileError(f"a segment holds at most {MOST_POSITIONS} positions, got {blocks} x {capacity}")
+            raise TokenFileError(f"a segment of {blocks} blocks x {capacity} exceeds the limits of the format")
         if self.frames + frames > header.frames:
             raise TokenFileError(f"a file of {header.frames} frames cannot hold {self.frames + frames}")
         self._write(blocks, frames, self._pack(tokens))
@@ -129,7 +129,8 @@ class TokenFile:
     def __init__(self, path: Path, stream: BinaryIO) -> None:
         """TokenFileError for a file without a whole header. `read_token_file` opens and closes the stream."""
         self.path, self._stream = path, stream
-        self._size = os.fstat(stream.fileno()).st_size
+        self._size = stream.seek(0, os.SEEK_END)
+        stream.seek(0)
         signature = stream.read(len(SIGNATURE) + 1)
         if signature[:2] == b"PK":
             raise TokenFileError(
@@ -175,9 +176,10 @@ class TokenFile:
     def tokens(self, model: CodeModel | None, first_frame: int = 0) -> Iterator[tuple[Segment, BlockTokens]]:
         """Segments and their tokens, a limited number of positions at a time. `model`: of the codes; None for
         latents."""
-        record = {} if model is None else dict(model.record)
-        if record != self.header.codes:
-            raise TokenFileError(f"{self.path} was coded by {self.header.codes}, which {record} cannot decode")
+        own = ({}, None) if model is None else (dict(model.record), model.codebook_size)
+        held = (self.header.codes, self.header.codebook_size)
+        if own != held:
+            raise TokenFileError(f"{self.path} was coded by {held}, which {own} cannot decode")
         for several in self._side_by_side(first_frame, 1 if model is None else model.side_by_side):
             try:
                 tokens = self._unpack(several, model)
@@ -343,8 +345,9 @@ def _beginning(header: Header) -> bytes:
 
 def _exceeds(header: Header, blocks: int) -> bool:
     """Whether so many blocks are too large for a segment."""
-    positions = blocks * header.block_capacity
-    return positions > MOST_POSITIONS or positions * header.channels > MOST_CHANNELS
+    positions, channels = blocks * header.block_capacity, header.channels
+    too_many = blocks > MOST_BLOCKS or positions > MOST_POSITIONS
+    return too_many or positions * channels > MOST_NUMBERS or blocks * channels > MOST_COLUMNS
 
 
 def _varint(number: int) -> bytes:

@@ -168,7 +168,7 @@ def test_what_does_not_fit_is_refused_before_it_is_written() -> None:
         (replace(tokens, keep=gaps), 16, "has gaps"),
         (replace(tokens, keep=torch.ones_like(gaps), codes=tokens.codes + 300), 16, "codes are 0 to 299"),
         (replace(tokens, codes=None), 16, "latents"),
-        (random_tokens(0, blocks=MOST_POSITIONS // 16 + 1), 16, "at most 1048576 positions"),
+        (random_tokens(0, blocks=MOST_POSITIONS // 16 + 1), 16, "exceeds the limits of the format"),
     ]:
         with pytest.raises(ValueError, match=message):
             writer.append(wrong, frames)
