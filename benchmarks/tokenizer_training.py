@@ -73,10 +73,11 @@ def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[
     """The results, on the main process."""
     torch.manual_seed(0)
     distortion = Distortion(run.distortion.weights, perceptual(folder, options.tiny))
+    teacher = None if run.objective.semantic is None else run.objective.semantic.teacher.build()
     if options.plain or run.discriminator is None:
-        task = AdapTokTask(run.model, run.objective, distortion)
+        task = AdapTokTask(run.model, run.objective, distortion, teacher=teacher)
     else:
-        task = AdversarialAdapTokTask(run.model, run.objective, distortion, run.discriminator)
+        task = AdversarialAdapTokTask(run.model, run.objective, distortion, run.discriminator, teacher=teacher)
     cuda = torch.cuda.is_available()
     warm_up, seconds = 10, [0.0, 0.0]
     settings = run.train.optimizers

@@ -120,12 +120,17 @@ class AdapTokRun(ClipRun):
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         dataset, distortion = self.data.open(), self.distortion.build()
+        made_from = {"data": dataset.describe(), "distortion": distortion.name}
+        teacher = None if self.objective.semantic is None else self.objective.semantic.teacher.build()
+        if teacher is not None:
+            made_from["teacher"] = teacher.name
         with trained_weights():
             if self.discriminator is None:
-                task = AdapTokTask(self.model, self.objective, distortion)
+                task = AdapTokTask(self.model, self.objective, distortion, teacher=teacher)
             else:
-                task = AdversarialAdapTokTask(self.model, self.objective, distortion, self.discriminator)
-        task.tokenizer.origin = Origin({"data": dataset.describe(), "distortion": distortion.name})
+                adversary = self.discriminator
+                task = AdversarialAdapTokTask(self.model, self.objective, distortion, adversary, teacher=teacher)
+        task.tokenizer.origin = Origin(made_from)
         return task, dataset
 
 

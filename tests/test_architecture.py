@@ -34,7 +34,7 @@ ONLY_IN = {
     "datasets": {"data", "tokens"},
     "accelerate": {"train", "recipes"},
     "torchmetrics": {"eval", "perceptual"},
-    "transformers": {"ar", "generation", "eval"},
+    "transformers": {"ar", "generation", "eval", "tokenizer"},
     "draccus": {"config"},
     "gradio": {"studio"},
     "constriction": {"tokens"},

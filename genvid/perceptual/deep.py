@@ -18,8 +18,8 @@ from genvid.files import sha256
 from genvid.perceptual.distance import PerceptualDistance
 from genvid.perceptual.networks import BACKBONES, Trunk
 
-_MEAN = (-0.030, -0.088, -0.188)
-_STD = (0.458, 0.448, 0.450)
+PIXEL_MEAN = (-0.030, -0.088, -0.188)
+PIXEL_STD = (0.458, 0.448, 0.450)
 """ImageNet's channel statistics, for pixels in [-1, 1]."""
 _ONNX_SQUEEZENET = "d7fd216e0ce54552160efd0620bc0da833d70726a5e1c0094b8ce3af948ea469"
 
@@ -39,7 +39,7 @@ class FeatureDistance(PerceptualDistance):
     def frame_distance(self, frames: Tensor, target: Tensor) -> Tensor:
         trunk, heads = self._instrument
         trunk.to(frames.device)
-        mean, std = (frames.new_tensor(value)[:, None, None] for value in (_MEAN, _STD))
+        mean, std = (frames.new_tensor(value)[:, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
         found = trunk((frames - mean) / std)
         with torch.no_grad():
             wanted = trunk((target - mean) / std)
@@ -56,7 +56,7 @@ class SqueezeNetDistance(FeatureDistance):
     def __init__(self, weights: str | Path, frames_per_pass: int = 128) -> None:
         """`weights`: a state dict with torchvision's names for squeezenet1_1."""
         path = Path(weights)
-        trunk, digest = _load_trunk("squeeze", path)
+        trunk, digest = load_trunk("squeeze", path)
         origin = "ONNX" if digest == _ONNX_SQUEEZENET else digest[:8]
         layers = len(trunk.taps)
         heads = [torch.full((channels,), 1 / layers) for channels in _CHANNELS["squeeze"]]
@@ -81,7 +81,7 @@ class LPIPS(FeatureDistance):
         """`weights`: torchvision's checkpoint of the trunk; None looks in the cache of torch.hub."""
         backbone = BACKBONES[net]
         path = Path(weights) if weights is not None else Path(torch.hub.get_dir(), "checkpoints", backbone.file)
-        trunk, digest = _load_trunk(net, path)
+        trunk, digest = load_trunk(net, path)
         verified = digest.startswith(backbone.digest)
         super().__init__(
             trunk,
@@ -104,7 +104,7 @@ def _unit(features: Tensor) -> Tensor:
     return features / (features.square().sum(1, keepdim=True) + 1e-8).sqrt()
 
 
-def _load_trunk(net: str, path: Path) -> tuple[Trunk, str]:
+def load_trunk(net: str, path: Path) -> tuple[Trunk, str]:
     """The trunk with its weights, and the SHA-256 of their file."""
     backbone = BACKBONES[net]
     if not path.is_file():

@@ -153,8 +153,15 @@ class AdapTok(Model):
 
         Dropped tokens are masked, not removed: shapes do not depend on `keep`.
         """
-        lengths = (keep.shape[2],) * keep.shape[1]
-        return self._render(embeddings, keep, keep.flatten(1), lengths, range(keep.shape[1]))
+        return self.render_with_states(embeddings, keep, None)[0]
+
+    def render_with_states(self, embeddings: Tensor, keep: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
+        """`render`, and the states (B, G, rows, columns, W) of the pixel queries after decoder layer `layer`; None: the
+        last."""
+        lengths, blocks = (keep.shape[2],) * keep.shape[1], range(keep.shape[1])
+        last, states = self._pixel_states(embeddings, keep, keep.flatten(1), lengths, blocks, layer)
+        grid = self.config.picture_grid(self.resolution)
+        return self._frames(last, len(blocks)), states.reshape(len(states), len(blocks), *grid, -1)
 
     def render_block(self, embeddings: Tensor, keep: Tensor, block: int) -> Tensor:
         """The frames (B, 3, frames_per_block, H, W) of one block, as in `render`, from the latents up to it."""
@@ -173,6 +180,18 @@ class AdapTok(Model):
 
         `mask` (B, sum(lengths)): which of these latents are kept; None: all.
         """
+        return self._frames(self._pixel_states(embeddings, keep, mask, lengths, blocks, None)[0], len(blocks))
+
+    def _pixel_states(
+        self,
+        embeddings: Tensor,
+        keep: Tensor,
+        mask: Tensor | None,
+        lengths: Sequence[int],
+        blocks: Sequence[int],
+        layer: int | None,
+    ) -> tuple[Tensor, Tensor]:
+        """States of the pixel queries after the last layer and after `layer` (None: the last), as in `_render`."""
         pooled, by_block = None, dict(enumerate(lengths))
         latents = torch.cat([embeddings[:, g, :n] for g, n in by_block.items()], 1)
         if self.memory is not None:
@@ -181,9 +200,12 @@ class AdapTok(Model):
         pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
         attend = latents_then_pixels(lengths, pixels, blocks, mask, self.window)
         attend = self.decoder_positions.placement(by_block, blocks, self.pyramid)(attend)
-        for layer in self.decoder:
-            x = layer(x, attend)
-        return self._frames(x[:, latents.shape[1] :], len(blocks))
+        tapped = None
+        for index, decode in enumerate(self.decoder):
+            x = decode(x, attend)
+            tapped = x if index == layer else tapped
+        pixels_of = slice(latents.shape[1], None)
+        return x[:, pixels_of], (x if tapped is None else tapped)[:, pixels_of]
 
     def _encoder_input(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, G, S, W): patches and latent queries of each block."""

@@ -25,11 +25,13 @@ from genvid.tokenizer.adaptok.discriminator import (
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer
+from genvid.tokenizer.adaptok.semantic import SemanticConfig, SemanticLoss
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized, VectorQuantizer
 from genvid.tokenizer.restart import CodeRestart, RestartConfig
 from genvid.tokenizer.statistics import moment_sums
+from genvid.tokenizer.teachers import Teacher
 from genvid.tokens import BlockTokens
 from genvid.train.task import StepOutput, TrainingTask
 
@@ -43,12 +45,22 @@ class ObjectiveConfig:
     prior: PriorConfig | None = field(default_factory=PriorConfig)
     restart: RestartConfig | None = None
     """Replace unused codes of a learned codebook (genvid.tokenizer.restart)."""
+    semantic: SemanticConfig | None = None
+    """Predict the features of a frozen network from the tokens (genvid.tokenizer.adaptok.semantic)."""
 
 
 class AdapTokTask(TrainingTask):
-    """Tokenizer trained with tail drop: distortion + quantizer + prior losses."""
+    """Tokenizer trained with tail drop: distortion + quantizer + prior + semantic losses."""
 
-    def __init__(self, model: AdapTokConfig, objective: ObjectiveConfig, distortion: Distortion) -> None:
+    def __init__(
+        self,
+        model: AdapTokConfig,
+        objective: ObjectiveConfig,
+        distortion: Distortion,
+        *,
+        teacher: Teacher | None = None,
+    ) -> None:
+        """`teacher`: the network of `objective.semantic`."""
         super().__init__()
         self.objective = objective
         self.tokenizer = AdapTok(model)
@@ -57,6 +69,11 @@ class AdapTokTask(TrainingTask):
             num_tokens = model.block_capacity * self.tokenizer.spec.num_blocks(model.frames)
             self.prior = TokenPrior(objective.prior, code_dim=self.tokenizer.quantizer.code_dim, num_tokens=num_tokens)
         self.restart = None if objective.restart is None else self._code_restart(objective.restart)
+        if (objective.semantic is None) != (teacher is None):
+            raise ValueError("a teacher and objective.semantic belong together: give both or neither")
+        self.semantic = None
+        if objective.semantic is not None and teacher is not None:
+            self.semantic = SemanticLoss(objective.semantic, teacher, model, self.tokenizer.quantizer.code_dim)
         self._distortion = Frozen(distortion)
 
     def exportable(self) -> AdapTok:
@@ -99,28 +116,37 @@ class AdapTokTask(TrainingTask):
 
     def reconstruct(self, batch: Batch) -> tuple[Tensor, Tensor, dict[str, Tensor], dict[str, Tensor]]:
         """Reconstruction of the clips with randomly dropped tails, their losses (B,), the journal's terms, and sums."""
+        reconstruction, quantized, keep, parts = self.loss_parts(batch)
+        losses = torch.stack(list(parts.values())).sum(0)
+        terms = {name: value.detach().mean() for name, value in parts.items()}
+        terms["tokens"] = keep.sum((1, 2)).double().mean()
+        sums = {"codes": code_counts(quantized, keep, self.tokenizer.quantizer.codebook_size), **quantized.sums}
+        if self.restart is not None:
+            sums["offered"] = self.restart.sums(quantized, keep, batch["seed"])
+        return reconstruction, losses, terms, sums
+
+    def loss_parts(self, batch: Batch) -> tuple[Tensor, Quantized, Tensor, dict[str, Tensor]]:
+        """Reconstruction, quantized tokens, those that are kept (B, G, L), and the weighted losses (B,) by name."""
         video, seeds = batch["video"], batch["seed"]
+        targets = None if self.semantic is None else self.semantic.targets(video)
         tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
         features = tokenizer.features(video)
         drop = self.objective.tail_drop.scaled(features.shape[2] / tokenizer.config.block_capacity)
         lengths = sample_lengths(drop, seeds, features.shape[1])
         keep = BlockTokens(features.new_ones(features.shape[:3], dtype=torch.bool)).tail_drop(lengths).keep
         quantized = tokenizer.quantizer(features, keep, seeds)
-        reconstruction = tokenizer.render(tokenizer.quantizer.project(quantized.vectors), keep)
+        embeddings = tokenizer.quantizer.project(quantized.vectors)
+        layer = None if self.semantic is None else self.semantic.layer
+        reconstruction, states = tokenizer.render_with_states(embeddings, keep, layer)
         parts = self._distortion.network.parts(reconstruction, video)
+        if self.semantic is not None and targets is not None:
+            parts |= self.semantic(targets, quantized.vectors, keep, states)
         if self.objective.quantizer_weight:
             parts["quantizer"] = self.objective.quantizer_weight * quantized.loss
         if self.prior is not None and self.objective.prior is not None:
             loss = self.prior(tokenizer.quantizer, quantized, keep, seeds)
             parts["prior"] = self.objective.prior.weight * loss
-        losses = torch.stack(list(parts.values())).sum(0)
-        terms = {name: value.detach().mean() for name, value in parts.items()}
-        terms["tokens"] = lengths.double().sum(1).mean()
-        codes = code_counts(quantized, keep, tokenizer.quantizer.codebook_size)
-        sums = {"codes": codes, **quantized.sums}
-        if self.restart is not None:
-            sums["offered"] = self.restart.sums(quantized, keep, seeds)
-        return reconstruction, losses, terms, sums
+        return reconstruction, quantized, keep, parts
 
     def _code_restart(self, config: RestartConfig) -> CodeRestart:
         if not isinstance(self.tokenizer.quantizer, VectorQuantizer):
@@ -139,8 +165,10 @@ class AdversarialAdapTokTask(AdapTokTask):
         objective: ObjectiveConfig,
         distortion: Distortion,
         discriminator: DiscriminatorConfig,
+        *,
+        teacher: Teacher | None = None,
     ) -> None:
-        super().__init__(model, objective, distortion)
+        super().__init__(model, objective, distortion, teacher=teacher)
         self.adversary = discriminator
         self.discriminator = Discriminator(discriminator)
         self.lecam = LeCam(discriminator.lecam_decay)
