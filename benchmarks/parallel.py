@@ -20,6 +20,7 @@ from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.groups import GroupConfig, GroupTransformer
 from genvid.ar.model import RowModel
 from genvid.generation.budget import BudgetConfig, with_budget
+from genvid.generation.engine.attention import PlainAttention
 from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.frames import stream_frames
 from genvid.generation.guidance import ByTokens, Guidance, PowerCosine
@@ -79,7 +80,16 @@ class ParallelBenchmark(Benchmark):
     def engine_of(self, way: Way, slots: int, guidance: float | Guidance = 1.0) -> Engine:
         """An engine whose graphs of the rows that are measured are captured by running them once."""
         compiled, config = not self.arguments.no_compile, SamplingConfig(guidance=guidance)
-        engine = Engine(way.model, config, slots=slots, dtype=self.dtype, compiled=compiled, draft=way.draft)
+        attention = PlainAttention() if self.arguments.attention == "plain" else None
+        engine = Engine(
+            way.model,
+            config,
+            slots=slots,
+            dtype=self.dtype,
+            compiled=compiled,
+            attention=attention,
+            draft=way.draft,
+        )
         start, plan = time.perf_counter(), self.even(self.scale.tokens)
         self.timed(engine, self.requests([plan] * slots, config.guided))
         print(f"# {way.name}, {slots} slots: ready after {time.perf_counter() - start:.0f} s", flush=True)
@@ -209,6 +219,30 @@ def spent_tokens(layout: BlockLayout, ids: torch.Tensor, request: Request) -> in
     return int(layout.unpack(ids[None], len(request.prefix)).lengths.sum())
 
 
+def check(bench: ParallelBenchmark) -> None:
+    """The attention of several tokens of a slot against torch's."""
+    if bench.device.type != "cuda" or bench.arguments.attention == "plain":
+        return
+    from genvid.generation.engine.kernels import TritonAttention
+
+    sizes, together, slots = bench.scale.transformer, 15, 5
+    width = sizes.width // sizes.heads
+    cache = torch.randn(2, slots, sizes.kv_heads, 2112, width, device=bench.device, dtype=bench.dtype)
+    qkv = torch.randn(
+        slots * together, (sizes.heads + 2 * sizes.kv_heads) * width, device=bench.device, dtype=bench.dtype
+    )
+    starts = torch.tensor([0, 60, 250, 1000, 2040], device=bench.device)[:, None]
+    positions = (starts + torch.arange(together, device=bench.device)).flatten()
+    rotary = (torch.rand(2112, width, device=bench.device), torch.rand(2112, width, device=bench.device))
+    found = []
+    for attention in (PlainAttention(), TritonAttention()):
+        own = cache.clone()
+        queries = attention.append(qkv, own, None, positions, rotary, together)
+        found.append(attention.attend(queries, own, None, positions + 1, 2112, together))
+    torch.testing.assert_close(found[1].float(), found[0].float(), atol=2e-2, rtol=2e-2)
+    print("# attention of several tokens: as torch's", flush=True)
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
@@ -218,6 +252,7 @@ def main() -> None:
     scale = TINY if arguments.tiny else FULL
     bench = ParallelBenchmark(scale, arguments)
     print(f"# {device_name(bench)}, torch {torch.__version__}")
+    check(bench)
     row("what", "genvid", "", "beside one token a step", "target")
     row("---", "---", "---", "---", "---")
     parts: dict[str, Callable[[], None]] = {

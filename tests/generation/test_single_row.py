@@ -10,6 +10,8 @@ import torch
 
 from genvid import noise
 from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.draft import DraftConfig, DraftHeads
+from genvid.ar.groups import GroupConfig, GroupTransformer
 from genvid.ar.model import BlockTransformer, RowModel
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.generation.engine.attention import PlainAttention
@@ -113,6 +115,51 @@ def test_what_has_no_probability_is_never_drawn(share):
     allowed[:, 100:600:7] = True
     drawn = kernels.draw_tokens(logits, allowed, torch.tensor([share], dtype=torch.float64, device=DEVICE), 1.0)
     assert drawn.tolist() == [100 if share < 0.5 else 599 - (599 - 100) % 7]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=GPU)], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(("heads", "kv_heads", "width", "together"), [(4, 2, 16, 5), (3, 1, 8, 15), (2, 2, 64, 2)])
+def test_several_tokens_of_a_slot_attend_as_by_torch(heads, kv_heads, width, together, dtype, monkeypatch):
+    """Tokens of other slots, tokens that are absent (length 0), and some that attend beyond their own place."""
+    monkeypatch.setattr(kernels, "CHUNK", 64)
+    torch.manual_seed(0)
+    slots, capacity = 3, 150
+    cache = torch.randn(2, slots, kv_heads, capacity, width, device=DEVICE).to(dtype)
+    qkv = torch.randn(slots * together, (heads + 2 * kv_heads) * width, device=DEVICE).to(dtype)
+    positions = (torch.tensor([[0], [62], [130]]) + torch.arange(together)).flatten().to(DEVICE)
+    lengths = positions + 1
+    lengths[1], lengths[together] = 0, capacity
+    rotary = (torch.rand(capacity, width, device=DEVICE), torch.rand(capacity, width, device=DEVICE))
+    found = []
+    for attention in (PlainAttention(), kernels.TritonAttention()):
+        own = cache.clone()
+        queries = attention.append(qkv, own, None, positions, rotary, together)
+        attended = attention.attend(queries, own, None, lengths, capacity, together)
+        found.append((own, attended[lengths > 0]))
+        assert attended.isfinite().all()
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for ours, theirs in zip(found[1], found[0], strict=True):
+        torch.testing.assert_close(ours.float(), theirs.float(), atol=tolerance, rtol=tolerance)
+
+
+@GPU
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_several_tokens_a_step_on_a_gpu_are_those_on_a_cpu(compiled, guidance):
+    """Groups by their rows, guesses by greedy rows, which are those of the plain sampler."""
+    null = (LENGTH.null_id,)
+    requests = [Request((LENGTH.num_outputs + number % 3,), number, 3, null) for number in range(7)]
+    plain = model_of()
+    torch.manual_seed(0)
+    grouped = GroupTransformer(GroupConfig(LENGTH, SMALL, groups=(1, 2, 3))).eval()
+    heads = DraftHeads(DraftConfig(SMALL.width, 2))
+    for model, draft, temperature in ((grouped, None, 1.0), (plain, heads, 0.0)):
+        config, rows = SamplingConfig(temperature, guidance=guidance), []
+        for device in ("cpu", DEVICE):
+            engine = Engine(model.to(device), config, slots=3, compiled=compiled, draft=draft)
+            found = dict(engine.run(requests))
+            rows.append([found[number].tolist() for number in range(7)])
+        assert rows[0] == rows[1]
 
 
 @GPU

@@ -13,6 +13,8 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+from genvid.generation.engine.parallel_kernels import attend_chunks_together
+
 CHUNK = 256
 """Positions that one program reads."""
 TILE = 64
@@ -23,7 +25,13 @@ class TritonAttention:
     """`genvid.generation.engine.attention.Attention` for rows on a GPU."""
 
     def append(
-        self, qkv: Tensor, cache: Tensor, slots: Tensor | None, positions: Tensor, rotary: tuple[Tensor, Tensor]
+        self,
+        qkv: Tensor,
+        cache: Tensor,
+        slots: Tensor | None,
+        positions: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        together: int = 1,
     ) -> Tensor:
         _, _, kv_heads, capacity, width = cache.shape
         rows, heads = len(qkv), qkv.shape[1] // width - 2 * kv_heads
@@ -41,14 +49,20 @@ class TritonAttention:
             KV_HEADS=kv_heads,
             HALF=width // 2,
             HALF_PADDED=triton.next_power_of_2(width // 2),
+            TOGETHER=together,
             IDENTITY=slots is None,
             num_warps=1,
         )
         return queries
 
-    def attend(self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int) -> Tensor:
+    def attend(
+        self, queries: Tensor, cache: Tensor, slots: Tensor | None, lengths: Tensor, limit: int, together: int = 1
+    ) -> Tensor:
         rows, heads, width = queries.shape
-        partial, greatest, total = attend_chunks(queries, cache, slots, lengths, limit, CHUNK, TILE)
+        if together > 1:
+            partial, greatest, total = attend_chunks_together(queries, cache, lengths, limit, together, CHUNK, TILE)
+        else:
+            partial, greatest, total = attend_chunks(queries, cache, slots, lengths, limit, CHUNK, TILE)
         attended = torch.empty(rows, heads * width, dtype=queries.dtype, device=queries.device)
         splits = greatest.shape[-1]
         _join_chunks[(rows, heads)](
@@ -131,13 +145,14 @@ def _append(
     KV_HEADS: tl.constexpr,
     HALF: tl.constexpr,
     HALF_PADDED: tl.constexpr,
+    TOGETHER: tl.constexpr,
     IDENTITY: tl.constexpr,
 ):
     """One head of one row: rotate it, and store it as a query, a key or a value."""
     row = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1)
     position = tl.load(positions + row)
-    slot = row
+    slot = row // TOGETHER
     if not IDENTITY:
         slot = tl.load(slots + row)
     at = tl.arange(0, HALF_PADDED)

@@ -77,19 +77,28 @@ class SlotNetwork:
         return self.cache.shape[4]
 
     def __call__(
-        self, tokens: Tensor, positions: Tensor, lengths: Tensor, limit: int, slots: Tensor | None = None
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        lengths: Tensor,
+        limit: int,
+        slots: Tensor | None = None,
+        together: int = 1,
     ) -> Tensor:
-        """(N,) tokens at (N,) positions, over the first (N,) `lengths` of their slots -> (N, width) states."""
+        """(N,) tokens at (N,) positions, over the first (N,) `lengths` of their slots -> (N, width) states.
+
+        Without `slots`, `together` consecutive tokens are of one slot: token i of slot i // together.
+        """
         x = functional.embedding(tokens, self.embedding)
         if self._positions is not None:
             x = x + self._positions[positions]
-        if self._single_row and slots is None:
+        if self._single_row and slots is None and together == 1:
             return self._single_row(x, positions, lengths, limit)
         qkv = self._functions.before(x, self._layers[0], self._eps)
         for number, layer in enumerate(self._layers):
             cache = self.cache[number]
-            queries = self._attention.append(qkv, cache, slots, positions, self._rotary)
-            attended = self._attention.attend(queries, cache, slots, lengths, limit)
+            queries = self._attention.append(qkv, cache, slots, positions, self._rotary, together)
+            attended = self._attention.attend(queries, cache, slots, lengths, limit, together)
             if number + 1 < len(self._layers):
                 x, qkv = self._functions.between(x, attended, layer, self._layers[number + 1], self._eps)
             else:

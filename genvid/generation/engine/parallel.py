@@ -15,7 +15,8 @@ from genvid.generation.sampler import SamplingConfig, draw
 
 
 class ParallelSlots(BatchSlots):
-    """What all such slots share. `most`: tokens that a row takes in a step, at most."""
+    """What all such slots share. `most` and `together`: tokens that a row takes and inputs that it reads in a step, at
+    most."""
 
     def __init__(
         self,
@@ -24,11 +25,12 @@ class ParallelSlots(BatchSlots):
         count: int,
         *,
         most: int,
+        together: int,
         dtype: torch.dtype = torch.float32,
         compiled: bool = True,
         attention: Attention | None = None,
     ) -> None:
-        self.most = most
+        self.most, self.together = most, together
         self._places = torch.arange(most, device=model.device)
         """(most,): kept, since the compiler narrows a counter that it makes itself to 32 bits."""
         super().__init__(model, config, count, dtype=dtype, compiled=compiled, attention=attention)
@@ -42,8 +44,8 @@ class ParallelSlots(BatchSlots):
 
     def _read_inputs(
         self, tokens: Tensor, ahead: Tensor, there: Tensor, until: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Tokens, positions, lengths and slots of a pass, each (halves x slots x W,).
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, positions and lengths of a pass, each (halves x slots x together,); W is `together`.
 
         tokens: (2, slots, W), of both conditions. ahead: (W,) their places, counted from a row's last token. there:
         (slots, W) bool, those that are read. until: the place up to which each attends.
@@ -53,13 +55,7 @@ class ParallelSlots(BatchSlots):
         there = there & ~self._grammar.finished[:, None]
         positions = (position + ahead).where(there, self._network.capacity - 1)  # a place that nothing reads
         lengths = (position + until + 1).where(there, 0)
-        slots = torch.arange(self._halves * self.count, device=state.device).view(self._halves, -1, 1)
-        return (
-            tokens[: self._halves].flatten(),
-            positions.flatten(),
-            lengths.flatten(),
-            slots.expand_as(lengths).flatten(),
-        )
+        return tokens[: self._halves].flatten(), positions.flatten(), lengths.flatten()
 
     def _guided(self, states: Tensor, ahead: Tensor) -> Tensor:
         """(halves, slots, W, width) normed states -> (slots, W, num_outputs) logits of the tokens `ahead` (W,) places
@@ -112,14 +108,16 @@ class GroupSlots(ParallelSlots):
         self._sizes = torch.tensor(sizes, device=model.device)
         """Codes of a block so far -> codes of its group from there on."""
         most = max(model.groups)
-        super().__init__(model, config, count, most=most, dtype=dtype, compiled=compiled, attention=attention)
+        super().__init__(
+            model, config, count, most=most, together=2 * most - 1, dtype=dtype, compiled=compiled, attention=attention
+        )
 
     def _group(self) -> Tensor:
         """(slots,) tokens of the next group. The length of a block is one by itself."""
         count, announced = self._grammar.state[COUNT], self._grammar.state[ANNOUNCED]
         return torch.minimum(self._sizes[count], announced - count).where(announced >= 0, 1)
 
-    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor]:
         state, last = self._state, self.most - 1
         ahead = torch.arange(-last, last + 1, device=state.device)  # 0: the last token; above: queries
         tokens = self._rows.gather(1, (state[POSITION, :, None] + ahead).clamp(0, self._rows.shape[1] - 1))
@@ -130,9 +128,9 @@ class GroupSlots(ParallelSlots):
         return self._read_inputs(both, ahead, there, (group - 1).where(ahead > 0, ahead))
 
     def _take_as_written(self, states: Tensor) -> None:
-        """(halves x slots x (2 most - 1), width) normed states -> the next group of every row."""
+        """(halves x slots x together, width) normed states -> the next group of every row."""
         state, count = self._state, self.count
-        states = states.view(self._halves, count, 2 * self.most - 1, -1)[:, :, self.most - 1 :]
+        states = states.view(self._halves, count, self.together, -1)[:, :, self.most - 1 :]
         logits = self._guided(states, self._places)
         self._record_scores(logits[:, 0])
         allowed = self._grammar.allowed()[:, None].expand(-1, self.most, -1).flatten(0, 1)

@@ -42,6 +42,8 @@ class BatchSlots:
 
     most = 1
     """Tokens that a row takes in a step, at most."""
+    together = 1
+    """Inputs of a row in a step, at most."""
 
     def __init__(
         self,
@@ -185,8 +187,8 @@ class BatchSlots:
         return self._grammar.state, self._state, self._rows, self._scores
 
     def _step(self, limit: int) -> None:
-        tokens, positions, lengths, slots = self._inputs()
-        self._take(self._outputs(self._network(tokens, positions, lengths, limit, slots)))
+        tokens, positions, lengths = self._inputs()
+        self._take(self._outputs(self._network(tokens, positions, lengths, limit, together=self.together)))
 
     def _outputs(self, states: Tensor) -> Tensor:
         """(N, width) states of a pass -> the input of `_take`."""
@@ -196,14 +198,14 @@ class BatchSlots:
         tokens, slots, positions = prompt
         self._network(tokens, positions, positions + 1, limit, slots)
 
-    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Tokens, positions, lengths and slots of the pass of a step, each (N,)."""
+    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, positions and lengths of the pass of a step, each (halves x slots x together,)."""
         state = self._state
         both = torch.stack([state[POSITION], state[POSITION] - state[BEHIND]])
         positions = both[: self._halves]
         lengths = (positions + 1).masked_fill(self._grammar.finished, 0)
         tokens = state[: self._halves]  # TOKEN, and NULL_TOKEN where there is guidance
-        return tokens.flatten(), positions.flatten(), lengths.flatten(), None
+        return tokens.flatten(), positions.flatten(), lengths.flatten()
 
     def _take_as_written(self, logits: Tensor) -> None:
         """(slots x halves, V) logits -> the next token of every row that is neither finished nor waiting."""

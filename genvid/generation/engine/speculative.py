@@ -47,12 +47,15 @@ class SpeculativeSlots(ParallelSlots):
         self._guesses = torch.zeros(count, number, dtype=torch.long, device=device)
         self._guessed = torch.zeros(count, number, model.layout.num_outputs, device=device)
         """(slots, guesses, num_outputs): the distributions that the guesses were drawn from."""
-        super().__init__(model, config, count, most=1 + number, dtype=dtype, compiled=compiled, attention=attention)
+        wide = 1 + number
+        super().__init__(
+            model, config, count, most=wide, together=wide, dtype=dtype, compiled=compiled, attention=attention
+        )
 
     def _changed(self) -> tuple[Tensor, ...]:
         return *super()._changed(), self._guesses, self._guessed
 
-    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _inputs_as_written(self) -> tuple[Tensor, Tensor, Tensor]:
         state, ahead = self._state, self._places
         tokens = torch.stack([torch.cat([state[row, :, None], self._guesses], 1) for row in (TOKEN, NULL_TOKEN)])
         return self._read_inputs(tokens, ahead, ahead < state[INPUTS, :, None], ahead)
