@@ -31,8 +31,8 @@ from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.features.classifier import VideoClassifier
-from genvid.eval.features.loading import ClassifierFeatures
-from genvid.eval.metrics.frechet import FEWEST_REAL
+from genvid.eval.features.loading import ClassifierFeatures, load_features
+from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_name
 from genvid.eval.pages.page import Clip, Page, Section
 from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.report import Number, Provenance, Report
@@ -62,6 +62,8 @@ class GenerationRun:
     """Trained on real clips: gives the class of a sample, and the features of the Frechet distance."""
     data: VideoData
     """Real, held-out clips."""
+    features: str | None = None
+    """Feature network of another Frechet distance: a file or a model folder."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """Token budget of the generated blocks."""
@@ -285,7 +287,22 @@ def score(session: GenerationSession) -> Report:
     state.wait_for_everyone()
     summary = Summary(evaluation, candidate)
     report = summary.report(Provenance.now(prints))
-    return replace(report, numbers=[*report.numbers, *agreement(session, summary)])
+    return replace(report, numbers=[*report.numbers, *distances(session, evaluation), *agreement(session, summary)])
+
+
+def distances(session: GenerationSession, evaluation: Evaluation) -> list[Number]:
+    """The Frechet distances of `features`, on the clips of an evaluation; none where no network is named."""
+    if session.run.features is None:
+        return []
+    features = load_features(session.run.features)
+    protocol = replace(evaluation.clips.protocol, features=features.name)
+    clips = replace(evaluation.clips, protocol=protocol)
+    evaluation = Evaluation(clips, Measures(features, examples=0), evaluation.execution)
+    candidate = Candidate("samples", FolderSamples(session), Path(session.run.output_dir) / "features")
+    evaluation.measure(candidate)
+    session.state.wait_for_everyone()
+    numbers = Summary(evaluation, candidate).report(Provenance.now({})).numbers
+    return [number for number in numbers if number.name.startswith(frechet_name(features))]
 
 
 @torch.no_grad()

@@ -37,7 +37,10 @@ def run(stages) -> GenerationRun:
 
 
 def test_samples_keep_their_budget(stages, run):
-    apart = stages.run("generation", "samples_apart", "--budget.tokens_per_video=9", "--format=npz")
+    settings = ("--budget.tokens_per_video=9", "--format=npz", "--features=tiny_recipes:MeanColour")
+    apart = stages.run("generation", "samples_apart", *settings)
+    names = [number.name for number in Report.load(apart / "report.json").numbers]
+    assert sum(name.startswith("Frechet distance (tiny_recipes:MeanColour ") for name in names) == 2
     assert max(spent(apart)) <= 9
     assert [line["budget"] for line in index(apart)] == [9] * 16
     assert {line["file"] for line in index(apart)} == {f"{i:05d}.npz" for i in range(16)}

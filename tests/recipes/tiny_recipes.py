@@ -39,6 +39,15 @@ def training(*phases: str, **settings: Any) -> dict[str, Any]:
     return {**defaults, "optimizers": optimizers, **settings}
 
 
+class MeanColour(torch.nn.Module):
+    """A feature network."""
+
+    num_features = 3
+
+    def forward(self, video: torch.Tensor) -> torch.Tensor:
+        return video.mean((2, 3, 4))
+
+
 class Stages:
     """The config of every stage in one folder, ready to be changed and run."""
 
