@@ -8,19 +8,19 @@ from __future__ import annotations
 import json
 from abc import abstractmethod
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import ClassVar, Self, cast
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 
 from genvid import config as configuration
 from genvid.ar import attention
-from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.config import ARConfig
+from genvid.ar.llama import add_residual_dropout, llama_config, llama_json, read_llama_json, run_llama, run_packed
 from genvid.ar.prompt import Cut, Prompt, encode_in_parts
-from genvid.checkpoint import CheckpointError, Model, load_weights, read_config, read_origin, read_weights
-from genvid.provenance import Origin
+from genvid.checkpoint import Model, load_weights, read_weights
 from genvid.tokens import TokenizerSpec, VideoTokenizer
 from genvid.tokens.rows import BlockLayout
 
@@ -185,119 +185,14 @@ class BlockTransformer(RowModel):
         }
         state = {name: value.detach().cpu().contiguous() for name, value in self.llama.state_dict().items()}
         dtype = str(self.llama.dtype).removeprefix("torch.")
-        data = {"architectures": ["LlamaForCausalLM"], **_llama_json(self.config), "dtype": dtype, "genvid": own}
+        data = {"architectures": ["LlamaForCausalLM"], **llama_json(self.config), "dtype": dtype, "genvid": own}
         (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n")
         safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        config, origin = _read_llama_json(folder)
+        config, origin = read_llama_json(folder)
         model = cls(config)
         model.origin = origin or model.origin
         load_weights(model.llama, read_weights(folder), source=str(folder))
         return model.eval()
-
-
-def add_residual_dropout(model: LlamaModel, dropout: float) -> None:
-    """Dropout on the outputs of attention and SwiGLU, which transformers' Llama does not have."""
-
-    def drop(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return nn.functional.dropout(output, dropout, module.training)
-
-    for layer in model.layers if dropout else ():
-        layer.self_attn.o_proj.register_forward_hook(drop)
-        layer.mlp.down_proj.register_forward_hook(drop)
-
-
-def llama_config(config: TransformerConfig, vocab_size: int, pad_id: int | None) -> LlamaConfig:
-    """Our config -> transformers' config."""
-    return LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=config.width,
-        intermediate_size=config.hidden,
-        num_hidden_layers=config.depth,
-        num_attention_heads=config.heads,
-        num_key_value_heads=config.kv_heads,
-        max_position_embeddings=config.max_positions,
-        rms_norm_eps=config.norm_eps,
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta or 10000.0},
-        pad_token_id=pad_id,
-        bos_token_id=None,
-        eos_token_id=None,
-        tie_word_embeddings=False,
-        attn_implementation=attention.NAME,
-    )
-
-
-def run_llama(model: LlamaModel, embedded: Tensor, cache: DynamicCache | None) -> Tensor:
-    """(B, S, width) embeddings -> (B, S, width) final states; causal, and right-padded rows need no mask."""
-    output = model(inputs_embeds=embedded, past_key_values=cache, use_cache=cache is not None)
-    return cast(Tensor, output.last_hidden_state)
-
-
-def run_packed(model: LlamaModel, embedded: Tensor, positions: Tensor, starts: Tensor, longest: int) -> Tensor:
-    """(1, N, width) embeddings of rows one after another, (N,) places in them -> (1, N, width) final states.
-
-    Layer by layer, since LlamaModel would make a mask of (N, N) of such positions.
-    """
-    if model.config._attn_implementation != attention.NAME:  # any other would attend across rows
-        raise ValueError(f"packed rows need attn_implementation {attention.NAME!r}")
-    rotary = model.rotary_emb(embedded, positions[None])
-    for layer in model.layers:
-        embedded = layer(embedded, position_embeddings=rotary, cu_seq_lens_q=starts, max_length_q=longest)
-    return cast(Tensor, model.norm(embedded))
-
-
-_SIZES = {
-    "width": "hidden_size",
-    "depth": "num_hidden_layers",
-    "heads": "num_attention_heads",
-    "kv_heads": "num_key_value_heads",
-    "hidden": "intermediate_size",
-    "max_positions": "max_position_embeddings",
-    "norm_eps": "rms_norm_eps",
-}
-"""Our word -> transformers' key."""
-
-_FIXED = (
-    "vocab_size",
-    "hidden_act",
-    "head_dim",
-    "rope_parameters",
-    "attention_bias",
-    "mlp_bias",
-    "tie_word_embeddings",
-    "pad_token_id",
-    "bos_token_id",
-    "eos_token_id",
-)
-"""Other keys of transformers that decide what the network computes: they follow from our config."""
-
-
-def _llama_json(config: ARConfig) -> dict[str, Any]:
-    """Keys of transformers' config that define the network."""
-    values = llama_config(config.transformer, config.layout.vocab_size, config.layout.pad_id).to_dict()
-    return {key: values[key] for key in ("model_type", *_SIZES.values(), *_FIXED)}
-
-
-def _read_llama_json(folder: Path) -> tuple[ARConfig, Origin | None]:
-    """config.json -> our config; a key that contradicts the layout is an error that names it."""
-    file, data = folder / "config.json", read_config(folder)
-    own, rope = data.get("genvid"), data.get("rope_parameters")
-    if not isinstance(own, dict):
-        raise CheckpointError(f"{folder} holds a Llama, but not one of genvid: its config.json has no key 'genvid'")
-    absent = [key for key in (*_SIZES.values(), *_FIXED) if key not in data]
-    absent += [f"genvid.{key}" for key in ("layout", "context_blocks", "dropout") if key not in own]
-    if absent:
-        raise CheckpointError(f"{file} lacks {', '.join(absent)}")
-    transformer = {ours: data[theirs] for ours, theirs in _SIZES.items()}
-    transformer |= {
-        "dropout": own.pop("dropout"),
-        "rope_theta": rope.get("rope_theta") if isinstance(rope, dict) else None,
-    }
-    origin = read_origin(own, folder)
-    config = configuration.decode(ARConfig, {**own, "transformer": transformer}, source=str(file))
-    for key, value in _llama_json(config).items():
-        if data[key] != value:
-            raise CheckpointError(f"{file} says {key} {data[key]!r}, where genvid's layout needs {value!r}")
-    return config, origin

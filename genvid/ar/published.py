@@ -19,7 +19,8 @@ from transformers import DynamicCache, LlamaModel
 
 from genvid.ar.attention import row_positions
 from genvid.ar.config import ARConfig, TransformerConfig
-from genvid.ar.model import RowModel, add_residual_dropout, llama_config, run_llama, run_packed
+from genvid.ar.llama import add_residual_dropout, llama_config, run_llama, run_packed
+from genvid.ar.model import RowModel
 from genvid.ar.prompt import Cut, Prompt, encode_in_parts
 from genvid.checkpoint import CheckpointError, describe_mismatch, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
