@@ -5,8 +5,6 @@ A block attends to a run of the sequence (pixel queries also to their own block)
 masked product is computed, and without dropped tokens the fast kernels run unmasked. Dropped tokens are a (B, 1, 1, S)
 mask over keys.
 
-A compiled step on a GPU runs the same rules in one kernel (genvid.tokenizer.adaptok.tiled).
-
 The block-causal functions return an `Attend` for one pass over the layers. No other token attends to a dropped one,
 and a dropped one attends to itself alone, as in the published models.
 """
@@ -18,9 +16,8 @@ from itertools import accumulate
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
-from genvid.tokenizer.adaptok import tiled
 from genvid.tokenizer.layers import Attend
 
 
@@ -43,9 +40,6 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None, window: int |
     masks = [None if keep is None else key_mask(keep[:, run]) for run in seen]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if tiled.fits(queries, sizes):
-            allowed = tiled.block_rule(sizes, (), window, queries.device)
-            return alone(tiled.attention(queries, keys, values, allowed, keep), values, keep)
         parts = [
             scaled_dot_product_attention(
                 queries[:, :, run.stop - size : run.stop], keys[:, :, run], values[:, :, run], attn_mask=mask
@@ -80,10 +74,6 @@ def latents_then_pixels(
         masks = [torch.cat([keep[:, seen[block]], own], 1)[:, None, None] for block in blocks]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        if tiled.fits(queries, (*sizes, pixels)):
-            allowed = tiled.block_rule(sizes, [(block, pixels) for block in blocks], window, queries.device)
-            every = None if keep is None else pad(keep, (0, pixels * len(blocks)), value=True)
-            return alone(tiled.attention(queries, keys, values, allowed, every), values, every)
         parts = [among_latents(queries[:, :, :total], keys[:, :, :total], values[:, :, :total])]
         for index, (block, mask) in enumerate(zip(blocks, masks, strict=True)):
             own = slice(total + index * pixels, total + (index + 1) * pixels)
