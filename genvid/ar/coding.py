@@ -64,7 +64,7 @@ class ARCodes(CodeModel):
                 encoder.put_uniform(code[None], self.codebook_size)
             else:
                 encoder.put(code[None], TABLE[own])
-        encoder.put_uniform(np.array([_checksum(kept)]), 2**16)
+        encoder.put_uniform(np.array([_checksum(kept)]), 2**8)
 
     @torch.no_grad()
     def decode(self, decoders: Sequence[Decoder], lengths: Sequence[Sequence[int]]) -> list[list[Integers]]:
@@ -119,10 +119,10 @@ class ARCodes(CodeModel):
     ) -> list[Integers]:
         """The codes of each block; EntropyError where they are not those that were encoded."""
         codes = ids[is_code]
-        if len(codes) and decoder.get_uniform(2**16, 1)[0] != _checksum(codes):
+        if len(codes) and decoder.get_uniform(2**8, 1)[0] != _checksum(codes):
             raise EntropyError("the autoregressive model computes other probabilities here than where it encoded")
         return np.split(codes, np.cumsum(lengths)[:-1])
 
 
 def _checksum(codes: Integers) -> int:
-    return zlib.crc32(codes.astype("<i4").tobytes()) & 0xFFFF
+    return zlib.crc32(codes.astype("<i4").tobytes()) & 0xFF

@@ -1,0 +1,107 @@
+"""Bits of token files by each code model: python benchmarks/token_file_bits.py CACHE TOKENIZER [--code-model MODEL]
+
+The clips of a token cache, best of held-out videos, each as a segment: as 16-bit numbers, packed, by the counts in the
+tokenizer's folder (recipes/count_codes.py), and by an autoregressive model. Every file is decoded again and compared
+code by code; where there is a GPU, both devices encode and decode, and their bytes are compared too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from genvid.ar.coding import ARCodes
+from genvid.ar.model import RowModel
+from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.generation.pipeline import check_match
+from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens.cache import TokenCache
+from genvid.tokens.code_counts import CodeCounts
+from genvid.tokens.entropy import CodeModel, UniformCodes
+from genvid.tokens.file import TokenFile, TokenWriter
+from genvid.tokens.header import Header
+
+
+def read_clips(cache: TokenCache, count: int) -> list[BlockTokens]:
+    """The first clips of a cache."""
+    clips = []
+    for number in range(min(count, len(cache))):
+        clip = cache[number]
+        keep = torch.arange(cache.info.block_capacity) < clip["lengths"][:, None]
+        clips.append(BlockTokens(keep[None], clip["codes"][None]))
+    return clips
+
+
+def write(clips: list[BlockTokens], header: Header, model: CodeModel) -> io.BytesIO:
+    stream = io.BytesIO()
+    writer = TokenWriter(stream, header, model)
+    for clip in tqdm(clips, desc=f"encoding, {model.record['type']}", unit="clip"):
+        writer.append(clip, header.frames // len(clips))
+    return stream
+
+
+def check(stream: io.BytesIO, clips: list[BlockTokens], model: CodeModel) -> int:
+    """Bytes of the payloads; AssertionError unless the file holds exactly these clips."""
+    read = TokenFile(Path("clips.tok"), stream)
+    for (_, tokens), clip in zip(read.tokens(model), tqdm(clips, desc="decoding", unit="clip"), strict=True):
+        assert tokens.codes is not None
+        assert clip.codes is not None
+        assert torch.equal(tokens.keep, clip.keep)
+        assert torch.equal(tokens.codes[tokens.keep], clip.codes[clip.keep])
+    return read.count().payload_bytes
+
+
+def code_models(source: Path, tokenizer: VideoTokenizer, model: str | None) -> dict[str, list[CodeModel]]:
+    """Name -> the model, on every device of this machine."""
+    counts = CodeCounts.load(source, tokenizer.spec)
+    found: dict[str, list[CodeModel]] = {"packed": [UniformCodes(tokenizer.spec)]}
+    if counts is not None:
+        found["static"] = [counts]
+    if model is not None:
+        rows = load_model(model, RowModel)
+        check_match(rows, tokenizer)
+        devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+        found["autoregressive"] = [ARCodes(rows.to(device), fingerprint(resolve(model))) for device in devices]
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("cache", type=Path)
+    parser.add_argument("tokenizer")
+    parser.add_argument("--code-model")
+    parser.add_argument("--clips", type=int, default=256)
+    options = parser.parse_args()
+    source = resolve(options.tokenizer)
+    cache = TokenCache.open(options.cache, tokenizer=fingerprint(source))
+    tokenizer, clips = load_model(source, VideoTokenizer), read_clips(cache, options.clips)
+    kept = sum(int(clip.keep.sum()) for clip in clips)
+    print(f"{len(clips)} clips, {kept} codes of {tokenizer.spec.codebook_size}")
+    print(f"| {'codes':22} | bits a code | of packed | seconds to encode, decode |\n| {'---|' * 4}")
+    print(f"| {'16-bit numbers':22} | {16:11.3f} | | |")
+    packed = None
+    for name, models in code_models(source, tokenizer, options.code_model).items():
+        frames, made = cache.info.frames * len(clips), ("tokenizer", cache.info.tokenizer)
+        header = Header.of(tokenizer.spec, frames, Fraction(24), tokenizer=made, codes=models[0].record)
+        streams = []
+        for model in models:
+            begin = time.perf_counter()
+            streams.append(write(clips, header, model))
+            middle = time.perf_counter()
+            sizes = {check(streams[-1], clips, other) for other in models}
+            seconds = f"{middle - begin:.2f}, {(time.perf_counter() - middle) / len(models):.2f}"
+        assert len({stream.getvalue() for stream in streams}) == 1, "devices wrote different files"
+        assert len(sizes) == 1
+        bits = 8 * sizes.pop() / kept
+        packed = packed or bits
+        print(f"| {name:22} | {bits:11.3f} | {bits / packed:9.1%} | {seconds} |")
+
+
+if __name__ == "__main__":
+    main()
