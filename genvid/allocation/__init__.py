@@ -12,7 +12,13 @@ from genvid.allocation.budget import Budget
 from genvid.allocation.calibration import Calibration, CalibrationOrigin, calibrate, close_loop, fit_block_weights
 from genvid.allocation.comparison import choices, with_expected
 from genvid.allocation.config import AllocatorConfig, build_allocator
-from genvid.allocation.online import OnlineBudgetAllocator, OnlineController, StreamLedger, VideoLedger
+from genvid.allocation.online import (
+    OnlineBudgetAllocator,
+    OnlineController,
+    StreamLedger,
+    VideoLedger,
+    WindowLedger,
+)
 from genvid.allocation.predictor import DistortionPredictor, FixedCurves, predict_all_curves
 from genvid.allocation.program import BudgetError, Solution
 from genvid.allocation.solver import solve_budget, solve_program
@@ -36,6 +42,7 @@ __all__ = [
     "ThresholdAllocator",
     "UniformAllocator",
     "VideoLedger",
+    "WindowLedger",
     "build_allocator",
     "calibrate",
     "choices",

@@ -10,6 +10,7 @@ forecast.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -112,6 +113,34 @@ class StreamLedger:
     def _refill(self) -> int:
         """Whole tokens gained before the next block; their sum never runs ahead of the rate."""
         return whole_tokens((self._block + 1) * self._rate) - whole_tokens(self._block * self._rate)
+
+
+class WindowLedger:
+    """A stream without end: any `blocks` consecutive blocks take at most `tokens`."""
+
+    def __init__(self, tokens: int, blocks: int, sizes: Tensor) -> None:
+        if tokens < blocks * int(sizes[0]):
+            raise BudgetError(
+                f"{tokens} tokens cannot pay for any {blocks} blocks of at least {int(sizes[0])} tokens; "
+                f"allow {blocks * int(sizes[0])} or more"
+            )
+        self._tokens, self._sizes = tokens, sizes
+        self._spent = deque([sizes[:1]] * (blocks - 1), maxlen=blocks - 1)
+        """(B,) sizes of the last blocks. As each leaves room for the next ones, the smallest size is always allowed."""
+
+    def plan(self) -> tuple[int, Tensor]:
+        """What is free now or in half a window should be used up by then: later it is for content not yet seen."""
+        ahead = (len(self._spent) + 1) // 2
+        return ahead, self._tokens - sum(list(self._spent)[ahead:], torch.zeros_like(self._sizes[:1]))
+
+    def stranded(self) -> Tensor:
+        """Nothing: tokens that a block leaves are free for the next ones."""
+        left = self._tokens - sum(self._spent, torch.zeros_like(self._sizes[:1]))
+        forbidden = self._sizes > left[:, None]
+        return torch.zeros_like(forbidden, dtype=torch.float64).masked_fill(forbidden, torch.inf)
+
+    def spend(self, sizes: Tensor) -> None:
+        self._spent.append(sizes)
 
 
 class OnlineController:

@@ -13,6 +13,7 @@ from genvid.allocation import (
     TableAllocator,
     UniformAllocator,
     VideoLedger,
+    WindowLedger,
     calibrate,
     predict_all_curves,
 )
@@ -88,6 +89,15 @@ def test_no_run_of_a_stream_exceeds_rate_and_burst(rate):
         assert float((total[:, run:] - total[:, :-run]).max()) <= burst + -(-rate * run // 1)
 
 
+@pytest.mark.parametrize(("tokens", "blocks"), [(448, 7), (1000, 6), (512, 2), (300, 1)])
+def test_no_window_of_a_stream_exceeds_its_tokens(tokens, blocks):
+    generator = torch.Generator().manual_seed(1)
+    controller = OnlineController(WindowLedger(tokens, blocks, EVEN), EVEN)
+    chosen = torch.stack([controller.step(adversarial(generator, 250, EVEN, block)) for block in range(60)], 1)
+    assert int(chosen.unfold(1, blocks, 1).sum(-1).max()) <= tokens
+    assert int(chosen.min()) >= 64
+
+
 def falling(generator, streams, sizes):
     """Curves on which every token helps."""
     decay = 0.2 + torch.rand(streams, 1, generator=generator, dtype=torch.float64)
@@ -110,6 +120,15 @@ def test_endless_streams_use_their_rate(rate):
     controller = OnlineController(StreamLedger(rate, 1024, EVEN, streams=20), EVEN)
     spent = sum(controller.step(falling(generator, 20, EVEN)) for _ in range(150))
     assert float(spent.min()) >= 0.97 * 150 * rate
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(1200, 6), (2000, 7)])
+def test_endless_streams_use_their_windows(tokens, blocks):
+    generator = torch.Generator().manual_seed(3)
+    controller = OnlineController(WindowLedger(tokens, blocks, EVEN), EVEN)
+    curves = falling(generator, 20, EVEN)
+    spent = sum(controller.step(curves) for _ in range(20 * blocks))
+    assert float(spent.min()) >= 0.9 * 20 * tokens
 
 
 def test_a_stream_saves_for_and_spends_on_the_busy_part():
@@ -146,7 +165,7 @@ def test_hard_budgets_close_most_of_the_gap_of_the_clip_alone():
 
 @pytest.mark.parametrize("sizes", [torch.tensor([64]), torch.tensor([0])])
 def test_a_single_candidate_size_is_taken_by_every_block(sizes):
-    for ledger in (VideoLedger(256, 3, sizes, streams=2), StreamLedger(64.0, 128, sizes, streams=2)):
+    for ledger in (VideoLedger(256, 3, sizes, 2), StreamLedger(64.0, 128, sizes, 2), WindowLedger(128, 2, sizes)):
         controller = OnlineController(ledger, sizes, typical=torch.zeros(3, 0))
         for _ in range(3):
             assert torch.equal(controller.step(torch.rand(2, 1)), sizes.expand(2))
@@ -185,6 +204,8 @@ def test_a_budget_beyond_every_size_costs_no_memory():
 def test_errors_say_the_way_out():
     with pytest.raises(BudgetError, match="allow 256 or more"):
         VideoLedger(255, 4, EVEN)
+    with pytest.raises(BudgetError, match="any 4 blocks of at least 64 tokens; allow 256 or more"):
+        WindowLedger(255, 4, EVEN)
     with pytest.raises(BudgetError, match="60 tokens per block"):
         StreamLedger(60, 1000, EVEN)
     for rate in (float("nan"), 0.0):

@@ -1,0 +1,217 @@
+"""Streams of a tokenizer with rotary geometry: the same in any pushes, in constant memory, within a hard budget."""
+
+import gc
+from dataclasses import replace
+
+import pytest
+import torch
+
+from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
+from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
+from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.quantizer import FSQConfig, VQConfig
+from genvid.tokens import BlockTokens
+
+STACK = StackConfig(24, 2, 2)
+CONFIG = AdapTokConfig(
+    frames=16,
+    resolution=(16, 16),
+    patch=(4, 8, 8),
+    block_capacity=8,
+    encoder=STACK,
+    decoder=STACK,
+    quantizer=VQConfig(codebook_size=64, code_dim=8),
+    pooled_queries=True,
+    geometry=RotaryGeometry(window=2, sides=(16, 32), aspect=(2, 1)),
+)
+
+
+def disturbed(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model.eval()
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return disturbed(AdapTok(CONFIG))
+
+
+@pytest.fixture
+def predictor(model):
+    config = ScorerConfig.for_tokenizer(CONFIG, STACK, sizes=(1, 2, 4, 8), metric="mse", gains=True)
+    return ScorerPredictor(model, disturbed(Scorer(config)))
+
+
+def random_video(frames, videos=2, size=(16, 16)):
+    return torch.rand(videos, 3, frames, *size, generator=torch.Generator().manual_seed(1)) * 2 - 1
+
+
+def pushed(encoder, video, plan):
+    """Tokens of all blocks: frames in pushes of these lengths, over and over, and `finish`."""
+    parts, start = [], 0
+    while start < video.shape[2]:
+        for frames in plan:
+            parts.append(encoder(video[:, :, start : start + frames]))
+            start += frames
+    return BlockTokens.join_blocks([*parts, encoder.finish()])
+
+
+def decoded(decoder, tokens, plan):
+    parts, start = [], 0
+    while start < tokens.keep.shape[1]:
+        for blocks in plan:
+            parts.append(decoder(tokens.blocks(slice(start, start + blocks))))
+            start += blocks
+    return torch.cat(parts, 2)
+
+
+@pytest.mark.parametrize("plan", [(64,), (1,), (4,), (3, 5, 0), (7,), (13, 51), (2, 1, 30, 31), (63, 1)])
+def test_any_division_of_64_frames_gives_the_tokens_and_frames_of_one_call(model, plan):
+    video, keep = random_video(64), torch.rand(2, 16, 8, generator=torch.Generator().manual_seed(2)) < 0.6
+    encoder, once = StreamEncoder(model), model.encode(video)
+    tokens = pushed(encoder, video, plan)
+    assert tokens.codes.equal(once.codes)
+    assert tokens.features.equal(once.features)
+    assert encoder.frames == 64
+    cut = replace(once, keep=keep)
+    blocks = [-(-frames // 4) for frames in plan]
+    torch.testing.assert_close(decoded(StreamDecoder(model), cut, blocks), model.decode(cut), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("plan", [(20,), (1,), (3, 10)])
+def test_any_division_is_cut_alike(model, predictor, plan):
+    video = random_video(40)
+    once = StreamEncoder(model, StreamBudget(predictor, 12, 3))(video)
+    tokens = pushed(StreamEncoder(model, StreamBudget(predictor, 12, 3)), video, plan)
+    assert tokens.keep.equal(once.keep)
+    assert once.lengths.float().std() > 0.5
+
+
+def test_the_beginning_of_a_stream_does_not_depend_on_its_end(model, predictor):
+    video, other = random_video(32), random_video(32)
+    other[:, :, 20:] *= -1
+    encoders = [StreamEncoder(model, StreamBudget(predictor, 12, 3)) for _ in range(2)]
+    one, two = (encoder(frames) for encoder, frames in zip(encoders, (video, other), strict=True))
+    assert one.codes[:, :5].equal(two.codes[:, :5])
+    assert not one.codes[:, 5:].equal(two.codes[:, 5:])
+    assert one.keep[:, :5].equal(two.keep[:, :5])
+    frames = [StreamDecoder(model)(tokens) for tokens in (one, two)]
+    assert frames[0][:, :, :20].equal(frames[1][:, :, :20])
+
+
+def test_300_frames_have_no_step_where_clips_would_end(model):
+    """Every block is coded by the same function of the blocks before it: a video shifted by one block has the same
+    tokens, wherever a clip of 16 frames would begin."""
+    video = random_video(300, videos=1)
+    tokens = StreamEncoder(model)(video)
+    reach = STACK.depth * CONFIG.window  # blocks back on which a block depends
+    for first in (1, 2, 3, 4, 50):
+        later = StreamEncoder(model)(video[:, :, 4 * first :])
+        torch.testing.assert_close(later.features[:, reach:], tokens.features[:, first + reach :], atol=1e-4, rtol=0)
+
+
+def test_the_budget_is_that_of_the_scorer_on_whole_tokens(model, predictor):
+    """The stream of scores beside the predictor, which sees all blocks at once."""
+    tokens, controller = (
+        model.encode(random_video(24)),
+        OnlineController(WindowLedger(12, 3, predictor.sizes), predictor.sizes),
+    )
+    lengths = tokens.lengths
+    for block in range(6):
+        lengths[:, block] = controller.step(predictor.predict(tokens.tail_drop(lengths), block))
+    assert StreamEncoder(model, StreamBudget(predictor, 12, 3))(random_video(24)).lengths.equal(lengths)
+
+
+@pytest.mark.parametrize(("tokens", "blocks"), [(12, 3), (7, 7), (50, 6)])
+def test_no_second_of_a_stream_exceeds_its_tokens(model, predictor, tokens, blocks):
+    lengths = StreamEncoder(model, StreamBudget(predictor, tokens, blocks))(random_video(160)).lengths
+    assert int(lengths.unfold(1, blocks, 1).sum(-1).max()) <= tokens
+
+
+def held():
+    """Elements of all tensors."""
+    gc.collect()
+    return sum(tensor.numel() for tensor in gc.get_objects() if issubclass(type(tensor), torch.Tensor))
+
+
+def test_memory_does_not_grow_with_a_stream(model, predictor):
+    encoder, decoder, sizes = StreamEncoder(model, StreamBudget(predictor, 1000, 3)), StreamDecoder(model), []
+    for push in range(60):
+        decoder(encoder(random_video(6, videos=1)))
+        if push % 20 == 19:
+            sizes.append(held())
+    assert sizes[0] == sizes[1] == sizes[2]
+
+
+@pytest.mark.parametrize("frames", [1, 6, 8])
+def test_a_stream_ends_inside_a_block(model, frames):
+    video, encoder = random_video(frames), StreamEncoder(model, UniformAllocator(3))
+    filled = torch.cat([video, video[:, :, -1:].expand(-1, -1, -frames % 4, -1, -1)], 2)
+    tokens = BlockTokens.join_blocks([encoder(video), encoder.finish()])
+    assert tokens.codes.equal(model.encode(filled).codes)
+    assert set(tokens.lengths.flatten().tolist()) == {3}
+    assert encoder.frames == frames
+    for call in (lambda: encoder(video), encoder.finish):
+        with pytest.raises(ValueError, match=f"this stream is finished after {frames} frames"):
+            call()
+
+
+def test_a_wrong_push_is_refused_and_nothing_is_lost(model):
+    video = random_video(16)
+    encoder = StreamEncoder(model)
+    parts = [encoder(video[:, :, :6])]
+    for wrong, message in (
+        (random_video(4, size=(24, 16)), "takes 16x16 frames, got 24x16; resize first"),
+        (random_video(4, videos=3), "of 2 videos side by side, got 3"),
+        (video[0], r"a video is \(B, 3, T, H, W\), got"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            encoder(wrong)
+    tokens = BlockTokens.join_blocks([*parts, encoder(video[:, :, 6:])])
+    assert tokens.codes.equal(model.encode(video).codes)
+    with pytest.raises(ValueError, match="in multiples of 8x8, got 40x16: resize them"):
+        model.at((40, 16))
+    with pytest.raises(ValueError, match="has no frames"):
+        StreamEncoder(model).finish()
+
+
+def test_wrong_tokens_are_refused_and_nothing_is_lost(model):
+    tokens = model.encode(random_video(16))
+    decoder = StreamDecoder(model)
+    frames = [decoder(tokens.blocks(slice(0, 1)), first=0)]
+    foreign = BlockTokens(tokens.keep[:, :, :7], tokens.codes[:, :, :7])
+    for wrong, first, message in (
+        (tokens.blocks(slice(2, 3)), 2, "block 2 is out of order: block 1 of this stream is the next one"),
+        (tokens.blocks(slice(0, 1)), 0, "block 0 is out of order"),
+        (foreign, None, "do not fit this tokenizer"),
+        (tokens[:1], 1, "of 2 videos side by side, got 1"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoder(wrong, first)
+    assert decoder.blocks == 1
+    frames.append(decoder(tokens.blocks(slice(1, 4)), first=1))
+    torch.testing.assert_close(torch.cat(frames, 2), model.decode(tokens), atol=1e-4, rtol=0)
+
+
+def test_absolute_geometry_and_small_budgets_are_refused(predictor):
+    absolute = AdapTok(replace(CONFIG, geometry=AdapTokConfig().geometry))
+    for stream in (StreamEncoder, StreamDecoder):
+        with pytest.raises(ValueError, match="its geometry is absolute"):
+            stream(absolute)
+    with pytest.raises(BudgetError, match="allow 3 or more"):
+        StreamBudget(predictor, 2, 3)
+
+
+def test_other_sizes_and_quantizers():
+    torch.manual_seed(0)
+    model = disturbed(AdapTok(replace(CONFIG, quantizer=FSQConfig((8, 5, 5))))).at((16, 32))
+    video = random_video(13, size=(16, 32))
+    tokens = pushed(StreamEncoder(model), video, (5,))
+    assert tokens.keep.shape == (2, 4, 16)
+    torch.testing.assert_close(decoded(StreamDecoder(model), tokens, (3, 0)), model.decode(tokens), atol=1e-4, rtol=0)
