@@ -101,14 +101,14 @@ def rows_at_once(bench: ParallelBenchmark, slots: int, target: str) -> None:
     plan, plain = bench.even(bench.scale.tokens), 0.0
     for way in bench.ways():
         engine = bench.engine_of(way, slots)
-        steps, tokens = engine.steps, engine.tokens
+        before = (engine.steps, engine.tokens, engine.row_steps)
         seconds = bench.timed(engine, bench.requests([plan] * slots))
-        steps, tokens = engine.steps - steps, engine.tokens - tokens
+        steps, tokens, row_steps = engine.steps - before[0], engine.tokens - before[1], engine.row_steps - before[2]
         plain = plain or seconds
         row(
             f"{slots} x {sum(plan)} tokens, {way.name}",
             f"{milliseconds(seconds)}, {slots / seconds:.2f} videos/s",
-            f"{tokens / slots / steps:.2f} tokens a step, {milliseconds(seconds / steps)} a step",
+            f"{tokens / row_steps:.2f} tokens a step, {milliseconds(seconds / steps)} a step",
             f"{plain / seconds:.2f} times",
             target,
         )

@@ -22,6 +22,7 @@ from torch import Tensor
 from genvid import noise
 from genvid.allocation import Budget, DistortionPredictor
 from genvid.ar.classes import class_number
+from genvid.ar.draft import DraftHeads
 from genvid.ar.model import RowModel
 from genvid.checkpoint import CONFIG, CheckpointError, Model, load_model, resolve
 from genvid.data.arrays import Array, ArrayForm, read_array
@@ -114,8 +115,8 @@ class Tokenizer:
 class Generator:
     """An autoregressive model over the tokens of a tokenizer."""
 
-    def __init__(self, model: RowModel) -> None:
-        self.model = model
+    def __init__(self, model: RowModel, draft: DraftHeads | None = None) -> None:
+        self.model, self.draft = model, draft
 
     @torch.no_grad()
     def sample(
@@ -192,7 +193,7 @@ class Generator:
             if label is not None:
                 raise ValueError(f"give a label or a prompt, not both: got label {label!r}")
             job, form = self._continuations(tokenizer, prompt, prompt_tokens, seeds)
-        engine = Engine(self.model, sampling, slots=min(BATCH, count))
+        engine = Engine(self.model, sampling, slots=min(BATCH, count), draft=self.draft)
         return engine, replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens))), form
 
     def _continuations(
@@ -213,14 +214,21 @@ def _sampling(temperature: float, top_k: int, top_p: float, guidance: float | st
 
 
 def load(
-    source: str | Path, *, scorer: str | Path | None = None, device: str | torch.device | None = None
+    source: str | Path,
+    *,
+    scorer: str | Path | None = None,
+    draft: str | Path | None = None,
+    device: str | torch.device | None = None,
 ) -> Tokenizer | Generator:
     """A model folder or Hugging Face Hub id -> its tokenizer or autoregressive model, by default on a GPU if there is
-    one. The scorer of an AdapTok tokenizer is that in its folder `scorer`, unless another is given."""
+    one. The scorer of an AdapTok tokenizer is that in its folder `scorer`, unless another is given. `draft`: draft
+    heads of an autoregressive model, by which it samples the same distribution in fewer steps."""
     folder, place = resolve(source), default_device() if device is None else torch.device(device)
     model = load_model(folder).to(place)
     if scorer is not None and not isinstance(model, AdapTok):
         raise ValueError(f"a scorer belongs to an AdapTok tokenizer, and {source} holds a {model.model_type} model")
+    if draft is not None and not isinstance(model, RowModel):
+        raise ValueError(f"draft heads belong to an autoregressive model; {source} holds a {model.model_type} model")
     if isinstance(model, AdapTok):
         beside = folder / "scorer"
         found = scorer or (beside if (beside / CONFIG).is_file() else None)
@@ -229,7 +237,7 @@ def load(
     if isinstance(model, VideoTokenizer):
         return Tokenizer(model, None, place)
     if isinstance(model, RowModel):
-        return Generator(model)
+        return Generator(model, None if draft is None else load_model(draft, DraftHeads))
     raise CheckpointError(
         f"{source} holds a model of type {model.model_type}; genvid.load opens tokenizers and autoregressive models"
     )

@@ -7,6 +7,7 @@ import torch
 import genvid
 from genvid.allocation import BudgetError
 from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import CheckpointError
 from genvid.provenance import Origin, ProvenanceError
@@ -183,6 +184,17 @@ def test_samples_of_a_class_by_name_or_number(models, tokenizer):
         model.sample(tokenizer)
     with pytest.raises(ValueError, match="prompt_tokens cuts a prompt"):
         model.sample(tokenizer, label=1, prompt_tokens=14)
+
+
+def test_draft_heads_sample_the_greedy_videos_of_their_model(models, tokenizer, tmp_path):
+    model = genvid.load(models / "ar", device="cpu")
+    heads = DraftHeads(DraftConfig(model.model.config.transformer.width, 2))
+    heads.save(tmp_path)
+    quick = genvid.load(models / "ar", draft=tmp_path, device="cpu")
+    greedy = [each.sample(tokenizer, label=1, temperature=0) for each in (model, quick)]
+    assert np.abs(greedy[0].astype(int) - greedy[1]).max() <= 1
+    with pytest.raises(ValueError, match="draft heads belong to an autoregressive model"):
+        genvid.load(models / "tokenizer", draft=tmp_path)
 
 
 def test_continuations_of_a_prompt_come_in_its_form(models, tokenizer, pixels):

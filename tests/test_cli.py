@@ -401,7 +401,9 @@ def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
     )
     greedy = (*several, "--temperature", 0)
     run(*greedy, "--output", tmp_path / "plain")
+    capsys.readouterr()
     run(*greedy, "--draft", tmp_path / "heads", "--output", tmp_path / "verified")
+    assert " tokens a step" in capsys.readouterr().out
     assert index(tmp_path / "plain") == index(tmp_path / "verified")
     run(*several[:-1], "png", "--stream", "--output", tmp_path / "stream")
     assert "first frames after 0." in capsys.readouterr().out

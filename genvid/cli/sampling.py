@@ -189,9 +189,11 @@ def _sample(
         assert isinstance(engine, Engine)
         first = fill_by_frames(samples, writer, engine, tokenizer, job, numbers=numbers, conditions=conditions)
         print(f"first frames after {first:.3f} s")
-        return
-    size = options.batch_size
-    fill(samples, writer, engine, tokenizer, job, numbers=numbers, conditions=conditions, batch_size=size)
+    else:
+        size = options.batch_size
+        fill(samples, writer, engine, tokenizer, job, numbers=numbers, conditions=conditions, batch_size=size)
+    if isinstance(engine, Engine) and engine.slots.most > 1:
+        print(f"{engine.tokens / engine.row_steps:.2f} tokens a step")
 
 
 def _continue(

@@ -178,7 +178,7 @@ def test_an_unfinished_run_leaves_nothing_behind():
 def test_tokens_are_counted():
     engine = Engine(rotary(), SamplingConfig(), slots=4)
     rows = rows_of(engine, class_requests(LENGTH, 7))
-    assert engine.tokens == sum(len(row) - 1 for row in rows)
+    assert engine.tokens == engine.row_steps == sum(len(row) - 1 for row in rows)
 
 
 def test_what_cannot_be_sampled_is_said_before_anything_is_computed():

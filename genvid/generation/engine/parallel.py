@@ -8,7 +8,7 @@ from torch import Tensor
 from genvid import noise
 from genvid.ar.model import RowModel
 from genvid.generation.engine.attention import Attention
-from genvid.generation.engine.slots import BEHIND, INPUTS, NULL_TOKEN, POSITION, SEED, TOKEN, WAITED, BatchSlots
+from genvid.generation.engine.slots import BEHIND, INPUTS, NULL_TOKEN, POSITION, SEED, STEPS, TOKEN, WAITED, BatchSlots
 from genvid.generation.grammar import ANNOUNCED, COUNT
 from genvid.generation.guidance import guided
 from genvid.generation.sampler import SamplingConfig, draw
@@ -77,7 +77,7 @@ class ParallelSlots(BatchSlots):
         spare = self._rows.shape[1] - 1
         self._rows.scatter_(1, (state[POSITION, :, None] + 1 + places).where(taken, spare), tokens)
         last = tokens.gather(1, counts[:, None] - 1)[:, 0]
-        changed = {TOKEN: last, NULL_TOKEN: last, POSITION: state[POSITION] + counts}
+        changed = {TOKEN: last, NULL_TOKEN: last, POSITION: state[POSITION] + counts, STEPS: state[STEPS] + 1}
         for row, value in changed.items():
             state[row] = value.where(going, state[row])
         state[WAITED] = waiting.long()

@@ -21,7 +21,7 @@ from genvid.ar.draft import DraftHeads
 from genvid.ar.model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.parallel import GroupSlots
-from genvid.generation.engine.slots import POSITION, SEED, WAITED, BatchSlots
+from genvid.generation.engine.slots import POSITION, SEED, STEPS, WAITED, BatchSlots
 from genvid.generation.engine.speculative import SpeculativeSlots
 from genvid.generation.grammar import (
     ANNOUNCED,
@@ -126,6 +126,8 @@ class Engine:
         """Tokens sampled so far, framing included."""
         self.steps = 0
         """Steps made so far."""
+        self.row_steps = 0
+        """Sum over the steps of the rows that took tokens: `tokens` / `row_steps` is the tokens a step."""
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
         """Yield (index of a request, its row (S,) on the CPU) for every request, as rows finish.
@@ -161,7 +163,8 @@ class Engine:
             for number in range(steps):
                 self.slots.step(min(reach + number * self.slots.most, self.model.max_positions))
             self.steps += steps
-            self.tokens += batch.sync()
+            tokens, row_steps = batch.sync()
+            self.tokens, self.row_steps = self.tokens + tokens, self.row_steps + row_steps
             batch.assign_lengths()
             yield from batch.completed()
 
@@ -192,7 +195,7 @@ class InFlightBatch:
             row = initial_state(self._slots.layout, request.num_blocks, plan, request.limit)
             self._grammar[:, slot] = torch.tensor(row)
             behind = len(request.prefix) - len(null)
-            state = [request.prefix[-1], null[-1], len(request.prefix) - 1, behind, 1, request.seed, 0]
+            state = [request.prefix[-1], null[-1], len(request.prefix) - 1, behind, 1, request.seed, 0, 0]
             self._state[:, slot] = torch.tensor(state)
             prefixes[slot] = (request.prefix, null)
             self._active[slot], self._complete[slot] = self._next, 0
@@ -212,11 +215,12 @@ class InFlightBatch:
         steps, most = -(-soonest // self._slots.most), self._slots.most
         return min(max(steps, SYNC_STEPS[0]), SYNC_STEPS[1]), int(self._state[POSITION, slots].max()) + most
 
-    def sync(self) -> int:
-        """Read the state of the slots; the number of tokens sampled since the last sync."""
-        before = self._state[POSITION].sum()
+    def sync(self) -> tuple[int, int]:
+        """Read the state of the slots; the tokens sampled since the last sync, and the steps of rows that took them."""
+        before = self._state[[POSITION, STEPS]].sum(1)
         self._grammar, self._state = self._slots.sync()
-        return int(self._state[POSITION].sum() - before)
+        tokens, steps = (self._state[[POSITION, STEPS]].sum(1) - before).tolist()
+        return tokens, steps
 
     def assign_lengths(self) -> None:
         """Assign the next length to the rows of each planner whose rows are all waiting."""

@@ -22,9 +22,10 @@ from genvid.generation.grammar import BlockGrammar
 from genvid.generation.guidance import guided
 from genvid.generation.sampler import SamplingConfig, draw, length_scores
 
-TOKEN, NULL_TOKEN, POSITION, BEHIND, INPUTS, SEED, WAITED = range(7)
+TOKEN, NULL_TOKEN, POSITION, BEHIND, INPUTS, SEED, WAITED, STEPS = range(8)
 """Rows of the state: next input, next input of the null condition, position, positions by which the null condition is
-behind it, tokens that the next step reads, seed, and whether the row was waiting at the last step."""
+behind it, tokens that the next step reads, seed, whether the row was waiting at the last step, and the steps in which
+it took tokens."""
 
 CHUNK = 256
 """Prompt tokens read at a time."""
@@ -62,7 +63,7 @@ class BatchSlots:
         compiled = compiled and hardware(device).kernels
         self._network = SlotNetwork(model, count * self._halves, dtype=dtype, attention=attention, compiled=compiled)
         self._grammar = BlockGrammar(self.layout, count, 0, device=device)
-        self._state = torch.zeros(7, count, dtype=torch.long, device=device)
+        self._state = torch.zeros(8, count, dtype=torch.long, device=device)
         self._rows = torch.zeros(count, model.max_positions + 2, dtype=torch.long, device=device)
         kinds = self.layout.num_framing if self.layout.framing == "length" else 0
         self._scores = torch.zeros(count, kinds, device=device)
@@ -221,7 +222,8 @@ class BatchSlots:
         self._rows.scatter_(1, position[:, None], token[:, None])
         tokens = [token.where(going, state[row]) for row in (TOKEN, NULL_TOKEN)]
         position = position.where(going, state[POSITION])
-        state.copy_(torch.stack([*tokens, position, state[BEHIND], state[INPUTS], state[SEED], waiting.long()]))
+        steps = state[STEPS] + going.long()
+        state.copy_(torch.stack([*tokens, position, state[BEHIND], state[INPUTS], state[SEED], waiting.long(), steps]))
 
     def _record_scores(self, logits: Tensor) -> None:
         """Keep the (slots, num_outputs) logits of the next lengths."""
