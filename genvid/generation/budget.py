@@ -12,7 +12,7 @@ Future blocks compete for the same tokens. Their scores are estimated by those o
 the forecast: scores are not monotone in size, which the online controller of `genvid.allocation` requires. A single
 video cannot pass unspent tokens to another, so unspent tokens have a price.
 
-In models with budget bins the prefix carries the budget as well: the model aims at it, and the plan is the limit.
+In models with budget bins the prefix carries the budget as well: it conditions the model, and the plan is the limit.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Guidance schedules: the scale of classifier-free guidance (arXiv 2207.12598) of the next token, as a function of the
 place where it is drawn.
 
-The first tokens of a block carry most of it, so a schedule by place spends guidance where it decides something.
+The first tokens of a block carry most of its content, so a schedule by place can guide them most.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ _GREEN = np.array([0.5, -1, 0.5], np.float32)
 
 @dataclass(frozen=True)
 class Bank:
-    """Arrays that all scenes share and none writes to."""
+    """Arrays shared by all scenes, read only."""
 
     textures: Array
     """(N, 4, SIDE, SIDE): red, green and blue of mean 0 and a luminance of deviation 1, and an alpha of 1."""

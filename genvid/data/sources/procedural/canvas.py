@@ -11,7 +11,7 @@ from genvid.data.sources.procedural.bank import OUTLINE_SIZES, SIDE, bank
 from genvid.data.sources.procedural.outlines import Array, Rng
 
 MARGIN = 8
-"""Clear pixels around a thing, for blur and sampling beyond its edge."""
+"""Clear pixels around an object, for blur and sampling beyond its edge."""
 _SLANT = 0.06
 """Deviation of the light that one side of a leaf has more than its middle."""
 
@@ -63,7 +63,7 @@ def fill(rng: Rng, palette: Palette, height: int, width: int) -> Array:
     return canvas
 
 
-def draw_thing(rng: Rng, palette: Palette, size: int, parts: int) -> Array:
+def draw_object(rng: Rng, palette: Palette, size: int, parts: int) -> Array:
     """(4, H, W) of a body of `size` pixels and its parts, most of them within its outline, on a clear margin."""
     canvas = np.zeros((4, size + 2 * MARGIN, size + 2 * MARGIN), np.float32)
     stamp(rng, canvas, pick_outline(rng, size), MARGIN, MARGIN, palette.colours(rng, 1)[0], palette.gains(rng, 1)[0])

@@ -1,4 +1,4 @@
-"""Paths of a camera and of things, for all frames of a scene at once, and the sampling of a canvas along them."""
+"""Paths of the camera and of objects, for all frames of a scene at once, and the sampling of a canvas along them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Warp:
         return Warp(matrix, -np.einsum("tij,tj->ti", matrix, self.offset))
 
     def stopped(self) -> Warp:
-        """The first frame of the warp, all the time."""
+        """The warp of the first frame in every frame."""
         return Warp(np.repeat(self.matrix[:1], len(self.matrix), 0), np.repeat(self.offset[:1], len(self.offset), 0))
 
     def moved(self, scale: float) -> Warp:
@@ -40,7 +40,7 @@ class Warp:
         return Warp(self.matrix, self.offset * scale)
 
     def corners(self, height: int, width: int) -> Array:
-        """(T, 4, 2): where the corners of a field of this size about the middle go."""
+        """(T, 4, 2): positions of the corners of a centred field of this size."""
         signs = np.array([[-1, -1], [1, -1], [-1, 1], [1, 1]])
         seen: Array = (signs * np.array([width, height]) / 2) @ self.matrix.transpose(0, 2, 1) + self.offset[:, None]
         return seen
@@ -105,7 +105,7 @@ def camera(rng: Rng, times: Array, side: int) -> Warp:
 
 
 def own_motion(rng: Rng, times: Array, side: int, speed: float) -> Warp:
-    """The path of a thing about the middle of the view: its place, turn and size."""
+    """The path of an object about the middle of the view: its place, turn and size."""
     way, ones = rng.uniform(0, 2 * np.pi), np.ones_like(times)
     place = rng.uniform(-0.45, 0.45, 2) * side
     pan = travel(rng, times, speed)
@@ -147,7 +147,7 @@ def sample(
     canvas: Array, warp: Warp, times: Array, area: tuple[slice, slice], view: tuple[int, int], wobble: Wobble | None
 ) -> Tensor:
     """(C, H', W') canvas, its middle at 0, -> (C, T, h, w): the `area` of a view (height, width) in every frame; T is
-    1 where nothing moves. Beyond the canvas its edge goes on."""
+    1 where nothing moves. Beyond the canvas its edge is repeated."""
     if warp.still and wobble is None:
         warp, times = Warp(warp.matrix[:1], warp.offset[:1]), times[:1]
     height, width = canvas.shape[1:]

@@ -1,4 +1,4 @@
-"""Outlines of things, as coverage of square pixels: most convex and hard, some soft, some thin, some are writing."""
+"""Outlines of objects, as coverage of square pixels: most convex and hard, some soft, some thin, some are writing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A scene without cuts: a ground, layers before it, things that move, light, and the grain of the sensor."""
+"""A scene without cuts: a ground, layers before it, moving objects, light, and the grain of the sensor."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from genvid.data.sources.procedural.bank import OUTLINE_SIZES, bank
-from genvid.data.sources.procedural.canvas import Palette, blur, draw_thing, fill, pick_outline, scatter, smear, stamp
+from genvid.data.sources.procedural.canvas import Palette, blur, draw_object, fill, pick_outline, scatter, smear, stamp
 from genvid.data.sources.procedural.motion import Warp, Wobble, camera, own_motion, sample, travel, turning
 from genvid.data.sources.procedural.outlines import Array, Rng
 
@@ -44,7 +44,7 @@ def draw_scene(rng: Rng, times: Array, view: tuple[int, int]) -> Tensor:
     for _ in range(int(rng.binomial(2, 0.1 + 0.45 * shot.busy))):
         _add_layer(rng, video, shot)
     for _ in range(int(rng.poisson(0.8 + 3.5 * shot.busy))):
-        _add_thing(rng, video, shot)
+        _add_object(rng, video, shot)
     if rng.random() < 0.12:
         _add_caption(rng, video, shot)
     if rng.random() < 0.35:
@@ -88,10 +88,10 @@ def _add_layer(rng: Rng, video: Tensor, shot: _Shot) -> None:
     _lay(video, sample(_expose(rng, canvas, path), path, shot.times, _ALL, shot.view, wobble))
 
 
-def _add_thing(rng: Rng, video: Tensor, shot: _Shot) -> None:
-    """One thing with parts, which moves by itself or is at rest."""
+def _add_object(rng: Rng, video: Tensor, shot: _Shot) -> None:
+    """An object with parts, moving or at rest."""
     size = int(rng.choice([side for side in OUTLINE_SIZES if 16 <= side <= max(16, shot.side)]))
-    canvas = draw_thing(rng, shot.palette, size, parts=int(rng.integers(0, 4 + int(14 * shot.busy))))
+    canvas = draw_object(rng, shot.palette, size, parts=int(rng.integers(0, 4 + int(14 * shot.busy))))
     own = own_motion(rng, shot.times, shot.side, min(rng.lognormal(-0.1, 0.9), 10) * shot.side / 128)
     moves = rng.random() < 0.75
     wobble = Wobble.draw(rng, size) if moves and rng.random() < 0.3 else None
