@@ -18,7 +18,7 @@ import torch
 from genvid.allocation import FixedCurves, UniformAllocator
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
-from genvid.data import ClipConfig, SyntheticConfig, to_float
+from genvid.data import ClipConfig, SyntheticConfig, to_float, write_video
 from genvid.data.dataset import ClipDataset
 from genvid.data.loader import one_pass
 from genvid.provenance import Origin
@@ -107,6 +107,57 @@ def generation(helpers: Helpers) -> dict[str, Any]:
     return {"model": model, "frame_model": transformer(context_blocks=1), "tokenizer": tokenizer, **given}
 
 
+def shipped(helpers: Helpers) -> dict[str, Any]:
+    """A tokenizer that takes the place of `genvid-tiny`, with a scorer."""
+    network = StackConfig(width=16, depth=1, heads=2)
+    sizes = AdapTokConfig(patch=(4, 16, 16), block_capacity=64, encoder=network, decoder=network, quantizer=CODES)
+    tokenizer = AdapTok(sizes).eval()
+    tokenizer.save("genvid-tiny")
+    config = ScorerConfig.for_tokenizer(sizes, network, sizes=(8, 16, 64), metric="x")
+    Scorer(config).save("genvid-tiny/scorer")
+    return {}
+
+
+def demo_models(helpers: Helpers) -> dict[str, Any]:
+    readme(helpers)
+    transformer(context_blocks=1).save("demo/frame_prediction/export")
+    return {}
+
+
+def folder_of_videos(size: tuple[int, int], frames: int) -> None:
+    """Two classes of moving noise."""
+    for number in range(4):
+        video = (torch.rand(3, frames, *size) * 255).byte()
+        file = Path("my_videos") / "ab"[number % 2] / f"{number}.mp4"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_video(file, video, 8)
+
+
+def train_on_folder(helpers: Helpers) -> dict[str, Any]:
+    """The recipes with few steps of small networks."""
+    folder_of_videos((64, 64), 16)
+    Path("recipes").symlink_to(ROOT / "recipes")
+    small = ["--train.steps=2", "--train.log_every=1", "--train.workers=0", "--train.compile=false"]
+    small += ["--train.precision=fp32", "--train.batch_size=2"]
+    network = "{width: 16, depth: 1, heads: 1}"
+    networks = {
+        "tokenizer": [f"--model.{part}={network}" for part in ("encoder", "decoder")],
+        "scorer": [f"--model={network}"],
+    }
+    read = importlib.import_module("genvid.recipes.train").read_run
+
+    def read_small(argv: list[str]) -> Any:
+        return read([*argv, *small, *networks[Path(argv[0]).stem]])
+
+    helpers.monkeypatch.setattr("genvid.recipes.train.read_run", read_small)
+    return {}
+
+
+def evaluate_folder(helpers: Helpers) -> dict[str, Any]:
+    folder_of_videos((128, 128), 16)
+    return shipped(helpers)
+
+
 def lit(helpers: Helpers) -> dict[str, Any]:
     codecs = helpers("tokenizer/tiny_codecs")
     codecs.make_lit(codecs.cosmos(Path("codec").resolve(), window=9), resolution=64).save("runs/lit/lit/export")
@@ -127,6 +178,11 @@ PREPARED: dict[str, Callable[[Helpers], dict[str, Any]]] = {
     "docs/allocation.md": allocation,
     "docs/data.md": data,
     "docs/evaluation.md": evaluation,
+    "docs/examples/allocate.md": shipped,
+    "docs/examples/evaluate.md": evaluate_folder,
+    "docs/examples/reconstruct.md": shipped,
+    "docs/examples/sample.md": demo_models,
+    "docs/examples/train.md": train_on_folder,
     "docs/generation.md": generation,
     "docs/lit.md": lit,
     "docs/published.md": allocation,

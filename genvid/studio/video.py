@@ -22,6 +22,10 @@ MOST_FRAMES = 512
 """Frames of a video that are read: the pixels and tokens of all of them are held in memory."""
 
 
+CLIP_BLOCKS = 4
+"""Blocks of a clip where the tokenizer sets no limit: a moved slider waits for a clip."""
+
+
 @dataclass(frozen=True)
 class CodedBlock:
     """A block of a reconstruction."""
@@ -60,7 +64,8 @@ class CodedVideo:
         """VideoError where the file is no video."""
         info, self.tokenizer, self.spec = probe(path), tokenizer, tokenizer.model.spec
         self.fps, self.frames = info.fps, min(info.frames, MOST_FRAMES)
-        clips = read_clips(path, replace(info, frames=self.frames), self.spec)
+        cut = replace(self.spec, max_blocks=self.spec.max_blocks or CLIP_BLOCKS)
+        clips = read_clips(path, replace(info, frames=self.frames), cut)
         self.clips = [to_uint8(clip) for clip in clips]
         self.blocks = [self.spec.num_blocks(clip.shape[1]) for clip in self.clips]
         self._tokens: dict[int, BlockTokens] = {}
