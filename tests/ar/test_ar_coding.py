@@ -168,3 +168,21 @@ def test_any_bytes_are_codes_or_an_error():
     for _ in range(20):
         with pytest.raises(EntropyError):
             model.decode([Decoder(generator.bytes(20)) for _ in LENGTHS], LENGTHS)
+
+
+@pytest.mark.gpu
+def test_every_device_writes_and_reads_the_same_bytes():
+    """A network of usual depth; without a GPU the CPU alone, one row and three."""
+    layout = BlockLayout(codebook_size=512, num_classes=3, num_blocks=4, block_capacity=32, sizes=(8, 16, 32))
+    sizes = TransformerConfig(width=128, depth=8, heads=4, kv_heads=4, hidden=256, max_positions=140)
+    model = enlivened(BlockTransformer(ARConfig(layout, sizes)))
+    generator, lengths = np.random.default_rng(0), [[32, 16, 8, 8], [20, 20, 20, 20], [32]]
+    codes = [[generator.integers(0, 512, length) for length in own] for own in lengths]
+    devices, payloads = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])], []
+    for device in devices:
+        coder = ARCodes(model.to(device), "0123")
+        payloads.append([coded(coder, own) for own in codes])
+    for device in devices:
+        coder = ARCodes(model.to(device), "0123")
+        assert equal(coder.decode([Decoder(payload) for payload in payloads[0]], lengths), codes)
+    assert all(written == payloads[0] for written in payloads)
