@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
@@ -24,12 +24,13 @@ from genvid.ar.model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.audio import AudioError, audio_file
 from genvid.data.clips import read_clips, to_uint8
-from genvid.data.video import frame_rate, probe, video_writer
+from genvid.data.video import VideoInfo, frame_rate, probe, video_writer
 from genvid.device import device
 from genvid.files import readable, sha256
 from genvid.generation.pipeline import check_match
 from genvid.provenance import check_made_from
 from genvid.tokenizer.budgets import token_budget
+from genvid.tokenizer.segments import TokenRate, segment_coder
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import ContinuousTokenizer, clip_frames
 from genvid.tokens.code_counts import CodeCounts
@@ -122,29 +123,24 @@ def encode(options: EncodeOptions) -> None:
     """
     output, info = new_output(options.output, ".tok"), probe(options.video)
     tokenizer = _open_coder(options.tokenizer, options.scorer)
-    spec, rate = tokenizer.model.spec, frame_rate(info.fps)
-    clips = clip_frames(info.frames, spec)
-    allocators = {frames: _clip_allocator(tokenizer, options.tokens_per_second, frames, rate) for frames in set(clips)}
     model = _code_model(tokenizer.model, options.tokenizer, options.code_model)
-    maker = (Path(options.tokenizer).name, fingerprint(resolve(options.tokenizer)))
-    latents = tokenizer.model.latent_steps if isinstance(tokenizer.model, ContinuousTokenizer) else None
-    codes = {} if model is None else model.record
-    header = Header.of(spec, info.frames, rate, tokenizer=maker, codes=codes, latents=latents)
-    made_from: dict[str, object] = {"video": sha256(options.video)[:16]}
+    coder = segment_coder(tokenizer.model, tokenizer.predictor, None if model is None else model.most_blocks)
+    spec, limit = coder.spec, None
     if options.tokens_per_second is not None:
-        made_from["tokens per second"] = float(options.tokens_per_second)
-        if tokenizer.predictor is not None:
-            made_from["scorer"] = fingerprint(resolve(options.scorer or resolve(options.tokenizer) / "scorer"))
-    with resume_token_file(output, replace(header, made_from=made_from), model) as writer:
+        limit = TokenRate(Fraction(options.tokens_per_second), frame_rate(info.fps))
+    segments = clip_frames(info.frames, spec)
+    encode_next = coder.encoder(limit, map(spec.filled, segments))
+    header = _header(options, tokenizer, info, None if model is None else model.record)
+    with resume_token_file(output, header, model) as writer:
         if not writer.frames:
             writer.append_audio(_audio(options.video))
-        coded = tqdm(zip(clips, read_clips(options.video, info, spec), strict=True), total=len(clips), unit="clip")
-        end = 0
-        for frames, clip in coded:
+        end, videos = 0, read_clips(options.video, info, spec)
+        for frames, video in tqdm(zip(segments, videos, strict=True), total=len(segments), unit="segment"):
             end += frames
+            if end > writer.frames or not coder.independent:
+                tokens = encode_next(video[None].to(device())).to("cpu")
             if end > writer.frames:
-                tokens = _encode_clip(tokenizer.model, clip, allocators[frames])
-                writer.append(_cut([tokens], allocators[frames]), frames)
+                writer.append(tokens, frames)
     _print_sizes(output, readable(options.video))
 
 
@@ -166,8 +162,9 @@ def decode(options: DecodeOptions) -> None:
             audio = opened.enter_context(_copied_audio(file))
             append = opened.enter_context(video_writer(output, file.header.fps, audio=audio))
             bar = opened.enter_context(tqdm(total=frames, unit="frame"))
+            decode_next = segment_coder(tokenizer, None, None).decoder()
             for segment, tokens in file.tokens(model):
-                append(_pixels(tokenizer, tokens)[:, : segment.frames])
+                append(to_uint8(decode_next(tokens.to(device()))[0]).cpu()[:, : segment.frames])
                 bar.update(segment.frames)
 
 
@@ -230,17 +227,22 @@ def _open_coder(source: str, scorer: str | None) -> Tokenizer:
     return opened
 
 
-def _clip_allocator(tokenizer: Tokenizer, rate: float | None, frames: int, fps: Fraction) -> Allocator | None:
-    """The allocator of clips of so many frames, which keeps at most `rate` tokens a second of each; None: all.
-
-    The frames that fill the last block of a video count.
-    """
-    if rate is None:
-        return None
-    spec = tokenizer.model.spec
-    filled = spec.filled(frames)
-    longest = filled if spec.max_blocks is None else spec.longest_clip(spec.max_blocks)
-    return tokenizer.budget(math.floor(Fraction(rate) * longest / fps)).allocator(spec.num_blocks(filled))
+def _header(options: EncodeOptions, tokenizer: Tokenizer, info: VideoInfo, codes: Mapping[str, str] | None) -> Header:
+    """The header of the token file."""
+    made_from: dict[str, object] = {"video": sha256(options.video)[:16]}
+    if options.tokens_per_second is not None:
+        made_from["tokens per second"] = float(options.tokens_per_second)
+        if tokenizer.predictor is not None:
+            made_from["scorer"] = fingerprint(resolve(options.scorer or resolve(options.tokenizer) / "scorer"))
+    header = Header.of(
+        tokenizer.model.spec,
+        info.frames,
+        frame_rate(info.fps),
+        tokenizer=(Path(options.tokenizer).name, fingerprint(resolve(options.tokenizer))),
+        codes=codes or {},
+        latents=tokenizer.model.latent_steps if isinstance(tokenizer.model, ContinuousTokenizer) else None,
+    )
+    return replace(header, made_from=made_from)
 
 
 def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> CodeModel | None:

@@ -96,6 +96,8 @@ class CodeModel(ABC):
     """Probabilities of the kept codes of consecutive blocks. Each segment of a file is coded by itself."""
 
     codebook_size: int
+    most_blocks: int | None = None
+    """Of a segment; None: any number."""
     side_by_side = 64
     """Segments that are decoded at a time, at most: memory and speed, not results."""
 
