@@ -32,6 +32,7 @@ MODELS = {
     "draft_heads": "genvid.ar.draft:DraftHeads",
     "group_llama": "genvid.ar.groups:GroupTransformer",
     "lit": "genvid.tokenizer.lit.model:LIT",
+    "cell_autoencoder": "genvid.tokenizer.lit.codecs.cells:CellAutoencoder",
     "video_classifier": "genvid.eval.features.classifier:VideoClassifier",
 }
 """`model_type` of config.json -> the class that reads the folder, imported when a folder of it is loaded."""

@@ -30,7 +30,8 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
 from genvid.tokenizer.layers import StackConfig
-from genvid.tokenizer.lit.codecs.autoencoder import AutoencoderConfig, AutoencoderTask
+from genvid.tokenizer.lit.codecs.autoencoder import AutoencoderConfig, AutoencoderTask, VideoAutoencoder
+from genvid.tokenizer.lit.codecs.cells import CellAutoencoder, CellAutoencoderConfig
 from genvid.tokenizer.lit.model import LIT, LITConfig
 from genvid.tokenizer.lit.task import LITObjective, LITTask
 from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
@@ -171,16 +172,38 @@ class AutoencoderRun(ClipRun):
     latent_penalty: float = 1e-3
 
     def __post_init__(self) -> None:
-        frames, step = self.data.clip.frames, self.model.temporal_stride
-        if frames % step != 1:
-            raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {frames}: change data.clip")
+        _check_codec_clip(self.data.clip, self.model.temporal_stride)
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         dataset, distortion = self.data.open(), self.distortion.build()
         with trained_weights():
-            task = AutoencoderTask(self.model, distortion, self.latent_penalty)
-        task.autoencoder.origin = Origin({"data": dataset.describe()})
-        return task, dataset
+            autoencoder = VideoAutoencoder(self.model)
+        autoencoder.origin = Origin({"data": dataset.describe()})
+        return AutoencoderTask(autoencoder, distortion, self.latent_penalty), dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellAutoencoderRun(ClipRun):
+    """A codec for LIT that starts from the principal components of cells of pixels."""
+
+    model: CellAutoencoderConfig = field(default_factory=CellAutoencoderConfig)
+    distortion: DistortionSpec = field(
+        default_factory=lambda: DistortionSpec(DistortionConfig(log_mse=1.0, perceptual=0.0))
+    )
+    latent_penalty: float = 1e-3
+    component_clips: int = 64
+    """Clips whose cells have these components."""
+
+    def __post_init__(self) -> None:
+        _check_codec_clip(self.data.clip, self.model.temporal_stride)
+
+    def build(self) -> tuple[TrainingTask, ClipDataset]:
+        dataset, distortion = self.data.open(), self.distortion.build()
+        with trained_weights():
+            autoencoder = CellAutoencoder(self.model)
+        autoencoder.start_from_components(_spread_clips(dataset, self.component_clips))
+        autoencoder.origin = Origin({"data": dataset.describe()})
+        return AutoencoderTask(autoencoder, distortion, self.latent_penalty), dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,9 +223,7 @@ class LITRun(ClipRun):
         lit, dataset = LIT(self.model), self.data.open()
         lit.origin = Origin({"codec": lit.codec.fingerprint(), "data": dataset.describe()})
         lit.spec.num_blocks(self.data.clip.frames)
-        items = range(0, len(dataset), -(-len(dataset) // self.metric_clips))
-        clips = torch.stack([to_float(dataset[i]["video"]) for i in items])
-        lit.to(device()).measure(clips.to(device()))
+        lit.to(device()).measure(_spread_clips(dataset, self.metric_clips).to(device()))
         return LITTask(lit, self.objective), dataset
 
 
@@ -340,6 +361,7 @@ RUNS: dict[str, type[Run]] = {
     "adaptok": AdapTokRun,
     "scorer": ScorerRun,
     "autoencoder": AutoencoderRun,
+    "cell_autoencoder": CellAutoencoderRun,
     "lit": LITRun,
     "ar": ARRun,
     "ar_groups": GroupRun,
@@ -347,6 +369,17 @@ RUNS: dict[str, type[Run]] = {
     "classifier": ClassifierRun,
 }
 """`task:` of a recipe -> its run."""
+
+
+def _spread_clips(dataset: ClipDataset, count: int) -> Tensor:
+    """(N, 3, T, H, W): at most `count` clips, evenly spread over a data set."""
+    items = range(0, len(dataset), -(-len(dataset) // count))
+    return torch.stack([to_float(dataset[i]["video"]) for i in items])
+
+
+def _check_codec_clip(clip: ClipConfig, step: int) -> None:
+    if clip.frames % step != 1:
+        raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {clip.frames}: change data.clip")
 
 
 def _check_clip(clip: ClipConfig, model: AdapTokConfig) -> None:

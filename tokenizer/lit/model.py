@@ -18,6 +18,7 @@ from torch import Tensor
 from genvid.checkpoint import Model
 from genvid.frozen import Frozen
 from genvid.provenance import check_made_from
+from genvid.tokenizer.lit.codecs.cells import CellCodecConfig as CellCodecConfig
 from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, CodecSpec
 from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig as DiffusersCodecConfig
 from genvid.tokenizer.lit.codecs.torchscript_codec import TorchScriptCodecConfig as TorchScriptCodecConfig

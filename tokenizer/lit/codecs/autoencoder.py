@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from genvid.batch import Batch
 from genvid.checkpoint import Model, load_weights
 from genvid.frozen import Frozen
+from genvid.tokenizer.lit.codecs.cells import CellAutoencoder
 from genvid.tokenizer.lit.codecs.diffusers_codec import CosmosCodec, DiffusersCodecConfig, import_diffusers
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.statistics import moment_sums
@@ -114,6 +115,10 @@ class VideoAutoencoder(Model):
         latents: Tensor = self.network.encode(video).latent_dist.mode()
         return self.network.decode(latents).sample, latents
 
+    def matrices(self) -> set[Tensor]:
+        """The kernels of all convolutions."""
+        return {layer.weight for layer in self.modules() if isinstance(layer, nn.Conv3d)}
+
     def _write(self, folder: Path) -> None:
         mean, square = self.moments.cpu().double()
         std = (square - mean.square()).clamp(min=1e-12).sqrt()
@@ -134,17 +139,18 @@ class AutoencoderTask(TrainingTask):
 
     MOMENTUM = 0.02
 
-    def __init__(self, model: AutoencoderConfig, distortion: Distortion, latent_penalty: float) -> None:
+    def __init__(
+        self, autoencoder: VideoAutoencoder | CellAutoencoder, distortion: Distortion, latent_penalty: float
+    ) -> None:
         super().__init__()
-        self.autoencoder, self.latent_penalty = VideoAutoencoder(model), latent_penalty
+        self.autoencoder, self.latent_penalty = autoencoder, latent_penalty
         self._distortion = Frozen(distortion)
 
-    def exportable(self) -> VideoAutoencoder:
+    def exportable(self) -> VideoAutoencoder | CellAutoencoder:
         return self.autoencoder
 
     def matrices(self) -> set[Tensor]:
-        """The kernels of all convolutions."""
-        return {layer.weight for layer in self.modules() if isinstance(layer, nn.Conv3d)}
+        return self.autoencoder.matrices()
 
     def use_compiler(self, mode: str | None) -> None:
         """The network in one piece: shapes are fixed, and it is many small kernels."""
