@@ -23,6 +23,7 @@ from genvid.files import write_atomically
 from genvid.provenance import check_made_from
 from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokens.code_counts import FILE as CODE_COUNTS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,7 @@ class PackageRun:
     output_dir: str
     """New folder."""
     tokenizer: str
+    """Its code counts (recipes/count_codes.py) are copied, if there are any."""
     scorer: str
     evaluation: str
     """summary.json of an evaluation of both."""
@@ -62,6 +64,9 @@ def package(run: PackageRun) -> Path:
             assert model.folder is not None
             for file in (CONFIG, WEIGHTS):
                 shutil.copyfile(model.folder / file, part / file)
+        counts = Path(run.tokenizer) / CODE_COUNTS
+        if counts.is_file():
+            shutil.copyfile(counts, temporary / CODE_COUNTS)
         parameters = sum(value.numel() for model in (tokenizer, scorer) for value in model.parameters())
         megabytes = sum(file.stat().st_size for file in temporary.rglob(WEIGHTS)) / 1e6
         size = f"{parameters / 1e6:.1f} M parameters, {megabytes:.1f} MB"

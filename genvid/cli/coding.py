@@ -38,6 +38,9 @@ from genvid.tokens.entropy import CodeModel, UniformCodes
 from genvid.tokens.file import TokenFile, read_token_file, resume_token_file
 from genvid.tokens.header import Header, TokenFileError
 
+DEFAULT_TOKENIZER = "genvid-tiny"
+"""Installed with genvid."""
+
 
 @dataclass(frozen=True)
 class BudgetOptions:
@@ -70,8 +73,8 @@ class EncodeOptions:
     output: Path
     """New token file (.tok)."""
     _: KW_ONLY
-    tokenizer: str
-    """Model folder or Hub id."""
+    tokenizer: str = DEFAULT_TOKENIZER
+    """Model folder, Hub id or name of a model that is installed with genvid."""
     scorer: str | None = None
     """Scorer of the AdapTok tokenizer: model folder or Hub id (default: that in the tokenizer's folder, if any)."""
     tokens_per_second: float | None = None
@@ -96,8 +99,8 @@ class DecodeOptions:
     output: Path
     """New video (.mp4)."""
     _: KW_ONLY
-    tokenizer: str
-    """Model folder or Hub id of the tokenizer that encoded the video."""
+    tokenizer: str = DEFAULT_TOKENIZER
+    """The tokenizer that encoded the video."""
     code_model: str | None = None
     """Autoregressive model that coded the codes, if one did: folder or Hub id."""
 

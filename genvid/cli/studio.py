@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from genvid.api import Generator, Tokenizer, load
+from genvid.cli.coding import DEFAULT_TOKENIZER
 
 Loaded = TypeVar("Loaded", Tokenizer, Generator)
 
@@ -17,7 +18,7 @@ class StudioOptions:
     """Options of `studio`."""
 
     _: KW_ONLY
-    tokenizer: tuple[str, ...] = ("genvid-tiny",)
+    tokenizer: tuple[str, ...] = (DEFAULT_TOKENIZER,)
     """Tokenizers: model folders, Hub ids or names of models that are installed with genvid."""
     scorer: tuple[str, ...] = ()
     """Their scorers, in the same order (by default those in the folder `scorer` of each tokenizer)."""

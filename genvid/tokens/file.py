@@ -148,7 +148,7 @@ class TokenFile:
 
     def check_tokenizer(self, spec: TokenizerSpec, fingerprint: str) -> None:
         """ProvenanceError for another tokenizer than the file's own, TokenFileError where the header contradicts it."""
-        way_out = "decode with the tokenizer that it was encoded with"
+        way_out = f"decode with {self.header.tokenizer!r}, the tokenizer that it was encoded with"
         check_made_from(self.path, {"tokenizer": self.header.fingerprint}, {"tokenizer": fingerprint}, way_out)
         header = self.header
         channels = spec.token_dim if spec.codebook_size is None else 1

@@ -178,7 +178,7 @@ def test_what_does_not_fit_is_refused_before_it_is_written() -> None:
 def test_a_file_belongs_to_its_tokenizer(file: Path) -> None:
     with read_token_file(file) as opened:
         opened.check_tokenizer(SPEC, "0123")
-        with pytest.raises(ProvenanceError, match="decode with the tokenizer that it was encoded with"):
+        with pytest.raises(ProvenanceError, match="decode with 'x', the tokenizer that it was encoded with"):
             opened.check_tokenizer(SPEC, "4567")
         with pytest.raises(TokenFileError, match="contradicts its tokenizer"):
             opened.check_tokenizer(replace(SPEC, block_capacity=17), "0123")
