@@ -37,6 +37,7 @@ from genvid.tokens import BlockTokens, TokenizerSpec
 
 BLOCKS = "tokens of each block"
 CODES = "codes, -1 where dropped"
+BITS = "bits of each token, NaN where dropped"
 _FEATURE_BATCH = 16
 """Clips in a pass of the feature network: fixed, so that features do not depend on the batches they came in."""
 
@@ -85,7 +86,7 @@ class Measures:
     fidelity: Sequence[ClipScore] = ()
     """Scores of a reconstruction against its original; other tasks have none."""
     codebook: bool = False
-    """Usage of the codebook: keeps the kept codes of every clip."""
+    """Keeps the kept codes of every clip: for the usage of the codebook, and for a probe of their class."""
     examples: int = 16
     """First clips whose outputs are kept as videos, for the page."""
 

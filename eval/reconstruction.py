@@ -78,7 +78,9 @@ class Reconstruction:
             decode(self.tokenizer, tokens, DECODED)[:, :, : piece.shape[2]]
             for tokens, piece in zip(kept, self.encoder.pieces(video), strict=True)
         ]
-        return Output(torch.cat(restored, 2), BlockTokens(torch.cat([tokens.keep for tokens in kept], 1)))
+        codes = [tokens.codes for tokens in kept if tokens.codes is not None]
+        keep = torch.cat([tokens.keep for tokens in kept], 1)
+        return Output(torch.cat(restored, 2), BlockTokens(keep, torch.cat(codes, 1) if codes else None))
 
     def _cut(self, tokens: BlockTokens) -> BlockTokens:
         return tokens if self.budget is None else self.budget.allocator(tokens.keep.shape[1])(tokens)

@@ -11,22 +11,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from genvid.eval.evaluation import BLOCKS, CODES, Candidate, Evaluation
+from genvid.eval.evaluation import BITS, BLOCKS, CODES, Candidate, Evaluation
 from genvid.eval.metrics.codebook import codebook_usage
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_distance, frechet_interval, frechet_name, real_halves
+from genvid.eval.metrics.probe import prefix_vectors, probe_accuracy
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Better, Number, Provenance, Report
 from genvid.eval.selection import Selection
 from genvid.files import write_atomically
 
 _RATES = ("tokens per clip", "bits per clip")
+PROBED = (16, 4, 1)
+"""A probe reads 1/16, 1/4 and all of the tokens of a block."""
 
 
 class Summary:
     """All measurements of one candidate, once every process is done."""
 
-    def __init__(self, evaluation: Evaluation, candidate: Candidate, *, resamples: int = 100) -> None:
-        """`resamples`: draws of the bootstrap; 0: no interval of distances."""
+    def __init__(
+        self, evaluation: Evaluation, candidate: Candidate, *, resamples: int = 100, codebook: Tensor | None = None
+    ) -> None:
+        """`resamples`: draws of the bootstrap; 0: no interval of distances. `codebook` (codebook size, C): vectors of
+        the codes, for a linear probe of the class."""
+        self.codebook = codebook
         self.evaluation, self.clips, self.candidate = evaluation, evaluation.clips, candidate
         self.resamples = resamples
         count = len(self.clips.conditioning)
@@ -39,7 +46,7 @@ class Summary:
         missing = (
             [f"{len(left_out)} videos of the data set were missing or unusable: {left_out[0]}"] if left_out else []
         )
-        numbers = [*self._means(), *self._distances(), *self._codebook()]
+        numbers = [*self._means(), *self._distances(), *self._codebook(), *self._probes()]
         return Report(self.candidate.title, numbers, provenance, [*missing, *remarks])
 
     def classes(self) -> dict[str, dict[str, float]]:
@@ -56,6 +63,11 @@ class Summary:
         """Block -> its tokens in every clip, of the first seed; empty where videos differ in length."""
         blocks = self.seeds[0].get(BLOCKS)
         return {} if blocks is None else {f"block {g}": column.tolist() for g, column in enumerate(blocks.T)}
+
+    def token_bits(self) -> Tensor | None:
+        """(G, L) mean bits of the tokens at each place of each block, of the first seed; NaN where none was kept."""
+        bits = self.seeds[0].get(BITS)
+        return None if bits is None else bits.nanmean(0)
 
     def class_lengths(self) -> dict[str, list[int]]:
         """Class -> tokens of each of its clips, of the first seed, costliest class first; empty without tokens."""
@@ -91,7 +103,7 @@ class Summary:
         """Name -> (seeds, N) of everything that is one number a clip."""
         first, named = self.seeds[0], [metric.name for metric in self.evaluation.fidelity]
         known = [*named, *_RATES]
-        further = [name for name in first if name not in (*known, "features", BLOCKS, CODES)]
+        further = [name for name in first if name not in (*known, "features", BITS, BLOCKS, CODES)]
         chosen = [name for name in (*known, *further) if name in first]
         return {name: torch.stack([seed[name].double() for seed in self.seeds]) for name in chosen}
 
@@ -125,6 +137,18 @@ class Summary:
             return []
         usage = codebook_usage(codes[codes >= 0], spec.codebook_size)
         return [Number(name, value, self.clips.pixel_protocol, len(codes)) for name, value in usage.items()]
+
+    def _probes(self) -> list[Number]:
+        """Accuracy of a linear probe of the class from the first tokens of each block."""
+        codes, labels = self.seeds[0].get(CODES), self.clips.conditioning.labels()
+        if codes is None or self.codebook is None:
+            return []
+        capacity, vectors, numbers = codes.shape[2], self.codebook.cpu(), []
+        for count in dict.fromkeys(max(1, capacity // part) for part in PROBED):
+            accuracy = probe_accuracy(prefix_vectors(codes, vectors, count), labels)
+            name = f"class by a linear probe, first {count} of {capacity} tokens of a block"
+            numbers.append(Number(name, accuracy, self.clips.pixel_protocol, len(codes), better="higher"))
+        return numbers
 
     def _distances(self) -> list[Number]:
         evaluation, clips = self.evaluation, self.clips

@@ -12,6 +12,7 @@ from genvid.data.clips import to_uint8
 from genvid.data.video import video_bytes
 from genvid.eval.evaluation import Candidate, Evaluation
 from genvid.eval.metrics.bjontegaard import bd_rate
+from genvid.eval.pages.charts import PALETTE_SIZE, LineChart, Series
 from genvid.eval.pages.histograms import Histograms
 from genvid.eval.pages.page import Clip, Page, Section, Value
 from genvid.eval.pages.rate_distortion import Curves, curves, quality_chart
@@ -57,12 +58,19 @@ def add_numbers(section: Section, report: Report) -> None:
 
 
 def add_tokens(page: Page, summary: Summary) -> None:
-    """Histograms of tokens by block and by class."""
+    """Histograms of tokens by block and by class, and their bits by place where a model gave them."""
     blocks, classes = summary.lengths(), summary.class_lengths()
-    charts = [Histograms("Tokens of each block", blocks, "tokens")] if blocks else []
+    charts: list[Histograms | LineChart] = []
+    if blocks:
+        charts.append(Histograms("Tokens of each block", blocks, "tokens"))
     if classes:
         every = [tokens for values in classes.values() for tokens in values]
         charts.append(Histograms("Tokens of the clips of each class", {"all": every, **_ends(classes)}, "tokens"))
+    bits = summary.token_bits()
+    if bits is not None:
+        places = range(1, 1 + bits.shape[1])
+        lines = [Series(f"block {g}", places, line.tolist()) for g, line in enumerate(bits[:PALETTE_SIZE])]
+        charts.append(LineChart("Bits of a token under the model", lines, "place in its block", "bits"))
     if charts:
         section = page.section("Tokens").charts(*charts)
         if len(classes) > MOST_CLASSES:

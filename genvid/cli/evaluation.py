@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,7 +14,7 @@ from genvid.allocation.budget import GROUP_SIZE
 from genvid.ar.model import RowModel
 from genvid.checkpoint import load_model
 from genvid.cli.coding import BudgetOptions, open_tokenizer
-from genvid.cli.video_models import Sampling, hashes
+from genvid.cli.video_models import PredictedTokens, Sampling, codebook_of, hashes
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, VideoModel
@@ -72,8 +73,11 @@ class EvaluateOptions:
     published: bool = False
     """Share --tokens among the blocks of a clip as the published evaluation of AdapTok does."""
     model: str | None = None
-    """Autoregressive model: model folder or Hub id."""
+    """Autoregressive model: model folder or Hub id. Of a reconstruction protocol: the bits of the tokens under it are
+    measured too."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
+    probe: bool = False
+    """Measure too how well a linear map of the first tokens of each block gives the class of a reconstructed clip."""
     seeds: int | None = None
     """Number of sampler seeds (default: that of the protocol)."""
     videos: Path | None = None
@@ -120,7 +124,7 @@ class EvaluateOptions:
                 raise ValueError(
                     "--videos takes samples of class-conditional generation, without --model and --tokenizer"
                 )
-        elif self.tokenizer is None or (self.model is None) != (task == "reconstruction"):
+        elif self.tokenizer is None or (self.model is None and task != "reconstruction"):
             needed = "--tokenizer" if task == "reconstruction" else "--model and --tokenizer (or --videos)"
             raise ValueError(f"{record.name} measures {task}: give {needed}")
         if task == "prediction" and self.sampling.guided:
@@ -133,10 +137,14 @@ class EvaluateOptions:
         grouped = self.tokens and self.batch_size
         unused = {
             "--tokens, --scorer and --published cut the input of a model": budget and record.task == "generation",
-            "--guidance, --temperature, --top-k and --top-p are of samples of a --model": sampling and not self.model,
+            "--probe is of reconstructed clips of equal length": self.probe
+            and (record.task != "reconstruction" or record.frames is None),
+            "a --model measures the tokens of clips of equal length": self.model and record.frames is None,
+            "--guidance, --temperature, --top-k and --top-p are of samples of a --model": sampling
+            and (not self.model or record.task == "reconstruction"),
             "--lpips compares reconstructions with their originals": self.lpips and record.task != "reconstruction",
             "--lpips-weights is the trunk of --lpips": self.lpips_weights and not self.lpips,
-            "--seeds is of samples of a --model": self.seeds and not self.model,
+            "--seeds is of samples of a --model": self.seeds and (not self.model or record.task == "reconstruction"),
             "--lists belongs to --data": self.lists and self.source,
             f"clips share --tokens in groups of {GROUP_SIZE}, whatever the --batch-size": grouped,
         }
@@ -167,12 +175,13 @@ def evaluate(options: EvaluateOptions) -> None:
         record = record.adapted(count=options.count)
     features = _features(options, record)
     models = _models(options, record)
+    codebook = codebook_of(options.tokenizer) if options.probe and options.tokenizer is not None else None
     record = _with_frames_of(options, record, models[0])
     if features is not None:
         features = mirrored(features, record.frames)
     evaluation = _evaluation(options, record, features, models[0])
     for model in models:
-        if isinstance(model, Sampling):
+        if isinstance(model, Sampling | PredictedTokens):
             model.number_classes(evaluation.clips.dataset.classes)
     budgets = [budget.tokens for budget in options.budgets]
     candidates = [_candidate(options, tokens, model) for tokens, model in zip(budgets, models, strict=True)]
@@ -183,7 +192,7 @@ def evaluate(options: EvaluateOptions) -> None:
     made_from = {"features": features.weights} if features is not None and features.weights else {}
     reports = []
     for tokens, candidate in zip(budgets, candidates, strict=True):
-        summary = Summary(evaluation, candidate)
+        summary = Summary(evaluation, candidate, codebook=codebook)
         provenance = Provenance.now({**_weights(candidate.model), **made_from})
         remarks = [*_remarks(candidate.model), *_groups(options, tokens)]
         reports.append(summary.report(provenance, remarks))
@@ -216,11 +225,12 @@ def _evaluation(
         rank=state.process_index,
         world_size=state.num_processes,
     )
-    return Evaluation(clips, Measures(features, _fidelity(options, model, record)), execution)
+    return Evaluation(clips, Measures(features, _fidelity(options, model, record), options.probe), execution)
 
 
 def _candidate(options: EvaluateOptions, tokens: int | None, model: VideoModel) -> Candidate:
-    title = options.title or Path(options.model or options.tokenizer or str(options.videos)).name
+    source = options.tokenizer if isinstance(model, PredictedTokens) else options.model or options.tokenizer
+    title = options.title or Path(source or str(options.videos)).name
     if tokens is None:
         return Candidate(title, model, options.output)
     return Candidate(f"{title} @ {tokens}", model, options.output / f"tokens{tokens}")
@@ -267,7 +277,8 @@ def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[Vi
     assert options.tokenizer is not None
     tokenizer = open_tokenizer(options.tokenizer)
     if isinstance(tokenizer, ResizableTokenizer):
-        tokenizer = tokenizer.at((record.resolution, record.resolution))
+        with suppress(ValueError):  # of a fixed size: another than the protocol's needs --partial
+            tokenizer = tokenizer.at((record.resolution, record.resolution))
     if record.task != "reconstruction":
         return [_sampling(options, record, tokenizer, budget) for budget in options.budgets]
     encoder, models = PieceEncoder(tokenizer), []
@@ -276,7 +287,10 @@ def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[Vi
         weights = hashes(tokenizer=options.tokenizer, scorer=options.scorer)
         about = {**weights, "tokens": budget.tokens, "published": budget.published}
         models.append(Reconstruction(encoder, cut, about))
-    return models
+    if options.model is None:
+        return models
+    predictor = load_model(options.model, RowModel).to(device())
+    return [PredictedTokens(model, predictor, hashes(model=options.model)) for model in models]
 
 
 def _sampling(

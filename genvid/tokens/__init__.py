@@ -1,5 +1,5 @@
 """Tokens of videos: blocks, padded rows, caches and files."""
 
-from genvid.tokens.blocks import BlockTokens, ResizableTokenizer, TokenizerSpec, VideoTokenizer
+from genvid.tokens.blocks import BlockTokens, CodebookTokenizer, ResizableTokenizer, TokenizerSpec, VideoTokenizer
 
-__all__ = ["BlockTokens", "ResizableTokenizer", "TokenizerSpec", "VideoTokenizer"]
+__all__ = ["BlockTokens", "CodebookTokenizer", "ResizableTokenizer", "TokenizerSpec", "VideoTokenizer"]

@@ -184,6 +184,15 @@ class ResizableTokenizer(VideoTokenizer, Protocol):
         ...
 
 
+@runtime_checkable
+class CodebookTokenizer(VideoTokenizer, Protocol):
+    """A tokenizer whose codes stand for vectors."""
+
+    def codebook(self) -> Tensor:
+        """(codebook size, token_dim)."""
+        ...
+
+
 @dataclass(frozen=True)
 class LatentSteps:
     """How a file rounds the latents of a continuous tokenizer: channel c to mean[c] plus a multiple of step[c]."""

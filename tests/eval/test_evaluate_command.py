@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import random
 import subprocess
 import sys
@@ -86,6 +87,21 @@ def test_budgets_of_a_tokenizer_become_reports_and_a_page(
     main(["report", *map(str, reports), "--html", str(tmp_path / "all.html")])
     assert "| tokenizer @ 12 |" in capsys.readouterr().out
     assert "polyline" in (tmp_path / "all.html").read_text()
+
+
+def test_tokens_are_measured_under_a_model_and_by_a_probe(ucf: Path, models: Path, tmp_path: Path) -> None:
+    scored = ["--scorer", str(models / "scorer"), "--tokens", "20", "--model", str(models / "ar"), "--probe"]
+    tiny = ["--features", "none", "--count", "3", "--partial", "--html"]
+    evaluate("ucf101-rfvd-first", ucf, tmp_path / "out", models, *scored, *tiny)
+    report = Report.load(tmp_path / "out" / "tokens20" / "report.json")
+    assert report.title == "tokenizer @ 20"
+    found = {number.name: number for number in report.numbers}
+    assert found["bits per token"].value == pytest.approx(math.log2(23), rel=0.2)  # of an untrained model
+    probes = [name for name in found if name.startswith("class by a linear probe")]
+    assert [name.rpartition("first ")[2] for name in probes] == [f"{k} of 8 tokens of a block" for k in (1, 2, 8)]
+    assert all(0 <= found[name].value <= 1 for name in probes)
+    assert set(report.provenance.weights) == {"tokenizer", "scorer", "model"}
+    assert "Bits of a token under the model" in (tmp_path / "out" / "tokens20" / "page.html").read_text()
 
 
 def test_samples_are_of_the_classes_of_the_real_windows(
@@ -365,6 +381,8 @@ def test_two_processes_give_the_very_numbers_of_one(
         ("ucf101-gfvd-larp-10k", ["--model", "m", "--lpips", "vgg"], "--lpips compares reconstructions"),
         ("ucf101-rfvd-first", ["--temperature", "0"], "are of samples of a --model: it would change nothing"),
         ("ucf101-gfvd-larp-10k", ["--videos", "v", "--seeds", "2"], "--seeds is of samples of a --model"),
+        ("ucf101-rfvd-first", ["--model", "m", "--seeds", "2"], "--seeds is of samples of a --model"),
+        ("ucf101-gfvd-larp-10k", ["--model", "m", "--probe"], "--probe is of reconstructed clips of equal length"),
         ("ucf101-rfvd-first", ["--lpips-weights", "f"], "is the trunk of --lpips"),
         ("ucf101-rfvd-first", ["--tokens", "8", "--batch-size", "4"], "clips share --tokens in groups of 64"),
     ],

@@ -10,11 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from genvid import noise
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.metrics.bjontegaard import bd_rate
 from genvid.eval.metrics.codebook import codebook_usage
 from genvid.eval.metrics.fidelity import ClipFlicker, ClipMSSSIM, ClipPSNR, ClipScore, ClipSSIM, MeanPerceptual
 from genvid.eval.metrics.frechet import frechet_distance, frechet_interval, frechet_name, real_halves
+from genvid.eval.metrics.probe import RIDGE, prefix_vectors, probe_accuracy
 from genvid.perceptual import StructureDistance
 
 FIDELITY: list[Callable[[], ClipScore]] = [ClipPSNR, ClipSSIM, ClipFlicker, lambda: MeanPerceptual(StructureDistance())]
@@ -79,6 +81,29 @@ def test_flicker_is_the_change_of_the_error_from_frame_to_frame() -> None:
         assert float(ClipFlicker().score(video, target)[clip]) == pytest.approx(expected, rel=1e-5)
     assert mean(ClipFlicker(), target + 0.1, target) == pytest.approx(0, abs=1e-4)
     assert mean(ClipFlicker(), video[:, :, :1], target[:, :, :1]) == 0
+
+
+def test_a_probe_is_ridge_regression_of_each_half() -> None:
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(3, (41,), generator=draw)
+    vectors = torch.randn(41, 6, generator=draw) + 1.5 * torch.nn.functional.one_hot(labels, 6)
+    order, x, y = noise.permutation(0, "probe", 41).numpy(), vectors.double().numpy(), labels.numpy()
+    right = []
+    for fitted, measured in ((order[:20], order[20:]), (order[20:], order[:20])):
+        mean, wanted = x[fitted].mean(0), np.eye(3)[y[fitted]]
+        known = x[fitted] - mean
+        ridge = RIDGE * (known**2).sum(1).mean()
+        weights = np.linalg.solve(known.T @ known + ridge * np.eye(6), known.T @ (wanted - wanted.mean(0)))
+        scores = (x[measured] - mean) @ weights + wanted.mean(0)
+        right.append((scores.argmax(1) == y[measured]).mean())
+    assert probe_accuracy(vectors, labels) == pytest.approx(np.mean(right))
+    assert probe_accuracy(torch.zeros(41, 6), labels) < 0.6 < probe_accuracy(vectors, labels)
+
+
+def test_a_probe_reads_the_first_tokens_of_each_block() -> None:
+    codes = torch.tensor([[[2, 0, -1], [1, -1, -1]]])
+    codebook = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    assert prefix_vectors(codes, codebook, 2).tolist() == [[5, 6, 1, 2, 3, 4, 0, 0]]
 
 
 @pytest.mark.parametrize("ddof", [0, 1])

@@ -148,6 +148,10 @@ class AdapTok(Model):
         codes = tokens.codes.clamp(0, self.quantizer.codebook_size - 1)
         return self.quantizer.project(self.quantizer.lookup(codes))
 
+    def codebook(self) -> Tensor:
+        """(codebook size, code_dim): the vector of every code."""
+        return self.quantizer.codebook().detach()
+
     def render(self, embeddings: Tensor, keep: Tensor) -> Tensor:
         """Decoder input (B, G, L, W) and kept tokens (B, G, L) -> (B, 3, T, H, W), differentiable.
 
