@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
-from genvid.allocation import Budget, DistortionPredictor
+from genvid.allocation import Allocator, Budget, DistortionPredictor
 from genvid.ar.classes import class_number
 from genvid.ar.draft import DraftHeads
 from genvid.ar.model import RowModel
@@ -37,6 +37,7 @@ from genvid.provenance import check_made_from
 from genvid.tokenizer.adaptok.budget import load_predictor
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.budgets import clip_budget
+from genvid.tokenizer.streams import fitted, stream_allocator, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
 
@@ -52,6 +53,8 @@ class VideoTokens:
     """The consecutive clips that the tokenizer cuts a video into, each of all B videos, on the CPU."""
     frames: int
     """Frames of a video; the last clip is longer where these do not fill its blocks."""
+    resolution: tuple[int, int]
+    """Height and width of its frames."""
     form: ArrayForm
     tokenizer: str | None
     """Fingerprint of the tokenizer's folder."""
@@ -76,16 +79,21 @@ class Tokenizer:
         repeated to fill the last block. `tokens` is the most that a clip of full length keeps, and a shorter one keeps
         its share; None: all. With a scorer they are spent where they reduce the distortion most, without one each block
         gets as many. Of LIT, `tokens` are the positions that each clip keeps.
+
+        With rotary geometry a video is one stream, of any size within the tokenizer's bounds, and `tokens` is the most
+        that any of its stretches of `model.frames` frames keeps.
         """
         pixels, form = read_array(video)
-        self.model.spec.check_frames(pixels)
-        budget = None if tokens is None else self.budget(tokens)
+        height, width = pixels.shape[-2:]
+        model = self.model.at((height, width)) if streams(self.model) else self.model
+        model.spec.check_frames(pixels)
+        encoder, allocator = video_encoder(model), self._allocator(model, tokens)
         clips = []
         for clip in self._clips(pixels):
-            encoded = self.model.encode(clip.to(self.device))
-            cut = encoded if budget is None else budget.allocator(encoded.keep.shape[1])(encoded)
+            encoded = encoder(clip.to(self.device))
+            cut = encoded if allocator is None else allocator(encoded)
             clips.append(replace(cut, features=None).to("cpu"))
-        return VideoTokens(tuple(clips), pixels.shape[2], form, self._fingerprint())
+        return VideoTokens(tuple(clips), pixels.shape[2], (height, width), form, self._fingerprint())
 
     @torch.no_grad()
     def decode(self, tokens: VideoTokens) -> Array:
@@ -93,13 +101,27 @@ class Tokenizer:
         if tokens.tokenizer is not None and (own := self._fingerprint()) is not None:
             way_out = "decode them with the tokenizer that encoded them"
             check_made_from("these tokens", {"tokenizer": tokens.tokenizer}, {"tokenizer": own}, way_out)
-        clips = [self.model.decode(clip.to(self.device)) for clip in tokens.clips]
+        decoder = video_decoder(fitted(self.model, tokens.resolution))
+        clips = [decoder(clip.to(self.device)) for clip in tokens.clips]
         return tokens.form.restore(torch.cat(clips, 2)[:, :, : tokens.frames])
 
     def budget(self, tokens: int) -> Budget:
         """The rule that keeps at most `tokens` of a clip of full length, each clip by itself. BudgetError when it takes
         more."""
         return clip_budget(self.model, self.predictor, tokens)
+
+    def fitted(self, resolution: tuple[int, int]) -> Tokenizer:
+        """For frames (height, width) as they are, where the tokenizer takes them; else itself, for resized ones."""
+        return Tokenizer(fitted(self.model, resolution), self.predictor, self.device)
+
+    def _allocator(self, model: VideoTokenizer, tokens: int | None) -> Allocator | None:
+        """The allocator of the consecutive clips of one video."""
+        if tokens is None:
+            return None
+        if streams(model):
+            return stream_allocator(model, self.predictor, tokens, model.config.grid[0])
+        budget = self.budget(tokens)
+        return lambda clip: budget.allocator(clip.keep.shape[1])(clip)
 
     def _clips(self, video: Tensor) -> Iterator[Tensor]:
         """(B, 3, T, H, W) -> its consecutive clips, of which the last repeats its last frame to fill its blocks."""

@@ -5,7 +5,13 @@ from __future__ import annotations
 from functools import singledispatch
 
 from genvid.allocation import Budget, DistortionPredictor
-from genvid.tokenizer.adaptok.budget import PublishedBudget, ScorerBudget, UniformBudget, load_predictor
+from genvid.tokenizer.adaptok.budget import (
+    PublishedBudget,
+    ScorerBudget,
+    StreamScorerBudget,
+    UniformBudget,
+    load_predictor,
+)
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.lit.budget import ClipBudget
 from genvid.tokenizer.lit.model import LIT
@@ -50,7 +56,8 @@ def _(tokenizer: AdapTok, tokens: int | None, scorer: str | None, *, published: 
     predictor = load_predictor(tokenizer, scorer)
     if published:
         return PublishedBudget(predictor, tokens, tokenizer.spec)
-    return ScorerBudget(predictor, tokens, tokenizer.config.grid[0])
+    budget = ScorerBudget if tokenizer.window is None else StreamScorerBudget
+    return budget(predictor, tokens, tokenizer.config.grid[0])
 
 
 @token_budget.register

@@ -7,16 +7,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import singledispatch
 
 import torch
 from torch import Tensor
 
 from genvid.allocation import Allocator, BudgetError, DistortionPredictor, UniformAllocator
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
-from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
+from genvid.tokenizer.adaptok.stream import StreamEncoder
 from genvid.tokenizer.budgets import clip_budget
+from genvid.tokenizer.streams import stream_allocator, streams
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 STREAM_BLOCKS = 16
@@ -52,10 +51,6 @@ class SegmentCoder(ABC):
         BudgetError for a rate below the fewest tokens that segments take.
         """
 
-    @abstractmethod
-    def decoder(self) -> Callable[[BlockTokens], Tensor]:
-        """The next tokens -> (1, 3, T, H, W), about [-1, 1]."""
-
 
 class ClipCoder(SegmentCoder):
     """Every segment is a clip by itself."""
@@ -75,9 +70,6 @@ class ClipCoder(SegmentCoder):
             return replace(allocators[video.shape[2]](tokens) if allocators else tokens, features=None)
 
         return encode
-
-    def decoder(self) -> Callable[[BlockTokens], Tensor]:
-        return torch.no_grad()(self.tokenizer.decode)
 
     def _allocator(self, rate: TokenRate, frames: int) -> Allocator:
         """Of clips of so many frames. Budgets of a tokenizer of limited length are of its longest clip."""
@@ -99,31 +91,23 @@ class StreamCoder(SegmentCoder):
         stream = StreamEncoder(self.tokenizer, None if rate is None else self._allocator(rate))
         return lambda video: replace(stream(video), features=None)
 
-    def decoder(self) -> Callable[[BlockTokens], Tensor]:
-        return StreamDecoder(self.tokenizer)
-
     def _allocator(self, rate: TokenRate) -> Allocator:
-        """The rate in any run of blocks that lasts about a second, or without a scorer in each block."""
+        """The rate in any second, or without a scorer in each block."""
         per_block = self.spec.frames_per_block
-        if isinstance(self.predictor, ScorerPredictor):
-            blocks = max(1, round(rate.fps / per_block))
-            return StreamBudget(self.predictor, rate.tokens_of(blocks * per_block), blocks)
+        if self.predictor is not None:
+            # No second has parts of more tokens than these fewest blocks that outlast it.
+            blocks = math.ceil(rate.fps / per_block)
+            return stream_allocator(self.tokenizer, self.predictor, math.floor(rate.tokens), blocks)
         tokens = rate.tokens_of(per_block)
         if not tokens:
             raise BudgetError(f"{float(rate.tokens):g} tokens a second are less than one of each block")
         return UniformAllocator(tokens)
 
 
-@singledispatch
 def segment_coder(
     tokenizer: VideoTokenizer, predictor: DistortionPredictor | None, most_blocks: int | None
 ) -> SegmentCoder:
     """The coder of a tokenizer. `most_blocks`: of a segment of a stream, at most `STREAM_BLOCKS`; None: so many."""
+    if streams(tokenizer):
+        return StreamCoder(tokenizer, predictor, most_blocks)
     return ClipCoder(tokenizer, predictor)
-
-
-@segment_coder.register
-def _(tokenizer: AdapTok, predictor: DistortionPredictor | None, most_blocks: int | None) -> SegmentCoder:
-    if tokenizer.window is None:
-        return ClipCoder(tokenizer, predictor)
-    return StreamCoder(tokenizer, predictor, most_blocks)

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
@@ -31,6 +31,7 @@ from genvid.generation.pipeline import check_match
 from genvid.provenance import check_made_from
 from genvid.tokenizer.budgets import token_budget
 from genvid.tokenizer.segments import TokenRate, segment_coder
+from genvid.tokenizer.streams import fitted, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import ContinuousTokenizer, clip_frames
 from genvid.tokens.code_counts import CodeCounts
@@ -125,7 +126,7 @@ def encode(options: EncodeOptions) -> None:
     Until it is complete the file is called OUTPUT.unfinished; the same command goes on with it after an interruption.
     """
     output, info = new_output(options.output, ".tok"), probe(options.video)
-    tokenizer = _open_coder(options.tokenizer, options.scorer)
+    tokenizer = _open_coder(options.tokenizer, options.scorer).fitted((info.height, info.width))
     model = _code_model(tokenizer.model, options.tokenizer, options.code_model)
     coder = segment_coder(tokenizer.model, tokenizer.predictor, None if model is None else model.most_blocks)
     spec, limit = coder.spec, None
@@ -153,6 +154,7 @@ def decode(options: DecodeOptions) -> None:
     output = new_output(options.output, ".mp4")
     tokenizer = open_tokenizer(options.tokenizer)
     with read_token_file(options.tokens) as file:
+        tokenizer = fitted(tokenizer, (file.header.height, file.header.width))
         file.check_tokenizer(tokenizer.spec, fingerprint(resolve(options.tokenizer)))
         model = _code_model_of(file, tokenizer, options)
         frames, _ = file.whole()
@@ -165,9 +167,9 @@ def decode(options: DecodeOptions) -> None:
             audio = opened.enter_context(_copied_audio(file))
             append = opened.enter_context(video_writer(output, file.header.fps, audio=audio))
             bar = opened.enter_context(tqdm(total=frames, unit="frame"))
-            decode_next = segment_coder(tokenizer, None, None).decoder()
+            decode_next = video_decoder(tokenizer)
             for segment, tokens in file.tokens(model):
-                append(to_uint8(decode_next(tokens.to(device()))[0]).cpu()[:, : segment.frames])
+                append(_pixels(decode_next, tokens)[:, : segment.frames])
                 bar.update(segment.frames)
 
 
@@ -176,14 +178,14 @@ def reconstruct(options: ReconstructOptions) -> None:
     """Write a video beside its reconstruction."""
     output = new_output(options.output, ".mp4")
     path, found = options.video, probe(options.video)
-    tokenizer = open_tokenizer(options.tokenizer)
-    spec = tokenizer.spec
+    tokenizer = fitted(open_tokenizer(options.tokenizer), (found.height, found.width))
+    spec, encode_next, decode_next = tokenizer.spec, video_encoder(tokenizer), video_decoder(tokenizer)
     blocks = [spec.num_blocks(spec.filled(frames)) for frames in clip_frames(found.frames, spec)]
     budget = options.budget.build(tokenizer)
     allocators: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
     if budget is not None:
         allocators = [*budget.video_allocators(blocks)]
-    if spec.max_blocks is None and len(blocks) > 1:
+    if spec.max_blocks is None and len(blocks) > 1 and not streams(tokenizer):
         parts = f"{len(blocks)} clips of at most {max(blocks)}, each by itself"
         print(f"{readable(path)}: {sum(blocks)} blocks, coded in {parts}")
     _print_restart(output)
@@ -191,9 +193,9 @@ def reconstruct(options: ReconstructOptions) -> None:
     with video_writer(output, found.fps) as append, tqdm(total=len(blocks), desc="coding", unit="clip") as bar:
         for size, allocator in allocators:
             group = list(islice(clips, size))
-            tokens = _cut([_encode_clip(tokenizer, clip, allocator) for clip in group], allocator)
+            tokens = _cut([_encode_clip(encode_next, clip, allocator) for clip in group], allocator)
             for row, clip in enumerate(group):
-                both = torch.cat([to_uint8(clip), _pixels(tokenizer, tokens[row : row + 1])], 3)[:, :left]
+                both = torch.cat([to_uint8(clip), _pixels(decode_next, tokens[row : row + 1])], 3)[:, :left]
                 append(both)
                 left -= both.shape[1]
                 bar.write(f"clip {number}: {_described(tokens[row : row + 1])}", file=sys.stdout)
@@ -314,9 +316,11 @@ def _print_sizes(file: Path, name: str) -> None:
     print(f"{readable(file)}: {size}; {'the codes' if header.latents is None else 'the latents'} alone take {plain}")
 
 
-def _encode_clip(tokenizer: VideoTokenizer, clip: Tensor, allocator: Allocator | None) -> BlockTokens:
+def _encode_clip(
+    encode_next: Callable[[Tensor], BlockTokens], clip: Tensor, allocator: Allocator | None
+) -> BlockTokens:
     """(3, T, H, W) on the CPU -> its tokens on the CPU, with the features that an allocator reads."""
-    tokens = tokenizer.encode(clip[None].to(device()))
+    tokens = encode_next(clip[None].to(device()))
     return (tokens if allocator else replace(tokens, features=None)).to("cpu")
 
 
@@ -326,9 +330,9 @@ def _cut(clips: list[BlockTokens], allocator: Allocator | None) -> BlockTokens:
     return tokens if allocator is None else replace(allocator(tokens.to(device())).to("cpu"), features=None)
 
 
-def _pixels(tokenizer: VideoTokenizer, tokens: BlockTokens) -> Tensor:
+def _pixels(decode_next: Callable[[BlockTokens], Tensor], tokens: BlockTokens) -> Tensor:
     """Tokens of a clip -> (3, T, H, W) uint8."""
-    return to_uint8(tokenizer.decode(tokens.to(device()))[0]).cpu()
+    return to_uint8(decode_next(tokens.to(device()))[0]).cpu()
 
 
 def _described(clip: BlockTokens) -> str:

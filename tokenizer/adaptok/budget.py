@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from genvid.allocation import (
@@ -18,6 +20,7 @@ from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.stream import StreamBudget
 from genvid.tokens import TokenizerSpec
 
 
@@ -50,6 +53,19 @@ class ScorerBudget(_LengthBudget):
 
     def allocator(self, blocks: int) -> Allocator:
         return JointAllocator(self.predictor, self.share(blocks), self.group_size)
+
+
+class StreamScorerBudget(ScorerBudget):
+    """Of rotary geometry: clips as in `ScorerBudget`; a whole video as a stream, of which any run of blocks as long as
+    such a clip keeps at most its tokens."""
+
+    def __init__(self, predictor: ScorerPredictor, tokens: int, full_length: int) -> None:
+        super().__init__(predictor, tokens, full_length)
+        self._stream = partial(StreamBudget, predictor, tokens, full_length)
+
+    def video_allocators(self, blocks: Sequence[int]) -> list[tuple[int, Allocator]]:
+        allocator = self._stream()
+        return [(1, allocator)] * len(blocks)
 
 
 class UniformBudget(_LengthBudget):

@@ -9,7 +9,7 @@ from genvid.allocation import Allocator, OnlineController, WindowLedger
 from genvid.allocation.curves import check_curves
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor, ScorerStream
+from genvid.tokenizer.adaptok.scorer import ScorerPredictor, ScorerStream, select_blocks
 from genvid.tokens import BlockTokens
 
 
@@ -113,11 +113,13 @@ class StreamBudget:
         self._controller = OnlineController(WindowLedger(tokens, blocks, predictor.sizes), predictor.sizes)
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        """The next block (B, 1, L), all kept, with its features -> the same, fewer kept."""
-        lengths = self._controller.step(check_curves(self._scorer.score(tokens)))
-        kept = tokens.tail_drop(lengths[:, None])
-        self._scorer.append(kept)
-        return kept
+        """The next blocks (B, G, L), all kept, with their features -> the same, fewer kept."""
+        lengths = tokens.lengths
+        for block in range(tokens.keep.shape[1]):
+            whole = select_blocks(tokens, slice(block, block + 1))
+            lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole)))
+            self._scorer.append(whole.tail_drop(lengths[:, block : block + 1]))
+        return tokens.tail_drop(lengths)
 
 
 def _window(tokenizer: AdapTok) -> int:

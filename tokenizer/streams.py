@@ -1,0 +1,49 @@
+"""A long video in consecutive clips: each by itself, or as one stream where the tokenizer has rotary geometry."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TypeGuard
+
+from torch import Tensor
+
+from genvid.allocation import Allocator, DistortionPredictor
+from genvid.tokenizer.adaptok.budget import UniformBudget
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
+from genvid.tokens import BlockTokens, VideoTokenizer
+
+
+def streams(tokenizer: VideoTokenizer) -> TypeGuard[AdapTok]:
+    """Whether consecutive clips of a video are one stream, without seams between them."""
+    return isinstance(tokenizer, AdapTok) and tokenizer.window is not None
+
+
+def video_encoder(tokenizer: VideoTokenizer) -> Callable[[Tensor], BlockTokens]:
+    """Encodes the consecutive clips of one video."""
+    return StreamEncoder(tokenizer) if streams(tokenizer) else tokenizer.encode
+
+
+def video_decoder(tokenizer: VideoTokenizer) -> Callable[[BlockTokens], Tensor]:
+    """Decodes the consecutive clips of one video."""
+    return StreamDecoder(tokenizer) if streams(tokenizer) else tokenizer.decode
+
+
+def stream_allocator(tokenizer: AdapTok, predictor: DistortionPredictor | None, tokens: int, blocks: int) -> Allocator:
+    """At most `tokens` for any `blocks` consecutive blocks of one video; without a scorer as many for every block.
+
+    BudgetError for fewer tokens than the blocks take.
+    """
+    if isinstance(predictor, ScorerPredictor):
+        return StreamBudget(ScorerPredictor(tokenizer, predictor.scorer), tokens, blocks)
+    return UniformBudget(tokens, blocks).allocator(blocks)
+
+
+def fitted(tokenizer: VideoTokenizer, resolution: tuple[int, int]) -> VideoTokenizer:
+    """The tokenizer for frames (height, width) as they are, or where it does not take them itself, for resized ones."""
+    if streams(tokenizer):
+        with suppress(ValueError):
+            return tokenizer.at(resolution)
+    return tokenizer
