@@ -117,6 +117,10 @@ class TokenWriter:
                 self._write(0, 0, piece[start : start + _AUDIO_PIECE])
 
     def _write(self, blocks: int, frames: int, payload: bytes) -> None:
+        if len(payload) > MOST_PAYLOAD:
+            raise TokenFileError(
+                f"a segment holds at most {MOST_PAYLOAD} bytes, got {len(payload)}: give it fewer blocks"
+            )
         head = b"".join(_varint(number) for number in (blocks, frames, len(payload)))
         checksum = zlib.crc32(payload, zlib.crc32(head))
         self._stream.write(head + checksum.to_bytes(4, "little") + payload)
@@ -329,7 +333,10 @@ def _whole(unfinished: Path, header: Header) -> tuple[int, int]:
                 f"{unfinished} holds unfinished work on something else ({difference}): finish that, choose another "
                 f"output, or delete {unfinished} to begin anew"
             )
-        frames, end = file.whole()
+        try:
+            frames, end = file.whole()
+        except TokenFileError as error:
+            raise TokenFileError(f"{error}; delete it to begin anew") from None
     return (frames, end) if frames else (0, 0)
 
 
@@ -338,9 +345,8 @@ def _beginning(header: Header) -> bytes:
     data = header.encode()
     if len(data) > MOST_HEADER:
         raise TokenFileError(f"the header of a token file has at most {MOST_HEADER} bytes, got {len(data)}")
-    return (
-        SIGNATURE + bytes([VERSION]) + len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little") + data
-    )
+    numbers = len(data).to_bytes(4, "little") + zlib.crc32(data).to_bytes(4, "little")
+    return SIGNATURE + bytes([VERSION]) + numbers + data
 
 
 def _exceeds(header: Header, blocks: int) -> bool:

@@ -143,6 +143,11 @@ def test_an_unfinished_file_goes_on_behind_its_last_whole_segment(file: Path) ->
 def test_unfinished_files_of_others_and_incomplete_ones_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TokenFileError, match="has 16 of 47 frames"), write(tmp_path / "a.tok") as writer:
         writer.append(*PARTS[0])
+    unfinished = tmp_path / "a.tok.unfinished"
+    whole = unfinished.read_bytes()
+    unfinished.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(TokenFileError, match=r"checksum.*; delete it to begin anew"), write(tmp_path / "a.tok"):
+        pass
     other = replace(HEADER, made_from={"tokens per second": 3})
     with pytest.raises(TokenFileError, match="something else"), resume_token_file(tmp_path / "a.tok", other, MODEL):
         pass
