@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "": {"api"},  # genvid.load
     "studio": LIBRARY | {"api", "studio"},
     "cli": LIBRARY | {"api", "studio", "cli"},
-    "recipes": LIBRARY | {"recipes"},
+    "recipes": LIBRARY | {"api", "recipes"},
 }
 ONLY_IN = {
     "pulp": {"allocation"},

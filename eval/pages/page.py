@@ -22,6 +22,8 @@ from genvid.eval.report import Report, column, columns, format_column, format_va
 from genvid.files import write_atomically
 
 Value = str | float | None
+NUMBERED = 8
+"""Most blocks of a clip whose tokens are written below their bars."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +51,10 @@ class Clip:
         if not self.tokens:
             return ""
         label = f"tokens per block: {', '.join(str(count) for count in self.tokens)}"
+        few = len(self.tokens) <= NUMBERED
         bars = "".join(
-            f'<span><i style="--part:{100 * count / self.capacity:.1f}%"></i>{count}</span>' for count in self.tokens
+            f'<span><i style="--part:{100 * count / self.capacity:.1f}%"></i>{count if few else ""}</span>'
+            for count in self.tokens
         )
         return f'<div class="bars" role="img" aria-label="{label}" title="{label}">{bars}</div>'
 

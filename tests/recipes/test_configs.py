@@ -32,6 +32,7 @@ RECIPES = sorted(set(CONFIGS.rglob("*.yaml")) - set(LAUNCH))
 BY_NAME = {
     "calibration": CalibrationRun,
     "cache": CacheRun,
+    "held_out_cache": CacheRun,
     "evaluation": EvaluationRun,
     "keep_rates": LITEvaluationRun,
     "generation": GenerationRun,

@@ -1,0 +1,199 @@
+"""The page of the demo, and its tables in the terminal."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from genvid import api, checkpoint
+from genvid.data import EXAMPLE_VIDEO
+from genvid.data.clips import to_float
+from genvid.data.video import probe, read_clip, video_bytes
+from genvid.eval.examples import Example
+from genvid.eval.gaps import RATE
+from genvid.eval.metrics.fidelity import ClipPSNR
+from genvid.eval.pages.charts import LineChart, Series
+from genvid.eval.pages.page import Clip, Page, Section, Value
+from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
+from genvid.eval.report import Report
+from genvid.recipes import generate
+from genvid.recipes.compare_allocators import ORACLES
+from genvid.recipes.generate import Samples
+from genvid.train.validation import PREFIX
+
+FPS = 8.0
+"""Of the generated clips."""
+SHOWN = 4
+"""Clips of each class, and predictions, that are shown."""
+SHARES = (1 / 16, 1 / 4, 1)
+"""Of the tokens of the shipped tokenizer: budgets of the real video."""
+LEAD = (
+    "A tokenizer that decides how many tokens each block of a video deserves, a model that writes such sequences, and "
+    "what both are worth."
+)
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that the stages measured."""
+
+    reports: Sequence[Report]
+    """Reconstructions, of every rule at every budget."""
+    examples: Sequence[Example]
+    samples: Samples
+    predictions: Samples
+    seconds: Mapping[str, float]
+    """Of each stage."""
+
+    @property
+    def capacity(self) -> int:
+        return int(self.samples.generated.tokens.keep.shape[-1])
+
+
+@dataclass(frozen=True)
+class Table:
+    """A few numbers under their own headings, for the page and the terminal."""
+
+    title: str
+    header: list[str]
+    rows: list[list[Value]]
+
+    def text(self) -> str:
+        """Aligned columns under the title."""
+        texts = [self.header, *([_text(value) for value in row] for row in self.rows)]
+        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
+        lines = [[row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])] for row in texts]
+        return "\n".join([self.title, *("  " + "  ".join(line) for line in lines)])
+
+    def add_to(self, section: Section) -> None:
+        section.heading(self.title).table(self.header, self.rows)
+
+
+def reconstruction_table(reports: Sequence[Report]) -> Table:
+    """PSNR of every rule at every budget."""
+    found = {split_title(report.title): report.value("PSNR") for report in reports}
+    rules, budgets = (list(dict.fromkeys(key[part] for key in found)) for part in (0, 1))
+    rows: list[list[Value]] = [[rule, *(round(found[rule, budget], 2) for budget in budgets)] for rule in rules]
+    return Table("PSNR of reconstructions, dB", ["rule", *(f"{budget} tokens" for budget in budgets)], rows)
+
+
+def generation_table(samples: Report, predictions: Report) -> Table:
+    """Classes that a classifier of real clips finds in generated ones, distances, and tokens."""
+    rows: list[list[Value]] = []
+    for name, report in (("samples of a class", samples), ("predictions", predictions)):
+        values = {number.name: number.value for number in report.numbers}
+        percent = [round(100 * values[share], 1) for share in ("class as asked", "classifier on real clips")]
+        rows.append([name, *percent, round(values["tokens per clip"], 1)])
+    return Table("Generated clips", ["clips", "as asked, %", "real clips, %", "tokens"], rows)
+
+
+def tables(results: Results) -> list[Table]:
+    """What the terminal prints."""
+    without = [report for report in results.reports if split_title(report.title)[0] not in ORACLES]
+    generated = generation_table(results.samples.report, results.predictions.report)
+    return [reconstruction_table(without), generated]
+
+
+def first_page(shipped: str) -> Page:
+    """The page before training: a real video through the tokenizer of this name, where it is installed with genvid."""
+    page = Page("genvid demo", lead=LEAD)
+    if (checkpoint.SHIPPED / shipped / checkpoint.CONFIG).is_file():
+        add_real_video(page.section("A real video at three budgets"), shipped)
+    return page
+
+
+@torch.no_grad()
+def add_real_video(section: Section, shipped: str) -> None:
+    """The video that comes with genvid, as its tokenizer reconstructs it."""
+    tokenizer, info = api.load(shipped), probe(EXAMPLE_VIDEO)
+    assert isinstance(tokenizer, api.Tokenizer)
+    spec = tokenizer.model.spec
+    video = read_clip(EXAMPLE_VIDEO, 0, info.frames, info=info)
+    pixels, seconds = _tensor(video), info.frames / info.fps
+    clips, header = [Clip(video_bytes(pixels, info.fps, scale=2))], ["original"]
+    for share in SHARES:
+        blocks = spec.max_blocks or spec.num_blocks(spec.filled(info.frames))
+        tokens = tokenizer.encode(video, tokens=int(share * blocks * spec.block_capacity))
+        decoded, lengths = _tensor(tokenizer.decode(tokens)), tokens.lengths[0].tolist()
+        psnr = ClipPSNR().score(to_float(decoded)[None], to_float(pixels)[None]).item()
+        bits = sum(float(spec.clip_bits(clip)[0]) for clip in tokens.clips)
+        caption = f"{sum(lengths):,} tokens, {bits / seconds / 1000:.1f} kbit/s, {psnr:.1f} dB"
+        clips.append(Clip(video_bytes(decoded, info.fps, scale=2), caption, lengths, spec.block_capacity))
+        header.append(f"{share:.0%} of the tokens".replace("100% of the", "all"))
+    section.text(
+        "Two seconds of a helicopter, coded by the tokenizer that is installed with genvid. Bars are the tokens of "
+        "each block of four frames. Try your own video: `genvid studio`."
+    ).comparison(header, {"helicopter": clips})
+
+
+def fill(page: Page, results: Results, folder: Path) -> None:
+    """All other sections."""
+    _add_summary(page.section("In short"), results)
+    _add_reconstruction(page.section("Reconstruction of generated clips"), results)
+    for title, samples in (("Samples of each class", results.samples), ("Frame prediction", results.predictions)):
+        generate.add_to_page(page.section(title), samples, per_class=SHOWN, fps=FPS, capacity=results.capacity)
+    section = page.section("Training")
+    section.charts(*(_loss_chart(folder / name) for name in results.seconds if (folder / name / "export").is_dir()))
+    Table("Seconds of each stage", ["stage", "seconds"], [[k, round(v, 1)] for k, v in results.seconds.items()]).add_to(
+        section
+    )
+
+
+def _add_summary(section: Section, results: Results) -> None:
+    found = {report.title: report.value("PSNR") for report in results.reports}
+    half = f"joint @ {2 * results.capacity}"
+    section.facts(
+        {
+            "samples as asked, by a classifier of real clips": f"{results.samples.report.value('class as asked'):.0%}",
+            "predictions that go on as begun": f"{results.predictions.report.value('class as asked'):.0%}",
+            "PSNR of held-out clips from half their tokens": f"{found[half]:.1f} dB" if half in found else None,
+            "minutes in all": f"{sum(results.seconds.values()) / 60:.1f}",
+        }
+    )
+
+
+def _add_reconstruction(section: Section, results: Results) -> None:
+    section.text(
+        "Held-out clips. The joint program spends one budget over all of them: more where it predicts that tokens "
+        "help, equal shares where it predicts nothing better."
+    )
+    rows = {}
+    for number, example in enumerate(results.examples, 1):
+        versions = [
+            Clip(video_bytes(video, FPS, scale=4), f"{sum(lengths)} tokens", lengths, results.capacity)
+            for video, lengths in example.versions.values()
+        ]
+        rows[f"clip {number}"] = [Clip(video_bytes(example.original, FPS, scale=4)), *versions]
+    if results.examples:
+        header = [f"mean budget {budget:g}" for budget in results.examples[0].versions]
+        section.comparison(["original", *header], rows)
+    reconstruction_table(results.reports).add_to(section)
+    section.note("Rules and oracles: docs/allocation.md. Every other number is in the folder reports/.")
+    section.charts(*(quality_chart(curves(results.reports, RATE, name), RATE, name) for name in ("PSNR", "SSIM")))
+    section.provenance(results.reports)
+
+
+def _loss_chart(run: Path) -> LineChart:
+    """Training and held-out loss of a run."""
+    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = {"training": "loss", "held out": PREFIX + "loss"}
+    series = []
+    for label, key in lines.items():
+        points = [(record["step"], record[key]) for record in records if key in record]
+        if points:
+            series.append(Series(label, *zip(*points, strict=True)))
+    return LineChart(run.name.replace("_", " "), series, "step", "loss", log_y=True)
+
+
+def _tensor(video: object) -> Tensor:
+    """(T, H, W, 3) uint8 -> (3, T, H, W)."""
+    return torch.as_tensor(video).permute(3, 0, 1, 2)
+
+
+def _text(value: Value) -> str:
+    return "–" if value is None else value if isinstance(value, str) else f"{value:g}"
