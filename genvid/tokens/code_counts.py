@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Self
@@ -13,14 +13,15 @@ import safetensors.numpy
 
 from genvid.files import write_atomically
 from genvid.tokens.blocks import TokenizerSpec
-from genvid.tokens.entropy import CodeModel, Decoder, Encoder, EntropyError, Integers
+from genvid.tokens.entropy import CodeModel, Decoder, Encoder, Integers
 
 FILE = "code_counts.safetensors"
 """In the tokenizer's folder."""
 
 
 class CodeCounts(CodeModel):
-    """Counts (rows, codebook_size). Row 0 is of position 0 of a block, row r of the positions 2^(r - 1) to 2^r - 1."""
+    """Counts (rows, codebook_size). Row 0 is of position 0 of a block, row r of the positions 2^(r - 1) to 2^r - 1; the
+    last row is of all later ones too."""
 
     def __init__(self, counts: Integers) -> None:
         self.counts = np.array(counts, np.int64)
@@ -32,7 +33,8 @@ class CodeCounts(CodeModel):
 
     @classmethod
     def zeros(cls, spec: TokenizerSpec) -> Self:
-        return cls(np.zeros(_shape(spec), np.int64))
+        assert spec.codebook_size is not None
+        return cls(np.zeros(((spec.block_capacity - 1).bit_length() + 1, spec.codebook_size), np.int64))
 
     @classmethod
     def load(cls, folder: Path, spec: TokenizerSpec) -> Self | None:
@@ -40,8 +42,10 @@ class CodeCounts(CodeModel):
         if not (folder / FILE).is_file():
             return None
         counts = safetensors.numpy.load_file(folder / FILE)["counts"]
-        if counts.shape != _shape(spec):
-            raise ValueError(f"{folder / FILE} has counts {counts.shape}, but this tokenizer needs {_shape(spec)}")
+        if counts.shape[1:] != (spec.codebook_size,) or not len(counts):
+            raise ValueError(
+                f"{folder / FILE} has counts {counts.shape}, but this tokenizer {spec.codebook_size} codes"
+            )
         return cls(counts)
 
     def save(self, folder: Path) -> None:
@@ -50,12 +54,12 @@ class CodeCounts(CodeModel):
 
     def add(self, codes: Sequence[Integers]) -> None:
         """Count the kept codes of more blocks."""
-        for row, places in enumerate(_rows([len(block) for block in codes])):
+        for row, places in self._rows([len(block) for block in codes]):
             kept = np.concatenate([block[place] for block, place in zip(codes, places, strict=True)])
             self.counts[row] += np.bincount(kept, minlength=self.counts.shape[1])
 
     def encode(self, encoder: Encoder, codes: Sequence[Integers]) -> None:
-        for row, places in enumerate(_rows([len(block) for block in codes])):
+        for row, places in self._rows([len(block) for block in codes]):
             kept = [block[place] for block, place in zip(codes, places, strict=True)]
             encoder.put(np.concatenate(kept), 2 * self.counts[row] + 1)
 
@@ -63,23 +67,17 @@ class CodeCounts(CodeModel):
         return [self._decode(*part) for part in zip(decoders, lengths, strict=True)]
 
     def _decode(self, decoder: Decoder, lengths: Sequence[int]) -> list[Integers]:
-        if len(_rows(lengths)) > len(self.counts):
-            raise EntropyError(f"a block of {max(lengths)} codes is longer than those that were counted")
         codes: list[Integers] = [np.zeros(length, np.int64) for length in lengths]
-        for row, places in enumerate(_rows(lengths)):
+        for row, places in self._rows(lengths):
             sizes = [len(block[place]) for block, place in zip(codes, places, strict=True)]
             kept = decoder.get(2 * self.counts[row] + 1, sum(sizes))
             for block, place, part in zip(codes, places, np.split(kept, np.cumsum(sizes)[:-1]), strict=True):
                 block[place] = part
         return codes
 
-
-def _shape(spec: TokenizerSpec) -> tuple[int, int]:
-    assert spec.codebook_size is not None
-    return (spec.block_capacity - 1).bit_length() + 1, spec.codebook_size
-
-
-def _rows(lengths: Sequence[int]) -> list[list[slice]]:
-    """For each row that the blocks reach, the positions of each block in it."""
-    bounds = [0, *(2**row for row in range((max(lengths) - 1).bit_length() + 1))] if max(lengths) else []
-    return [[slice(min(first, length), min(end, length)) for length in lengths] for first, end in pairwise(bounds)]
+    def _rows(self, lengths: Sequence[int]) -> Iterator[tuple[int, list[slice]]]:
+        """The rows that the blocks reach, and the positions of each block in them."""
+        bounds = [0, *(2**row for row in range(len(self.counts) - 1)), max(lengths)]
+        for row, (first, end) in enumerate(pairwise(bounds)):
+            if first < max(lengths):
+                yield row, [slice(min(first, length), min(end, length)) for length in lengths]

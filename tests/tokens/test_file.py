@@ -364,5 +364,9 @@ def test_counted_codes_are_coded_by_their_counts(tmp_path: Path) -> None:
     loaded = CodeCounts.load(tmp_path, SPEC)
     assert loaded is not None
     assert loaded.record == counts.record != CodeCounts.zeros(SPEC).record
-    with pytest.raises(ValueError, match="this tokenizer needs"):
-        CodeCounts.load(tmp_path, replace(SPEC, block_capacity=32))
+    long = [generator.integers(0, 300, 64)]  # of larger frames: the last row is of all later positions
+    encoder = Encoder()
+    loaded.encode(encoder, long)
+    assert loaded.decode([Decoder(encoder.bytes())], [[64]])[0][0].tolist() == long[0].tolist()
+    with pytest.raises(ValueError, match="but this tokenizer 301 codes"):
+        CodeCounts.load(tmp_path, replace(SPEC, codebook_size=301))
