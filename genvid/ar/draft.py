@@ -12,7 +12,6 @@ from typing import ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from genvid.ar.model import RowModel
 from genvid.ar.rows import IGNORED
@@ -47,17 +46,19 @@ class DraftHeads(Model):
 
     def __init__(self, config: DraftConfig) -> None:
         super().__init__(config)
-        self.token_norms = nn.ModuleList(nn.RMSNorm(config.width) for _ in range(config.heads))
-        self.layers = nn.ModuleList(nn.Linear(2 * config.width, config.width) for _ in range(config.heads))
-        for layer in self.layers:  # at first a head repeats the state before it
-            nn.init.zeros_(cast(nn.Linear, layer).weight)
-            nn.init.zeros_(cast(nn.Linear, layer).bias)
+        width = config.width
+        self.state_norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(config.heads))
+        self.token_norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(config.heads))
+        self.layers = nn.ModuleList(
+            nn.Sequential(nn.Linear(2 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, width))
+            for _ in range(config.heads)
+        )
 
     def following(self, head: int, states: Tensor, embedded: Tensor) -> Tensor:
         """(..., width) states, of the model (normed) or of the head before, and embeddings of the next tokens -> the
         states of the tokens after those."""
-        both = torch.cat([states, self.token_norms[head](embedded)], -1)
-        return states + functional.silu(cast(Tensor, self.layers[head](both)))
+        both = torch.cat([self.state_norms[head](states), self.token_norms[head](embedded)], -1)
+        return cast(Tensor, self.layers[head](both))
 
 
 class DraftTask(TrainingTask):
