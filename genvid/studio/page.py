@@ -198,11 +198,11 @@ def _show(pane: int, session: Session | None, name: str, rate: float, playhead: 
     with _explained():
         coded = session.coded(name)
         pictures: list[Value | None] = [None] * coded.num_blocks
-        clips: list[CodedClip] = []
+        clips: dict[int, CodedClip] = {}
         for request, clip in session.requests[pane].parts(coded.at(rate, int(playhead * coded.fps))):
-            clips.append(clip)
+            clips[clip.number] = clip
             pictures[clip.first_block : clip.first_block + len(clip.blocks)] = map(_block_value, clip.blocks)
-            yield _value(session, coded, name, request, pictures, _facts(coded, clips))
+            yield _value(session, coded, name, request, pictures, _facts(coded, list(clips.values())))
 
 
 def _block_value(block: CodedBlock) -> Value:

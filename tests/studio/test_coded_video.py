@@ -14,7 +14,7 @@ from genvid.allocation import BudgetError
 from genvid.api import Generator, Tokenizer
 from genvid.data import VideoError
 from genvid.studio.session import Requests, Session
-from genvid.studio.video import CodedVideo
+from genvid.studio.video import CodedClip, CodedVideo
 
 FRAMES, FPS, FULL = 15, 10.0, 24
 """Of the video, and the tokens of a clip of full length."""
@@ -22,12 +22,17 @@ SECONDS = 0.6
 """Of such a clip."""
 
 
+def complete(coded: CodedVideo, rate: float, frame: int = 0) -> list[CodedClip]:
+    """Complete clips, in the order in which they are decoded."""
+    return list({clip.number: clip for clip in coded.at(rate, frame)}.values())
+
+
 @pytest.mark.parametrize("name", ["scored", "plain"])
 @pytest.mark.parametrize("tokens", [6, 13, FULL])
 def test_it_is_coded_as_by_genvid_load(name: str, tokens: int, tokenizers: dict[str, Tokenizer], video: Path) -> None:
     coded, tokenizer = CodedVideo(tokenizers[name], video), tokenizers[name]
     expected = tokenizer.encode(coded.frames_before(FRAMES), tokens=tokens)
-    clips = list(coded.at(tokens / SECONDS))
+    clips = complete(coded, tokens / SECONDS)
     blocks = list(chain.from_iterable(clip.blocks for clip in clips))
     assert [block.tokens for block in blocks] == expected.lengths[0].tolist()
     assert [block.frames.shape[1] for block in blocks] == [2] * 7 + [1]
@@ -40,7 +45,7 @@ def test_it_is_coded_as_by_genvid_load(name: str, tokens: int, tokenizers: dict[
 
 def test_psnr_of_a_block(tokenizers: dict[str, Tokenizer], video: Path) -> None:
     coded = CodedVideo(tokenizers["plain"], video)
-    block, original = next(coded.at(FULL / SECONDS)).blocks[1], coded.original()[1]
+    block, original = complete(coded, FULL / SECONDS)[0].blocks[1], coded.original()[1]
     error = ((block.frames.double() - original.double()) ** 2).mean()
     assert block.psnr == pytest.approx(float(10 * torch.log10(255**2 / error)), abs=1e-3)
 
@@ -63,20 +68,27 @@ def test_it_is_encoded_once(tokenizers: dict[str, Tokenizer], video: Path, monke
 
 def test_decoding_begins_at_the_playhead(tokenizers: dict[str, Tokenizer], video: Path) -> None:
     coded = CodedVideo(tokenizers["scored"], video)
-    numbers = {frame: [clip.number for clip in coded.at(30, frame)] for frame in (0, 5, 6, 14, 99)}
+    numbers = {frame: [clip.number for clip in complete(coded, 30, frame)] for frame in (0, 5, 6, 14, 99)}
     assert numbers == {0: [0, 1, 2], 5: [0, 1, 2], 6: [1, 2, 0], 14: [2, 0, 1], 99: [0, 1, 2]}
-    by_number = {clip.number: clip for clip in coded.at(30, 14)}
-    for clip in coded.at(30):
+    by_number = {clip.number: clip for clip in complete(coded, 30, 14)}
+    for clip in complete(coded, 30):
         other = by_number[clip.number]
         assert clip.first_block == other.first_block == 3 * clip.number
         assert all(torch.equal(a.frames, b.frames) for a, b in zip(clip.blocks, other.blocks, strict=True))
+
+
+def test_the_first_block_comes_alone(tokenizers: dict[str, Tokenizer], video: Path) -> None:
+    first, clip, *_ = CodedVideo(tokenizers["scored"], video).at(30, 8)
+    assert (first.number, len(first.blocks), len(clip.blocks)) == (1, 1, 3)
+    assert torch.equal(first.blocks[0].frames, clip.blocks[0].frames)
+    assert first.blocks[0].tokens == clip.blocks[0].tokens
 
 
 def test_the_slider_ends_where_budgets_do(tokenizers: dict[str, Tokenizer], video: Path) -> None:
     for name, least in (("scored", 2), ("plain", 1)):
         coded = CodedVideo(tokenizers[name], video)
         assert coded.rates == (least * 5, 8 * 5)
-        fewest, most = (list(coded.at(rate)) for rate in coded.rates)
+        fewest, most = (complete(coded, rate) for rate in coded.rates)
         assert [block.tokens for clip in fewest for block in clip.blocks] == [least] * 8
         # With a scorer, no token is spent where it predicts no gain.
         assert name == "scored" or [block.tokens for clip in most for block in clip.blocks] == [8] * 8
@@ -88,7 +100,7 @@ def test_a_long_video_is_cut(tokenizers: dict[str, Tokenizer], video: Path, monk
     monkeypatch.setattr("genvid.studio.video.MOST_FRAMES", 8)
     coded = CodedVideo(tokenizers["scored"], video)
     assert (coded.frames, coded.num_blocks) == (8, 4)
-    assert sum(clip.num_frames for clip in coded.at(30)) == 8
+    assert sum(clip.num_frames for clip in complete(coded, 30)) == 8
 
 
 def test_a_newer_request_ends_older_ones() -> None:
