@@ -505,11 +505,12 @@ def test_the_precision_is_one_by_default_and_is_said(models, tmp_path, monkeypat
     """Engines are made in float32 on any device, and in bfloat16 where it is asked for."""
     made = []
 
-    def engine(model, config, **settings):
-        made.append(settings["dtype"])
-        return Engine(model, config, **settings)
+    class WatchedEngine(Engine):
+        def __init__(self, model, config, **settings):
+            made.append(settings["dtype"])
+            super().__init__(model, config, **settings)
 
-    monkeypatch.setattr(sampling, "Engine", engine)
+    monkeypatch.setattr(sampling, "Engine", WatchedEngine)
     asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
     run(*asked, "--output", tmp_path / "a")
     assert f"sampled in fp32 on {device().type}" in capsys.readouterr().out
