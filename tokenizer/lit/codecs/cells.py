@@ -1,9 +1,8 @@
 """A small causal codec on cells of pixels: their principal components, and networks that add to these.
 
-Latents are a linear map of each cell plus a causal convolutional network; the decoder mirrors that. At the start the
-maps are principal components and the networks add nothing, so training begins at the best linear codec, and what the
-networks learn is above it. All layers work on the grid of latents, which is cheap: there is no layer at the resolution
-of the pixels.
+Latents are the principal components of each cell plus a causal convolutional network; the decoder mirrors that. The
+components are fixed and the networks add nothing at the start, so training begins at the best linear codec. All layers
+work on the grid of latents, which is cheap: there is no layer at the resolution of the pixels.
 """
 
 from __future__ import annotations
@@ -16,6 +15,9 @@ from torch.nn.functional import gelu, pad
 
 from genvid.checkpoint import Model, load_model
 from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, Geometry
+
+_REFINEMENT = 0.1
+"""Unit of the encoder's network, in standard deviations of a component."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,25 @@ class CellAutoencoder(Model):
     config: CellAutoencoderConfig
     moments: Tensor
     """(2, C) running mean and mean square of the latents."""
+    mean: Tensor
+    """(N,) of the cells, N = 3 * temporal_stride * spatial_stride ** 2."""
+    directions: Tensor
+    """(N, C) orthonormal: the principal components."""
+    scale: Tensor
+    """(C,) their standard deviations, which are the units of the latents."""
+    remainder: Tensor
+    """() root mean square of what they leave of a pixel: the unit of the decoder's network."""
 
     def __init__(self, config: CellAutoencoderConfig) -> None:
         super().__init__(config)
         cell = 3 * config.temporal_stride * config.spatial_stride**2
-        self.analysis, self.synthesis = nn.Linear(cell, config.channels), nn.Linear(config.channels, cell)
         self.encoder = _Network(cell, config.channels, config.width, config.encoder_depth)
         self.decoder = _Network(config.channels, cell, config.width, config.decoder_depth)
         self.register_buffer("moments", torch.stack([torch.zeros(config.channels), torch.ones(config.channels)]))
+        self.register_buffer("mean", torch.zeros(cell))
+        self.register_buffer("directions", torch.eye(cell)[:, : config.channels].contiguous())
+        self.register_buffer("scale", torch.ones(config.channels))
+        self.register_buffer("remainder", torch.ones(()))
 
     def forward(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, T, H, W) in [-1, 1] -> its reconstruction and its latents (B, C, G, h, w)."""
@@ -63,39 +76,39 @@ class CellAutoencoder(Model):
         first = video[:, :, :1].expand(-1, -1, time - 1, -1, -1)
         cells = torch.cat([first, video], 2).unfold(2, time, time).unfold(3, space, space).unfold(4, space, space)
         cells = cells.movedim(1, 4).flatten(4)  # (B, G, h, w, 3 * time * space * space)
-        latents: Tensor = _exact(self.analysis, cells) + self.encoder(cells)
+        with torch.autocast(video.device.type, enabled=False):
+            components = (cells.float() - self.mean) @ self.directions / self.scale
+        latents: Tensor = components + _REFINEMENT * self.encoder(cells)
         return latents.movedim(-1, 1)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, 1 + n, h, w) -> (B, 3, 1 + n * temporal_stride, H, W)."""
         time, space = self.config.temporal_stride, self.config.spatial_stride
         x = latents.movedim(1, -1)
-        flat: Tensor = _exact(self.synthesis, x) + self.decoder(x)
+        with torch.autocast(latents.device.type, enabled=False):
+            flat = (x.float() * self.scale) @ self.directions.T + self.mean
+        flat = flat + self.remainder * self.decoder(x)
         cells = torch.unflatten(flat, -1, (3, time, space, space))
         # (B, G, h, w, 3, t, y, x) -> (B, 3, G, t, h, y, w, x)
         video = cells.permute(0, 4, 1, 5, 2, 6, 3, 7).flatten(2, 3).flatten(3, 4).flatten(4, 5)
         return video[:, :, time - 1 :]
 
     def matrices(self) -> set[Tensor]:
-        """Weights of the networks, without the linear maps, which are principal components."""
-        layers = (layer for network in (self.encoder, self.decoder) for layer in network.modules())
-        return {layer.weight for layer in layers if isinstance(layer, nn.Linear | nn.Conv3d)}
+        """Weights of all linear layers and kernels of all convolutions."""
+        return {layer.weight for layer in self.modules() if isinstance(layer, nn.Linear | nn.Conv3d)}
 
     @torch.no_grad()
     def start_from_components(self, video: Tensor) -> None:
-        """Set the linear maps to the principal components of the cells of `video` (B, 3, T, H, W), in units of their
-        standard deviations."""
+        """Set the principal components to those of the cells of `video` (B, 3, T, H, W)."""
         time, space = self.config.temporal_stride, self.config.spatial_stride
         cells = video[:, :, 1:].unfold(2, time, time).unfold(3, space, space).unfold(4, space, space)
         cells = cells.movedim(1, 4).flatten(4).flatten(0, 3).double()
-        mean = cells.mean(0)
+        mean, count = cells.mean(0), self.config.channels
         variances, directions = torch.linalg.eigh(torch.cov((cells - mean).T))
-        kept = directions[:, -self.config.channels :].flip(1)
-        scale = variances[-self.config.channels :].flip(0).clamp(min=1e-8).sqrt()
-        self.analysis.weight.copy_((kept / scale).T)
-        self.analysis.bias.copy_(-(mean @ kept) / scale)
-        self.synthesis.weight.copy_(kept * scale)
-        self.synthesis.bias.copy_(mean)
+        self.mean.copy_(mean)
+        self.directions.copy_(directions[:, -count:].flip(1))
+        self.scale.copy_(variances[-count:].flip(0).clamp(min=1e-8).sqrt())
+        self.remainder.copy_((variances[:-count].sum() / len(mean)).clamp(min=1e-8).sqrt())
 
 
 class _Network(nn.Module):
@@ -131,13 +144,6 @@ class _Block(nn.Module):
         hidden = gelu(self.space(self.norm(x).movedim(-1, 1)))
         branch: Tensor = self.time(pad(hidden, (0, 0, 0, 0, 2, 0)))
         return x + branch.movedim(1, -1)
-
-
-def _exact(layer: nn.Linear, x: Tensor) -> Tensor:
-    """A linear map in float32, also under autocast: bf16 would cost more than the networks gain."""
-    with torch.autocast(x.device.type, enabled=False):
-        mapped: Tensor = layer(x.float())
-    return mapped
 
 
 class CellCodec(Codec):
