@@ -16,6 +16,7 @@ from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.batch import Batch
 from genvid.checkpoint import load_model
+from genvid.data.buckets import BucketConfig, BucketedClips
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset, VideoData
 from genvid.data.loader import SizedDataset
@@ -105,7 +106,24 @@ class ClipRun(Run):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AdapTokRun(ClipRun):
+class BucketRun(ClipRun):
+    """A stage of AdapTok that may be trained on clips of several lengths and sizes."""
+
+    buckets: tuple[BucketConfig, ...] = ()
+    """Lengths and sizes of training clips, for rotary geometry; by default those of `data.clip`, which are also those
+    of held-out clips, and of the clips that `train.batch_size` counts."""
+
+    def open(self) -> ClipDataset | BucketedClips:
+        return BucketedClips(self.data, self.buckets) if self.buckets else self.data.open()
+
+    def check_clips(self, model: AdapTokConfig) -> None:
+        """ValueError for clips that a tokenizer does not take."""
+        for clip in (self.data.clip, *(bucket.clip(self.data.clip) for bucket in self.buckets)):
+            model.check_clip(clip.frames, clip.resolution)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapTokRun(BucketRun):
     """Tokenizer; with a discriminator when one is configured."""
 
     model: AdapTokConfig
@@ -117,10 +135,12 @@ class AdapTokRun(ClipRun):
         drop, capacity = self.objective.tail_drop, self.model.block_capacity
         if drop.maximum > capacity:
             raise ValueError(f"tail_drop.maximum {drop.maximum} exceeds model.block_capacity {capacity}")
-        _check_clip(self.data.clip, self.model)
+        self.check_clips(self.model)
+        if self.buckets or self.data.clip.frames > self.model.frames:
+            self.objective.check_mixed()
 
-    def build(self) -> tuple[TrainingTask, ClipDataset]:
-        dataset, distortion = self.data.open(), self.distortion.build()
+    def build(self) -> tuple[TrainingTask, SizedDataset]:
+        dataset, distortion = self.open(), self.distortion.build()
         made_from = {"data": dataset.describe(), "distortion": distortion.name}
         teacher = None if self.objective.semantic is None else self.objective.semantic.teacher.build()
         if teacher is not None:
@@ -136,7 +156,7 @@ class AdapTokRun(ClipRun):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScorerRun(ClipRun):
+class ScorerRun(BucketRun):
     """Scorer of a trained tokenizer."""
 
     tokenizer: str
@@ -148,16 +168,16 @@ class ScorerRun(ClipRun):
     gains: bool = True
     """Predict gains (see `ScorerConfig`); false is the published way."""
 
-    def build(self) -> tuple[TrainingTask, ClipDataset]:
+    def build(self) -> tuple[TrainingTask, SizedDataset]:
         tokenizer = load_model(self.tokenizer, AdapTok)
-        _check_clip(self.data.clip, tokenizer.config)
+        self.check_clips(tokenizer.config)
         distortion = self.distortion.build()
         config = ScorerConfig.for_tokenizer(
             tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name, gains=self.gains
         )
         with trained_weights():
             scorer = Scorer(config)
-        dataset = self.data.open()
+        dataset = self.open()
         made_from = {"tokenizer": tokenizer.fingerprint, "data": dataset.describe(), "distortion": distortion.name}
         scorer.origin = Origin(made_from)
         return ScorerTask(scorer, tokenizer, self.tail_drop, distortion), dataset
@@ -380,12 +400,3 @@ def _spread_clips(dataset: ClipDataset, count: int) -> Tensor:
 def _check_codec_clip(clip: ClipConfig, step: int) -> None:
     if clip.frames % step != 1:
         raise ValueError(f"the autoencoder takes clips of 1 + n * {step} frames, got {clip.frames}: change data.clip")
-
-
-def _check_clip(clip: ClipConfig, model: AdapTokConfig) -> None:
-    model.check_resolution(clip.resolution)
-    if clip.frames > model.frames or clip.frames % model.patch[0]:
-        raise ValueError(
-            f"clips of {clip.frames} frames at {clip.resolution} do not fit a tokenizer of up to {model.frames} frames "
-            f"at {model.resolution} in blocks of {model.patch[0]}: change data.clip"
-        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import accumulate, count
 from typing import Any, Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 from genvid import noise
 from genvid.batch import Batch
+from genvid.data.buckets import BucketedClips
 from genvid.data.clips import to_float
 
 
@@ -80,32 +82,34 @@ class StepSampler:
         return list(zip(indices, seeds.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        step, first = self.start_step, self.rank * self.micro_batches
-        while True:
-            pieces = self._deal(self.batch(step))
-            yield from pieces[first : first + self.micro_batches]
-            step += 1
+        for step in count(self.start_step):
+            yield from self.pieces(step)
+
+    def pieces(self, step: int) -> list[list[tuple[int, int]]]:
+        """The micro-batches of this process in a step."""
+        first = self.rank * self.micro_batches
+        return self._deal(self.batch(step))[first : first + self.micro_batches]
 
     def _deal(self, clips: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """A global batch -> the micro-batches of all processes."""
-        count = self.world_size * self.micro_batches
-        each, sizes = len(clips) // count, self.sizes
+        number = self.world_size * self.micro_batches
+        each, sizes = len(clips) // number, self.sizes
         if sizes is None:
             return [clips[start : start + each] for start in range(0, len(clips), each)]
         # Largest first, each to the piece that holds least and has room.
-        pieces: list[list[tuple[int, int]]] = [[] for _ in range(count)]
-        held = [0] * count
+        pieces: list[list[tuple[int, int]]] = [[] for _ in range(number)]
+        held = [0] * number
         for clip in sorted(clips, key=lambda clip: int(sizes[clip[0]]), reverse=True):
-            piece = min((p for p in range(count) if len(pieces[p]) < each), key=held.__getitem__)
+            piece = min((p for p in range(number) if len(pieces[p]) < each), key=held.__getitem__)
             pieces[piece].append(clip)
             held[piece] += int(sizes[clip[0]])
         return pieces
 
     def _weighted(self, step: int, summed: Tensor) -> list[int]:
         """Items of a global batch by their weights, in any order."""
-        count, seed = self.global_batch_size, noise.sample_seeds(self.seed, "weighted items", torch.tensor([step]))
-        places = (torch.arange(count) + noise.uniform(seed, "place", count)[0]) / count
-        order = noise.uniform(seed, "order", count)[0].argsort(stable=True)
+        size, seed = self.global_batch_size, noise.sample_seeds(self.seed, "weighted items", torch.tensor([step]))
+        places = (torch.arange(size) + noise.uniform(seed, "place", size)[0]) / size
+        order = noise.uniform(seed, "order", size)[0].argsort(stable=True)
         items = torch.searchsorted(summed, places[order] * summed[-1], right=True)
         return items.clamp(max=self.num_items - 1).tolist()
 
@@ -114,6 +118,30 @@ class StepSampler:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, noise.permutation(self.seed, f"epoch {epoch}", self.num_items)
         return int(self._order[place])
+
+
+class BucketSampler:
+    """`StepSampler` over buckets of items: each step is the next step of one of them, by its share of every cycle."""
+
+    def __init__(self, samplers: Sequence[StepSampler], shares: Sequence[int], seed: int, start_step: int) -> None:
+        """`samplers`: of each bucket, whose items come after those of the buckets before it."""
+        self.samplers, self.seed, self.start_step = samplers, seed, start_step
+        self.firsts = [0, *accumulate(sampler.num_items for sampler in samplers)]
+        self.cycle = torch.arange(len(shares)).repeat_interleave(torch.tensor(shares))
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        for step in count(self.start_step):
+            bucket, own_step = self.turn(step)
+            first = self.firsts[bucket]
+            for piece in self.samplers[bucket].pieces(own_step):
+                yield [(first + index, seed) for index, seed in piece]
+
+    def turn(self, step: int) -> tuple[int, int]:
+        """(bucket of a step, number of steps of that bucket before it)."""
+        cycle, place = divmod(step, len(self.cycle))
+        order = self.cycle[noise.permutation(self.seed, f"buckets {cycle}", len(self.cycle))]
+        bucket = int(order[place])
+        return bucket, cycle * int((self.cycle == bucket).sum()) + int((order[:place] == bucket).sum())
 
 
 def step_batches(
@@ -130,21 +158,33 @@ def step_batches(
 ) -> Iterator[list[Batch]]:
     """For each training step, this process's micro-batches on `device`, without end.
 
-    `batch_size` is global: clips of a step over all processes and micro-batches. uint8 "video" becomes float in
+    `batch_size` is global: clips of a step over all processes and micro-batches; of `BucketedClips` as many as do the
+    same work. uint8 "video" becomes float in
     [-1, 1] on the device. A dataset may have `sizes`, the work of each item, and `weights`, how often each is drawn.
     """
-    sampler = StepSampler(
-        len(dataset),
-        batch_size,
-        seed,
-        rank=rank,
-        world_size=world_size,
-        start_step=start_step,
-        micro_batches=micro_batches,
-        sizes=getattr(dataset, "sizes", None),
-        weights=getattr(dataset, "weights", None),
-    )
-    loaded = load_batches(dataset, sampler, workers=workers, device=device)
+
+    def sampler(part: SizedDataset, size: int, own_seed: int) -> StepSampler:
+        return StepSampler(
+            len(part),
+            size,
+            own_seed,
+            rank=rank,
+            world_size=world_size,
+            start_step=start_step,
+            micro_batches=micro_batches,
+            sizes=getattr(part, "sizes", None),
+            weights=getattr(part, "weights", None),
+        )
+
+    batches: Iterable[list[tuple[int, int]]]
+    if isinstance(dataset, BucketedClips):
+        seeds = noise.sample_seeds(seed, "buckets", torch.arange(len(dataset.parts))).tolist()
+        sizes = dataset.batch_sizes(batch_size)
+        samplers = [sampler(*one) for one in zip(dataset.parts, sizes, seeds, strict=True)]
+        batches = BucketSampler(samplers, [bucket.share for bucket in dataset.buckets], seed, start_step)
+    else:
+        batches = sampler(dataset, batch_size, seed)
+    loaded = load_batches(dataset, batches, workers=workers, device=device)
     while True:
         yield [next(loaded) for _ in range(micro_batches)]
 
@@ -191,12 +231,12 @@ def numbered_batches(
     device: torch.device | str = "cpu",
 ) -> Iterator[Batch]:
     """Only these batches of `one_pass`, in the order of `numbers`, to resume an interrupted pass."""
-    count, chosen = len(dataset), range(len(dataset)) if items is None else items
+    every, chosen = len(dataset), range(len(dataset)) if items is None else items
     total = len(chosen) * passes
 
     def clip(position: int) -> tuple[int, int]:
         turn, place = divmod(position, len(chosen))
-        return chosen[place], chosen[place] + turn * count
+        return chosen[place], chosen[place] + turn * every
 
     starts = (number * batch_size for number in numbers)
     batches = ([clip(i) for i in range(start, min(start + batch_size, total))] for start in starts)

@@ -122,6 +122,16 @@ class AdapTokConfig:
                 "resize them"
             )
 
+    def check_clip(self, frames: int, resolution: tuple[int, int]) -> None:
+        """ValueError for clips that a tokenizer cannot be trained on."""
+        self.check_resolution(resolution)
+        if frames % self.patch[0] or (self.window is None and frames > self.frames):
+            most = "any number of" if self.window is not None else f"up to {self.frames}"
+            raise ValueError(
+                f"clips of {frames} frames at {resolution} do not fit a tokenizer of {most} frames "
+                f"at {self.resolution} in blocks of {self.patch[0]}: change data.clip"
+            )
+
 
 def check_rotary_heads(network: StackConfig) -> None:
     """ValueError where the channels of a head cannot hold rotary positions of three axes."""

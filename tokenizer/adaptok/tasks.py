@@ -48,6 +48,14 @@ class ObjectiveConfig:
     semantic: SemanticConfig | None = None
     """Predict the features of a frozen network from the tokens (genvid.tokenizer.adaptok.semantic)."""
 
+    def check_mixed(self) -> None:
+        """ValueError where a term is of clips of `model.frames` frames at `model.resolution` alone."""
+        if self.prior is not None or self.semantic is not None:
+            raise ValueError(
+                "objective.prior and objective.semantic are of clips of model.frames frames at model.resolution: set "
+                "them to null, or train on such clips without buckets"
+            )
+
 
 class AdapTokTask(TrainingTask):
     """Tokenizer trained with tail drop: distortion + quantizer + prior + semantic losses."""
