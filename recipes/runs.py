@@ -109,7 +109,7 @@ class ClipRun(Run):
 class BucketRun(ClipRun):
     """A stage of AdapTok that may be trained on clips of several lengths and sizes."""
 
-    buckets: tuple[BucketConfig, ...] = ()
+    buckets: tuple[BucketConfig, ...] | None = None
     """Lengths and sizes of training clips, for rotary geometry; by default those of `data.clip`, which are also those
     of held-out clips, and of the clips that `train.batch_size` counts."""
 
@@ -118,7 +118,7 @@ class BucketRun(ClipRun):
 
     def check_clips(self, model: AdapTokConfig) -> None:
         """ValueError for clips that a tokenizer does not take."""
-        for clip in (self.data.clip, *(bucket.clip(self.data.clip) for bucket in self.buckets)):
+        for clip in (self.data.clip, *(bucket.clip(self.data.clip) for bucket in self.buckets or ())):
             model.check_clip(clip.frames, clip.resolution)
 
 

@@ -99,7 +99,14 @@ def test_buckets_that_do_not_fit_are_refused(tmp_path):
         run_of(tmp_path, 1, (BucketConfig(6, (16, 16)),))
     with pytest.raises(ValueError, match="set them to null"):
         run_of(tmp_path, 1, prior=ObjectiveConfig().prior)
-    run = run_of(tmp_path, 1, ())
+    run = run_of(tmp_path, 1, None)
     replace(run, data=replace(run.data, clip=replace(RULE, frames=64)))
     with pytest.raises(ValueError, match="at least 1 step, got 0"):
         BucketConfig(8, (16, 16), share=0)
+
+
+def test_a_run_of_before_buckets_goes_on(tmp_path):
+    train(run_of(tmp_path / "run", 3, None))
+    config = tmp_path / "run" / "config.yaml"
+    config.write_text("".join(line for line in config.read_text().splitlines(True) if not line.startswith("buckets")))
+    train(run_of(tmp_path / "run", 3, None))
