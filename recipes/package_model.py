@@ -11,7 +11,6 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from genvid import config as configuration
@@ -38,7 +37,7 @@ class PackageRun:
     evaluation: str
     """summary.json of an evaluation of both."""
     card: str
-    """Markdown. `{size}`, `{results}`, `{unseen}`, `{protocol}` and `{made}` in it are replaced by these numbers."""
+    """Markdown. `{size}`, `{results}`, `{protocol}` and `{made}` in it are replaced by these numbers."""
     rules: tuple[str, ...] = (UNIFORM, "joint", "threshold", "online", "clip")
     """Allocation rules of the card."""
 
@@ -84,14 +83,8 @@ def _results(summary: Mapping[str, Any], rules: Sequence[str]) -> dict[str, str]
     starts = [[row["rule"] for row in rows], [f"{row['spent']:.0f}" for row in rows]]
     header = ["rule", "tokens", *names, "gap closed, %"]
     lines = [header, ["---"] * len(header), *zip(*starts, *columns, *ends, strict=True)]
-    seen = [
-        summary["training"][title]["PSNR"] - row["numbers"]["PSNR"]
-        for row in rows
-        if (title := f"{row['rule']} @ {row['budget']:g}") in summary["training"]
-    ]
     return {
         "results": "\n".join(map(_line, lines)),
-        "unseen": f"{fmean(seen):.1f} dB" if seen else "an unknown number of dB",
         "protocol": f"{protocol['name']}, {summary['clips']} clips of {protocol['frames']} frames",
         "made": f"genvid {made['code']}, {made['date']}",
     }
