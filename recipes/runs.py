@@ -258,6 +258,8 @@ class ARRun(Run):
     framing: str = "length"
     context_blocks: int = 0
     """Above 0: frame prediction from that many given blocks, without classes."""
+    num_blocks: int | None = None
+    """Of a row: windows of cached streams of more blocks, drawn anew each time; by default all blocks."""
     budget_bins: int = 0
     """Above 0: rows begin with a budget token, their number of codes in so many bins, for sampling at a budget."""
 
@@ -278,7 +280,7 @@ class ARRun(Run):
         layout = BlockLayout(
             codebook_size=cache.info.codebook_size,
             num_classes=cache.num_classes,
-            num_blocks=cache.info.num_blocks,
+            num_blocks=self.num_blocks or cache.info.num_blocks,
             block_capacity=cache.info.block_capacity,
             sizes=tuple(cache.info.sizes),
             framing=self.framing,

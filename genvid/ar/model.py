@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
@@ -21,7 +22,7 @@ from genvid.ar.config import ARConfig
 from genvid.ar.llama import add_residual_dropout, llama_config, llama_json, read_llama_json, run_llama, run_packed
 from genvid.ar.prompt import Cut, Prompt, encode_in_parts
 from genvid.checkpoint import Model, load_weights, read_weights
-from genvid.tokens import TokenizerSpec, VideoTokenizer
+from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.rows import BlockLayout
 
 
@@ -102,7 +103,7 @@ class RowModel(Model):
 
     def read_prompt(self, tokenizer: VideoTokenizer, video: Tensor, allocator: Cut | None) -> Prompt:
         """(N, 3, T0, H, W) -> the context: the last `prompt_frames`, encoded alone and cut by `allocator`."""
-        layout, spec, frames = self.layout, tokenizer.spec, self.prompt_frames(tokenizer.spec)
+        spec, frames = tokenizer.spec, self.prompt_frames(tokenizer.spec)
         if not frames:
             raise ValueError("this model generates classes; it was not trained to predict frames")
         if video.ndim == 5 and video.shape[2] < frames:
@@ -112,10 +113,17 @@ class RowModel(Model):
             )
         context = video[:, :, -frames:]
         spec.check_video(context)
-        prefixes: list[list[int]] = []
-        for tokens in encode_in_parts(tokenizer, context, self.device):
-            rows = layout.frame_prediction_prefix(tokens if allocator is None else allocator(tokens))
-            prefixes += [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
+        parts = encode_in_parts(tokenizer, context, self.device)
+        tokens = [replace(part if allocator is None else allocator(part), features=None) for part in parts]
+        return self.continuation(BlockTokens.concatenate(tokens))
+
+    def continuation(self, context: BlockTokens) -> Prompt:
+        """The last `context_blocks` blocks of N videos -> the prompt that continues them."""
+        layout, given = self.layout, self.config.context_blocks
+        if context.keep.shape[1] != given:
+            raise ValueError(f"this model continues {given} blocks, got {context.keep.shape[1]}")
+        rows = layout.frame_prediction_prefix(context)
+        prefixes = [row[:length] for row, length in zip(rows.tolist(), layout.prefix_lengths(rows), strict=True)]
         null_prefixes = prefixes if layout.budget_bins else None  # the same context without a budget
         if self.config.null_context:
             null_prefixes = layout.context_free_prefix(len(prefixes)).tolist()

@@ -76,6 +76,12 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
             raise ValueError(
                 f"context_blocks {config.context_blocks} leaves nothing to predict of {config.layout.num_blocks} blocks"
             )
+        cached = cache.lengths.shape[1]
+        if cached < config.layout.num_blocks or (cached > config.layout.num_blocks and not config.context_blocks):
+            raise ValueError(
+                f"rows of {config.layout.num_blocks} blocks cannot be made of {cached} cached ones: windows of longer "
+                "videos are for frame predictors, which have context_blocks above 0"
+            )
         if config.null_context != (rows.context_dropout > 0):
             raise ValueError(
                 f"null_context of the model is {config.null_context}, but context_dropout of its rows is "
@@ -114,7 +120,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
 
     def framed(self, batch: Batch) -> TokenSequence:
         """The same rows beside one another, padded to the longest."""
-        lengths, codes = batch["lengths"], batch["codes"].long()
+        lengths, codes = self._window(batch)
         keep = torch.arange(codes.shape[-1]) < lengths[..., None]
         layout, given = self.config.layout, self.config.context_blocks
         if given:
@@ -124,6 +130,16 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         if layout.budget_bins:
             prefix = self._with_budget(prefix, lengths[:, given:].sum(1), batch["seed"])
         return layout.pack(BlockTokens(keep[:, given:], codes[:, given:]), prefix)
+
+    def _window(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Lengths (B, G) and codes (B, G, L) of the blocks of a row, drawn by its seed from a stream of more."""
+        lengths, codes, blocks = batch["lengths"], batch["codes"].long(), self.config.layout.num_blocks
+        spare = lengths.shape[1] - blocks
+        if not spare:
+            return lengths, codes
+        starts = (noise.uniform(batch["seed"], "window", 1) * (spare + 1)).long()
+        window = starts + torch.arange(blocks)
+        return lengths.gather(1, window), codes.take_along_dim(window[..., None], 1)
 
     def _context_prefix(self, context: BlockTokens, seeds: Tensor) -> Tensor:
         layout = self.config.layout

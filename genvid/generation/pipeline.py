@@ -145,6 +145,34 @@ def continue_video(
     return Generated(video[:, :, : context.shape[2] + num_frames], BlockTokens.join_blocks(made))
 
 
+def continue_stream(
+    engine: RowEngine,
+    decode_next: Callable[[BlockTokens], Tensor],
+    tokens: BlockTokens,
+    seeds: Tensor,
+    *,
+    num_blocks: int,
+    at_a_time: int = 1,
+) -> Iterator[Generated]:
+    """The (N, G, L) tokens of the beginning of N streams -> the next blocks, `at_a_time` as soon as they are sampled.
+
+    The model reads the last `context_blocks` blocks of tokens, given or sampled: nothing is encoded again.
+    `decode_next` decodes the next blocks of the streams, whose beginning it has decoded (genvid.tokenizer.streams).
+    """
+    model, given = engine.model, engine.model.config.context_blocks
+    for start in range(0, num_blocks, at_a_time):
+        tokens = tokens.blocks(slice(max(tokens.keep.shape[1] - given, 0), None))
+        prompt = model.continuation(tokens)
+        here = noise.fold(seeds, start)
+        requests = _requests(prompt.prefixes, here, min(at_a_time, num_blocks - start), None, prompt.null_prefixes)
+        rows = dict(engine.run(requests))
+        whole = BlockTokens.concatenate([prompt.unpack(number, rows[number]) for number in range(len(requests))])
+        made = whole.blocks(slice(given, None))
+        videos = decode_next(made.to(model.device)).float().clamp(-1, 1).cpu()
+        yield Generated(videos, made)
+        tokens = BlockTokens.join_blocks([tokens.to("cpu"), made])
+
+
 def check_match(model: RowModel, tokenizer: VideoTokenizer) -> None:
     """ValueError unless model and tokenizer have the same codes and blocks; ProvenanceError if the model was trained on
     the tokens of another tokenizer."""

@@ -190,3 +190,20 @@ def test_accuracies_by_hand():
     assert terms["accuracy"] == pytest.approx(float(zeros / task.num_items(batch)))
     assert terms["length_accuracy"] == 0
     assert terms["bits_per_token"] == pytest.approx(4.0)  # 13 codes and 3 lengths
+
+
+def test_rows_of_a_frame_predictor_are_windows_of_longer_streams():
+    tokens = Tokens(4)
+    layout = replace(LENGTH, num_classes=0, num_blocks=2)
+    rows = rows_of(task_of(layout, context_blocks=1), tokens)
+    starts = set()
+    for seed in range(12):
+        lengths, codes = rows._window({name: value[None] for name, value in tokens[1, seed].items()})
+        (start,) = [s for s in (0, 1) if codes[0].equal(tokens.codes[1, s : s + 2])]
+        assert lengths[0].equal(tokens.lengths[1, start : start + 2])
+        starts.add(start)
+        row = rows.framed({name: value[None] for name, value in tokens[1, seed].items()})
+        assert layout.unpack(row.tokens).lengths.equal(lengths)
+    assert starts == {0, 1}
+    with pytest.raises(ValueError, match="rows of 2 blocks cannot be made of 3 cached ones: windows of longer videos"):
+        rows_of(task_of(replace(LENGTH, num_blocks=2)), tokens)
