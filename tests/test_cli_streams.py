@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import genvid
+from genvid.ar.config import ARConfig, TransformerConfig
+from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import main
 from genvid.data.arrays import read_array
@@ -21,6 +23,7 @@ from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import blocks
 from genvid.tokens.entropy import UniformCodes
 from genvid.tokens.file import read_token_file
+from genvid.tokens.rows import BlockLayout
 
 STACK = StackConfig(16, 1, 2)
 CONFIG = AdapTokConfig(
@@ -209,3 +212,24 @@ def test_arrays_of_any_length_and_size(tokenizer, monkeypatch):
     assert int(budget.unfold(1, 4, 1).sum(-1).max()) <= 12
     with pytest.raises(ValueError, match="16 to 32 pixels a side up to 2:1, in multiples of 8x8, got 40x16: resize"):
         loaded.encode(np.zeros((4, 40, 16, 3), np.uint8))
+
+
+@pytest.mark.parametrize("frames", [26, 24])
+def test_a_video_goes_on_without_being_encoded_again(tokenizer, make_video, tmp_path, monkeypatch, frames):
+    layout = BlockLayout(codebook_size=64, num_classes=0, num_blocks=4, block_capacity=8, sizes=SIZES)
+    sizes = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
+    torch.manual_seed(0)
+    BlockTransformer(ARConfig(layout, sizes, context_blocks=2)).save(tmp_path / "ar")
+    original, calls = AdapTok.encode_next, []
+
+    def counted(self, *arguments):
+        calls.append(None)
+        return original(self, *arguments)
+
+    monkeypatch.setattr(AdapTok, "encode_next", counted)
+    asked = ("sample", "--model", tmp_path / "ar", "--tokenizer", tokenizer, "--prompt", make_video(frames))
+    budget = ("--scorer", tokenizer / "scorer", "--tokens", 8)
+    run(*asked, *budget, "--frames", 65, "--count", 2, "--format", "npz", "--output", tmp_path / "out")
+    assert len(calls) == 6
+    with np.load(tmp_path / "out" / "00001.npz") as made:
+        assert made["frames"].shape == (frames + 65, 16, 16, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -31,14 +32,18 @@ from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision, Ro
 from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill, fill_by_frames
 from genvid.generation.grammar import check_plan
 from genvid.generation.pipeline import (
+    Generated,
     Job,
     check_match,
     class_job,
+    continue_stream,
     continue_video,
     prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
+from genvid.tokenizer.streams import streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.blocks import LONGEST_CLIP
 
 SHOWN, SHOWN_FRAMES = 32, 256
 """Videos on the contact sheet and the page, and the number of their last frames shown."""
@@ -218,23 +223,74 @@ def _continue(
         )
     allocator = _allocator(options, model, tokenizer)
     prompt, spec = probe(path), tokenizer.spec
-    read = deque(read_frames(path, prompt, spec), model.config.context_blocks * spec.frames_per_block)
-    context = to_float(torch.cat(list(read), 1))[None]
     engine, done = _engine(options, model), samples.samples()
+    begin = _continued_stream if streams(tokenizer) else _continued_clips
+    go_on = begin(engine, tokenizer, allocator, path, num_frames)
     seeds = noise.sample_seeds(options.seed, "samples", torch.arange(options.count))
     numbers = torch.tensor([number for number in range(options.count) if number not in done])
     for part in tqdm(torch.split(numbers, options.batch_size), desc="continuing", unit="batch"):
-        contexts = context.expand(len(part), -1, -1, -1, -1)
-        made = continue_video(engine, tokenizer, allocator, contexts, seeds[part], num_frames=num_frames)
-        new = made.videos[:, :, context.shape[2] :]
+        made = go_on(seeds[part])
         samples.begin()
         lines = []
         for row, number in enumerate(part.tolist()):
             before = read_frames(path, prompt, spec)
-            line = {"number": number, "file": writer.write_video(samples.path, number, new[row], before)}
+            line = {"number": number, "file": writer.write_video(samples.path, number, made.videos[row], before)}
             line |= {"seed": int(seeds[number]), **condition, "tokens": made.tokens.lengths[row].tolist()}
             lines.append(line)
         samples.add(lines)
+
+
+def _continued_clips(
+    engine: RowEngine, tokenizer: VideoTokenizer, allocator: Allocator | None, path: Path, num_frames: int
+) -> Callable[[Tensor], Generated]:
+    """(N,) seeds -> the next frames of a video file, the end of which is encoded anew before each part."""
+    spec, blocks = tokenizer.spec, engine.model.config.context_blocks
+    read = deque(read_frames(path, probe(path), spec), blocks * spec.frames_per_block)
+    context = to_float(torch.cat(list(read), 1))[None]
+
+    def go_on(seeds: Tensor) -> Generated:
+        contexts = context.expand(len(seeds), -1, -1, -1, -1)
+        made = continue_video(engine, tokenizer, allocator, contexts, seeds, num_frames=num_frames)
+        return replace(made, videos=made.videos[:, :, context.shape[2] :])
+
+    return go_on
+
+
+def _continued_stream(
+    engine: RowEngine, tokenizer: VideoTokenizer, allocator: Allocator | None, path: Path, num_frames: int
+) -> Callable[[Tensor], Generated]:
+    """The same for a tokenizer that streams: the video is encoded once, and its tokens go on."""
+    model, per_block = engine.model, tokenizer.spec.frames_per_block
+    tokens = _end_of_stream(tokenizer, path)
+    context = tokens.select_blocks(slice(max(tokens.keep.shape[1] - model.config.context_blocks, 0), None))
+    context = context if allocator is None else allocator(context.to(device())).to("cpu")
+    before = tokens.blocks(slice(tokens.keep.shape[1] - context.keep.shape[1]))
+    tokens = BlockTokens.join_blocks([before, context.blocks(slice(None))])
+
+    def go_on(seeds: Tensor) -> Generated:
+        beginnings, decode_next = BlockTokens.concatenate([tokens] * len(seeds)), video_decoder(tokenizer)
+        decode_next(beginnings.to(device()))
+        blocks, at_a_time = -(-num_frames // per_block), model.generated_blocks
+        made = [*continue_stream(engine, decode_next, beginnings, seeds, num_blocks=blocks, at_a_time=at_a_time)]
+        videos = torch.cat([part.videos for part in made], 2)[:, :, :num_frames]
+        return Generated(videos, BlockTokens.join_blocks([part.tokens for part in made]))
+
+    return go_on
+
+
+def _end_of_stream(tokenizer: VideoTokenizer, path: Path) -> BlockTokens:
+    """The last `LONGEST_CLIP` blocks of a video file, encoded as a stream; its first frames are left out where they do
+    not fill a block, so that the last block ends with the video."""
+    info, per_block = probe(path), tokenizer.spec.frames_per_block
+    frames = islice(read_frames(path, info, tokenizer.spec), info.frames % per_block, None)
+    encode_next, blocks = video_encoder(tokenizer), deque[BlockTokens](maxlen=LONGEST_CLIP)
+    while block := list(islice(frames, per_block)):
+        blocks.append(encode_next(to_float(torch.cat(block, 1))[None].to(device())).to("cpu"))
+    if not blocks:
+        raise ValueError(
+            f"{path} has {info.frames} frames, fewer than the {per_block} of a block: give a longer prompt"
+        )
+    return BlockTokens.join_blocks(list(blocks))
 
 
 def _engine(options: SampleOptions, model: RowModel) -> RowEngine:

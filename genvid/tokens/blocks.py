@@ -141,6 +141,10 @@ class BlockTokens:
         """These blocks of every video, of discrete tokens without features."""
         return BlockTokens(self.keep[:, chosen], None if self.codes is None else self.codes[:, chosen])
 
+    def select_blocks(self, chosen: slice) -> BlockTokens:
+        """These blocks of every video, with all fields."""
+        return BlockTokens(*(None if v is None else v[:, chosen] for v in self._tensors()))  # type: ignore[arg-type]
+
     @staticmethod
     def join_blocks(parts: list[BlockTokens]) -> BlockTokens:
         """Join consecutive blocks of the same videos; every part must be of one kind and carry the same fields."""

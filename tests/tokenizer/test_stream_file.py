@@ -8,16 +8,27 @@ import pytest
 import torch
 from test_stream import CONFIG, STACK, disturbed, random_video
 
+from genvid.allocation.config import UniformConfig
+from genvid.ar.config import TransformerConfig
+from genvid.ar.rows import RowConfig
 from genvid.checkpoint import load_model
 from genvid.cli import main
-from genvid.data.clips import read_clips, to_uint8
+from genvid.data import SyntheticConfig
+from genvid.data.clips import ClipConfig, read_clips, to_float, to_uint8
+from genvid.data.dataset import VideoData
 from genvid.data.video import probe, write_video
+from genvid.recipes.cache_tokens import CacheRun, cache_tokens
+from genvid.recipes.runs import ARRun
 from genvid.tokenizer import segments
+from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.stream import StreamEncoder
 from genvid.tokens import BlockTokens
+from genvid.tokens.cache import TokenCache
 from genvid.tokens.entropy import UniformCodes
 from genvid.tokens.file import read_token_file
+from genvid.train.config import TrainConfig
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +93,29 @@ def test_without_a_scorer_each_block_has_its_share(models: Path, tmp_path: Path)
     assert tokens_of(tmp_path / "a.tok", model)[0].lengths.unique().tolist() == [3]
     with pytest.raises(SystemExit):
         run(*asked[:2], tmp_path / "b.tok", *asked[3:], "--tokens-per-second", 2.9)
+
+
+def test_rows_are_windows_of_cached_streams(models: Path, tmp_path: Path) -> None:
+    model = load_model(models / "tokenizer", AdapTok)
+    data = VideoData(SyntheticConfig(clips=3), ClipConfig(frames=40, resolution=(16, 16)))
+    tokens = AllocatedTokenizer(str(models / "tokenizer"), UniformConfig(tokens_per_video=40))
+    cache_tokens(CacheRun(output_dir=str(tmp_path / "cache"), data=data, tokens=tokens, batch_size=2, workers=0))
+    cached = TokenCache.open(tmp_path / "cache")
+    video = to_float(data.open()[1]["video"])[None]
+    stream = StreamEncoder(model)(video).tail_drop(torch.full((1, 10), 4))
+    assert torch.equal(cached[1, 0]["codes"][:, :4].long(), stream.codes[0, :, :4])
+    sizes = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
+    run = ARRun(
+        task="ar",
+        output_dir=str(tmp_path / "ar"),
+        train=TrainConfig(steps=1, batch_size=2, workers=0),
+        cache=str(tmp_path / "cache"),
+        model=sizes,
+        objective=RowConfig(token_multiple=1),
+        context_blocks=2,
+        num_blocks=4,
+    )
+    task, rows = run.build()
+    (packed,) = rows.__getitems__([(1, 5)])
+    assert task.model.layout.num_blocks == 4
+    assert (packed["targets"] >= 0).sum() == 2 * 5  # two blocks of a length and four codes

@@ -296,22 +296,16 @@ class ScorerPredictor:
         if stream is None or not self._precedes(tokens, block):
             stream = ScorerStream(self.tokenizer, self.scorer)
         while stream.past.count < block:
-            stream.append(select_blocks(tokens, slice(stream.past.count, stream.past.count + 1)))
+            stream.append(tokens.select_blocks(slice(stream.past.count, stream.past.count + 1)))
         goes_on = block + 1 < tokens.keep.shape[1]
-        self._stream, self._cached = (stream, select_blocks(tokens, slice(block))) if goes_on else (None, None)
-        return stream.score(select_blocks(tokens, slice(block, block + 1)))
+        self._stream, self._cached = (stream, tokens.select_blocks(slice(block))) if goes_on else (None, None)
+        return stream.score(tokens.select_blocks(slice(block, block + 1)))
 
     def _precedes(self, tokens: BlockTokens, block: int) -> bool:
         """Whether the cached blocks are the first ones of `tokens`, and none of them is `block` or later."""
         ours = self._cached
         if ours is None or not 0 < ours.keep.shape[1] <= block:
             return False
-        theirs = select_blocks(tokens, slice(ours.keep.shape[1]))
+        theirs = tokens.select_blocks(slice(ours.keep.shape[1]))
         pairs = ((ours.keep, theirs.keep), (ours.codes, theirs.codes), (ours.features, theirs.features))
         return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
-
-
-def select_blocks(tokens: BlockTokens, blocks: slice) -> BlockTokens:
-    """The tokens of some blocks."""
-    fields = (tokens.keep, tokens.codes, tokens.latents, tokens.features)
-    return BlockTokens(*(None if field is None else field[:, blocks] for field in fields))  # type: ignore[arg-type]

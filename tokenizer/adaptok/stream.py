@@ -9,7 +9,7 @@ from genvid.allocation import Allocator, OnlineController, WindowLedger
 from genvid.allocation.curves import check_curves
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor, ScorerStream, select_blocks
+from genvid.tokenizer.adaptok.scorer import ScorerPredictor, ScorerStream
 from genvid.tokens import BlockTokens
 
 
@@ -116,7 +116,7 @@ class StreamBudget:
         """The next blocks (B, G, L), all kept, with their features -> the same, fewer kept."""
         lengths = tokens.lengths
         for block in range(tokens.keep.shape[1]):
-            whole = select_blocks(tokens, slice(block, block + 1))
+            whole = tokens.select_blocks(slice(block, block + 1))
             lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole)))
             self._scorer.append(whole.tail_drop(lengths[:, block : block + 1]))
         return tokens.tail_drop(lengths)
