@@ -13,12 +13,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 from torch import Tensor, nn
 
 from genvid.checkpoint import weights_hash
 from genvid.config import Choice
+from genvid.tokenizer.lit.codecs.tiling import in_tiles
 from genvid.tokens import TokenizerSpec
 from genvid.tokens.masks import mask_bits
 
@@ -111,6 +113,7 @@ class Codec(nn.Module, ABC):
                 f"{name}: a window has 1 more than a multiple of {geometry.chunk_frames} frames, got {window}"
             )
         self.name, self.geometry, self.codec_window = name, geometry, window
+        self.tile: int | None = None
 
     def spec(self, resolution: tuple[int, int]) -> CodecSpec:
         """The spec for frames of (height, width); ValueError for sizes that are no multiple of the stride."""
@@ -136,7 +139,11 @@ class Codec(nn.Module, ABC):
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
         self.spec((video.shape[3], video.shape[4])).num_blocks(video.shape[2])
-        return torch.cat([self._encode(part) for part in torch.split(video, self.codec_window or video.shape[2], 2)], 2)
+        windows = torch.split(video, self.codec_window or video.shape[2], 2)
+        if self.tile is None:
+            return torch.cat([self._encode(part) for part in windows], 2)
+        scale = Fraction(1, self.geometry.spatial_stride)
+        return torch.cat([in_tiles(self._encode, part, self.tile, scale) for part in windows], 2)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, G, h, w) -> (B, 3, T, H, W), about [-1, 1]. Gradients flow to the latents."""
@@ -146,13 +153,31 @@ class Codec(nn.Module, ABC):
         blocks = latents.shape[2]
         if self.codec_window:
             blocks = self.spec((latents.shape[3] * space, latents.shape[4] * space)).window_blocks
-        return torch.cat([self._decode(part) for part in torch.split(latents, blocks, 2)], 2)
+        windows = torch.split(latents, blocks, 2)
+        if self.tile is None:
+            return torch.cat([self._decode(part) for part in windows], 2)
+        return torch.cat([in_tiles(self._decode, part, self.tile // space, Fraction(space)) for part in windows], 2)
 
     def stream(self) -> CodecStream:
         """Start a stream; ValueError for codecs that cannot stream."""
         if not self.geometry.causal:
             raise ValueError(f"{self.name} is not causal: a frame needs the frames after it, so it cannot stream")
+        if self.tile is not None and self.codec_window is None:
+            raise ValueError(
+                f"{self.name}: a stream with the codec's own caches is not tiled: set codec.codec_window to a number "
+                "of frames, or codec.codec_tile to null"
+            )
         return self._stream()
+
+    def set_tile(self, tile: int | None) -> None:
+        """Code frames in tiles of `tile` x `tile` pixels (genvid.tokenizer.lit.codecs.tiling); None: complete frames.
+
+        Memory is that of one tile of one clip; reconstructions differ near the seams.
+        """
+        unit = 4 * self.geometry.spatial_stride
+        if tile is not None and (tile < 1 or tile % unit):
+            raise ValueError(f"{self.name}: a tile's side is a multiple of {unit} pixels, got {tile}")
+        self.tile = tile
 
     def statistics(self) -> tuple[Tensor, Tensor] | None:
         """(C,) mean and standard deviation of the latents, if they were published with the weights."""

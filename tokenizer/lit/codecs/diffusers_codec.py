@@ -199,10 +199,13 @@ class DiffusersCodecConfig(CodecConfig):
     """An autoencoder of diffusers: a folder or a Hub id, of which `subfolder` (often vae) holds it."""
 
     RENAMED: ClassVar[Mapping[str, str]] = {"window": "codec_window"}
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"codec_tile": None}
 
     source: str
     subfolder: str | None = None
     codec_window: int | None = None
+    codec_tile: int | None = None
+    """Side of the tiles in which frames are coded, in pixels (`Codec.set_tile`); null: frames are coded whole."""
 
     def load(self) -> Codec:
         diffusers = import_diffusers()
@@ -213,7 +216,9 @@ class DiffusersCodecConfig(CodecConfig):
             model = getattr(diffusers, name).from_pretrained(self.source, subfolder=self.subfolder)
         except OSError as error:
             raise ValueError(f"{self.source} cannot be loaded ({_first_line(error)})") from None
-        return ADAPTERS[name](model, self.codec_window)
+        codec = ADAPTERS[name](model, self.codec_window)
+        codec.set_tile(self.codec_tile)
+        return codec
 
     def _class_name(self, diffusers: Any) -> str:
         folder = Path(self.source)
