@@ -126,9 +126,9 @@ def add_real_video(section: Section, shipped: str) -> None:
         clips.append(Clip(video_bytes(decoded, info.fps, scale=2), caption, lengths, spec.block_capacity))
         header.append(f"{share:.0%} of the tokens".replace("100% of the", "all"))
     section.text(
-        "Two seconds of a helicopter, coded by the tokenizer that is installed with genvid. Bars are the tokens of "
+        "Four seconds of a robot arm, coded by the tokenizer that is installed with genvid. Bars are the tokens of "
         "each block of four frames. Try your own video: `genvid studio`."
-    ).comparison(header, {"helicopter": clips})
+    ).comparison(header, {"robot arm": clips})
 
 
 def fill(page: Page, results: Results, folder: Path) -> None:

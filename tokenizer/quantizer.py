@@ -19,8 +19,8 @@ from genvid import noise
 from genvid.config import Choice
 from genvid.tokenizer.statistics import Whiten
 
-_SIMILARITIES = 1 << 23
-"""Token-to-codebook similarities computed at a time (32 MB)."""
+_SIMILARITIES = {"cpu": 1 << 23, "cuda": 1 << 27}
+"""Token-to-codebook similarities computed at a time: 32 MB, which a cache holds, and 512 MB in a few large kernels."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class VectorQuantizer(Quantizer):
         """Similarities (tokens, codebook_size), a limited number of tokens at a time."""
         codebook = self.codebook()
         directions = normalize(latents, dim=-1).flatten(0, -2)
-        for part in torch.split(directions, max(1, _SIMILARITIES // self.codebook_size)):
+        for part in torch.split(directions, max(1, _SIMILARITIES[latents.device.type] // self.codebook_size)):
             yield part @ codebook.T
 
     def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:

@@ -17,7 +17,7 @@ from genvid.data.sources.synthetic import SyntheticConfig
 from genvid.data.sources.ucf101 import Ucf101Config
 from genvid.data.video import VideoError, probe, read_clip, video_bytes, write_video
 
-EXAMPLE_VIDEO = Path(__file__).parent / "examples" / "helicopter.mp4"
+EXAMPLE_VIDEO = Path(__file__).parent / "examples" / "robot.mp4"
 """A real video of 64 frames at 128x128, in the public domain (examples/README.md)."""
 
 __all__ = [

@@ -45,7 +45,7 @@ def test_the_first_section_fits_the_screen(tmp_path: Path, monkeypatch: pytest.M
     network = StackConfig(16, 1, 2)
     config = AdapTokConfig(16, (128, 128), (4, 32, 32), 16, network, network, VQConfig(codebook_size=20, code_dim=4))
     AdapTok(config).save(tmp_path / "models" / "tiny")
-    assert "helicopter" not in first_page("tiny").html()
+    assert "robot arm" not in first_page("tiny").html()
     monkeypatch.setattr("genvid.checkpoint.SHIPPED", tmp_path / "models")
     first_page("tiny").write(tmp_path / "page.html")
     with browser(tmp_path) as tab:
