@@ -24,6 +24,7 @@ from genvid.eval.report import Report
 from genvid.recipes import generate
 from genvid.recipes.compare_allocators import ORACLES
 from genvid.recipes.generate import Samples
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.train.validation import PREFIX
 
 FPS = 8.0
@@ -112,19 +113,20 @@ def add_real_video(section: Section, shipped: str) -> None:
     """The video that comes with genvid, as its tokenizer reconstructs it."""
     tokenizer, info = api.load(shipped), probe(EXAMPLE_VIDEO)
     assert isinstance(tokenizer, api.Tokenizer)
-    spec = tokenizer.model.spec
+    assert isinstance(tokenizer.model, AdapTok)
+    spec, config = tokenizer.model.spec, tokenizer.model.config
     video = read_clip(EXAMPLE_VIDEO, 0, info.frames, info=info)
     pixels, seconds = _tensor(video), info.frames / info.fps
     clips, header = [Clip(video_bytes(pixels, info.fps, scale=2))], ["original"]
     for share in SHARES:
-        blocks = spec.max_blocks or spec.num_blocks(spec.filled(info.frames))
-        tokens = tokenizer.encode(video, tokens=int(share * blocks * spec.block_capacity))
+        budget = int(share * config.grid[0] * spec.block_capacity)
+        tokens = tokenizer.encode(video, tokens=budget)
         decoded, lengths = _tensor(tokenizer.decode(tokens)), tokens.lengths[0].tolist()
         psnr = ClipPSNR().score(to_float(decoded)[None], to_float(pixels)[None]).item()
         bits = sum(float(spec.clip_bits(clip)[0]) for clip in tokens.clips)
         caption = f"{sum(lengths):,} tokens, {bits / seconds / 1000:.1f} kbit/s, {psnr:.1f} dB"
         clips.append(Clip(video_bytes(decoded, info.fps, scale=2), caption, lengths, spec.block_capacity))
-        header.append(f"{share:.0%} of the tokens".replace("100% of the", "all"))
+        header.append(f"at most {budget:,} tokens of {config.frames} frames")
     section.text(
         "Four seconds of a robot arm, coded by the tokenizer that is installed with genvid. Bars are the tokens of "
         "each block of four frames. Try your own video: `genvid studio`."

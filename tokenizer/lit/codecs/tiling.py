@@ -1,4 +1,4 @@
-"""Large frames in overlapping tiles, blended linearly: memory is that of one tile of one clip.
+"""Large frames in overlapping tiles, blended linearly: activations are those of one tile of one clip.
 
 diffusers' own `enable_tiling` has no effect on AutoencoderKLCosmos (0.42), and its tiles differ from class to class.
 """
