@@ -33,10 +33,7 @@ SHOWN = 4
 """Clips of each class, and predictions, that are shown."""
 SHARES = (1 / 16, 1 / 4, 1)
 """Of the tokens of the shipped tokenizer: budgets of the real video."""
-LEAD = (
-    "A tokenizer that decides how many tokens each block of a video deserves, a model that writes such sequences, and "
-    "what both are worth."
-)
+LEAD = "Videos as tokens, more of them where more happens; a model that generates such tokens; measurements of both."
 
 
 @dataclass(frozen=True)
