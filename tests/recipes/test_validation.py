@@ -70,7 +70,7 @@ def test_validation_may_begin_in_the_middle_of_a_run(stages, validations):
     ("stage", "change", "reason"),
     [
         ("classifier", {"source": clips()["source"]}, "validation.source is data.source"),
-        ("ar", {"cache": "cache"}, "holds the clips of"),
+        ("ar", {"cache": "cache"}, "holds the clips that are trained on"),
         ("tokenizer", {"every": 0}, "validation.every and validation.batches must be at least 1"),
     ],
 )
