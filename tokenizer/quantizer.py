@@ -19,7 +19,7 @@ from genvid import noise
 from genvid.config import Choice
 from genvid.tokenizer.statistics import Whiten
 
-_SIMILARITIES = {"cpu": 1 << 23, "cuda": 1 << 27}
+_SIMILARITIES, _SIMILARITIES_ON_GPU = 1 << 23, 1 << 27
 """Token-to-codebook similarities computed at a time: 32 MB, which a cache holds, and 512 MB in a few large kernels."""
 
 
@@ -156,7 +156,8 @@ class VectorQuantizer(Quantizer):
         """Similarities (tokens, codebook_size), a limited number of tokens at a time."""
         codebook = self.codebook()
         directions = normalize(latents, dim=-1).flatten(0, -2)
-        for part in torch.split(directions, max(1, _SIMILARITIES[latents.device.type] // self.codebook_size)):
+        at_once = _SIMILARITIES_ON_GPU if latents.is_cuda else _SIMILARITIES
+        for part in torch.split(directions, max(1, at_once // self.codebook_size)):
             yield part @ codebook.T
 
     def _quantize(self, latents: Tensor, keep: Tensor, seeds: Tensor | None) -> Quantized:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_ar_model import enlivened
 
 from genvid.ar import coding
 from genvid.ar.coding import MARGIN, STEPS, TABLE, ARCodes
@@ -32,14 +33,6 @@ def continues() -> RowModel:
 def published() -> RowModel:
     layout = replace(LAYOUT, sizes=(), framing="end")
     return enlivened(PublishedTransformer(PublishedConfig(layout, replace(TINY, rope_theta=None))))
-
-
-def enlivened(model: RowModel) -> RowModel:
-    generator = torch.Generator().manual_seed(0)
-    for parameter in model.parameters():
-        if parameter.ndim > 1:
-            torch.nn.init.normal_(parameter, std=0.3, generator=generator)
-    return model.eval()
 
 
 MODELS = pytest.mark.parametrize("build", [classes, continues, published])

@@ -66,7 +66,7 @@ def test_vq_picks_the_nearest_direction_and_weighs_its_loss(monkeypatch):
     quantizer = config.build(10, 14)
     latents = normalize(quantizer.input(features()), dim=-1)
     distances = torch.cdist(latents, normalize(quantizer.embedding, dim=-1)[None])
-    monkeypatch.setattr(module, "_SIMILARITIES", {"cpu": 24 * 5})
+    monkeypatch.setattr(module, "_SIMILARITIES", 24 * 5)
     quantized = quantizer(features(), kept())
     assert quantized.codes.equal(distances.argmin(-1))
     torch.testing.assert_close(quantized.loss, 3.5 * (distances.amin(-1) ** 2 / 6).mean((1, 2)))
@@ -93,7 +93,7 @@ def test_vq_samples_by_similarity(monkeypatch):
     similarity = normalize(quantizer.input(x[0, 0, 0]), dim=0) @ normalize(quantizer.embedding, dim=-1).T
     frequency = codes.flatten().bincount(minlength=5) / codes.numel()
     torch.testing.assert_close(frequency, (similarity / 0.5).softmax(-1), atol=0.015, rtol=0)
-    monkeypatch.setattr(module, "_SIMILARITIES", {"cpu": 5 * 999})
+    monkeypatch.setattr(module, "_SIMILARITIES", 5 * 999)
     assert quantizer(x, every, torch.arange(8)).codes.equal(codes)
 
 

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from disturbed import disturbed
 
 from genvid.checkpoint import load_model
 from genvid.perceptual import StructureDistance
@@ -40,13 +41,6 @@ CONFIG = AdapTokConfig(
     geometry=RotaryGeometry(window=2, sides=(16, 40), aspect=(2, 1)),
 )
 LENGTHS = torch.tensor([[7, 3, 1, 0, 2, 7, 4], [2, 0, 5, 0, 7, 1, 3]])
-
-
-def disturbed(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @pytest.fixture

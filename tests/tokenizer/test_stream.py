@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from disturbed import disturbed
 
 from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
 from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
@@ -27,13 +28,6 @@ CONFIG = AdapTokConfig(
     pooled_queries=True,
     geometry=RotaryGeometry(window=2, sides=(16, 32), aspect=(2, 1)),
 )
-
-
-def disturbed(model):
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    return model.eval()
 
 
 @pytest.fixture
