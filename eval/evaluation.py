@@ -30,7 +30,7 @@ from genvid.data.sources.video_index import cache_folder
 from genvid.data.video import write_video
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.metrics.fidelity import ClipScore
-from genvid.eval.pixels import as_scored
+from genvid.eval.pixels import as_scored, as_seen
 from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
 from genvid.eval.table import ClipTable
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -50,6 +50,8 @@ class Output:
     tokens: BlockTokens | None = None
     measured: Mapping[str, Tensor] = field(default_factory=dict)
     """Further numbers of each video by name, (B,)."""
+    spec: TokenizerSpec | None = None
+    """Of these tokens, where the model's own is of another frame size."""
 
 
 class VideoModel(Protocol):
@@ -173,7 +175,8 @@ class Evaluation:
                     if not measured.issuperset(positions.tolist()):
                         bar.set_postfix_str(candidate.title)
                         output = candidate.model(shown, seeds)
-                        table.add(positions, self._columns(output, original, candidate.model.spec))
+                        spec = output.spec or candidate.model.spec
+                        table.add(positions, self._columns(output, original, spec))
                         if seed == 0:
                             self._keep_examples(candidate.folder, positions, output.video)
                 if real is not None and original is not None and not known.issuperset(positions.tolist()):
@@ -222,9 +225,10 @@ class Evaluation:
         return {**columns, **output.measured}
 
     def _extract(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, while the next
-        clips are loaded or sampled; `ClipTable.flush` waits for them."""
+        """Scored pixels (B, 3, T, H, W) -> (B, num_features). A GPU computes them in a stream of their own, while the
+        next clips are loaded or sampled; `ClipTable.flush` waits for them."""
         assert self.features is not None
+        video = as_seen(video, self.clips.protocol)
         self.features.check(video)
         if self._aside is not None:
             self._aside.wait_stream(torch.cuda.current_stream(self.device))
@@ -267,7 +271,8 @@ class Evaluation:
     def _scoring(self) -> dict[str, Any]:
         """Fields of the protocol that the features of a clip depend on."""
         fields = asdict(self.clips.protocol)
-        return {key: fields[key] for key in ("frames", "resolution", "resize", "scored_resolution", "quantize")}
+        found = {key: fields[key] for key in ("frames", "resolution", "resize", "scored_resolution", "quantize")}
+        return found | {key: fields[key] for key in ("feature_resolution", "feature_frames") if fields[key]}
 
     def _network(self) -> str:
         return "" if self.features is None else f"{self.features.name} {self.features.weights}"

@@ -27,6 +27,7 @@ _DAVIS_VAL = """
     drift-chicane drift-straight goat gold-fish horsejump-high india judo kite-surf lab-coat libby loading mbike-trick
     motocross-jump paragliding-launch parkour pigs scooter-black shooting soapbox
 """
+_DAVIS = {*_DAVIS_TRAIN.split(), *_DAVIS_VAL.split()}
 
 _UCF101 = re.compile(r"v_[A-Za-z]+_g(\d\d)_c\d\d")
 _KINETICS = re.compile(r"[\w-]{11}_\d{6}_\d{6}")
@@ -45,6 +46,9 @@ _TOKENBENCH = re.compile(
     r"|(datacol[12]|deepthought|minsky)_.*traj0"  # BridgeData V2
     f"|{'|'.join(map(re.escape, _PANDA.split()))}"
 )
+
+_TOKENBENCH_240P = re.compile(r"(bdd|bridgev2|egoexo4D|panda70m)_")
+"""Names of the example files in InfoTok's repository; it publishes no list."""
 
 
 def listed(published: str, names: Iterable[str]) -> str:
@@ -70,7 +74,9 @@ _SETS: dict[str, Callable[[set[str]], bool]] = {
     "UCF-101, groups 1 to 7": _ucf101(range(1, 8)),
     "UCF-101": _ucf101(range(1, 26)),
     "Kinetics-600": lambda paths: all(_KINETICS.fullmatch(PurePosixPath(path).name) for path in paths),
-    "DAVIS 2017, train and val": lambda paths: paths <= {*_DAVIS_TRAIN.split(), *_DAVIS_VAL.split()},
+    "DAVIS 2017, train and val": lambda paths: paths <= _DAVIS,
+    "DAVIS at 240p": lambda paths: {path.removesuffix("_240p") for path in paths} <= _DAVIS,
     "TokenBench": lambda paths: all(_TOKENBENCH.search(path) for path in paths),
+    "TokenBench at 240p": lambda paths: all(_TOKENBENCH_240P.match(path) for path in paths),
 }
 """`names` of a protocol -> whether paths without suffix are of that set."""

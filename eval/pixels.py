@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from genvid.eval.protocols import EvaluationProtocol
+from genvid.eval.resizing import TatsClip
 
 
 def as_scored(video: Tensor, protocol: EvaluationProtocol) -> Tensor:
@@ -21,6 +22,18 @@ def as_scored(video: Tensor, protocol: EvaluationProtocol) -> Tensor:
         frames = F.interpolate(frames, (side, side), mode="bilinear", align_corners=False, antialias=True)
         video = frames.view(len(video), -1, 3, side, side).transpose(1, 2)
     return video
+
+
+def as_seen(video: Tensor, protocol: EvaluationProtocol) -> Tensor:
+    """Scored pixels (B, 3, T, H, W) -> the frames and pixels of them that the feature network is given."""
+    video, side = video[:, :, : protocol.feature_frames], protocol.feature_resolution
+    if side is None:
+        return video
+    rule = TatsClip(resolution=(side, side))
+    frames = rule.cover(video.transpose(1, 2).flatten(0, 1))
+    top, left = (rule.margin(extent - side) for extent in frames.shape[2:])
+    frames = frames[..., top : top + side, left : left + side]
+    return frames.reshape(len(video), -1, 3, side, side).transpose(1, 2)
 
 
 def round_to_bytes(video: Tensor) -> Tensor:

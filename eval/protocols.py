@@ -20,7 +20,7 @@ from genvid.data.clips import ClipConfig
 from genvid.data.dataset import VideoData
 from genvid.data.sources.base import ALL
 from genvid.eval.features.loading import I3D_NAME
-from genvid.eval.resizing import TatsClip, TorchvisionClip
+from genvid.eval.resizing import DistributedClip, TatsClip, TorchvisionClip
 from genvid.files import readable
 
 Clips = Literal["first", "random", "windows", "whole"]
@@ -38,6 +38,7 @@ WINDOWS: dict[Clips, Literal["first", "random", "all", "whole"]] = {
 OURS = "short side, antialiased bilinear, centre crop"
 TORCHVISION = "torchvision: short side, long side truncated, antialiased bilinear, centre crop"
 TATS = "TATS: short side, long side rounded up, bilinear without antialiasing, centre crop"
+DISTRIBUTED = "none, files are read as distributed"
 PREPARED = "in advance, into compressed files"
 """`resize` of data that recipes/prepare_videos.py made: good for training, another set of pixels for an evaluation."""
 
@@ -45,6 +46,7 @@ CLIP_RULES: dict[str, type[ClipConfig]] = {
     OURS: ClipConfig,
     TORCHVISION: TorchvisionClip,
     TATS: TatsClip,
+    DISTRIBUTED: DistributedClip,
     PREPARED: ClipConfig,
 }
 """`resize` of a protocol -> the clip rule that follows it."""
@@ -64,7 +66,7 @@ class EvaluationProtocol:
     count: int | None
     """Clips compared; None: one for each video of the split."""
     resolution: int
-    """Side of the frames the model works at."""
+    """Side of the frames the model works at; where files are read as distributed, one side of theirs."""
     videos: int | None = None
     """Videos of the split; None where nobody has fixed how many there are."""
     seed: int = 42
@@ -78,6 +80,13 @@ class EvaluationProtocol:
     """How pixels are brought to 8 bits before they are scored."""
     features: str = I3D_NAME
     """Feature network of the Frechet distance; empty: there is none."""
+    feature_resolution: int | None = None
+    """Frames are resized to this short side and cropped, by TATS's rule, before the feature network; None: the network
+    resizes them itself, without regard to their aspect ratio."""
+    feature_frames: int | None = None
+    """First frames that the feature network reads; None: all of them."""
+    uniform_ssim: bool = False
+    """SSIM over uniform windows of 7 pixels, scikit-image's default, instead of Gaussian ones of 11."""
     ddof: int = 0
     sampler_seeds: int = 1
     note: str = ""
@@ -93,6 +102,11 @@ class EvaluationProtocol:
         )
         made = replace(self, name=f"{origin.name} [{changed}]" if changed else origin.name, **changes)
         return self if made == self else made
+
+    @property
+    def any_size(self) -> bool:
+        """Whether frames differ in size from video to video."""
+        return self.resize == DISTRIBUTED
 
     def clip_rule(self) -> ClipConfig:
         """How clips are cut from videos. Frames are resized in floating point; `quantize` rounds them later."""
@@ -174,6 +188,35 @@ def _ucf_reconstruction(name: str, split: str, clips: Clips, note: str) -> Evalu
         names=UCF101_NAMES[split],
         resize=TORCHVISION,
         note=note,
+    )
+
+
+def _infotok(name: str, dataset: str, names: str) -> EvaluationProtocol:
+    """A test set at 240p as InfoTok (arXiv 2512.16975) publishes it: PSNR, SSIM, LPIPS-VGG and FVD of complete videos.
+
+    From its code and TokenBench's `metrics_cli`, which it calls: frames as its files hold them, outputs in 8 bits, SSIM
+    of scikit-image, FVD of the first 300 frames, whose short side is resized to 224. Not public: how the files were
+    made from the originals (the resize and the compression), and how many there are. A departure: InfoTok scores
+    reconstructions that went through a lossy mp4 file, here they are scored as decoded. Windows of 81 frames that
+    overlap by 3 are its model's, not the protocol's.
+    """
+    return EvaluationProtocol(
+        name=name,
+        task="reconstruction",
+        dataset=dataset,
+        split="all",
+        frames=None,
+        clips="whole",
+        count=None,
+        resolution=240,
+        names=names,
+        resize=DISTRIBUTED,
+        quantize="round",
+        feature_resolution=224,
+        feature_frames=300,
+        uniform_ssim=True,
+        ddof=1,
+        note="InfoTok's files; its table of 33 frames at 256x256 is another protocol, whose crops are not published",
     )
 
 
@@ -266,6 +309,8 @@ _ALL = (
         quantize="round",
         note="at 256x256; the leaderboard's numbers are at up to 1080p and do not compare",
     ),
+    _infotok("davis-infotok-240p", "DAVIS at 240p", "DAVIS at 240p"),
+    _infotok("tokenbench-infotok-240p", "TokenBench at 240p", "TokenBench at 240p"),
 )
 
 SHORTEST_WHOLE = 9

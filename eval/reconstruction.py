@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from genvid.allocation import Budget
@@ -84,3 +86,35 @@ class Reconstruction:
 
     def _cut(self, tokens: BlockTokens) -> BlockTokens:
         return tokens if self.budget is None else self.budget.allocator(tokens.keep.shape[1])(tokens)
+
+
+class SizedReconstruction:
+    """A `VideoModel` for frames of any size: each video by a reconstruction of its size, in multiples of 16 pixels.
+
+    Frames are padded with black on both sides and cut again, as by the inference code of Cosmos and InfoTok.
+    """
+
+    def __init__(self, at: Callable[[tuple[int, int]], Reconstruction], size: tuple[int, int]) -> None:
+        """`at` gives the reconstruction of frames (height, width); `size` is one of theirs."""
+        self.at, self._last = at, at(size)
+        self.about, self.spec = self._last.about, self._last.spec
+
+    def describe(self) -> Mapping[str, Any]:
+        return self.about
+
+    def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
+        video = conditioning["video"]
+        height, width = video.shape[3:]
+        (top, bottom), (left, right) = _filling(height), _filling(width)
+        padded = F.pad(video, (left, right, top, bottom), value=-1.0)
+        if self._last.tokenizer.spec.resolution != tuple(padded.shape[3:]):
+            self._last = self.at((padded.shape[3], padded.shape[4]))
+        output = self._last({**conditioning, "video": padded}, seeds)
+        cut = output.video[..., top : top + height, left : left + width]
+        return replace(output, video=cut, spec=self._last.spec)
+
+
+def _filling(side: int) -> tuple[int, int]:
+    """Pixels before and after a side that make it a multiple of 16."""
+    missing = -side % 16
+    return missing // 2, missing - missing // 2

@@ -10,7 +10,10 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from genvid.data.clips import ClipConfig
+from torch import Tensor
+
+from genvid.data.clips import ClipConfig, to_float
+from genvid.data.video import VideoInfo
 
 
 @dataclass(frozen=True)
@@ -37,3 +40,16 @@ class TatsClip(ClipConfig):
         if height < width:
             return min(self.resolution), math.ceil(width * scale)
         return math.ceil(height * scale), min(self.resolution)
+
+
+@dataclass(frozen=True)
+class DistributedClip(ClipConfig):
+    """Frames as their files hold them, of any aspect ratio, one side of which has `resolution` pixels."""
+
+    def refusal(self, info: VideoInfo) -> str | None:
+        if self.resolution[0] not in (info.height, info.width):
+            return f"has frames of {info.height}x{info.width}, not {self.resolution[0]}p"
+        return super().refusal(info)
+
+    def fit(self, video: Tensor, seed: int) -> Tensor:
+        return to_float(video.permute(3, 0, 1, 2))

@@ -20,7 +20,7 @@ from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import main, sampling
 from genvid.cli.coding import EncodeOptions, encode
-from genvid.cli.evaluation import EvaluateOptions
+from genvid.cli.evaluation_options import EvaluateOptions
 from genvid.cli.options import add_options, read_options
 from genvid.cli.sampling import SampleOptions
 from genvid.data.clips import ClipConfig

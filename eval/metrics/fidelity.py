@@ -11,6 +11,7 @@ from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.image import (
     multiscale_structural_similarity_index_measure,
     peak_signal_noise_ratio,
@@ -61,6 +62,19 @@ class ClipSSIM(ClipScore):
         frames, wanted = (_displayed(x).transpose(1, 2).flatten(0, 1) for x in (video, target))
         per_frame: Tensor = structural_similarity_index_measure(frames, wanted, data_range=1.0, reduction="none")
         return per_frame.view(len(video), -1).mean(1)
+
+
+class ClipUniformSSIM(ClipScore):
+    """Structural similarity as scikit-image computes it by default: uniform windows of 7 pixels that lie in the frame,
+    sample (co)variances; averaged over channels and frames, then over clips."""
+
+    better = "higher"
+    name = "SSIM (uniform window)"
+    unit = ""
+
+    def score(self, video: Tensor, target: Tensor) -> Tensor:
+        pairs = zip(_displayed(video).unbind(2), _displayed(target).unbind(2), strict=True)
+        return torch.stack([_uniform_ssim(frame, wanted) for frame, wanted in pairs]).mean(0)
 
 
 class ClipMSSSIM(ClipScore):
@@ -130,3 +144,16 @@ class MeanPerceptual(ClipScore):
 def _displayed(video: Tensor) -> Tensor:
     """[-1, 1] -> [0, 1], clamped, float32 or wider."""
     return (video.float().clamp(-1, 1) + 1) / 2
+
+
+def _uniform_ssim(frame: Tensor, wanted: Tensor) -> Tensor:
+    """(B, 3, H, W) in [0, 1] twice -> (B,)."""
+    a, b = frame.double(), wanted.double()  # differences of squares
+    mean_a, mean_b, square_a, square_b, product = (avg_pool2d(x, 7, 1) for x in (a, b, a * a, b * b, a * b))
+    sample = 49 / 48
+    spread = sample * (square_a - mean_a**2 + square_b - mean_b**2)
+    common = sample * (product - mean_a * mean_b)
+    luminance, contrast = 0.01**2, 0.03**2
+    similarity = (2 * mean_a * mean_b + luminance) * (2 * common + contrast)
+    similarity = similarity / ((mean_a**2 + mean_b**2 + luminance) * (spread + contrast))
+    return similarity.mean((1, 2, 3))

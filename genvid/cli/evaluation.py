@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any
 
 from genvid import config as configuration
 from genvid.allocation import Allocator, UniformAllocator
@@ -14,6 +13,7 @@ from genvid.allocation.budget import GROUP_SIZE
 from genvid.ar.model import RowModel
 from genvid.checkpoint import load_model
 from genvid.cli.coding import BudgetOptions, open_tokenizer
+from genvid.cli.evaluation_options import EvaluateOptions, ReportOptions
 from genvid.cli.video_models import PredictedTokens, Sampling, codebook_of, hashes
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
@@ -28,144 +28,24 @@ from genvid.eval.metrics.fidelity import (
     ClipPSNR,
     ClipScore,
     ClipSSIM,
+    ClipUniformSSIM,
     MeanPerceptual,
 )
 from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
 from genvid.eval.protocols import EvaluationProtocol, protocol
-from genvid.eval.reconstruction import PieceEncoder, Reconstruction
+from genvid.eval.reconstruction import PieceEncoder, Reconstruction, SizedReconstruction
 from genvid.eval.report import Provenance, Report, compare
 from genvid.eval.samples import VideoFiles, open_samples
 from genvid.eval.selection import protocol_clips
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
 from genvid.generation.pipeline import check_match
-from genvid.generation.sampler import SamplingConfig
 from genvid.perceptual import LPIPS
 from genvid.tokens import ResizableTokenizer, VideoTokenizer
 from genvid.train.accelerator import make_state
 
 SAMPLED = 128
 """Clips sampled at a time: two for each batch slot of the engine, so that another row replaces a finished one."""
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    """Options of `evaluate`."""
-
-    protocol: str
-    """Name of a protocol, from the list below."""
-    _: KW_ONLY
-    output: Path
-    """Folder for report.json and clips.csv. The same command resumes there."""
-    data: Path | None = None
-    """Data set of the protocol, as it is distributed."""
-    lists: Path | None = None
-    """List of the split: ucfTrainTestlist, the CSV of Kinetics-600, or a list of DAVIS."""
-    source: Path | None = None
-    """Other data: YAML file with the `source` of a recipe (needs --partial)."""
-    tokenizer: str | None = None
-    """Model folder or Hub id."""
-    tokens: tuple[int, ...] = ()
-    """Token budgets, each of which gives a report. AdapTok: mean tokens of a clip (needs --scorer). LIT: tokens of each
-    clip."""
-    scorer: str | None = None
-    """Scorer of the AdapTok tokenizer: model folder or Hub id."""
-    published: bool = False
-    """Share --tokens among the blocks of a clip as the published evaluation of AdapTok does."""
-    model: str | None = None
-    """Autoregressive model: model folder or Hub id. Of a reconstruction protocol: the bits of the tokens under it are
-    measured too."""
-    sampling: SamplingConfig = field(default_factory=SamplingConfig)
-    probe: bool = False
-    """Measure too how well a linear map of the first tokens of each block gives the class of a reconstructed clip."""
-    seeds: int | None = None
-    """Number of sampler seeds (default: that of the protocol)."""
-    videos: Path | None = None
-    """Samples of another program: a folder of videos or of .npz files, or one .npz file."""
-    i3d: Path | None = None
-    """Weights of the FVD network: either of the two published files."""
-    features: str | None = None
-    """Another feature network, or `none` (needs --partial)."""
-    lpips: tuple[Literal["vgg", "alex"], ...] = ()
-    """Networks of LPIPS, which is measured too."""
-    lpips_weights: Path | None = None
-    """Weights of the trunk of LPIPS, as torchvision publishes them (default: those in the cache of torch.hub)."""
-    count: int | None = None
-    """Fewer clips than the protocol has; the name of each number includes it."""
-    partial: bool = False
-    """Run less than the complete protocol, under another name."""
-    batch_size: int | None = None
-    """Clips at a time (default: 16, when sampling 128)."""
-    workers: int = 2
-    """Processes that decode videos."""
-    title: str | None = None
-    """Title of the report (default: the name of the model's folder)."""
-    html: bool = False
-    """Write page.html too."""
-
-    def __post_init__(self) -> None:
-        """ValueError for numbers out of range, and for options that are missing, exclude each other or have no use."""
-        for name in ("count", "seeds", "batch_size"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {number}")
-        if self.i3d is not None and self.features is not None:
-            raise ValueError("give --i3d or --features, not both")
-        if (self.data is None) == (self.source is None):
-            raise ValueError("give --data, the folder of the protocol's data set, or --source, a YAML file")
-        record = protocol(self.protocol)
-        self._check_used(record)
-        self._check_models(record)
-
-    def _check_models(self, record: EvaluationProtocol) -> None:
-        task = record.task
-        if self.videos is not None:
-            if task != "generation" or self.model or self.tokenizer:
-                raise ValueError(
-                    "--videos takes samples of class-conditional generation, without --model and --tokenizer"
-                )
-        elif self.tokenizer is None or (self.model is None and task != "reconstruction"):
-            needed = "--tokenizer" if task == "reconstruction" else "--model and --tokenizer (or --videos)"
-            raise ValueError(f"{record.name} measures {task}: give {needed}")
-        if task == "prediction" and self.sampling.guided:
-            raise ValueError(f"{record.name} is without guidance: leave out --guidance")
-
-    def _check_used(self, record: EvaluationProtocol) -> None:
-        """ValueError for an option that would change nothing."""
-        budget = bool(self.tokens) or self.scorer is not None or self.published
-        sampling = self.sampling != SamplingConfig()
-        grouped = self.tokens and self.batch_size
-        unused = {
-            "--tokens, --scorer and --published cut the input of a model": budget and record.task == "generation",
-            "--probe is of reconstructed clips of equal length": self.probe
-            and (record.task != "reconstruction" or record.frames is None),
-            "a --model measures the tokens of clips of equal length": self.model and record.frames is None,
-            "--guidance, --temperature, --top-k and --top-p are of samples of a --model": sampling
-            and (not self.model or record.task == "reconstruction"),
-            "--lpips compares reconstructions with their originals": self.lpips and record.task != "reconstruction",
-            "--lpips-weights is the trunk of --lpips": self.lpips_weights and not self.lpips,
-            "--seeds is of samples of a --model": self.seeds and (not self.model or record.task == "reconstruction"),
-            "--lists belongs to --data": self.lists and self.source,
-            f"clips share --tokens in groups of {GROUP_SIZE}, whatever the --batch-size": grouped,
-        }
-        for reason, given in unused.items():
-            if given:
-                raise ValueError(f"{reason}: it would change nothing in {record.name} as it is run here; leave it out")
-
-    @property
-    def budgets(self) -> list[BudgetOptions]:
-        """One for each report."""
-        return [BudgetOptions(tokens, self.scorer, self.published) for tokens in self.tokens or (None,)]
-
-
-@dataclass(frozen=True)
-class ReportOptions:
-    """Options of `report`."""
-
-    reports: tuple[Path, ...]
-    """report.json of an evaluation."""
-    html: Path | None = field(default=None, kw_only=True)
-    """Page to write too, with rate-distortion curves and BD-rate."""
 
 
 def evaluate(options: EvaluateOptions) -> None:
@@ -213,7 +93,7 @@ def _evaluation(
         test_source=unseen,
         # Samples of another program are one set, of any number of seeds.
         sampler_seeds=1 if options.videos is not None else options.seeds,
-        resolution=_resolution(model),
+        resolution=None if record.any_size else _resolution(model),
         partial=options.partial,
     )
     state = make_state()
@@ -276,6 +156,8 @@ def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[Vi
         return [open_samples(options.videos, record)]
     assert options.tokenizer is not None
     tokenizer = open_tokenizer(options.tokenizer)
+    if record.any_size:
+        return [_sized(options, record, tokenizer, budget) for budget in options.budgets]
     if isinstance(tokenizer, ResizableTokenizer):
         with suppress(ValueError):  # of a fixed size: another than the protocol's needs --partial
             tokenizer = tokenizer.at((record.resolution, record.resolution))
@@ -283,14 +165,31 @@ def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[Vi
         return [_sampling(options, record, tokenizer, budget) for budget in options.budgets]
     encoder, models = PieceEncoder(tokenizer), []
     for budget in options.budgets:
-        cut = budget.build(tokenizer)
-        weights = hashes(tokenizer=options.tokenizer, scorer=options.scorer)
-        about = {**weights, "tokens": budget.tokens, "published": budget.published}
-        models.append(Reconstruction(encoder, cut, about))
+        models.append(Reconstruction(encoder, budget.build(tokenizer), _about(options, budget)))
     if options.model is None:
         return models
     predictor = load_model(options.model, RowModel).to(device())
     return [PredictedTokens(model, predictor, hashes(model=options.model)) for model in models]
+
+
+def _sized(
+    options: EvaluateOptions, record: EvaluationProtocol, tokenizer: VideoTokenizer, budget: BudgetOptions
+) -> SizedReconstruction:
+    """Reconstructions of videos of any frame size; ValueError for a tokenizer of one size."""
+    if not isinstance(tokenizer, ResizableTokenizer):
+        raise ValueError(f"{record.name} has frames of several sizes, and {options.tokenizer} takes a single one")
+
+    def at(size: tuple[int, int]) -> Reconstruction:
+        sized = tokenizer.at(size)
+        return Reconstruction(PieceEncoder(sized), budget.build(sized), _about(options, budget))
+
+    return SizedReconstruction(at, (record.resolution, record.resolution))
+
+
+def _about(options: EvaluateOptions, budget: BudgetOptions) -> dict[str, Any]:
+    """Everything that a reconstruction depends on."""
+    weights = hashes(tokenizer=options.tokenizer, scorer=options.scorer)
+    return {**weights, "tokens": budget.tokens, "published": budget.published}
 
 
 def _sampling(
@@ -342,8 +241,10 @@ def _context(
 
 
 def _fidelity(options: EvaluateOptions, model: VideoModel, record: EvaluationProtocol) -> list[ClipScore]:
-    side = _resolution(model) or record.resolution
     lpips = [MeanPerceptual(LPIPS(net, options.lpips_weights)) for net in options.lpips]
+    if record.uniform_ssim:
+        return [ClipPSNR(), ClipUniformSSIM(), ClipFlicker(), *lpips]
+    side = _resolution(model) or record.resolution
     scales = [ClipMSSSIM()] if side >= SMALLEST_MS_SSIM else []
     return [ClipPSNR(), ClipSSIM(), *scales, ClipFlicker(), *lpips]
 

@@ -75,6 +75,10 @@ class ClipConfig:
         """First frame of the random window of a clip with this seed."""
         return math.floor(_draw(seed, "start", 1)[0] * (video_frames - self.span + 1))
 
+    def refusal(self, info: VideoInfo) -> str | None:
+        """Why no clip can be cut from a video, as the end of a sentence about it; None where one can."""
+        return None if info.frames >= self.span else f"has {info.frames} frames but a clip needs {self.span}"
+
     def cover(self, images: Tensor, zoom: float = 1.0) -> Tensor:
         """(T, 3, H, W) -> the same, antialiased, at `zoom` times the smallest size that covers `resolution`."""
         size = self.covering(images.shape[2], images.shape[3], zoom)

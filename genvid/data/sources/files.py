@@ -64,8 +64,8 @@ class FileSource(Source):
         prepared = read_prepared(root, clip)
         found = probe_files(root, [root / file.path for file in files], prepared)
         for file, video in zip(files, found, strict=True):
-            if isinstance(video, IndexedVideo) and video.info.frames < clip.span:
-                video = VideoError(f"{root / file.path} has {video.info.frames} frames but a clip needs {clip.span}")
+            if isinstance(video, IndexedVideo) and (reason := clip.refusal(video.info)):
+                video = VideoError(f"{root / file.path} {reason}")
             if isinstance(video, VideoError):
                 problems.append(readable(str(video)))
                 continue
