@@ -258,6 +258,8 @@ class ARRun(Run):
     framing: str = "length"
     context_blocks: int = 0
     """Above 0: frame prediction from that many given blocks, without classes."""
+    sink_blocks: int = 0
+    """Of the given blocks, those at the beginning of the stream, however far the window is."""
     num_blocks: int | None = None
     """Of a row: windows of cached streams of more blocks, drawn anew each time; by default all blocks."""
     budget_bins: int = 0
@@ -287,7 +289,7 @@ class ARRun(Run):
             budget_bins=self.budget_bins,
         )
         null_context = self.objective.context_dropout > 0
-        return ARConfig(layout, self.model, context_blocks=self.context_blocks, null_context=null_context)
+        return ARConfig(layout, self.model, self.context_blocks, null_context, self.sink_blocks)
 
 
 @dataclass(frozen=True, kw_only=True)

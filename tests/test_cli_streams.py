@@ -10,7 +10,7 @@ import genvid
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import load_model
-from genvid.cli import main
+from genvid.cli import main, sampling
 from genvid.data.arrays import read_array
 from genvid.data.clips import to_float
 from genvid.data.video import probe, read_clip, write_video
@@ -214,12 +214,13 @@ def test_arrays_of_any_length_and_size(tokenizer, monkeypatch):
         loaded.encode(np.zeros((4, 40, 16, 3), np.uint8))
 
 
-@pytest.mark.parametrize("frames", [26, 24])
-def test_a_video_goes_on_without_being_encoded_again(tokenizer, make_video, tmp_path, monkeypatch, frames):
+@pytest.mark.parametrize(("frames", "sinks"), [(26, 0), (24, 1)])
+def test_a_video_goes_on_without_being_encoded_again(tokenizer, make_video, tmp_path, monkeypatch, frames, sinks):
     layout = BlockLayout(codebook_size=64, num_classes=0, num_blocks=4, block_capacity=8, sizes=SIZES)
     sizes = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
     torch.manual_seed(0)
-    BlockTransformer(ARConfig(layout, sizes, context_blocks=2)).save(tmp_path / "ar")
+    BlockTransformer(ARConfig(layout, sizes, context_blocks=2, sink_blocks=sinks)).save(tmp_path / "ar")
+    monkeypatch.setattr(sampling, "LONGEST_CLIP", 5)  # of 6 blocks
     original, calls = AdapTok.encode_next, []
 
     def counted(self, *arguments):

@@ -49,10 +49,13 @@ class ARConfig:
     transformer: TransformerConfig = field(default_factory=TransformerConfig)
     context_blocks: int = 0
     """Above 0: a frame predictor, whose rows start with that many given blocks and no class."""
-    IMPLIED: ClassVar[Mapping[str, Any]] = {"null_context": False}
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"null_context": False, "sink_blocks": 0}
 
     null_context: bool = False
     """Whether rows without their context were trained as well: the null condition of a guided frame prediction."""
+    sink_blocks: int = 0
+    """Of the given blocks, those that are the first of a stream and stay when the window moves on (attention sinks,
+    arXiv 2309.17453)."""
 
     def __post_init__(self) -> None:
         needed, given = self.longest_input, self.transformer.max_positions
@@ -62,6 +65,11 @@ class ARConfig:
             raise ValueError(f"context_blocks is at least 0, got {self.context_blocks}")
         if self.null_context and not self.context_blocks:
             raise ValueError("null_context is of frame predictors, which have context_blocks above 0")
+        if self.sink_blocks and not 0 < self.sink_blocks < self.context_blocks:
+            raise ValueError(
+                f"sink_blocks are some of the context_blocks ({self.context_blocks}), of which at least one is recent, "
+                f"got {self.sink_blocks}"
+            )
 
     @property
     def longest_input(self) -> int:

@@ -117,8 +117,15 @@ class RowModel(Model):
         tokens = [replace(part if allocator is None else allocator(part), features=None) for part in parts]
         return self.continuation(BlockTokens.concatenate(tokens))
 
+    def stream_context(self, tokens: BlockTokens) -> BlockTokens:
+        """Blocks of N streams -> those that the model reads to continue them, with all fields: the first `sink_blocks`
+        and the last ones, `context_blocks` together, or all of fewer."""
+        sinks, skipped = self.config.sink_blocks, max(tokens.keep.shape[1] - self.config.context_blocks, 0)
+        parts = slice(sinks), slice(sinks + skipped, None)
+        return BlockTokens.join_blocks([tokens.select_blocks(part) for part in parts])
+
     def continuation(self, context: BlockTokens) -> Prompt:
-        """The last `context_blocks` blocks of N videos -> the prompt that continues them."""
+        """The given `context_blocks` blocks of N videos -> the prompt that continues them."""
         layout, given = self.layout, self.config.context_blocks
         if context.keep.shape[1] != given:
             raise ValueError(f"this model continues {given} blocks, got {context.keep.shape[1]}")
@@ -188,6 +195,7 @@ class BlockTransformer(RowModel):
             "layout": configuration.encode(self.layout),
             "context_blocks": self.config.context_blocks,
             **({"null_context": True} if self.config.null_context else {}),
+            **({"sink_blocks": self.config.sink_blocks} if self.config.sink_blocks else {}),
             "dropout": self.config.transformer.dropout,
             **self._origin_json(),
         }

@@ -132,13 +132,15 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         return layout.pack(BlockTokens(keep[:, given:], codes[:, given:]), prefix)
 
     def _window(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Lengths (B, G) and codes (B, G, L) of the blocks of a row, drawn by its seed from a stream of more."""
+        """Lengths (B, G) and codes (B, G, L) of the blocks of a row, drawn by its seed from a stream of more: the
+        first `sink_blocks` of the stream, and consecutive ones after them."""
         lengths, codes, blocks = batch["lengths"], batch["codes"].long(), self.config.layout.num_blocks
         spare = lengths.shape[1] - blocks
         if not spare:
             return lengths, codes
         starts = (noise.uniform(batch["seed"], "window", 1) * (spare + 1)).long()
-        window = starts + torch.arange(blocks)
+        places = torch.arange(blocks)
+        window = torch.where(places < self.config.sink_blocks, places, starts + places)
         return lengths.gather(1, window), codes.take_along_dim(window[..., None], 1)
 
     def _context_prefix(self, context: BlockTokens, seeds: Tensor) -> Tensor:

@@ -261,11 +261,13 @@ def _continued_stream(
 ) -> Callable[[Tensor], Generated]:
     """The same for a tokenizer that streams: the video is encoded once, and its tokens go on."""
     model, per_block = engine.model, tokenizer.spec.frames_per_block
-    tokens = _end_of_stream(tokenizer, path)
-    context = tokens.select_blocks(slice(max(tokens.keep.shape[1] - model.config.context_blocks, 0), None))
+    sinks = model.config.sink_blocks
+    tokens = _ends_of_stream(tokenizer, path, sinks)
+    context = model.stream_context(tokens)
     context = context if allocator is None else allocator(context.to(device())).to("cpu")
-    before = tokens.blocks(slice(tokens.keep.shape[1] - context.keep.shape[1]))
-    tokens = BlockTokens.join_blocks([before, context.blocks(slice(None))])
+    last = context.keep.shape[1] - sinks
+    between = tokens.blocks(slice(sinks, tokens.keep.shape[1] - last))
+    tokens = BlockTokens.join_blocks([context.blocks(slice(sinks)), between, context.blocks(slice(sinks, None))])
 
     def go_on(seeds: Tensor) -> Generated:
         beginnings, decode_next = BlockTokens.concatenate([tokens] * len(seeds)), video_decoder(tokenizer)
@@ -278,19 +280,21 @@ def _continued_stream(
     return go_on
 
 
-def _end_of_stream(tokenizer: VideoTokenizer, path: Path) -> BlockTokens:
-    """The last `LONGEST_CLIP` blocks of a video file, encoded as a stream; its first frames are left out where they do
-    not fill a block, so that the last block ends with the video."""
+def _ends_of_stream(tokenizer: VideoTokenizer, path: Path, first: int) -> BlockTokens:
+    """The `first` and the last blocks of a video file, `LONGEST_CLIP` together, encoded as a stream; its first frames
+    are left out where they do not fill a block, so that the last block ends with the video."""
     info, per_block = probe(path), tokenizer.spec.frames_per_block
     frames = islice(read_frames(path, info, tokenizer.spec), info.frames % per_block, None)
-    encode_next, blocks = video_encoder(tokenizer), deque[BlockTokens](maxlen=LONGEST_CLIP)
+    encode_next, blocks = video_encoder(tokenizer), list[BlockTokens]()
     while block := list(islice(frames, per_block)):
         blocks.append(encode_next(to_float(torch.cat(block, 1))[None].to(device())).to("cpu"))
+        if len(blocks) > LONGEST_CLIP:
+            del blocks[first]
     if not blocks:
         raise ValueError(
             f"{path} has {info.frames} frames, fewer than the {per_block} of a block: give a longer prompt"
         )
-    return BlockTokens.join_blocks(list(blocks))
+    return BlockTokens.join_blocks(blocks)
 
 
 def _engine(options: SampleOptions, model: RowModel) -> RowEngine:

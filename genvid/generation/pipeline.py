@@ -156,12 +156,13 @@ def continue_stream(
 ) -> Iterator[Generated]:
     """The (N, G, L) tokens of the beginning of N streams -> the next blocks, `at_a_time` as soon as they are sampled.
 
-    The model reads the last `context_blocks` blocks of tokens, given or sampled: nothing is encoded again.
+    The model reads the last blocks of tokens, given or sampled, behind the first ones (`RowModel.stream_context`):
+    nothing is encoded again.
     `decode_next` decodes the next blocks of the streams, whose beginning it has decoded (genvid.tokenizer.streams).
     """
     model, given = engine.model, engine.model.config.context_blocks
     for start in range(0, num_blocks, at_a_time):
-        tokens = tokens.blocks(slice(max(tokens.keep.shape[1] - given, 0), None))
+        tokens = model.stream_context(tokens.blocks(slice(None)))
         prompt = model.continuation(tokens)
         here = noise.fold(seeds, start)
         requests = _requests(prompt.prefixes, here, min(at_a_time, num_blocks - start), None, prompt.null_prefixes)

@@ -26,10 +26,10 @@ PLAIN = RowConfig(class_dropout=0.0, token_multiple=1)
 class Tokens:
     """A token cache in memory."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, blocks: int = 3) -> None:
         generator = torch.Generator().manual_seed(1)
-        self.codes = torch.randint(13, (count, 3, 6), generator=generator)
-        self.lengths = torch.tensor([1, 3, 6])[torch.randint(3, (count, 3), generator=generator)]
+        self.codes = torch.randint(13, (count, blocks, 6), generator=generator)
+        self.lengths = torch.tensor([1, 3, 6])[torch.randint(3, (count, blocks), generator=generator)]
         self.labels = torch.arange(count) % 3
 
     def __len__(self) -> int:
@@ -207,3 +207,20 @@ def test_rows_of_a_frame_predictor_are_windows_of_longer_streams():
     assert starts == {0, 1}
     with pytest.raises(ValueError, match="rows of 2 blocks cannot be made of 3 cached ones: windows of longer videos"):
         rows_of(task_of(replace(LENGTH, num_blocks=2)), tokens)
+
+
+def test_the_first_blocks_of_a_stream_stay_in_its_windows():
+    tokens, layout = Tokens(1, blocks=7), replace(LENGTH, num_classes=0, num_blocks=5)
+    sizes = replace(TINY, max_positions=40)
+    rows = PackedRows(tokens, ARConfig(layout, sizes, context_blocks=3, sink_blocks=2), PLAIN)
+    expected = {start: [0, 1, start + 2, start + 3, start + 4] for start in (0, 1, 2)}
+    found = set()
+    for seed in range(20):
+        lengths, codes = rows._window({name: value[None] for name, value in tokens[0, seed].items()})
+        (start,) = [s for s, blocks in expected.items() if codes[0].equal(tokens.codes[0, blocks])]
+        assert lengths[0].equal(tokens.lengths[0, expected[start]])
+        found.add(start)
+    assert found == {0, 1, 2}
+    for sinks in (-1, 3):
+        with pytest.raises(ValueError, match=f"at least one is recent, got {sinks}"):
+            ARConfig(layout, sizes, context_blocks=3, sink_blocks=sinks)

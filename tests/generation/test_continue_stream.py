@@ -1,10 +1,13 @@
 """A stream goes on from its tokens: nothing is encoded again, and frames come block after block."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
+from genvid.checkpoint import load_model
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import check_match, continue_stream
 from genvid.generation.sampler import SamplingConfig
@@ -67,3 +70,42 @@ def test_each_part_reads_the_last_blocks_of_tokens(parts):
     assert ended[0].codes[ended[0].keep].equal(ended[1].codes[ended[1].keep])
     with pytest.raises(ValueError, match="this model continues 2 blocks, got 1"):
         next(continue_stream(engine, video_decoder(tokenizer), tokens.blocks(slice(1)), torch.arange(1), num_blocks=1))
+
+
+@torch.no_grad()
+def greedy_block(model: BlockTransformer, context: BlockTokens) -> list[int]:
+    """The likeliest codes of the block after `context`, each from a pass over all tokens before it."""
+    layout = model.layout
+    row = layout.frame_prediction_prefix(context)
+
+    def likeliest(first: int, end: int) -> int:
+        return first + int(model(row)[0, -1, first:end].argmax())
+
+    ids = [likeliest(16, 19)]  # the length of the block
+    for _ in range(layout.sizes[ids[0] - 16]):
+        row = torch.cat([row, torch.tensor([ids[-1:]])], 1)
+        ids.append(likeliest(0, 16))
+    return ids[1:]
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2])
+def test_the_first_blocks_stay_when_the_window_moves_on(parts, at_a_time, tmp_path):
+    tokenizer, model = parts
+    sizes = model.config.transformer
+    model = BlockTransformer(ARConfig(replace(LAYOUT, num_blocks=5), sizes, context_blocks=3, sink_blocks=1)).eval()
+    for weight in model.parameters():
+        if weight.ndim > 1:
+            torch.nn.init.normal_(weight, std=0.5)
+    model.save(tmp_path)
+    model = load_model(tmp_path, BlockTransformer)
+    video = torch.rand(1, 3, 20, 16, 16, generator=torch.Generator().manual_seed(3)) * 2 - 1
+    tokens, decode_next = video_encoder(tokenizer)(video).blocks(slice(None)), video_decoder(tokenizer)
+    decode_next(tokens)
+    engine = Engine(model, SamplingConfig(temperature=0), slots=1)
+    made = continue_stream(engine, decode_next, tokens, torch.arange(1), num_blocks=4, at_a_time=at_a_time)
+    stream = BlockTokens.join_blocks([tokens, *(part.tokens for part in made)])
+    for block in range(5, 9):
+        known = block - (block - 5) % at_a_time  # blocks before this part
+        context = [stream.blocks(slice(1)), stream.blocks(slice(known - 2, block))]
+        expected = greedy_block(model, BlockTokens.join_blocks(context))
+        assert stream.codes[0, block][stream.keep[0, block]].tolist() == expected
