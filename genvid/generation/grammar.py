@@ -76,12 +76,15 @@ class BlockGrammar:
         codes, framing = self._ending() if self.layout.framing == "end" else self._announcing()
         return torch.cat([codes[:, None].expand(-1, self.layout.codebook_size), framing], 1)
 
-    def advance(self, tokens: Tensor, taken: Tensor) -> None:
-        """Append (B,) allowed tokens to the rows where (B,) `taken` is True and that are not finished."""
+    def advance(self, tokens: Tensor, taken: Tensor, counts: Tensor | int = 1) -> None:
+        """Append (B,) allowed tokens to the rows where (B,) `taken` is True and that are not finished.
+
+        A code may be the first of (B,) `counts` codes of its block, which are appended together ("length" framing).
+        """
         block, count, announced, left = (self.state[row].clone() for row in (BLOCK, COUNT, ANNOUNCED, LEFT))
         going = taken & ~self.finished
         framing = (tokens >= self.layout.codebook_size) & going
-        count += (going & ~framing).long()
+        count += (going & ~framing).long() * counts
         if self.layout.framing == "end":
             closed = framing
         else:

@@ -66,16 +66,14 @@ class ParallelSlots(BatchSlots):
         return guided(logits.flatten(0, 1), self._config.schedule.scale(self._grammar.progress(ahead)))
 
     def _append(self, tokens: Tensor, counts: Tensor) -> Tensor:
-        """Append the first (slots,) `counts` >= 1 of (slots, W) tokens to every row that is neither finished nor
-        waiting; (slots,) bool, which are."""
-        state, grammar, places = self._state, self._grammar, torch.arange(tokens.shape[1], device=tokens.device)
+        """Append the first (slots,) `counts` >= 1 of (slots, most) tokens, a length or codes of one block, to every row
+        that is neither finished nor waiting; (slots,) bool, which are."""
+        state, grammar, spare = self._state, self._grammar, self._rows.shape[1] - 1
         waiting = grammar.waiting
         going = ~(grammar.finished | waiting)
-        taken = going[:, None] & (places < counts[:, None])
-        for place in range(tokens.shape[1]):
-            grammar.advance(tokens[:, place], taken[:, place])
-        spare = self._rows.shape[1] - 1
-        self._rows.scatter_(1, (state[POSITION, :, None] + 1 + places).where(taken, spare), tokens)
+        grammar.advance(tokens[:, 0], going, counts)
+        taken = going[:, None] & (self._places < counts[:, None])
+        self._rows.scatter_(1, (state[POSITION, :, None] + 1 + self._places).where(taken, spare), tokens)
         last = tokens.gather(1, counts[:, None] - 1)[:, 0]
         changed = {TOKEN: last, NULL_TOKEN: last, POSITION: state[POSITION] + counts, STEPS: state[STEPS] + 1}
         for row, value in changed.items():

@@ -80,8 +80,9 @@ class SpeculativeSlots(ParallelSlots):
         number = self.most - 1
         p, q = (each[:, :number].gather(2, self._guesses[..., None])[..., 0] for each in (wanted, self._guessed))
         uniform = noise.uniform(seeds[:, :number].flatten(), "accept", 1).view_as(p)
-        made = self._places[:number] < self._state[INPUTS, :, None] - 1
-        return ((uniform * q < p) & made).long().cumprod(1).sum(1)
+        places = self._places[:number]
+        stays = (uniform * q < p) & (places < self._state[INPUTS, :, None] - 1)
+        return places.masked_fill(stays, number).amin(1)
 
     def _next(self, wanted: Tensor, seeds: Tensor, kept: Tensor) -> Tensor:
         """The token after the guesses that stay, (slots,)."""
