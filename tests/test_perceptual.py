@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.testing import assert_close
 
 from genvid import config
 from genvid.perceptual import (
@@ -18,6 +19,7 @@ from genvid.perceptual import (
     SqueezeNetDistance,
     StructureConfig,
     StructureDistance,
+    structure,
 )
 from genvid.perceptual.networks import BACKBONES
 
@@ -134,6 +136,21 @@ def test_structure_masks_noise_in_texture() -> None:
     noise = 0.05 * torch.randn(1, 3, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     distance = StructureDistance()
     assert distance(flat + noise, flat) > 1.2 * distance(texture + noise, texture)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (24, 40), (17, 30)])
+def test_structure_filters_equal_convolution_interpolation_and_pooling(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    image = torch.randn(2, 3, *size)
+    kernel = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    padded = F.pad(image.view(6, 1, *size), (1, 1, 1, 1), mode="replicate")
+    coarse = F.conv2d(padded, torch.outer(kernel, kernel)[None, None], stride=2)
+    coarse = coarse.view(2, 3, *coarse.shape[-2:])
+    assert_close(structure._filtered(image, structure._halving), coarse)
+    wide = F.interpolate(coarse, size, mode="bilinear", align_corners=False)
+    assert_close(structure._filtered(coarse, structure._doubling, size), wide)
+    means = F.avg_pool2d(image, 5, stride=1, padding=2, count_include_pad=False)
+    assert_close(structure._filtered(image, structure._averaging), means)
 
 
 def test_structure_can_be_minimised() -> None:

@@ -34,7 +34,8 @@ class PerceptualDistance(nn.Module, ABC):
     def per_frame(self, video: Tensor, target: Tensor) -> Tensor:
         """(B, 3, T, H, W) twice, in [-1, 1] -> (B, T) float32.
 
-        Frames go through in passes of `frames_per_pass`, which bounds memory while no gradient is recorded.
+        Frames go through in passes of `frames_per_pass`, which bounds memory, and in one where a gradient is recorded,
+        for which all passes would be kept.
         """
         if video.ndim != 5 or video.shape[1] != 3 or video.shape != target.shape:
             raise ValueError(
@@ -44,10 +45,12 @@ class PerceptualDistance(nn.Module, ABC):
         batch, _, frames, height, width = video.shape
         if min(height, width) < self.min_size:
             raise ValueError(f"{self.name} needs frames of at least {self.min_size} pixels, got {height}x{width}")
+        recorded = torch.is_grad_enabled() and video.requires_grad
+        at_once = batch * frames if recorded else self.frames_per_pass
         with torch.autocast(video.device.type, enabled=False):
             pairs = zip(
-                torch.split(video.float().transpose(1, 2).flatten(0, 1), self.frames_per_pass),
-                torch.split(target.detach().float().transpose(1, 2).flatten(0, 1), self.frames_per_pass),
+                torch.split(video.float().transpose(1, 2).flatten(0, 1), at_once),
+                torch.split(target.detach().float().transpose(1, 2).flatten(0, 1), at_once),
                 strict=True,
             )
             return torch.cat([self.frame_distance(*pair) for pair in pairs]).view(batch, frames)

@@ -14,6 +14,8 @@ more than chroma. The weights were chosen for agreement with a trained network (
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -62,28 +64,44 @@ def _band_distance(band: Tensor, wanted: Tensor) -> Tensor:
 
 
 def _pyramid(frames: Tensor) -> list[Tensor]:
-    """(N, 3, H, W) -> Laplacian bands of halving size, then the low-pass rest, all opponent colours: (N, 3, h, w), or
-    on a CPU, uncompiled, (1, 3N, h, w), whose filters work on many planes at a time where these lie innermost."""
+    """(N, 3, H, W) -> Laplacian bands of halving size, then the low-pass rest, all opponent colours: (N, 3, h, w)."""
     image = torch.einsum("oc,nchw->nohw", frames.new_tensor(_OPPONENT), frames)
-    # torch.compile mistakes the strides that the gradient of padding then has.
-    if image.device.type == "cpu" and not torch.compiler.is_compiling():
-        image = image.flatten(0, 1)[None].contiguous(memory_format=torch.channels_last)
     bands = []
     while min(image.shape[-2:]) >= _SMALLEST_BAND:
-        coarse = _halve(image)
-        bands.append(image - F.interpolate(coarse, image.shape[-2:], mode="bilinear", align_corners=False))
+        coarse = _filtered(image, _halving)
+        bands.append(image - _filtered(coarse, _doubling, image.shape[-2:]))
         image = coarse
     return [*bands, image]
 
 
-def _halve(image: Tensor) -> Tensor:
-    """Binomial (1, 3, 3, 1) low-pass and subsampling by two."""
-    kernel = image.new_tensor((1.0, 3.0, 3.0, 1.0)) / 8
-    padded = F.pad(image, (1, 1, 1, 1), mode="replicate")
-    kernels = torch.outer(kernel, kernel).expand(image.shape[1], 1, 4, 4)
-    return F.conv2d(padded, kernels, stride=2, groups=image.shape[1])
-
-
 def _amplitude(band: Tensor) -> Tensor:
     """Root mean square over 5x5 neighbourhoods."""
-    return (F.avg_pool2d(band.square(), 5, stride=1, padding=2, count_include_pad=False) + 1e-8).sqrt()
+    return (_filtered(band.square(), _averaging) + 1e-8).sqrt()
+
+
+def _filtered(image: Tensor, respond: Callable[[Tensor, int], Tensor], size: Sequence[int] | None = None) -> Tensor:
+    """(..., H, W) -> (..., h, w): a separable linear filter as one matrix for each axis, its responses to unit vectors.
+
+    Products of matrices, edges included, are faster than convolutions of three planes, forwards and more so backwards.
+    """
+    across, down = (
+        respond(torch.eye(length, device=image.device)[:, None], target)[:, 0]
+        for length, target in zip(image.shape[:-3:-1], (size or image.shape[-2:])[::-1], strict=True)
+    )
+    return down.T @ (image @ across)
+
+
+def _halving(signals: Tensor, size: int) -> Tensor:
+    """(N, 1, size) -> (N, 1, size // 2): binomial (1, 3, 3, 1) low-pass and subsampling by two, edges repeated."""
+    kernel = signals.new_tensor((1.0, 3.0, 3.0, 1.0))[None, None] / 8
+    return F.conv1d(F.pad(signals, (1, 1), mode="replicate"), kernel, stride=2)
+
+
+def _doubling(signals: Tensor, size: int) -> Tensor:
+    """(N, 1, length) -> (N, 1, size) by linear interpolation."""
+    return F.interpolate(signals, size, mode="linear", align_corners=False)
+
+
+def _averaging(signals: Tensor, size: int) -> Tensor:
+    """(N, 1, size) -> the same: means over 5 places."""
+    return F.avg_pool1d(signals, 5, stride=1, padding=2, count_include_pad=False)

@@ -122,6 +122,25 @@ def test_each_phase_compiles_to_one_graph_that_gives_the_same_gradients(monkeypa
     torch.testing.assert_close(gradients(compiled), gradients(task))
 
 
+def test_compiled_layers_and_distance_give_the_same_gradients(monkeypatch):
+    def gradients(task):
+        task(make_batch(), "model", 0, {}).loss.backward()
+        return {name: p.grad for name, p in task.named_parameters()}
+
+    torch.manual_seed(0)
+    task = AdapTokTask(MODEL, OBJECTIVE, make_distortion())
+    torch.nn.init.normal_(task.tokenizer.output.weight, std=0.1)
+    compiled = copy.deepcopy(task)
+    seen = []
+    original = torch.compile
+    monkeypatch.setattr(
+        torch, "compile", lambda function, dynamic: seen.append(function) or original(function, backend="aot_eager")
+    )
+    compiled.compile_layers()
+    assert len(seen) == len([*task.layers()]) + 1
+    torch.testing.assert_close(gradients(compiled), gradients(task))
+
+
 def test_the_discriminator_trains_when_it_is_told_to():
     config = DiscriminatorConfig(transformer=NETWORK, start_step=2, every=3)
     task = AdversarialAdapTokTask(MODEL, OBJECTIVE, make_distortion(), config)

@@ -93,7 +93,7 @@ class AdapTokTask(TrainingTask):
 
     def compile_layers(self) -> None:
         """Clips of every size and length are compiled by themselves, which is faster than for any shape."""
-        for layer in self.layers():
+        for layer in (*self.layers(), self._distortion.network.perceptual):
             layer.compile(dynamic=False)
 
     def use_compiler(self, mode: str | None) -> None:
