@@ -123,6 +123,12 @@ class RowVocabulary:
         """(count, num_starts): a frame prediction without its context and a budget."""
         return self.start_ids(torch.full((count,), self.frame_prediction_id))
 
+    def unconditional(self, ids: Tensor) -> Tensor:
+        """Ids of rows -> those of the same rows without class and budget, of the same shape."""
+        is_class = (ids >= self.num_outputs) & (ids < self.null_id)
+        is_budget = (ids > self.frame_prediction_id) & (ids < self.any_budget_id)
+        return ids.masked_fill(is_class, self.null_id).masked_fill(is_budget, self.any_budget_id)
+
     def start_ids(self, first: Tensor) -> Tensor:
         """(B,) first ids -> (B, num_starts), without a budget."""
         starts = first[:, None]

@@ -24,8 +24,10 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from genvid import noise
 from genvid.ar.model import RowModel
+from genvid.generation.engine.guided_llama import GuidedLlama
 from genvid.generation.engine.scheduler import Request, check_request
 from genvid.generation.grammar import BlockGrammar, initial_state
+from genvid.generation.guidance import guided
 from genvid.generation.sampler import SamplingConfig, draw
 
 PAGE = 64
@@ -35,8 +37,8 @@ PAGE = 64
 class TransformersEngine:
     """A model as transformers runs it, with cache for `slots` of the longest rows.
 
-    Prefixes, planned lengths and limits are as in `Engine`. Guidance and planned budgets, in which rows wait for each
-    other, are not supported.
+    Prefixes, planned lengths, limits and guidance are as in `Engine`. Planned budgets, in which rows wait for each
+    other, are not supported, nor is guidance by rows without their context.
     """
 
     def __init__(
@@ -44,14 +46,14 @@ class TransformersEngine:
     ) -> None:
         if model.causal_lm is None:
             raise ValueError(f"transformers has no {model.model_type} model: sample it with genvid's own engine")
-        if config.guided:
-            raise ValueError("transformers batches rows without guidance: leave it out, or use genvid's own engine")
         if slots < 1:
             raise ValueError(f"an engine needs at least 1 slot, got {slots}")
         self.model, self.config, self.slots = model, config, slots
         self.tokens = 0
         """Tokens sampled so far, framing included."""
         self._llama = copy.deepcopy(model.causal_lm).to(dtype)
+        if config.guided:
+            self._llama = GuidedLlama(self._llama, model.layout.unconditional(torch.arange(model.layout.vocab_size)))
         self._llama.set_attn_implementation("sdpa")
 
     def check(self, requests: Sequence[Request]) -> None:
@@ -59,7 +61,12 @@ class TransformersEngine:
         for request in requests:
             if request.planner is not None:
                 raise ValueError("transformers cannot plan a budget: use genvid's own engine, or plan the lengths")
-            check_request(request, self.model, guided=False)
+            check_request(request, self.model, guided=self.config.guided)
+            null = self.model.layout.unconditional(torch.tensor(request.prefix)).tolist()
+            if self.config.guided and request.null_prefix != tuple(null):
+                raise ValueError(
+                    "transformers guides rows by class and budget; by the context, sample with genvid's own engine"
+                )
 
     def run(self, requests: Sequence[Request]) -> Iterator[tuple[int, Tensor]]:
         """Sample every request: (its number, its row (S,) on the CPU), in the order in which they end."""
@@ -146,7 +153,10 @@ class _GrammarProcessor(ContinuousBatchingLogitsProcessor):  # type: ignore[misc
         grammar.state = torch.tensor([self._grammars[number] for number in numbers], device=scores.device).T.clone()
         seeds = torch.tensor([self._seeds[number] for number in numbers], device=scores.device)
         seeds = noise.fold(seeds, torch.tensor(positions, device=scores.device))
-        logits = scores[: len(numbers), : self._layout.num_outputs]
+        logits = scores[: len(numbers)]
+        if self._config.guided:
+            logits = guided(torch.cat(logits.chunk(2, -1)), self._config.schedule.scale(grammar.progress()))
+        logits = logits[:, : self._layout.num_outputs]
         tokens = draw(logits, grammar.allowed() | grammar.finished[:, None], seeds, self._config)
         tokens = tokens.masked_fill(grammar.finished, self._layout.pad_id)
         grammar.advance(tokens, torch.ones_like(grammar.finished))
