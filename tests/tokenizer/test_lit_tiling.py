@@ -59,3 +59,25 @@ def test_codecs_code_small_frames_whole_and_large_ones_in_tiles(name: str, tmp_p
         tiled.stream()
     with pytest.raises(ValueError, match=r"a multiple of (16|32) pixels, got 60"):
         tiled.set_tile(60)
+
+
+def test_tiles_are_as_complete_frames_as_far_as_the_receptive_field_allows(tmp_path: Path) -> None:
+    """Wan without its attention over the frame is local: only near the end of a tile do complete frames differ."""
+    save_codec("AutoencoderKLWan", tmp_path / "codec")
+    codec = DiffusersCodecConfig(str(tmp_path / "codec")).load()
+    for name, parameter in codec.named_parameters():
+        if "attentions" in name and ".proj." in name:
+            parameter.data.zero_()
+    latents = torch.randn(1, 4, 1, 8, 84, requires_grad=True)
+    whole = codec.decode(latents)
+    whole[..., 4 * 42].sum().backward()
+    assert latents.grad is not None
+    columns = latents.grad.abs().sum((0, 1, 2, 3)).nonzero().flatten()
+    reach = int((columns - 42).abs().max())
+    codec.set_tile(4 * 48)
+    tiled = codec.decode(latents.detach())  # latents 0 to 48 and 36 to 84
+    assert 4 <= reach < 36
+    first, second = 4 * min(36, 48 - reach), 4 * max(48, 36 + reach)
+    torch.testing.assert_close(tiled[..., :first], whole[..., :first], atol=1e-5, rtol=0)
+    torch.testing.assert_close(tiled[..., second:], whole[..., second:], atol=1e-5, rtol=0)
+    assert not torch.allclose(tiled[..., 4 * 36 : 4 * 48], whole[..., 4 * 36 : 4 * 48], atol=1e-3)

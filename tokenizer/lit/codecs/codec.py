@@ -139,11 +139,8 @@ class Codec(nn.Module, ABC):
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")
         self.spec((video.shape[3], video.shape[4])).num_blocks(video.shape[2])
-        windows = torch.split(video, self.codec_window or video.shape[2], 2)
-        if self.tile is None:
-            return torch.cat([self._encode(part) for part in windows], 2)
         scale = Fraction(1, self.geometry.spatial_stride)
-        return torch.cat([in_tiles(self._encode, part, self.tile, scale) for part in windows], 2)
+        return self._code(self._encode, video, self.codec_window or video.shape[2], self.tile, scale)
 
     def decode(self, latents: Tensor) -> Tensor:
         """(B, C, G, h, w) -> (B, 3, T, H, W), about [-1, 1]. Gradients flow to the latents."""
@@ -153,10 +150,16 @@ class Codec(nn.Module, ABC):
         blocks = latents.shape[2]
         if self.codec_window:
             blocks = self.spec((latents.shape[3] * space, latents.shape[4] * space)).window_blocks
-        windows = torch.split(latents, blocks, 2)
-        if self.tile is None:
-            return torch.cat([self._decode(part) for part in windows], 2)
-        return torch.cat([in_tiles(self._decode, part, self.tile // space, Fraction(space)) for part in windows], 2)
+        tile = None if self.tile is None else self.tile // space
+        return self._code(self._decode, latents, blocks, tile, Fraction(space))
+
+    def _code(
+        self, apply: Callable[[Tensor], Tensor], x: Tensor, window: int, tile: int | None, scale: Fraction
+    ) -> Tensor:
+        """`apply` to every window of (B, C, T, H, W), in tiles of `tile` positions where there are tiles."""
+        windows = torch.split(x, window, 2)
+        parts = (apply(part) if tile is None else in_tiles(apply, part, tile, scale) for part in windows)
+        return next(parts) if len(windows) == 1 else torch.cat(list(parts), 2)
 
     def stream(self) -> CodecStream:
         """Start a stream; ValueError for codecs that cannot stream."""

@@ -11,54 +11,45 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
+Span = tuple[slice, slice, Tensor]
+"""A tile along one side: its positions in the input and in the result, and the weight of each of the latter."""
+
 
 def in_tiles(apply: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale: Fraction) -> Tensor:
     """`apply` to the tiles of (B, C, T, H, W), clip by clip, joined to its result on the complete frames.
 
     `tile` is a side in positions of `x`, a multiple of 4; neighbours share a quarter of it. `scale`: sides of the
-    result per side of `x`. Outside of the shared strips a tile's result is left as it is.
+    result per side of `x`. Outside of the shared strips a tile's result is left as it is. Memory beside the result:
+    that of one tile.
     """
-    return torch.cat([_clip(apply, clip, tile, scale) for clip in torch.split(x, 1)])
-
-
-def _clip(apply: Callable[[Tensor], Tensor], clip: Tensor, tile: int, scale: Fraction) -> Tensor:
-    rows, columns = (_spans(size, tile) for size in clip.shape[3:])
-    height, width = (int(size * scale) for size in clip.shape[3:])
+    rows, columns = (_spans(size, tile, scale, x) for size in x.shape[3:])
     joined: Tensor | None = None
-    total = clip.new_zeros(height, width)
-    for top, bottom in rows:
-        for left, right in columns:
-            part = apply(clip[..., top:bottom, left:right])
-            down, across = (
-                _ramp(span, size, int(tile // 4 * scale), scale, part)
-                for span, size in (((top, bottom), clip.shape[3]), ((left, right), clip.shape[4]))
-            )
-            weight = down[:, None] * across
-            place = (..., slice(int(top * scale), int(bottom * scale)), slice(int(left * scale), int(right * scale)))
-            if joined is None:
-                joined = part.new_zeros(*part.shape[:3], height, width)
-            joined[place] += part * weight
-            total[place] += weight
+    for clip in range(len(x)):
+        for row, made_row, down in rows:
+            for column, made_column, across in columns:
+                part = apply(x[clip : clip + 1, :, :, row, column])
+                if joined is None:
+                    height, width = (int(size * scale) for size in x.shape[3:])
+                    joined = part.new_zeros(len(x), *part.shape[1:3], height, width)
+                joined[clip, :, :, made_row, made_column] += part[0] * (down[:, None] * across).to(part.dtype)
     assert joined is not None
-    return joined / total
+    return joined
 
 
-def _spans(size: int, tile: int) -> list[tuple[int, int]]:
-    """Starts and ends of the tiles along a side; the last one ends with it."""
-    if size <= tile:
-        return [(0, size)]
+def _spans(size: int, tile: int, scale: Fraction, like: Tensor) -> list[Span]:
+    """The tiles along a side of `size` positions; the last one ends with it. Weights fall linearly over a quarter of a
+    tile towards each neighbour, and sum to 1 at every position of the result."""
     step = tile - tile // 4
-    starts = [*range(0, size - tile, step), size - tile]
-    return [(start, start + tile) for start in starts]
-
-
-def _ramp(span: tuple[int, int], size: int, overlap: int, scale: Fraction, like: Tensor) -> Tensor:
-    """Weights of a tile along a side: 1, falling over `overlap` positions towards ends that have a neighbour."""
-    index = torch.arange(int((span[1] - span[0]) * scale), device=like.device, dtype=like.dtype)
-    rise = (index + 0.5) / overlap
-    weights = torch.ones_like(index)
-    if span[0] > 0:
-        weights = torch.minimum(weights, rise)
-    if span[1] < size:
-        weights = torch.minimum(weights, rise.flip(0))
-    return weights
+    starts = [*range(0, size - tile, step), size - tile] if size > tile else [0]
+    spans = [slice(start, min(start + tile, size)) for start in starts]
+    made = [slice(int(span.start * scale), int(span.stop * scale)) for span in spans]
+    total = torch.zeros(int(size * scale), device=like.device)
+    ramps = []
+    for span, its in zip(spans, made, strict=True):
+        index = torch.arange(its.stop - its.start, device=like.device)
+        rise = (index + 0.5) / int(tile // 4 * scale)
+        before = rise if span.start > 0 else torch.ones_like(rise)
+        after = rise.flip(0) if span.stop < size else torch.ones_like(rise)
+        ramps.append(torch.minimum(before, after).clamp(max=1))
+        total[its] += ramps[-1]
+    return [(span, its, ramp / total[its]) for span, its, ramp in zip(spans, made, ramps, strict=True)]
