@@ -145,6 +145,7 @@ class AdapTokRun(BucketRun):
         teacher = None if self.objective.semantic is None else self.objective.semantic.teacher.build()
         if teacher is not None:
             made_from["teacher"] = teacher.name
+            teacher.check([dataset, *([self.held_out()] if self.validation else [])])
         with trained_weights():
             if self.discriminator is None:
                 task = AdapTokTask(self.model, self.objective, distortion, teacher=teacher)

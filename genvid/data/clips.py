@@ -67,6 +67,12 @@ class ClipConfig:
         """Frames of the video that a clip covers."""
         return (self.frames - 1) * self.stride + 1
 
+    @property
+    def drawn(self) -> bool:
+        """Whether a clip of a video depends on its seed."""
+        varied = self.flip or self.turn or self.reverse or self.recolour
+        return varied or self.zoom > 1 or self.crop == "random" or self.window == "random"
+
     def length(self, video_frames: int) -> int:
         """Frames of a clip of a video."""
         return (video_frames - 1) // self.stride + 1 if self.window == "whole" else self.frames

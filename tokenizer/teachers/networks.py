@@ -1,15 +1,9 @@
-"""Frozen networks whose features a tokenizer learns to predict, chosen by configuration.
-
-teacher: {type: transformers, source: facebook/dinov2-base}                frames: DINOv2, DINOv3, SigLIP, ViT
-teacher: {type: transformers, source: facebook/vjepa2-vitl-fpc64-256}      clips: V-JEPA 2, VideoMAE
-teacher: {type: squeezenet, weights: squeezenet1_1.pth}                    small and fast
-teacher: {type: module, source: package.module:name}                       any other network
-"""
+"""Frozen networks whose features a tokenizer learns to predict."""
 
 from __future__ import annotations
 
 import importlib
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,37 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genvid.checkpoint import fingerprint, resolve
-from genvid.config import Choice, read_json
+from genvid.config import read_json
 from genvid.perceptual.deep import PIXEL_MEAN, PIXEL_STD, load_trunk
-
-
-class Teacher(nn.Module, ABC):
-    """Features of a clip, by block and cell of the picture."""
-
-    name: str
-    width: int
-    """Channels of a feature vector."""
-
-    # A graph of its own: the tokenizer is compiled in one piece, and networks of others may not be compilable.
-    @torch.compiler.disable  # type: ignore[untyped-decorator]
-    @torch.no_grad()
-    def forward(self, video: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-        """(B, 3, T, H, W) in [-1, 1] -> patches (B, blocks, h, w, width) and pooled vectors (B, blocks, width)."""
-        patches, pooled = self.extract(video, blocks)
-        return patches.float(), pooled.float()
-
-    @abstractmethod
-    def extract(self, video: Tensor, blocks: int) -> tuple[Tensor, Tensor]:
-        """`forward`, in the precision of the run."""
-
-
-@dataclass(frozen=True)
-class TeacherConfig(Choice):  # type: ignore[misc]
-    """Which teacher."""
-
-    @abstractmethod
-    def build(self) -> Teacher:
-        """The frozen network; ValueError or CheckpointError where it cannot be loaded."""
+from genvid.tokenizer.teachers.base import Teacher, TeacherConfig
 
 
 class FrameTeacher(Teacher):
