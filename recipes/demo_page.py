@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ from genvid.data.video import probe, read_clip, video_bytes
 from genvid.eval.examples import Example
 from genvid.eval.gaps import RATE
 from genvid.eval.metrics.fidelity import ClipPSNR
-from genvid.eval.pages.charts import LineChart, Series
 from genvid.eval.pages.page import Clip, Page, Section, Value
 from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
 from genvid.eval.report import Report
 from genvid.recipes import generate
 from genvid.recipes.compare_allocators import ORACLES
 from genvid.recipes.generate import Samples
+from genvid.recipes.training_curves import loss_chart
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.train.validation import PREFIX
+from genvid.train.run import read_journal
 
 FPS = 8.0
 """Of the generated clips."""
@@ -137,7 +136,8 @@ def fill(page: Page, results: Results, folder: Path) -> None:
     for title, samples in (("Samples of each class", results.samples), ("Frame prediction", results.predictions)):
         generate.add_to_page(page.section(title), samples, per_class=SHOWN, fps=FPS, capacity=results.capacity)
     section = page.section("Training")
-    section.charts(*(_loss_chart(folder / name) for name in results.seconds if (folder / name / "export").is_dir()))
+    runs = [name for name in results.seconds if (folder / name / "export").is_dir()]
+    section.charts(*(loss_chart(name.replace("_", " "), {"": read_journal(folder / name)}) for name in runs))
     Table("Seconds of each stage", ["stage", "seconds"], [[k, round(v, 1)] for k, v in results.seconds.items()]).add_to(
         section
     )
@@ -175,18 +175,6 @@ def _add_reconstruction(section: Section, results: Results) -> None:
     section.note("Rules and oracles: docs/allocation.md. Every other number is in the folder reports/.")
     section.charts(*(quality_chart(curves(results.reports, RATE, name), RATE, name) for name in ("PSNR", "SSIM")))
     section.provenance(results.reports)
-
-
-def _loss_chart(run: Path) -> LineChart:
-    """Training and held-out loss of a run."""
-    records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    lines = {"training": "loss", "held out": PREFIX + "loss"}
-    series = []
-    for label, key in lines.items():
-        points = [(record["step"], record[key]) for record in records if key in record]
-        if points:
-            series.append(Series(label, *zip(*points, strict=True)))
-    return LineChart(run.name.replace("_", " "), series, "step", "loss", log_y=True)
 
 
 def _tensor(video: object) -> Tensor:

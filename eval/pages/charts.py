@@ -1,4 +1,5 @@
-"""Line charts as inline SVG: loss curves, rate against distortion. Colours come from the page, in light and dark."""
+"""Line charts as SVG: loss curves, rate against distortion. In a page the page's colours apply, in light and dark; a
+file of its own has a light background."""
 
 from __future__ import annotations
 
@@ -9,9 +10,17 @@ from html import escape
 
 _WIDTH, _HEIGHT = 440, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 12, 42
+_HEADING = 46
 _MOST_POINTS = 300
 PALETTE_SIZE = 7
 """Series of a chart with colours of their own; the page defines the colours --series-0 and up."""
+_STYLE = (
+    "svg{--series-0:#2a62c9;--series-1:#d3591f;--series-2:#0b8f7f;--series-3:#7d4ac7;--series-4:#b83280;"
+    "--series-5:#8a6d0b;--series-6:#5b6470}text{font:11px system-ui,sans-serif;fill:#5d636d}"
+    ".title{font-weight:600;font-size:14px;fill:#1b1d21}.paper{fill:#fff}.grid{stroke:#e3e4e0}.base{stroke:#5d636d}"
+    ".line{fill:none;stroke-width:2;stroke-linejoin:round}.mark{stroke:#fff;stroke-width:1.5}"
+)
+"""Of a chart in a file: the light colours of page.css."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,32 @@ class LineChart:
 
     def html(self) -> str:
         """A `<figure>` with title, legend and drawing. ValueError when nothing can be drawn."""
+        legend = "".join(
+            f'<span><i style="background:var(--series-{index})"></i>{escape(series.name)}</span>'
+            for index, series in enumerate(self.series)
+        )
+        return (
+            f'<figure class="chart"><figcaption>{escape(self.title)}</figcaption>'
+            f'<div class="legend">{legend if len(self.series) > 1 else ""}</div>'
+            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(self.title)}">'
+            f"{self._drawing()}</svg></figure>"
+        )
+
+    def svg(self) -> str:
+        """A file: title, legend and drawing in one `<svg>`. ValueError when nothing can be drawn."""
+        names = "".join(
+            f'<tspan style="fill:var(--series-{index})" dx="{12 * (index > 0)}">{escape(series.name)}</tspan>'
+            for index, series in enumerate(self.series)
+        )
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT + _HEADING}" role="img">'
+            f'<style>{_STYLE}</style><rect class="paper" width="100%" height="100%"/>'
+            f'<text class="title" x="{_LEFT}" y="20">{escape(self.title)}</text><text x="{_LEFT}" y="38">{names}</text>'
+            f'<g transform="translate(0 {_HEADING})">{self._drawing()}</g></svg>\n'
+        )
+
+    def _drawing(self) -> str:
+        """Axes, labels and lines. ValueError when nothing can be drawn."""
         lines = [self._points(series) for series in self.series]
         if not any(lines):
             positive = " positive" if self.log_y else ""
@@ -53,16 +88,7 @@ class LineChart:
         drawing = [_grid(x_axis, y_axis), self._labels()]
         for index, (series, line) in enumerate(zip(self.series, lines, strict=True)):
             drawing.append(self._line(index, series.name, line, x_axis, y_axis))
-        legend = "".join(
-            f'<span><i style="background:var(--series-{index})"></i>{escape(series.name)}</span>'
-            for index, series in enumerate(self.series)
-        )
-        return (
-            f'<figure class="chart"><figcaption>{escape(self.title)}</figcaption>'
-            f'<div class="legend">{legend if len(self.series) > 1 else ""}</div>'
-            f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(self.title)}">'
-            f"{''.join(drawing)}</svg></figure>"
-        )
+        return "".join(drawing)
 
     def _points(self, series: Series) -> list[tuple[float, float]]:
         """Finite points; long curves as the means of equal runs, so that a page stays small."""

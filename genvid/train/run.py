@@ -72,8 +72,12 @@ def claim_run_folder(folder: Path, config: Any, origin: Origin) -> None:
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl, up to one that a killed process left unfinished."""
-    file = folder / "metrics.jsonl"
+    """The records of a run folder's metrics.jsonl."""
+    return read_records(folder / "metrics.jsonl")
+
+
+def read_records(file: Path) -> list[dict[str, Any]]:
+    """The records of a journal, up to one that a killed process left unfinished; none where there is no file."""
     records: list[dict[str, Any]] = []
     for line in file.read_text().splitlines() if file.is_file() else []:
         try:

@@ -1,0 +1,50 @@
+"""Curves of runs: records without speeds, one's own beside others."""
+
+import json
+from xml.etree import ElementTree
+
+import pytest
+
+from genvid.recipes.training_curves import MOST_RECORDS, main, thinned
+from genvid.train.run import read_records
+
+
+def records(steps, every=1):
+    return [
+        {"step": n, "loss": 1 / 3 / n, "clips_per_second": 4.0} | ({"held_out/loss": 1 / n} if n % every == 0 else {})
+        for n in range(1, steps + 1)
+    ]
+
+
+def write(folder, lines):
+    folder.mkdir()
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(folder)
+
+
+def test_a_run_beside_another(tmp_path):
+    write(tmp_path / "mine", records(7, every=2)), write(tmp_path / "theirs", records(9, every=3))
+    main([str(tmp_path / "curves"), str(tmp_path / "theirs")])
+    reference = tmp_path / "curves" / "theirs.jsonl"
+    assert [line["step"] for line in read_records(reference)] == list(range(1, 10))
+    main([str(tmp_path / "curves"), str(tmp_path / "mine"), "--beside", str(reference)])
+    drawing = ElementTree.parse(tmp_path / "curves" / "mine.svg").getroot()
+    names = [element.text for element in drawing.iter() if element.tag.endswith("tspan")]
+    assert names == ["training", "held out", "training, theirs", "held out, theirs"]
+    points = [len(e.attrib["points"].split()) for e in drawing.iter() if e.tag.endswith("polyline")]
+    assert points == [7, 3, 9, 3]
+
+
+def test_records_are_thinned_but_keep_held_out_losses():
+    kept = thinned(records(1000, every=250))
+    assert len(kept) <= MOST_RECORDS + 4
+    assert {250, 500, 750, 1000} <= {line["step"] for line in kept}
+    assert kept[0] == {"step": 10, "loss": 0.033333}
+
+
+def test_folders_without_records_are_refused(tmp_path, capsys):
+    run = write(tmp_path / "run", records(2))
+    for words, arguments in (("no metrics.jsonl", ["x"]), ("no records y", [run, "--beside", "y"])):
+        with pytest.raises(SystemExit):
+            main([str(tmp_path), *arguments])
+        assert words in capsys.readouterr().err
