@@ -19,7 +19,8 @@ from accelerate.commands.launch import launch_command_parser
 from genvid import cli, config
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes/README.md", *sorted(ROOT.glob("docs/**/*.md"))]
+FIRST = ("README.md", "CONTRIBUTING.md", "recipes/README.md", "integrations/vllm/README.md")
+PAGES = [*(ROOT / name for name in FIRST), *sorted(ROOT.glob("docs/**/*.md"))]
 NAMED = {str(page.relative_to(ROOT)): page for page in PAGES}
 RECORD = r"""command_not_found_handle() { printf '%s\037' "$@" >> record; printf '\036' >> record; }
 """
@@ -86,7 +87,7 @@ def run(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     elif program == "pip":
         assert arguments[0] == "install", words
     else:
-        assert program in ("srun", "scontrol", "head"), f"{words}: not a program that a page may name"
+        assert program in ("srun", "scontrol", "head", "vllm"), f"{words}: not a program that a page may name"
 
 
 @pytest.mark.usefixtures("parse_only")

@@ -148,7 +148,7 @@ class Engine:
     def check(self, requests: Sequence[Request]) -> None:
         """ValueError for a request that the model does not support."""
         for request in requests:
-            check_request(request, self.model, guided=self.config.guided)
+            check_request(request, self.model.layout, self.model.max_positions, guided=self.config.guided)
         runs = [(run[0].planner, len(run)) for run in (list(g) for _, g in groupby(requests, lambda r: id(r.planner)))]
         for planner, count in runs:
             if planner is not None and planner.rows > self.slots.count:
@@ -274,9 +274,9 @@ def _steps_to_event(layout: BlockLayout, column: list[int], ahead: int) -> int:
     return steps
 
 
-def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
-    """ValueError for a request that the model does not support."""
-    layout, given, blocks = model.layout, len(request.prefix), request.num_blocks
+def check_request(request: Request, layout: BlockLayout, max_positions: int, *, guided: bool) -> None:
+    """ValueError for a request that a model of this layout, with so many positions, does not support."""
+    given, blocks = len(request.prefix), request.num_blocks
     noise.check_seed(request.seed)
     if not given or not 1 <= blocks <= layout.num_blocks:
         raise ValueError(
@@ -312,8 +312,8 @@ def check_request(request: Request, model: RowModel, *, guided: bool) -> None:
             )
         most = min(most, request.limit)
     needed = given + most + blocks - 1
-    if needed > model.max_positions:
+    if needed > max_positions:
         raise ValueError(
             f"a prefix of {given} and {blocks} blocks may need {needed} positions, but the model has "
-            f"{model.max_positions}; shorten the context or plan shorter blocks"
+            f"{max_positions}; shorten the context or plan shorter blocks"
         )

@@ -61,7 +61,7 @@ class TransformersEngine:
         for request in requests:
             if request.planner is not None:
                 raise ValueError("transformers cannot plan a budget: use genvid's own engine, or plan the lengths")
-            check_request(request, self.model, guided=self.config.guided)
+            check_request(request, self.model.layout, self.model.max_positions, guided=self.config.guided)
             null = self.model.layout.unconditional(torch.tensor(request.prefix)).tolist()
             if self.config.guided and request.null_prefix != tuple(null):
                 raise ValueError(
