@@ -87,12 +87,10 @@ class Tokenizer:
         height, width = pixels.shape[-2:]
         model = self.model.at((height, width)) if streams(self.model) else self.model
         model.spec.check_frames(pixels)
-        encoder, allocator = video_encoder(model), self._allocator(model, tokens)
+        encoder = video_encoder(model, self._allocator(model, tokens))
         clips = []
         for clip in self._clips(pixels):
-            encoded = encoder(clip.to(self.device))
-            cut = encoded if allocator is None else allocator(encoded)
-            clips.append(replace(cut, features=None).to("cpu"))
+            clips.append(replace(encoder(clip.to(self.device)), features=None).to("cpu"))
         return VideoTokens(tuple(clips), pixels.shape[2], (height, width), form, self._fingerprint())
 
     @torch.no_grad()

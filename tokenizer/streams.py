@@ -21,9 +21,12 @@ def streams(tokenizer: VideoTokenizer) -> TypeGuard[AdapTok]:
     return isinstance(tokenizer, AdapTok) and tokenizer.window is not None
 
 
-def video_encoder(tokenizer: VideoTokenizer) -> Callable[[Tensor], BlockTokens]:
-    """Encodes the consecutive clips of one video."""
-    return StreamEncoder(tokenizer) if streams(tokenizer) else tokenizer.encode
+def video_encoder(tokenizer: VideoTokenizer, allocator: Allocator | None = None) -> Callable[[Tensor], BlockTokens]:
+    """Encodes the consecutive clips of one video and cuts each by `allocator`, of a stream each block; None: all tokens
+    are kept."""
+    if streams(tokenizer):
+        return StreamEncoder(tokenizer, allocator)
+    return tokenizer.encode if allocator is None else lambda clip: allocator(tokenizer.encode(clip))
 
 
 def video_decoder(tokenizer: VideoTokenizer) -> Callable[[BlockTokens], Tensor]:

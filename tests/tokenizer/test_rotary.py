@@ -186,11 +186,13 @@ def test_the_cached_scorer_gives_the_scores_of_one_pass(model, scorer, size, can
         cut = tokens.tail_drop(lengths)
 
 
-def test_training_reaches_every_parameter_at_every_size():
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_training_reaches_every_parameter_at_every_size(closed_loop):
+    config = replace(CONFIG, geometry=replace(CONFIG.geometry, closed_loop=closed_loop))
     drop = TailDropConfig(mean=3, std=2, minimum=1, maximum=7)
     for size, frames in (((16, 24), 16), ((32, 24), 24)):
         torch.manual_seed(0)
-        task = AdapTokTask(CONFIG, ObjectiveConfig(tail_drop=drop, prior=None), distortion())
+        task = AdapTokTask(config, ObjectiveConfig(tail_drop=drop, prior=None), distortion())
         torch.nn.init.normal_(task.tokenizer.output.weight, std=0.1)
         batch = {"video": torch.rand(3, 3, frames, *size) * 2 - 1, "seed": torch.arange(3)}
         output = task(batch, "model", 0, {})
@@ -198,7 +200,7 @@ def test_training_reaches_every_parameter_at_every_size():
         assert output.terms["tokens"] > frames / 4
         without = [name for name, p in task.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert without == []
-        scorer = Scorer(ScorerConfig.for_tokenizer(CONFIG, STACK, sizes=(1, 3, 7), metric="x", gains=True))
+        scorer = Scorer(ScorerConfig.for_tokenizer(config, STACK, sizes=(1, 3, 7), metric="x", gains=True))
         scoring = ScorerTask(scorer, task.tokenizer.requires_grad_(False), drop, distortion())
         scoring(batch, "model", 0, {}).loss.backward()
         assert [name for name, p in scoring.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []

@@ -10,6 +10,7 @@ from disturbed import disturbed
 from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
 from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.layers import StackConfig
@@ -209,3 +210,38 @@ def test_other_sizes_and_quantizers():
     tokens = pushed(StreamEncoder(model), video, (5,))
     assert tokens.keep.shape == (2, 4, 16)
     torch.testing.assert_close(decoded(StreamDecoder(model), tokens, (3, 0)), model.decode(tokens), atol=1e-4, rtol=0)
+
+
+@pytest.fixture
+def closed():
+    """A model whose encoder reads the kept tokens of earlier blocks."""
+    torch.manual_seed(0)
+    return disturbed(AdapTok(replace(CONFIG, geometry=replace(CONFIG.geometry, closed_loop=True))))
+
+
+def test_a_closed_loop_is_cut_alike_in_any_division_and_in_training(closed):
+    config = ScorerConfig.for_tokenizer(closed.config, STACK, sizes=(1, 2, 4, 8), metric="mse", gains=True)
+    predictor, video = ScorerPredictor(closed, disturbed(Scorer(config))), random_video(40)
+    whole, parts = (
+        pushed(StreamEncoder(closed, StreamBudget(predictor, 14, 4)), video, plan) for plan in ((40,), (7, 2))
+    )
+    assert whole.keep.equal(parts.keep)
+    assert whole.codes.equal(parts.codes)
+    assert not whole.keep.all()
+    with torch.no_grad():
+        trained = closed.features(video, whole.keep)
+    torch.testing.assert_close(trained, whole.features, atol=1e-5, rtol=1e-5)
+    uncut = pushed(StreamEncoder(closed), video, (3,))
+    assert uncut.codes.equal(closed.encode(video).codes)
+    assert not uncut.codes.equal(whole.codes)
+
+
+def test_a_closed_loop_reads_of_the_past_its_kept_tokens_alone(closed):
+    video = random_video(16)
+    tokens = pushed(StreamEncoder(closed, UniformAllocator(3)), video, (16,))
+    changed = torch.where(tokens.keep, tokens.codes, 63 - tokens.codes)
+    past = PastBlocks(2, 2)
+    for block in range(3):
+        closed._remember(closed.past_tokens, changed[:, block], tokens.keep[:, block], past)
+    again = closed.encode_next(video[:, :, 12:], past)
+    torch.testing.assert_close(again.features[:, 0], tokens.features[:, 3], atol=1e-5, rtol=1e-5)

@@ -28,6 +28,8 @@ class AbsoluteGeometry(GeometryConfig):
 class RotaryGeometry(GeometryConfig):
     """Relative places (genvid.tokenizer.adaptok.rotary): videos of any length, and of sizes near the trained ones."""
 
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"closed_loop": False}
+
     window: int = 2
     """Earlier blocks that a block attends to, and over which a dropped latent is carried. Clips of more than
     `window` + 1 blocks train the steady state of a stream."""
@@ -35,6 +37,9 @@ class RotaryGeometry(GeometryConfig):
     """Least and greatest height and width of a frame, in pixels."""
     aspect: tuple[int, int] = (4, 3)
     """Greatest ratio of the longer side to the shorter one."""
+    closed_loop: bool = False
+    """The encoder reads the kept tokens of earlier blocks, which the decoder has too, in place of their patches and
+    latents. Blocks are then encoded one after the other in training as well."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -97,6 +102,11 @@ class AdapTokConfig:
     def window(self) -> int | None:
         """Earlier blocks that a block attends to; None: all."""
         return self.geometry.window if isinstance(self.geometry, RotaryGeometry) else None
+
+    @property
+    def closed_loop(self) -> bool:
+        """Whether the encoder reads the kept tokens of earlier blocks in place of their patches and latents."""
+        return isinstance(self.geometry, RotaryGeometry) and self.geometry.closed_loop
 
     @property
     def grid(self) -> tuple[int, int, int]:

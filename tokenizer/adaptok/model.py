@@ -13,6 +13,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from genvid.allocation import Allocator
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
@@ -21,7 +22,7 @@ from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchif
 from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, pool_latents
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
-from genvid.tokenizer.adaptok.rotary import RotaryDecoderPositions, RotaryEncoderPositions
+from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
 from genvid.tokenizer.layers import initialise
 from genvid.tokens import BlockTokens, TokenizerSpec
 
@@ -45,6 +46,7 @@ class AdapTok(Model):
         self.encoder_positions = (EncoderPositions if self.window is None else RotaryEncoderPositions)(config)
         self.encoder = encoder.build()
         self.quantizer = config.quantizer.build(encoder.width, decoder.width)
+        self.past_tokens = PastTokens(config, self.quantizer.code_dim) if config.closed_loop else None
         self.decoder_positions = (DecoderPositions if self.window is None else RotaryDecoderPositions)(config)
         self.decoder = decoder.build()
         self.output_norm = nn.LayerNorm(decoder.width, eps=1e-6)
@@ -103,13 +105,14 @@ class AdapTok(Model):
         return torch.cat([self.decode_next(block, past) for block in blocks], 2)
 
     @torch.no_grad()
-    def encode_next(self, video: Tensor, past: PastBlocks) -> BlockTokens:
-        """`encode` of the frames of one block, after those of `past`."""
-        x = self._encoder_input(video)[:, 0]
-        place = self.encoder_positions.placement([past.count], self.pyramid)
-        every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-        x = past.run(self.encoder, x, every, place, ragged=False)
-        return self.quantized(x[:, None, -self.spec.block_capacity :])
+    def encode_next(self, video: Tensor, past: PastBlocks, allocator: Allocator | None = None) -> BlockTokens:
+        """`encode` of the frames of one block, after those of `past`, cut by `allocator`; None: all tokens are kept."""
+        tokens = self.quantized(self._features_next(video, past)[:, None])
+        tokens = tokens if allocator is None else allocator(tokens)
+        if self.past_tokens is not None:
+            assert tokens.codes is not None
+            self._remember(self.past_tokens, tokens.codes[:, 0], tokens.keep[:, 0], past)
+        return tokens
 
     @torch.no_grad()
     def decode_next(self, tokens: BlockTokens, past: PastBlocks) -> Tensor:
@@ -126,9 +129,14 @@ class AdapTok(Model):
         x = past.run(self.decoder, x, mask, place, ragged=not mask.all())
         return self._frames(x[:, length:], 1)
 
-    def features(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck."""
+    def features(self, video: Tensor, keep: Tensor | None = None) -> Tensor:
+        """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck.
+
+        `keep` (B, G, L): in a closed loop, the tokens of each block that later blocks read; None: all.
+        """
         blocks = self.spec.check_video(video)
+        if self.past_tokens is not None:
+            return self._closed_loop_features(self.past_tokens, video, keep)
         x = self._encoder_input(video)
         attend = block_causal((x.shape[2],) * blocks, window=self.window)
         attend = self.encoder_positions.placement(range(blocks), self.pyramid)(attend)
@@ -136,6 +144,31 @@ class AdapTok(Model):
         for layer in self.encoder:
             x = layer(x, attend)
         return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.spec.block_capacity :]
+
+    def _closed_loop_features(self, reader: PastTokens, video: Tensor, keep: Tensor | None) -> Tensor:
+        """`features`, one block after the other. No gradient flows from a block to those before it."""
+        past = PastBlocks(len(self.encoder), self.window)
+        features: list[Tensor] = []  # list[Tensor]() would break the graph of a compiled step
+        for block, part in enumerate(torch.split(video, self.config.patch[0], 2)):
+            features.append(self._features_next(part, past))
+            codes = self.quantizer.encode(features[-1])
+            kept = torch.ones_like(codes, dtype=torch.bool) if keep is None else keep[:, block]
+            self._remember(reader, codes, kept, past)
+        return torch.stack(features, 1)
+
+    def _features_next(self, video: Tensor, past: PastBlocks) -> Tensor:
+        """Frames of one block -> its features (B, L, W), after those of `past`. In a closed loop its tokens are to be
+        remembered next."""
+        x = self._encoder_input(video)[:, 0]
+        place = self.encoder_positions.placement([past.count], self.pyramid)
+        every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
+        x = past.run(self.encoder, x, every, place, ragged=False, remember=self.past_tokens is None)
+        return x[:, -self.spec.block_capacity :]
+
+    def _remember(self, reader: PastTokens, codes: Tensor, keep: Tensor, past: PastBlocks) -> None:
+        """Go on to the block after this one of codes (B, L), of which the encoder reads those kept in `keep` (B, L)."""
+        x = reader(self.quantizer.lookup(codes).detach(), self.pyramid)
+        past.run(self.encoder, x, keep, reader.placement(past.count, self.pyramid))
 
     def quantized(self, features: Tensor) -> BlockTokens:
         """Features (B, G, L, W) -> their nearest codes, all kept."""

@@ -58,6 +58,25 @@ class RotaryEncoderPositions(nn.Module):
         return rotated([(block, places) for block in blocks], self.network)
 
 
+class PastTokens(nn.Module):
+    """Tokens of earlier blocks as the encoder of a closed loop reads them: in the places of their latents."""
+
+    def __init__(self, config: AdapTokConfig, code_dim: int) -> None:
+        super().__init__()
+        self.network = config.encoder
+        self.input = nn.Linear(code_dim, config.encoder.width)
+        self.levels = LevelVectors(config.block_capacity, config.encoder.width)
+
+    def forward(self, vectors: Tensor, pyramid: Pyramid) -> Tensor:
+        """Vectors of codes (B, L, code_dim) -> (B, L, W)."""
+        tokens: Tensor = self.input(vectors) + self.levels(pyramid)
+        return tokens
+
+    def placement(self, block: int, pyramid: Pyramid) -> Placement:
+        """Of the tokens of a block."""
+        return rotated([(block, pyramid.latent_places)], self.network)
+
+
 class RotaryDecoderPositions(nn.Module):
     """A learned vector for the latents of each level, and one for all pixel queries."""
 

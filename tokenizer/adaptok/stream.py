@@ -45,8 +45,9 @@ class StreamEncoder:
         per_block = self.tokenizer.spec.frames_per_block
         whole = video.shape[2] // per_block * per_block
         self._begun = video[:, :, whole:].clone()  # a view would keep all frames in memory
-        blocks = [self._block(video[:, :, start : start + per_block]) for start in range(0, whole, per_block)]
-        return BlockTokens.join_blocks([self._no_blocks(video), *blocks])
+        blocks = torch.split(video[:, :, :whole], per_block, 2) if whole else ()
+        tokens = [self.tokenizer.encode_next(block, self._past, self.allocator) for block in blocks]
+        return BlockTokens.join_blocks([self._no_blocks(video), *tokens])
 
     def finish(self) -> BlockTokens:
         """Repeat the last frame to fill a block that was begun -> its tokens, of G = 0 or 1 blocks."""
@@ -58,10 +59,6 @@ class StreamEncoder:
         tokens = self(video[:, :, -1:].expand(-1, -1, missing, -1, -1))
         self.frames, self._finished = frames, True
         return tokens
-
-    def _block(self, video: Tensor) -> BlockTokens:
-        tokens = self.tokenizer.encode_next(video, self._past)
-        return tokens if self.allocator is None else self.allocator(tokens)
 
     @torch.no_grad()
     def _no_blocks(self, video: Tensor) -> BlockTokens:

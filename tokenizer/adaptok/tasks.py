@@ -32,7 +32,6 @@ from genvid.tokenizer.quantizer import Quantized, VectorQuantizer
 from genvid.tokenizer.restart import CodeRestart, RestartConfig
 from genvid.tokenizer.statistics import moment_sums
 from genvid.tokenizer.teachers import Teacher
-from genvid.tokens import BlockTokens
 from genvid.train.task import StepOutput, TrainingTask
 
 
@@ -138,10 +137,8 @@ class AdapTokTask(TrainingTask):
         video, seeds = batch["video"], batch["seed"]
         targets = None if self.semantic is None else self.semantic.targets(video)
         tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
-        features = tokenizer.features(video)
-        drop = self.objective.tail_drop.scaled(features.shape[2] / tokenizer.config.block_capacity)
-        lengths = sample_lengths(drop, seeds, features.shape[1])
-        keep = BlockTokens(features.new_ones(features.shape[:3], dtype=torch.bool)).tail_drop(lengths).keep
+        keep = kept_tokens(sample_tails(self.objective.tail_drop, tokenizer, batch), tokenizer)
+        features = tokenizer.features(video, keep)
         quantized = tokenizer.quantizer(features, keep, seeds)
         embeddings = tokenizer.quantizer.project(quantized.vectors)
         layer = None if self.semantic is None else self.semantic.layer
@@ -266,15 +263,13 @@ class ScorerTask(TrainingTask):
         video, seeds, distortion = batch["video"], batch["seed"], self._distortion.network
         tokenizer = self._tokenizer.network.at((video.shape[3], video.shape[4]))
         scorer = self.scorer.at(tokenizer)
-        with torch.no_grad():
-            tokens = tokenizer.quantized(tokenizer.features(video))
-        num_blocks = tokens.keep.shape[1]
-        block = int(num_blocks * noise.uniform(torch.tensor([step]), "scored block"))
-        drop = self.tail_drop.scaled(tokens.keep.shape[2] / tokenizer.config.block_capacity)
-        lengths = sample_lengths(drop, seeds, num_blocks)
-        lengths[:, block] = tokens.keep.shape[2]
+        lengths = sample_tails(self.tail_drop, tokenizer, batch)
+        block = int(lengths.shape[1] * noise.uniform(torch.tensor([step]), "scored block"))
+        lengths[:, block] = tokenizer.spec.block_capacity
         lengths[:, block + 1 :] = 0
-        tokens = tokens.tail_drop(lengths)
+        with torch.no_grad():
+            features = tokenizer.features(video, kept_tokens(lengths, tokenizer))
+        tokens = tokenizer.quantized(features).tail_drop(lengths)
         curve = measure_curve(tokenizer, tokens, video, block, scorer.candidates, distortion)
         target = scorer.targets(curve)
         scorer_inputs = scorer.scorer_inputs(tokenizer, tokens)
@@ -292,6 +287,18 @@ class ScorerTask(TrainingTask):
             self.scorer.update_targets(mean / count, square / count, step)
             count, mean, square = sums["scorer_inputs"]
             self.scorer.evidence_scale.update(mean / count, square / count, step)
+
+
+def sample_tails(drop: TailDropConfig, tokenizer: AdapTok, batch: Batch) -> Tensor:
+    """(B, G) int64: kept tokens of each block of the clips."""
+    blocks = tokenizer.spec.num_blocks(batch["video"].shape[2])
+    share = tokenizer.spec.block_capacity / tokenizer.config.block_capacity
+    return sample_lengths(drop.scaled(share), batch["seed"], blocks)
+
+
+def kept_tokens(lengths: Tensor, tokenizer: AdapTok) -> Tensor:
+    """(B, G) lengths -> (B, G, L) bool."""
+    return torch.arange(tokenizer.spec.block_capacity, device=lengths.device) < lengths[..., None]
 
 
 @contextmanager
