@@ -92,13 +92,14 @@ class ParallelBenchmark(Benchmark):
 
 
 def one(bench: ParallelBenchmark) -> None:
-    """One video of every way, and its first frames."""
-    plain, decoder = 0.0, tokenizer(bench)
+    """One video of every way, then its first frames."""
+    plain, engines = 0.0, []
     for way in bench.ways():
-        engine = bench.engine_of(way, 1)
-        plain = rows_at_once(bench, engine, way, plain, "0.5 s")
+        engines.append((way, bench.engine_of(way, 1)))
+        plain = rows_at_once(bench, engines[-1][1], way, plain, "0.5 s")
+    decoder = tokenizer(bench)
+    for way, engine in engines:
         stream(bench, engine, way, decoder)
-        del engine
 
 
 def many(bench: ParallelBenchmark) -> None:
@@ -144,7 +145,7 @@ def guidance(bench: ParallelBenchmark, slots: int) -> None:
 
 
 def tokenizer(bench: ParallelBenchmark) -> AdapTok:
-    """AdapTok of the published sizes, or a tiny one, with random weights."""
+    """AdapTok of the published sizes, or a tiny one, with random weights; float32, as `genvid sample` decodes."""
     layout, full = bench.scale.layout, bench.scale is FULL
     stack = StackConfig(768, 12, 12) if full else StackConfig(16, 1, 2)
     config = AdapTokConfig(
@@ -157,7 +158,7 @@ def tokenizer(bench: ParallelBenchmark) -> AdapTok:
         quantizer=VQConfig(codebook_size=layout.codebook_size, code_dim=16),
     )
     with torch.device(bench.device):
-        return AdapTok(config).to(bench.dtype).eval()
+        return AdapTok(config).eval()
 
 
 def stream(bench: ParallelBenchmark, engine: Engine, way: Way, decoder: AdapTok) -> None:
