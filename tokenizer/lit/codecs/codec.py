@@ -156,10 +156,13 @@ class Codec(nn.Module, ABC):
     def _code(
         self, apply: Callable[[Tensor], Tensor], x: Tensor, window: int, tile: int | None, scale: Fraction
     ) -> Tensor:
-        """`apply` to every window of (B, C, T, H, W), in tiles of `tile` positions where there are tiles."""
-        windows = torch.split(x, window, 2)
-        parts = (apply(part) if tile is None else in_tiles(apply, part, tile, scale) for part in windows)
-        return next(parts) if len(windows) == 1 else torch.cat(list(parts), 2)
+        """`apply` to every window of (B, C, T, H, W), of every tile of `tile` positions where there are tiles."""
+
+        def in_windows(part: Tensor) -> Tensor:
+            made = [apply(frames) for frames in torch.split(part, window, 2)]
+            return made[0] if len(made) == 1 else torch.cat(made, 2)
+
+        return in_windows(x) if tile is None else in_tiles(in_windows, x, tile, scale)
 
     def stream(self) -> CodecStream:
         """Start a stream; ValueError for codecs that cannot stream."""
