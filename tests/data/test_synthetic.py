@@ -48,6 +48,18 @@ def test_complexities_are_chosen() -> None:
         SyntheticConfig(complexities=("calm",))
 
 
+def test_shapes_are_chosen() -> None:
+    clip = ClipConfig(resolution=(8, 8))
+    rings, every = ClipDataset(SyntheticConfig(8, shapes=("ring",)), clip), ClipDataset(SyntheticConfig(8), clip)
+    seed = every.source._seeds[:1]
+    ring = render(seed, "still", "plain", frames=16, resolution=(8, 8), shapes=("ring",))
+    assert torch.equal(rings[0]["video"], ring)
+    assert any(not torch.equal(rings[i]["video"], every[i]["video"]) for i in range(8))
+    assert rings.fingerprint() != every.fingerprint()
+    with pytest.raises(ValueError, match=r"shapes are one or more of disc, .*, got \['star'\]"):
+        SyntheticConfig(shapes=("star",))
+
+
 def test_classes_and_complexities_are_balanced() -> None:
     dataset = ClipDataset(SyntheticConfig(64), ClipConfig(resolution=(8, 8)))
     pairs = [(int(dataset[i]["label"]), int(dataset[i]["complexity"])) for i in range(64)]

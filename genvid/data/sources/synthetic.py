@@ -25,6 +25,7 @@ MOTIONS = ("still", "right", "left", "up", "down", "circle", "grow", "shrink")
 COMPLEXITIES = ("plain", "slow", "busy", "cut")
 """plain: one shape. slow: the same with 0.6 of the movement. busy: four shapes. cut: one or two changes of scene, the
 motion goes on."""
+SHAPES = ("disc", "square", "diamond", "triangle", "ring")
 
 Array = NDArray[np.floating[Any]]
 Draw = Callable[[float, float], float]
@@ -38,11 +39,19 @@ _DIRECTIONS = {"right": (1, 0), "left": (-1, 0), "up": (0, -1), "down": (0, 1)}
 class SyntheticSource(Source):
     """Item i has motion i % 8 and, of four complexities, number (i // 8) % 4: every stretch of 32 items is balanced."""
 
-    def __init__(self, clips: int, seed: int, clip: ClipConfig, complexities: Sequence[str] = COMPLEXITIES) -> None:
+    def __init__(
+        self,
+        clips: int,
+        seed: int,
+        clip: ClipConfig,
+        complexities: Sequence[str] = COMPLEXITIES,
+        shapes: Sequence[str] = SHAPES,
+    ) -> None:
         self.config, self.classes, self.split = clip, list(MOTIONS), f"seed {seed}"
-        self.complexities = tuple(complexities)
+        self.complexities, self.shapes = tuple(complexities), tuple(shapes)
         self.labels = [i % len(MOTIONS) for i in range(clips)]
-        group = f"{seed}" if self.complexities == COMPLEXITIES else f"{seed}/{'+'.join(self.complexities)}"
+        chosen = [(self.complexities, COMPLEXITIES), (self.shapes, SHAPES)]
+        group = "/".join([f"{seed}", *("+".join(some) for some, every in chosen if some != every)])
         self.names = [f"synthetic/{group}/{i}" for i in range(clips)]
         self._seeds = noise.sample_seeds(seed, "synthetic", torch.arange(clips))
 
@@ -54,6 +63,7 @@ class SyntheticSource(Source):
             complexity,
             frames=self.config.frames,
             resolution=self.config.resolution,
+            shapes=self.shapes,
         )
 
     def attributes(self, index: int) -> dict[str, int]:
@@ -69,22 +79,32 @@ class SyntheticConfig(SourceConfig):
     clips: int = 4096
     seed: int = 0
     complexities: tuple[str, ...] = COMPLEXITIES
+    shapes: tuple[str, ...] = SHAPES
 
     def __post_init__(self) -> None:
         if self.clips < 1:
             raise ValueError(f"synthetic clips must be at least 1, got {self.clips}")
-        if not self.complexities or not set(self.complexities) <= set(COMPLEXITIES):
-            known = ", ".join(COMPLEXITIES)
-            raise ValueError(f"complexities are one or more of {known}, got {list(self.complexities)}")
+        choices = {"complexities": (self.complexities, COMPLEXITIES), "shapes": (self.shapes, SHAPES)}
+        for name, (chosen, known) in choices.items():
+            if not chosen or not set(chosen) <= set(known):
+                raise ValueError(f"{name} are one or more of {', '.join(known)}, got {list(chosen)}")
 
     def split_name(self) -> str:
         return f"seed {self.seed}"
 
     def open(self, clip: ClipConfig, *, strict: bool = False) -> SyntheticSource:
-        return SyntheticSource(self.clips, self.seed, clip, self.complexities)
+        return SyntheticSource(self.clips, self.seed, clip, self.complexities, self.shapes)
 
 
-def render(seed: Tensor, motion: str, complexity: str, *, frames: int, resolution: tuple[int, int]) -> Tensor:
+def render(
+    seed: Tensor,
+    motion: str,
+    complexity: str,
+    *,
+    frames: int,
+    resolution: tuple[int, int],
+    shapes: Sequence[str] = SHAPES,
+) -> Tensor:
     """One clip, (3, T, H, W) uint8, from its (1,) int64 seed."""
     progress = np.linspace(0, 1, frames, dtype=np.float32)
     cuts = []
@@ -94,7 +114,7 @@ def render(seed: Tensor, motion: str, complexity: str, *, frames: int, resolutio
     bounds = [0, *(round(cut * frames) for cut in cuts), frames]
     video = np.empty((3, frames, *resolution), np.float32)
     for scene, (start, end) in enumerate(pairwise(bounds)):
-        _draw_scene(video[:, start:end], _draws(seed, scene), motion, complexity, progress[start:end])
+        _draw_scene(video[:, start:end], _draws(seed, scene), motion, complexity, shapes, progress[start:end])
     return torch.from_numpy((video * 255 + 0.5).astype(np.uint8))
 
 
@@ -103,7 +123,7 @@ def _draws(seed: Tensor, scene: int) -> Draw:
     return lambda low, high: low + (high - low) * next(numbers)
 
 
-def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress: Array) -> None:
+def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, shapes: Sequence[str], progress: Array) -> None:
     """Paint ground and shapes into a (3, T, H, W) view. Lengths are in units of the short side."""
     busy = complexity == "busy"
     side = min(video.shape[2:])
@@ -115,7 +135,7 @@ def _draw_scene(video: Array, draw: Draw, motion: str, complexity: str, progress
         centre_x, centre_y, scale = _path(draw, motion, radius, progress, complexity, (x[0, -1], y[-1, 0]))
         along = (x - centre_x[:, None, None]) / scale[:, None, None]
         down = (y - centre_y[:, None, None]) / scale[:, None, None]
-        distance = _SHAPES[int(draw(0, len(_SHAPES)))](along, down, radius) * scale[:, None, None]
+        distance = _DISTANCES[shapes[int(draw(0, len(shapes)))]](along, down, radius) * scale[:, None, None]
         cover = np.clip(0.5 - distance * side / _SOFTNESS, 0, 1)
         video += cover * (_colour(int(draw(0, 6)), 0.7, 1.0)[:, None] - video)
 
@@ -169,5 +189,5 @@ def _ring(x: Array, y: Array, r: float) -> Array:
     return np.abs(np.sqrt(x * x + y * y) - 0.75 * r) - 0.3 * r
 
 
-_SHAPES = (_disc, _square, _diamond, _triangle, _ring)
+_DISTANCES = dict(zip(SHAPES, (_disc, _square, _diamond, _triangle, _ring), strict=True))
 """Signed distance to the outline, negative inside: antialiased edges for one subtraction."""
