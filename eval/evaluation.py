@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -38,8 +38,8 @@ from genvid.tokens import BlockTokens, TokenizerSpec
 BLOCKS = "tokens of each block"
 CODES = "codes, -1 where dropped"
 BITS = "bits of each token, NaN where dropped"
-_FEATURE_BATCH = 16
-"""Clips in a pass of the feature network: fixed, so that features do not depend on the batches they came in."""
+_PART = 16
+"""Clips that are measured together: fixed, so that features do not depend on the batches they came in."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class Evaluation:
         if self.features is not None:
             columns["features"] = self._extract(video)
         if original is not None:
-            columns |= {m.name: m.to(self.device).score(video, original).double() for m in self.fidelity}
+            columns |= {m.name: in_parts(m.to(self.device).score, video, original).double() for m in self.fidelity}
         if tokens is not None and spec is not None:
             columns["tokens per clip"] = tokens.keep.sum((1, 2))
             columns["bits per clip"] = spec.clip_bits(tokens)
@@ -234,7 +234,7 @@ class Evaluation:
             self._aside.wait_stream(torch.cuda.current_stream(self.device))
             video.record_stream(self._aside)
         with torch.cuda.stream(self._aside):  # None: no stream
-            return torch.cat([self.features(part) for part in torch.split(video, _FEATURE_BATCH)])
+            return in_parts(self.features, video)
 
     def _share(self, count: int, done: Sequence[set[int]]) -> list[Tensor]:
         """This process's batches of `count` positions, without those that all tables have `done`.
@@ -276,6 +276,11 @@ class Evaluation:
 
     def _network(self) -> str:
         return "" if self.features is None else f"{self.features.name} {self.features.weights}"
+
+
+def in_parts(measure: Callable[..., Tensor], *videos: Tensor) -> Tensor:
+    """A measure of clips (B, 3, T, H, W), a few at a time: a group with one budget may be large."""
+    return torch.cat([measure(*parts) for parts in zip(*(torch.split(v, _PART) for v in videos), strict=True)])
 
 
 @contextmanager
