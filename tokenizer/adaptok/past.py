@@ -61,10 +61,12 @@ class PastBlocks:
         `remember`, later blocks attend to them. The others are pixel queries (`attention.latents_then_pixels`).
         Attention needs no mask where no block is `ragged`: all of `keep` is True.
         """
-        seen = torch.cat([*self._keep, keep], 1) if ragged or any(self._ragged) else None
+        masks: tuple[Tensor, Tensor] | None = None
+        if ragged or any(self._ragged):
+            masks = _masks(torch.cat([*self._keep, keep], 1), x.shape[1] - keep.shape[1])
         records: list[list[KeysAndValues]] = [[] for _ in self._layers]
         for layer, past, record in zip(layers, self._layers, records, strict=True):
-            x = layer(x, place(_after(tuple(past), seen, keep, record)))
+            x = layer(x, place(_after(tuple(past), masks, keep, record)))
         if remember:
             self.count += 1
             self._keep.append(keep)
@@ -75,24 +77,31 @@ class PastBlocks:
         return x
 
 
-def _after(past: Sequence[KeysAndValues], seen: Tensor | None, keep: Tensor, record: list[KeysAndValues]) -> Attend:
+def _masks(seen: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+    """Tokens of the past and the next block, kept where `seen` (B, S) -> the key masks of its tokens, and of its pixel
+    queries. They are the same in every layer."""
+    return key_mask(seen), key_mask(torch.cat([seen, seen.new_ones(len(seen), pixels)], 1))
+
+
+def _after(
+    past: Sequence[KeysAndValues], masks: tuple[Tensor, Tensor] | None, keep: Tensor, record: list[KeysAndValues]
+) -> Attend:
     """Attention of the next block to `past` and itself; its keys and values are added to `record`."""
     count = keep.shape[1]
+    of_tokens, of_pixels = (None, None) if masks is None else masks
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         record.append((keys, values))
         own, pixels = values[:, :, :count], queries.shape[2] - count
         keys, values = (torch.cat(parts, 2) for parts in zip(*past, (keys, values), strict=True))
         end = keys.shape[2] - pixels
-        mask = None if seen is None else key_mask(seen)
         latents = scaled_dot_product_attention(
-            queries[:, :, :count], keys[:, :, :end], values[:, :, :end], attn_mask=mask
+            queries[:, :, :count], keys[:, :, :end], values[:, :, :end], attn_mask=of_tokens
         )
-        latents = alone(latents, own, None if seen is None else keep)
+        latents = alone(latents, own, None if masks is None else keep)
         if not pixels:
             return latents
-        mask = None if seen is None else key_mask(torch.cat([seen, seen.new_ones(len(seen), pixels)], 1))
-        pixel = scaled_dot_product_attention(queries[:, :, count:], keys, values, attn_mask=mask)
+        pixel = scaled_dot_product_attention(queries[:, :, count:], keys, values, attn_mask=of_pixels)
         return torch.cat([latents, pixel], 2)
 
     return attend

@@ -103,11 +103,13 @@ def rotated(parts: Sequence[tuple[int, Tensor]], network: StackConfig) -> Placem
     places = torch.cat([torch.cat([part.new_full((len(part), 1), block), part], 1) for block, part in parts])
     # In float64: after an hour of video the angles have lost no digit that float32 has.
     angles = _angles(places, network.width // network.heads)
-    cosine, sine = angles.cos().float(), angles.sin().float()
+    cosine, sine = angles.cos().float().repeat(1, 2), angles.sin().float()
+    sine = torch.cat([-sine, sine], 1)
 
     def place(attend: Attend) -> Attend:
         def attend_rotated(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            return attend(_rotate(queries, cosine, sine), _rotate(keys, cosine, sine), values)
+            queries, keys = _rotate(torch.stack([queries, keys]), cosine, sine).unbind()
+            return attend(queries, keys, values)
 
         return attend_rotated
 
@@ -128,7 +130,8 @@ def _angles(places: Tensor, channels: int) -> Tensor:
 
 
 def _rotate(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
-    """(B, heads, S, C) -> the same; channels c and c + C / 2 are turned by angle c."""
-    first, second = x.chunk(2, -1)
-    turned = torch.cat([first * cosine - second * sine, second * cosine + first * sine], -1)
-    return turned.to(x.dtype)
+    """(..., S, C) -> the same; channels c and c + C / 2 are turned by angle c.
+
+    `cosine` (S, C) of the angles twice, `sine` (S, C) of the negative angles and the angles: few and large kernels.
+    """
+    return (x * cosine + x.roll(x.shape[-1] // 2, -1) * sine).to(x.dtype)
