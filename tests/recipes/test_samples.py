@@ -14,7 +14,8 @@ from genvid.eval import selection
 from genvid.eval.report import Report
 from genvid.generation import folder
 from genvid.generation.folder import SampleFolder, SampleFolderError
-from genvid.recipes import compare_budgets
+from genvid.generation.guidance import ByBlock
+from genvid.recipes import compare_budgets, compare_guidance
 from genvid.recipes import generate as recipe
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
@@ -122,6 +123,22 @@ def test_budgets_are_compared_over_the_same_requests(stages, run, monkeypatch, c
     assert all(way in printed for way in ways)
     with pytest.raises(SystemExit):
         compare_budgets.main([str(stages.folder / "generation_samples.yaml"), "--budget.total=100"])
+    assert "sets the budgets itself" in capsys.readouterr().err
+
+
+def test_guidance_is_compared_at_the_same_budgets(stages, run, monkeypatch, capsys):
+    monkeypatch.setattr(compare_guidance, "SHARES", (0.5,))
+    monkeypatch.setattr(compare_guidance, "GUIDANCE", {"2": 2.0, "by block": ByBlock((3.0, 1.0))})
+    path = stages.path("samples_guidance")
+    compare_guidance.main([str(stages.folder / "generation_samples.yaml"), f"--output_dir={path}", "--count=8"])
+    printed = capsys.readouterr().out
+    folder = stages.folder / "samples_guidance" / "guidance"
+    reports = {report.title: report for report in map(Report.load, folder.glob("*.json"))}
+    budget = int(printed.split("by block @ ")[1].split()[0])
+    assert set(reports) == {f"2 @ {budget}", f"by block @ {budget}"}
+    assert all(report.value("tokens per clip") <= budget for report in reports.values())
+    with pytest.raises(SystemExit):
+        compare_guidance.main([str(stages.folder / "generation_samples.yaml"), "--budget.total=100"])
     assert "sets the budgets itself" in capsys.readouterr().err
 
 
