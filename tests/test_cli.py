@@ -654,14 +654,15 @@ def test_a_prompt_of_any_length_is_continued_in_the_same_memory(models, tmp_path
 
 def test_transformers_samples_the_same_rows(models, tmp_path, capsys):
     asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
-    run(*asked, "--count", 3, "--output", tmp_path / "ours")
-    run(*asked, "--count", 3, "--engine", "transformers", "--output", tmp_path / "theirs")
-    assert index(tmp_path / "ours") == index(tmp_path / "theirs")
-    ours, theirs = (codes_of(tmp_path / name, 3, models / "tokenizer") for name in ("ours", "theirs"))
-    assert ours == theirs
+    for guidance in (1, 2):
+        folders = [tmp_path / f"{whose}_{guidance}" for whose in ("ours", "theirs")]
+        for folder, engine in zip(folders, ((), ("--engine", "transformers")), strict=True):
+            run(*asked, "--count", 3, "--guidance", guidance, *engine, "--output", folder)
+        assert index(folders[0]) == index(folders[1])
+        ours, theirs = (codes_of(folder, 3, models / "tokenizer") for folder in folders)
+        assert ours == theirs
     output = ("--output", tmp_path / "none", "--engine", "transformers")
     refused(capsys, "transformers cannot plan a budget", *asked, *output, "--budget", 100)
-    refused(capsys, "without guidance", *asked, *output, "--guidance", 1.5)
 
 
 def test_prompts_are_cut_to_the_budget(models, video, tmp_path):
