@@ -15,8 +15,8 @@ import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -26,6 +26,7 @@ from genvid.device import device
 from genvid.eval.metrics.fidelity import ClipPSNR
 from genvid.tokenizer.lit.codecs.codec import Codec
 from genvid.tokenizer.lit.codecs.diffusers_codec import ADAPTERS, DiffusersCodecConfig, import_diffusers
+from genvid.tokenizer.lit.codecs.tiling import tile_spans
 
 WAN, COSMOS = "AutoencoderKLWan", "AutoencoderKLCosmos"
 
@@ -85,7 +86,7 @@ def _memory() -> float:
     if device().type == "cuda":
         torch.cuda.reset_peak_memory_stats()
         return torch.cuda.memory_allocated() / 2**20
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+    return psutil.Process().memory_info().rss / 2**20
 
 
 def _peak() -> float:
@@ -131,12 +132,10 @@ def reconstruct(codec: Codec, video: Tensor, tile: int | None) -> Tensor:
 
 def shared_strips(size: tuple[int, int], tile: int) -> Tensor:
     """(H, W) bool: pixels of more than one tile."""
-    counts = []
-    for side in size:
-        step = tile - tile // 4
-        starts = [*range(0, side - tile, step), side - tile] if side > tile else [0]
-        index = torch.arange(side)
-        counts.append(sum(((index >= start) & (index < start + tile)).int() for start in starts))
+    counts = [torch.zeros(side, dtype=torch.int) for side in size]
+    for count in counts:
+        for span in tile_spans(len(count), tile):
+            count[span] += 1
     return counts[0][:, None] * counts[1] > 1
 
 

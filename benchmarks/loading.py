@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +19,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 
 from genvid import noise
@@ -105,19 +105,14 @@ def speed(reader: Reader, items: int, seconds: float) -> dict[str, float]:
 
 def memory(reader: Reader, items: int, clips: int) -> dict[str, list[float]]:
     """Memory of this process in megabytes after each tenth of `clips`."""
-    held = []
+    held, process = [], psutil.Process()
     for number, (item, seed) in enumerate(draws(items), 1):
         reader(item, seed)
         if number % max(1, clips // 10) == 0:
-            held.append(round(resident() / 1e6, 1))
+            held.append(round(process.memory_info().rss / 1e6, 1))
         if number >= clips:
             return {"megabytes": held}
     return {"megabytes": held}
-
-
-def resident() -> int:
-    """Bytes of physical memory (Linux)."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def other_readers(dataset: ClipDataset) -> dict[str, Reader]:

@@ -13,8 +13,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import torch
 
 from genvid.api import Tokenizer, load
@@ -58,8 +60,8 @@ def watched(arguments: list[str], threads: int) -> tuple[float, list[int]]:
     start, resident = time.perf_counter(), list[int]()
     with subprocess.Popen([sys.executable, "-m", "genvid.cli", *arguments], env=environment) as process:
         while process.poll() is None:
-            pages = Path(f"/proc/{process.pid}/statm").read_text().split()
-            resident.append(int(pages[1]) * os.sysconf("SC_PAGE_SIZE") if pages else 0)
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                resident.append(psutil.Process(process.pid).memory_info().rss)
             time.sleep(1)
     if process.returncode:
         raise SystemExit(f"genvid {arguments[0]} failed")

@@ -21,6 +21,7 @@ from genvid.ar.model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.generation.pipeline import check_match
 from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens.blocks import first_tokens
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.code_counts import CodeCounts
 from genvid.tokens.entropy import CodeModel, UniformCodes
@@ -33,7 +34,7 @@ def read_clips(cache: TokenCache, count: int) -> list[BlockTokens]:
     clips = []
     for number in range(min(count, len(cache))):
         clip = cache[number]
-        keep = torch.arange(cache.info.block_capacity) < clip["lengths"][:, None]
+        keep = first_tokens(clip["lengths"], cache.info.block_capacity)
         clips.append(BlockTokens(keep[None], clip["codes"][None]))
     return clips
 

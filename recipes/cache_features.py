@@ -16,7 +16,7 @@ from tqdm import tqdm
 from genvid import config as configuration
 from genvid.command import command
 from genvid.data.dataset import VideoData
-from genvid.data.loader import load_batches
+from genvid.data.loader import one_pass
 from genvid.device import device
 from genvid.tokenizer.teachers import TeacherConfig
 from genvid.tokenizer.teachers.stored import FeatureRecord, store_features
@@ -51,10 +51,8 @@ def cache_features(run: FeatureRun) -> Path:
     dataset, teacher, folder = run.data.open(), run.teacher.build().to(device()), Path(run.output_dir)
     dataset.strict = True  # another clip in the place of a broken one would be stored twice
     record = FeatureRecord(teacher.name, dataset.fingerprint(), run.data.clip.frames // run.block_frames)
-    indices = [(index, index) for index in range(len(dataset))]
-    groups = [indices[start : start + run.batch_size] for start in range(0, len(indices), run.batch_size)]
-    batches = load_batches(dataset, groups, workers=run.workers, device=device())
-    bar = tqdm(batches, desc="features", unit="batch", total=len(groups))
+    batches = one_pass(dataset, batch_size=run.batch_size, workers=run.workers, device=device())
+    bar = tqdm(batches, desc="features", unit="batch", total=-(-len(dataset) // run.batch_size))
     store_features(folder, teacher, bar, record, len(dataset))
     return folder
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from pathlib import Path
 
 from genvid import config as configuration
 from genvid.command import command
 from genvid.eval.pages.charts import LineChart
 from genvid.eval.pages.page import Page
 from genvid.eval.pages.rate_distortion import curves, quality_chart
-from genvid.eval.report import Report, write_table
+from genvid.eval.report import Report
 from genvid.generation.budget import BudgetConfig
-from genvid.recipes.generate import GenerationRun, generate
+from genvid.recipes.comparison import Comparison
+from genvid.recipes.generate import GenerationRun
 from genvid.train.accelerator import make_state
 
 SHARES = (0.4, 0.55, 0.7, 0.85)
@@ -30,30 +29,22 @@ SHARES = (0.4, 0.55, 0.7, 0.85)
 COST = "tokens per clip"
 
 
-def compare_budgets(run: GenerationRun) -> list[Report]:
+def compare_budgets(comparison: Comparison) -> list[Report]:
     """The report of free samples, then those of every budget."""
-    if run.budget.tokens_per_video is not None or run.budget.total is not None:
-        raise ValueError("this recipe sets the budgets itself: leave out budget.tokens_per_video and budget.total")
-    folder = Path(run.output_dir) / "budgets"
-
-    def measured(title: str, budget: BudgetConfig) -> Report:
-        samples = generate(replace(run, output_dir=str(folder / title.replace(" ", "_")), budget=budget))
-        if samples.context_frames:
-            raise ValueError(f"{run.model} predicts frames; this recipe compares samples of classes")
-        return replace(samples.report, title=title)
-
-    free = measured("free", run.budget)
-    reports = [free]
-    for tokens in sorted({int(share * free.value(COST)) for share in SHARES}):
-        reports += [measured(f"{name} @ {tokens}", budget) for name, budget in budgets(tokens, run).items()]
+    free = comparison.measured("free")
+    if free.context_frames:
+        raise ValueError(f"{comparison.run.model} predicts frames; this recipe compares samples of classes")
+    reports = [free.report]
+    for tokens in sorted({int(share * free.report.value(COST)) for share in SHARES}):
+        for name, budget in budgets(tokens, comparison).items():
+            reports.append(comparison.measured(f"{name} @ {tokens}", budget=budget).report)
     return reports
 
 
-def budgets(tokens: int, run: GenerationRun) -> dict[str, BudgetConfig]:
+def budgets(tokens: int, comparison: Comparison) -> dict[str, BudgetConfig]:
     """Ways to spend as many tokens per video."""
-    group = min(run.budget.group_size, run.slots, run.count)
     return {
-        "planned together": BudgetConfig(total=tokens * run.count, group_size=group),
+        "planned together": comparison.planned_together(tokens),
         "planned each": BudgetConfig(tokens_per_video=tokens),
         "cut": BudgetConfig(tokens_per_video=tokens, plan=False),
     }
@@ -75,16 +66,14 @@ def charts(reports: Sequence[Report]) -> list[LineChart]:
 def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/compare_budgets.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(GenerationRun, argv, usage=usage)
-    reports = compare_budgets(run)
+    comparison = Comparison(run, "budgets")
+    reports = compare_budgets(comparison)
     if not make_state().is_main_process:
         return
-    folder = Path(run.output_dir) / "budgets"
-    for report in reports:
-        report.save(folder / f"{report.title.replace(' ', '_')}.json")
-    print(write_table(folder / "table.md", reports))
+    print(comparison.write(reports))
     page = Page("Budgets of generation", lead=run.protocol)
     page.section("Quality against cost").charts(*charts(reports)).numbers(reports)
-    print(f"wrote {page.write(folder / 'page.html')}")
+    print(f"wrote {page.write(comparison.folder / 'page.html')}")
 
 
 if __name__ == "__main__":

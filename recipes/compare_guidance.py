@@ -12,14 +12,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from genvid import config as configuration
 from genvid.command import command
-from genvid.eval.report import Report, write_table
-from genvid.generation.budget import BudgetConfig
+from genvid.eval.report import Report
 from genvid.generation.guidance import ByBlock, ByTokens, Guidance, PowerCosine
-from genvid.recipes.generate import GenerationRun, generate
+from genvid.recipes.comparison import Comparison
+from genvid.recipes.generate import GenerationRun
 from genvid.train.accelerator import make_state
 
 SHARES = (0.4, 0.6, 0.85)
@@ -39,23 +38,15 @@ GUIDANCE: dict[str, float | Guidance] = {
 """Constants, then schedules for blocks of a few codes."""
 
 
-def compare_guidance(run: GenerationRun) -> list[Report]:
+def compare_guidance(comparison: Comparison) -> list[Report]:
     """The report of every guidance at every budget."""
-    if run.budget.tokens_per_video is not None or run.budget.total is not None:
-        raise ValueError("this recipe sets the budgets itself: leave out budget.tokens_per_video and budget.total")
-    folder = Path(run.output_dir) / "guidance"
-
-    def measured(title: str, run: GenerationRun) -> Report:
-        return replace(generate(replace(run, output_dir=str(folder / title.replace(" ", "_")))).report, title=title)
-
-    free = measured("free", run)
-    group = min(run.budget.group_size, run.slots, run.count)
+    free = comparison.measured("free").report.value("tokens per clip")
     reports = []
-    for tokens in [int(share * free.value("tokens per clip")) for share in SHARES]:
-        budget = BudgetConfig(total=tokens * run.count, group_size=group)
+    for tokens in [int(share * free) for share in SHARES]:
+        budget = comparison.planned_together(tokens)
         for name, guidance in GUIDANCE.items():
-            sampling = replace(run.sampling, guidance=guidance)
-            reports.append(measured(f"{name} @ {tokens}", replace(run, budget=budget, sampling=sampling)))
+            sampling = replace(comparison.run.sampling, guidance=guidance)
+            reports.append(comparison.measured(f"{name} @ {tokens}", budget=budget, sampling=sampling).report)
     return reports
 
 
@@ -63,13 +54,10 @@ def compare_guidance(run: GenerationRun) -> list[Report]:
 def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/compare_guidance.py CONFIG.yaml [--key value ...]"
     run = configuration.parse(GenerationRun, argv, usage=usage)
-    reports = compare_guidance(run)
-    if not make_state().is_main_process:
-        return
-    folder = Path(run.output_dir) / "guidance"
-    for report in reports:
-        report.save(folder / f"{report.title.replace(' ', '_')}.json")
-    print(write_table(folder / "table.md", reports))
+    comparison = Comparison(run, "guidance")
+    reports = compare_guidance(comparison)
+    if make_state().is_main_process:
+        print(comparison.write(reports))
 
 
 if __name__ == "__main__":

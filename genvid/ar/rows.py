@@ -20,6 +20,7 @@ from genvid import noise
 from genvid.ar.config import ARConfig
 from genvid.batch import Batch
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import first_tokens
 from genvid.tokens.rows import TokenSequence
 
 IGNORED = -100
@@ -121,7 +122,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
     def framed(self, batch: Batch) -> TokenSequence:
         """The same rows beside one another, padded to the longest."""
         lengths, codes = self._window(batch)
-        keep = torch.arange(codes.shape[-1]) < lengths[..., None]
+        keep = first_tokens(lengths, codes.shape[-1])
         layout, given = self.config.layout, self.config.context_blocks
         if given:
             prefix = self._context_prefix(BlockTokens(keep[:, :given], codes[:, :given]), batch["seed"])

@@ -157,8 +157,8 @@ def continue_stream(
     """The (N, G, L) tokens of the beginning of N streams -> the next blocks, `at_a_time` as soon as they are sampled.
 
     The model reads the last blocks of tokens, given or sampled, behind the first ones (`RowModel.stream_context`):
-    nothing is encoded again.
-    `decode_next` decodes the next blocks of the streams, whose beginning it has decoded (genvid.tokenizer.streams).
+    nothing is encoded again. `decode_next` decodes the next blocks of the streams, whose beginning it has decoded
+    (genvid.tokenizer.streams).
     """
     model, given = engine.model, engine.model.config.context_blocks
     for start in range(0, num_blocks, at_a_time):

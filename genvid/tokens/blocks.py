@@ -121,8 +121,7 @@ class BlockTokens:
 
     def tail_drop(self, lengths: Tensor) -> Self:
         """Keep the first `lengths` (B, G) tokens of each block, of those that were kept before."""
-        positions = torch.arange(self.keep.shape[-1], device=self.keep.device)
-        return replace(self, keep=self.keep & (positions < lengths.to(self.keep.device)[..., None]))
+        return replace(self, keep=self.keep & first_tokens(lengths.to(self.keep.device), self.keep.shape[-1]))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Select videos."""
@@ -217,6 +216,11 @@ class ContinuousTokenizer(VideoTokenizer, Protocol):
 
 LONGEST_CLIP = 64
 """Blocks of a clip where the tokenizer sets no limit."""
+
+
+def first_tokens(lengths: Tensor, capacity: int) -> Tensor:
+    """(...) lengths of blocks -> (..., capacity) bool: their first so many tokens."""
+    return torch.arange(capacity, device=lengths.device) < lengths[..., None]
 
 
 def clip_frames(frames: int, spec: TokenizerSpec) -> list[int]:

@@ -25,6 +25,7 @@ from genvid import config as configuration
 from genvid.files import write_atomically
 from genvid.pieces import check_about, write_about
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import first_tokens
 
 FINGERPRINT, UNFINISHED = "fingerprint.json", "unfinished.json"
 
@@ -223,7 +224,7 @@ class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
         i, seed = item if isinstance(item, tuple) else (item, item)
         row = self._row(i)
         lengths = torch.from_numpy(row.column("lengths")[0].values.to_numpy().astype(np.int64))
-        keep = torch.arange(self.info.block_capacity) < lengths[:, None]
+        keep = first_tokens(lengths, self.info.block_capacity)
         codes = torch.zeros(keep.shape, dtype=torch.int64)
         codes[keep] = torch.from_numpy(row.column("codes")[0].values.to_numpy().astype(np.int64))
         numbers = {"label": row.column("label")[0].as_py(), "index": row.column("index")[0].as_py(), "seed": seed}

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from genvid.tokens.blocks import BlockTokens, LatentSteps, MeanTokens
+from genvid.tokens.blocks import BlockTokens, LatentSteps, MeanTokens, first_tokens
 from genvid.tokens.entropy import CodeModel, Decoder, Encoder, get_lengths, put_lengths
 from genvid.tokens.latents import dequantise, get_latents, put_latents, quantise
 from genvid.tokens.masks import get_mask, put_mask
@@ -42,7 +42,7 @@ def unpack_codes(
         for block, row in enumerate(kept):
             codes[0, block, : len(row)] = row
         own = torch.tensor([[len(row) for row in kept]])
-        segments.append(BlockTokens(torch.arange(capacity) < own[..., None], torch.from_numpy(codes)))
+        segments.append(BlockTokens(first_tokens(own, capacity), torch.from_numpy(codes)))
     return segments
 
 

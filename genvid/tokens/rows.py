@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import first_tokens
 from genvid.tokens.vocabulary import RowVocabulary
 
 
@@ -75,7 +76,7 @@ class BlockLayout(RowVocabulary):
         if self.framing == "length":
             announced = torch.tensor(self.sizes, device=body.device)[body[framing] - self.codebook_size]
             self._demand((announced.view_as(lengths) == lengths).all(1), "has a block of another length than it says")
-        keep = torch.arange(self.block_capacity, device=body.device) < lengths[..., None]
+        keep = first_tokens(lengths, self.block_capacity)
         return BlockTokens(keep=keep, codes=codes.view_as(keep))
 
     def coordinates(self, rows: Tensor) -> tuple[Tensor, Tensor]:

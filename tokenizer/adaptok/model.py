@@ -157,8 +157,8 @@ class AdapTok(Model):
         return torch.stack(features, 1)
 
     def _features_next(self, video: Tensor, past: PastBlocks) -> Tensor:
-        """Frames of one block -> its features (B, L, W), after those of `past`. In a closed loop its tokens are to be
-        remembered next."""
+        """Frames of one block -> its features (B, L, W), after those of `past`. In a closed loop `_remember` follows,
+        with the tokens that are kept."""
         x = self._encoder_input(video)[:, 0]
         place = self.encoder_positions.placement([past.count], self.pyramid)
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)

@@ -32,6 +32,7 @@ from genvid.tokenizer.quantizer import Quantized, VectorQuantizer
 from genvid.tokenizer.restart import CodeRestart, RestartConfig
 from genvid.tokenizer.statistics import moment_sums
 from genvid.tokenizer.teachers import Teacher
+from genvid.tokens.blocks import first_tokens
 from genvid.train.task import StepOutput, TrainingTask
 
 
@@ -137,7 +138,8 @@ class AdapTokTask(TrainingTask):
         video, seeds = batch["video"], batch["seed"]
         targets = None if self.semantic is None else self.semantic.targets(video)
         tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
-        keep = kept_tokens(sample_tails(self.objective.tail_drop, tokenizer, batch), tokenizer)
+        lengths = sample_tails(self.objective.tail_drop, tokenizer, batch)
+        keep = first_tokens(lengths, tokenizer.spec.block_capacity)
         features = tokenizer.features(video, keep)
         quantized = tokenizer.quantizer(features, keep, seeds)
         embeddings = tokenizer.quantizer.project(quantized.vectors)
@@ -268,7 +270,7 @@ class ScorerTask(TrainingTask):
         lengths[:, block] = tokenizer.spec.block_capacity
         lengths[:, block + 1 :] = 0
         with torch.no_grad():
-            features = tokenizer.features(video, kept_tokens(lengths, tokenizer))
+            features = tokenizer.features(video, first_tokens(lengths, tokenizer.spec.block_capacity))
         tokens = tokenizer.quantized(features).tail_drop(lengths)
         curve = measure_curve(tokenizer, tokens, video, block, scorer.candidates, distortion)
         target = scorer.targets(curve)
@@ -294,11 +296,6 @@ def sample_tails(drop: TailDropConfig, tokenizer: AdapTok, batch: Batch) -> Tens
     blocks = tokenizer.spec.num_blocks(batch["video"].shape[2])
     share = tokenizer.spec.block_capacity / tokenizer.config.block_capacity
     return sample_lengths(drop.scaled(share), batch["seed"], blocks)
-
-
-def kept_tokens(lengths: Tensor, tokenizer: AdapTok) -> Tensor:
-    """(B, G) lengths -> (B, G, L) bool."""
-    return torch.arange(tokenizer.spec.block_capacity, device=lengths.device) < lengths[..., None]
 
 
 @contextmanager

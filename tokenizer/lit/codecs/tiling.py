@@ -36,12 +36,16 @@ def in_tiles(apply: Callable[[Tensor], Tensor], x: Tensor, tile: int, scale: Fra
     return joined
 
 
+def tile_spans(size: int, tile: int) -> list[slice]:
+    """The positions of each tile along a side of `size`: neighbours share at least a quarter, the last ends with it."""
+    starts = [*range(0, size - tile, tile - tile // 4), size - tile] if size > tile else [0]
+    return [slice(start, min(start + tile, size)) for start in starts]
+
+
 def _spans(size: int, tile: int, scale: Fraction, like: Tensor) -> list[Span]:
-    """The tiles along a side of `size` positions; the last one ends with it. Weights fall linearly over a quarter of a
-    tile towards each neighbour, and sum to 1 at every position of the result."""
-    step = tile - tile // 4
-    starts = [*range(0, size - tile, step), size - tile] if size > tile else [0]
-    spans = [slice(start, min(start + tile, size)) for start in starts]
+    """The tiles along a side of `size` positions. Weights fall linearly over a quarter of a tile towards each
+    neighbour, and sum to 1 at every position of the result."""
+    spans = tile_spans(size, tile)
     made = [slice(int(span.start * scale), int(span.stop * scale)) for span in spans]
     total = torch.zeros(int(size * scale), device=like.device)
     ramps = []
