@@ -221,7 +221,8 @@ def test_frames_that_a_decoder_conceals_are_named(tmp_path: Path, name: str, cod
     file = make_video(tmp_path / name, codec=codec, draw=moving, gop=40)
     info = probe(file)
     position, size = packets(file)[21]
-    destroy(file, [(position + size // 3, 8)])
+    start = size // 3  # to the end: H.264 has no checksums, and less decodes as another picture more often than not
+    destroy(file, [(position + start, size - start)])
     with pytest.raises(VideoError, match=rf"{name} is damaged at frame 2\d"):
         probe(file)
     with pytest.raises(VideoError, match=rf"{name} is damaged at frame 2\d"):
