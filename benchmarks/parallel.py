@@ -19,7 +19,7 @@ from sampling import FULL, TINY, Benchmark, Scale, device_name, milliseconds, pa
 from genvid import noise
 from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.groups import GroupConfig, GroupTransformer
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine.attention import PlainAttention
 from genvid.generation.engine.scheduler import Engine, Request

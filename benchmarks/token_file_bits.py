@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from genvid.ar.coding import ARCodes
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.generation.pipeline import check_match
 from genvid.tokens import BlockTokens, VideoTokenizer

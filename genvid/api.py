@@ -23,7 +23,7 @@ from genvid import noise
 from genvid.allocation import Allocator, Budget, DistortionPredictor
 from genvid.ar.classes import class_number
 from genvid.ar.draft import DraftHeads
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import CONFIG, CheckpointError, Model, load_model, resolve
 from genvid.data.arrays import Array, ArrayForm, read_array
 from genvid.device import device as default_device

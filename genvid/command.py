@@ -8,8 +8,6 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from genvid.train.accelerator import LaunchError
-
 Main = Callable[[Sequence[str]], None]
 
 
@@ -25,7 +23,7 @@ def command(main: Main) -> Main:
             logging.getLogger(noisy).setLevel(logging.WARNING)
         try:
             main(argv)
-        except (ValueError, OSError, LaunchError, FloatingPointError) as error:
+        except (ValueError, OSError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
 

@@ -22,7 +22,8 @@ from genvid.data.loader import numbered_batches
 from genvid.device import device
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokens.cache import CacheInfo, TokenCacheWriter
+from genvid.tokens.cache import TokenCacheWriter
+from genvid.tokens.cache_info import CacheInfo
 from genvid.tokens.coding import encode
 from genvid.train.accelerator import make_state
 

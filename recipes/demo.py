@@ -27,7 +27,7 @@ from genvid.recipes.compare_allocators import EvaluationRun
 from genvid.recipes.demo_page import Results, fill, first_page, tables
 from genvid.recipes.generate import GenerationRun
 from genvid.recipes.train import read_run, train
-from genvid.tokens.cache import FINGERPRINT
+from genvid.tokens.cache_info import FINGERPRINT
 
 CONFIGS = Path(__file__).parent / "configs" / "demo"
 SHIPPED_TOKENIZER = "genvid-tiny"

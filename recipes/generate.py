@@ -20,7 +20,7 @@ from torch import Tensor
 from genvid import config as configuration
 from genvid import noise
 from genvid.ar.classes import class_names
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command

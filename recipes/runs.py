@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.draft import DraftConfig, DraftHeads, DraftTask
 from genvid.ar.groups import GroupConfig, GroupTask, GroupTransformer
-from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.model import BlockTransformer
+from genvid.ar.row_model import RowModel
 from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.batch import Batch

@@ -16,7 +16,7 @@ MAY_IMPORT = {
     **dict.fromkeys(CORE, CORE),
     **{name: CORE | {name} for name in SUPPORT},
     "device": set(),
-    "command": {"train"},
+    "command": set(),
     "ar": CORE | {"train", "ar"},
     "generation": CORE | {"ar", "generation", "allocation", "data"},
     "tokenizer": CORE | SUPPORT | {"tokenizer"},

@@ -28,7 +28,7 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import BlockTokens
-from genvid.tokens.cache import CacheInfo
+from genvid.tokens.cache_info import CacheInfo
 from genvid.tokens.rows import BlockLayout
 
 ROOT = Path(__file__).resolve().parents[1]

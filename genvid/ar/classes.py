@@ -6,8 +6,8 @@ from pathlib import Path
 
 import yaml
 
-from genvid.ar.model import RowModel
-from genvid.tokens.cache import FINGERPRINT, TokenCache
+from genvid.ar.row_model import RowModel
+from genvid.tokens.cache_info import FINGERPRINT, read_fingerprint
 
 
 def class_names(model: RowModel) -> list[str]:
@@ -18,7 +18,10 @@ def class_names(model: RowModel) -> list[str]:
         return model.origin.classes
     held = yaml.safe_load(run.read_text())
     cache = held.get("cache") if isinstance(held, dict) else None
-    return TokenCache.open(cache).classes if cache and (Path(cache) / FINGERPRINT).is_file() else []
+    if not cache or not (Path(cache) / FINGERPRINT).is_file():
+        return []
+    info, _, _ = read_fingerprint(Path(cache))
+    return info.classes
 
 
 def class_number(model: RowModel, label: int | str | None) -> int | None:

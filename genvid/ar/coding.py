@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genvid.ar.exact import ExactNetwork
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.tokens.entropy import CodeModel, Decoder, Encoder, EntropyError, Integers
 
 STEPS = 8

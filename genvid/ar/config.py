@@ -85,3 +85,8 @@ PRESETS = {
     "XL": TransformerConfig(width=1280, depth=36, heads=20, kv_heads=20, hidden=3584),
 }
 """The sizes of LlamaGen (arXiv 2406.06525) that LARP and AdapTok use; "LP" is the published 633 M model."""
+
+
+def is_published(config: Mapping[str, Any]) -> bool:
+    """Is this the config.json of a published autoregressive model?"""
+    return {"n_layer", "n_head", "vocab_size", "max_seq_len"} <= config.keys()

@@ -13,7 +13,7 @@ from typing import ClassVar, cast
 import torch
 from torch import Tensor, nn
 
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.ar.rows import IGNORED
 from genvid.ar.task import cross_entropy
 from genvid.batch import Batch

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 
 
 class _Layer(NamedTuple):

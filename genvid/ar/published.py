@@ -20,8 +20,8 @@ from transformers import DynamicCache, LlamaModel
 from genvid.ar.attention import row_positions
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.llama import add_residual_dropout, llama_config, run_llama, run_packed
-from genvid.ar.model import RowModel
 from genvid.ar.prompt import Cut, Prompt, encode_in_parts
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import CheckpointError, describe_mismatch, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
@@ -153,11 +153,6 @@ class _NoRotation(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         shape = (*position_ids.shape, self.head_dim)
         return x.new_ones(shape), x.new_zeros(shape)
-
-
-def recognises(config: dict[str, Any]) -> bool:
-    """Is this the config.json of a published autoregressive model?"""
-    return {"n_layer", "n_head", "vocab_size", "max_seq_len"} <= config.keys()
 
 
 def convert(source: str | Path, destination: str | Path) -> PublishedTransformer:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.ar.rows import IGNORED
 from genvid.batch import Batch
 from genvid.train.task import StepOutput, TrainingTask

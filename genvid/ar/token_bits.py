@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.tokens import BlockTokens
 
 _ROWS = 4

@@ -2,6 +2,8 @@
 
 Each verb is a function of one dataclass of options, and can be called from Python with it:
 
+    from genvid.cli.coding import EncodeOptions, encode
+
     encode(EncodeOptions(Path("a.mp4"), Path("a.tok"), tokenizer="tokenizer/export"))
 
 Training is done by recipes (recipes/): it has more choices than a command line holds.
@@ -10,33 +12,31 @@ Training is done by recipes (recipes/): it has more choices than a command line 
 from __future__ import annotations
 
 import argparse
+import ast
+import importlib
+import importlib.util
 import inspect
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from pathlib import Path
 
-from genvid.cli.coding import decode, encode, reconstruct
-from genvid.cli.conversion import convert
-from genvid.cli.evaluation import evaluate, report
-from genvid.cli.inspection import info
 from genvid.cli.options import add_options, read_options
-from genvid.cli.sampling import sample
-from genvid.cli.studio import studio
 from genvid.command import command
-from genvid.eval.protocols import PROTOCOLS
 
-VERBS: tuple[Callable[[Any], None], ...] = (
-    info,
-    convert,
-    encode,
-    decode,
-    reconstruct,
-    sample,
-    studio,
-    evaluate,
-    report,
-)
+VERBS = {
+    "info": "genvid.cli.inspection",
+    "convert": "genvid.cli.conversion",
+    "encode": "genvid.cli.coding",
+    "decode": "genvid.cli.coding",
+    "reconstruct": "genvid.cli.coding",
+    "sample": "genvid.cli.sampling",
+    "studio": "genvid.cli.studio",
+    "evaluate": "genvid.cli.evaluation",
+    "report": "genvid.cli.evaluation",
+}
+"""Verb -> the module of its function. Only that of the given verb is imported: sampling and evaluation need libraries
+that take seconds to import, and coding a video none of them."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -46,19 +46,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 @command
 def _run(argv: Sequence[str]) -> None:
-    arguments = _parser().parse_args(argv)
-    arguments.verb(read_options(arguments.options, arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="genvid", description="Generative video modelling on adaptive tokens.")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    for verb in VERBS:
-        text = inspect.getdoc(verb) or ""
-        added = verbs.add_parser(verb.__name__, help=text.partition("\n")[0], description=text)
-        options = typing.get_type_hints(verb)["options"]
-        add_options(added, options)
-        added.set_defaults(verb=verb, options=options)
-        if verb is evaluate:
-            added.epilog = "protocols: " + ", ".join(PROTOCOLS)
-    return parser
+    if not argv or argv[0] not in VERBS:
+        for name in VERBS:
+            verbs.add_parser(name, help=_summary(name))
+        parser.parse_args(argv[:1])  # prints the verbs or an error, and exits
+    verb = getattr(importlib.import_module(VERBS[argv[0]]), argv[0])
+    options = typing.get_type_hints(verb)["options"]
+    epilog = getattr(options, "EPILOG", None)
+    add_options(verbs.add_parser(argv[0], description=inspect.getdoc(verb), epilog=epilog), options)
+    verb(read_options(options, parser.parse_args(argv)))
+
+
+def _summary(verb: str) -> str:
+    """First line of the docstring of a verb's function, read from its source."""
+    spec = importlib.util.find_spec(VERBS[verb])
+    assert spec is not None
+    assert spec.origin is not None
+    body = ast.parse(Path(spec.origin).read_text()).body
+    (function,) = (node for node in body if isinstance(node, ast.FunctionDef) and node.name == verb)
+    return (ast.get_docstring(function) or "").partition("\n")[0]

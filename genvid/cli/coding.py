@@ -20,7 +20,7 @@ from tqdm import tqdm
 from genvid.allocation import Allocator, Budget
 from genvid.api import Tokenizer, load
 from genvid.ar.coding import ARCodes
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.audio import AudioError, audio_file
 from genvid.data.clips import read_clips, to_uint8

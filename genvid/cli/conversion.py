@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from genvid.ar import published as published_ar
+from genvid.ar.config import is_published
 from genvid.checkpoint import MODELS, CheckpointError, read_config, resolve
 from genvid.tokenizer.adaptok import published as published_adaptok
 
@@ -31,7 +32,7 @@ def convert(options: ConvertOptions) -> None:
             print(f"scorer: {conversion.scorer}")
         if conversion.left_out:
             print(f"left out: {len(conversion.left_out)} entries prior_model.*, which only training used")
-    elif published_ar.recognises(config):
+    elif is_published(config):
         model = published_ar.convert(source, destination)
         context = model.config.context_blocks
         kind = f"frame prediction from {context} blocks" if context else f"{model.layout.num_classes} classes"

@@ -10,7 +10,7 @@ from typing import Any
 from genvid import config as configuration
 from genvid.allocation import Allocator, UniformAllocator
 from genvid.allocation.budget import GROUP_SIZE
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import load_model
 from genvid.cli.coding import BudgetOptions, open_tokenizer
 from genvid.cli.evaluation_options import EvaluateOptions, ReportOptions

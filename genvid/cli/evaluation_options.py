@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from genvid.allocation.budget import GROUP_SIZE
 from genvid.cli.coding import BudgetOptions
-from genvid.eval.protocols import EvaluationProtocol, protocol
+from genvid.eval.protocols import PROTOCOLS, EvaluationProtocol, protocol
 from genvid.generation.sampler import SamplingConfig
 
 
 @dataclass(frozen=True)
 class EvaluateOptions:
     """Options of `evaluate`."""
+
+    EPILOG: ClassVar[str] = "protocols: " + ", ".join(PROTOCOLS)
+    """Last words of the help."""
 
     protocol: str
     """Name of a protocol, from the list below."""

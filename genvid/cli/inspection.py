@@ -8,14 +8,13 @@ from typing import Any
 
 import yaml
 
-from genvid.ar import published as published_ar
+from genvid.ar.config import is_published
 from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
-from genvid.tokens.cache import FINGERPRINT, UNFINISHED, TokenCache
+from genvid.tokens.cache_info import FINGERPRINT, UNFINISHED
 from genvid.tokens.file import read_token_file
-from genvid.train.checkpoints import checkpoint_step, damage, list_checkpoints, newest_complete
-from genvid.train.run import read_journal
+from genvid.train.run import checkpoint_step, damage, list_checkpoints, newest_complete, read_journal
 
 
 @dataclass(frozen=True)
@@ -68,6 +67,8 @@ def _video(path: Path) -> dict[str, Any]:
 
 
 def _cache(path: Path) -> dict[str, Any]:
+    from genvid.tokens.cache import TokenCache  # a second for the library of its shards, which only caches need
+
     cache = TokenCache.open(path)
     return {"token cache": path, "clips": len(cache), **_flat(vars(cache.info))}
 
@@ -105,7 +106,7 @@ def _checkpoint(run: Path) -> str:
 def _model(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     kind = config.get("model_type")
-    if published_adaptok.recognises(config) or published_ar.recognises(config):
+    if published_adaptok.recognises(config) or is_published(config):
         kind = "published; `genvid convert` makes a model folder of it"
     elif kind not in MODELS:
         raise CheckpointError(f"{folder / 'config.json'} is of no model of genvid: its model_type is {kind!r}")

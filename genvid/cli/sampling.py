@@ -19,7 +19,7 @@ from genvid import noise
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_number
 from genvid.ar.draft import DraftHeads
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import BudgetOptions, new_output, open_tokenizer
 from genvid.data.clips import read_frames, to_float

@@ -12,7 +12,7 @@ from torch import Tensor
 from genvid import config as configuration
 from genvid.allocation import Allocator
 from genvid.ar.classes import class_names
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.ar.token_bits import token_bits
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, resolve

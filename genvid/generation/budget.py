@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from genvid.allocation import BudgetError, solve_budget
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.generation.grammar import least_tokens
 from genvid.tokens.rows import BlockLayout

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 

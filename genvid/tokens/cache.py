@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,40 +25,7 @@ from genvid.files import write_atomically
 from genvid.pieces import check_about, write_about
 from genvid.tokens import BlockTokens
 from genvid.tokens.blocks import first_tokens
-
-FINGERPRINT, UNFINISHED = "fingerprint.json", "unfinished.json"
-
-
-class CacheError(ValueError):
-    """A token cache that cannot be read or written."""
-
-
-@dataclass(frozen=True)
-class CacheInfo:
-    """Origin and shape of the tokens of a cache."""
-
-    tokenizer: str
-    """Fingerprint of the tokenizer's model folder."""
-    allocator: dict[str, Any]
-    """Config of the allocator."""
-    data: str
-    """Fingerprint of the dataset (`ClipDataset.fingerprint`)."""
-    group_size: int
-    """Clips that shared one token budget: the allocator's groups."""
-    frames: int
-    """Frames of a clip."""
-    num_blocks: int
-    block_capacity: int
-    sizes: list[int]
-    """Lengths that a block may have, ascending."""
-    codebook_size: int
-    classes: list[str]
-    made_from: dict[str, str] = field(default_factory=dict)
-    """Fingerprints of what the allocator reads, by role: scorer, calibration."""
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.codebook_size <= 2**31:
-            raise ValueError(f"a token cache holds codebooks of 1 to 2^31 codes, got {self.codebook_size}")
+from genvid.tokens.cache_info import FINGERPRINT, UNFINISHED, CacheError, CacheInfo, read_fingerprint
 
 
 class TokenCacheWriter:
@@ -183,15 +149,7 @@ class TokenCache(torch.utils.data.Dataset[dict[str, Tensor]]):
     def open(cls, folder: str | Path, **expected: Any) -> Self:
         """Open a finished cache; CacheError unless the fields of `CacheInfo` named in `expected` have these values."""
         folder = Path(folder)
-        if not folder.is_dir():
-            raise CacheError(f"no token cache {folder}")
-        if not (folder / FINGERPRINT).is_file():
-            raise CacheError(f"{folder} is not a finished token cache: it has no {FINGERPRINT}; run the caching again")
-        record = configuration.read_json(folder / FINGERPRINT)
-        if not {"clips", "shards"} <= record.keys():
-            raise CacheError(f"{folder / FINGERPRINT} lacks clips or shards: it is not of a token cache")
-        clips, shards = record.pop("clips"), record.pop("shards")
-        info = configuration.decode(CacheInfo, record, source=str(folder / FINGERPRINT))
+        info, clips, shards = read_fingerprint(folder)
         for name, value in expected.items():
             if getattr(info, name) != value:
                 raise CacheError(f"{folder} was made with {name} {getattr(info, name)!r}, but {value!r} is needed")

@@ -28,7 +28,7 @@ torch.export.register_dataclass(StepOutput)
 """FSDP2 finds tensors, the loss among them, in registered classes alone."""
 
 
-class LaunchError(RuntimeError):
+class LaunchError(ValueError):
     """Processes started in a way in which the run cannot train."""
 
 

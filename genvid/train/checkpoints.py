@@ -29,44 +29,12 @@ from torch import Tensor, nn
 from genvid.files import sha256
 from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
-from genvid.train.run import RunError
+from genvid.train.run import MANIFEST, RunError, checkpoint_step, damage, list_checkpoints
 from genvid.train.sharding import gather, local_part, named_weights, split
 
 logger = logging.getLogger(__name__)
 
-STATE, AVERAGE, MANIFEST = "state.safetensors", "average.safetensors", "manifest.json"
-
-
-def checkpoint_step(checkpoint: Path) -> int:
-    """Finished steps of a checkpoint folder."""
-    return int(checkpoint.name.removeprefix("step_"))
-
-
-def list_checkpoints(run: Path) -> list[Path]:
-    """Checkpoint folders of a run folder, newest first; unfinished ones have other names."""
-    return sorted((run / "checkpoints").glob("step_*"), reverse=True)
-
-
-def newest_complete(run: Path) -> Path | None:
-    """The newest undamaged checkpoint of a run folder. Reads every byte of the newer ones too."""
-    return next((checkpoint for checkpoint in list_checkpoints(run) if damage(checkpoint) is None), None)
-
-
-def damage(checkpoint: Path) -> str | None:
-    """The damage of a checkpoint, in words; None if it is complete."""
-    try:
-        files = json.loads((checkpoint / MANIFEST).read_text())
-        for name, written in files.items():
-            size = (checkpoint / name).stat().st_size
-            if size != written["bytes"]:
-                return f"{name} has {size} bytes, but {written['bytes']} were written"
-            if sha256(checkpoint / name) != written["sha256"]:
-                return f"{name} has other bytes than were written"
-    except FileNotFoundError as error:
-        return f"it has no {Path(error.filename).name}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"it cannot be read: {error}"
-    return None
+STATE, AVERAGE = "state.safetensors", "average.safetensors"
 
 
 def check_steps(run: Path, config: TrainConfig) -> None:

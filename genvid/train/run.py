@@ -13,11 +13,15 @@ from typing import Any
 import yaml
 
 from genvid import config as configuration
+from genvid.files import sha256
 from genvid.provenance import Origin, check_made_from
 from genvid.values import ConfigError, typed
 
 ORIGIN = "origin.json"
 """Fingerprints of the data, token cache, tokenizer, ... of a run (genvid.provenance)."""
+
+MANIFEST = "manifest.json"
+"""Sizes and hashes of the files of a checkpoint, written last."""
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
@@ -85,6 +89,38 @@ def read_records(file: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return records
+
+
+def checkpoint_step(checkpoint: Path) -> int:
+    """Finished steps of a checkpoint folder."""
+    return int(checkpoint.name.removeprefix("step_"))
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """Checkpoint folders of a run folder, newest first; unfinished ones have other names."""
+    return sorted((run / "checkpoints").glob("step_*"), reverse=True)
+
+
+def newest_complete(run: Path) -> Path | None:
+    """The newest undamaged checkpoint of a run folder. Reads every byte of the newer ones too."""
+    return next((checkpoint for checkpoint in list_checkpoints(run) if damage(checkpoint) is None), None)
+
+
+def damage(checkpoint: Path) -> str | None:
+    """The damage of a checkpoint, in words; None if it is complete."""
+    try:
+        files = json.loads((checkpoint / MANIFEST).read_text())
+        for name, written in files.items():
+            size = (checkpoint / name).stat().st_size
+            if size != written["bytes"]:
+                return f"{name} has {size} bytes, but {written['bytes']} were written"
+            if sha256(checkpoint / name) != written["sha256"]:
+                return f"{name} has other bytes than were written"
+    except FileNotFoundError as error:
+        return f"it has no {Path(error.filename).name}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"it cannot be read: {error}"
+    return None
 
 
 def _read_origin(folder: Path) -> dict[str, Any]:

@@ -13,8 +13,9 @@ from genvid.ar import coding
 from genvid.ar.coding import MARGIN, STEPS, TABLE, ARCodes
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.exact import ExactNetwork
-from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.ar.row_model import RowModel
 from genvid.tokens.entropy import Decoder, Encoder, EntropyError
 from genvid.tokens.rows import BlockLayout
 

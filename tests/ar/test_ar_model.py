@@ -11,8 +11,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from genvid.ar.config import PRESETS, ARConfig, TransformerConfig
-from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokens.rows import BlockLayout
 

@@ -10,8 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from genvid.ar.config import PRESETS
-from genvid.ar.published import PublishedConfig, PublishedTransformer, convert, recognises
+from genvid.ar.config import PRESETS, is_published
+from genvid.ar.published import PublishedConfig, PublishedTransformer, convert
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.generation.sampler import Sampler, SamplingConfig
 from genvid.provenance import Origin
@@ -170,7 +170,7 @@ def reference_logits(weights: dict[str, torch.Tensor], label: int, indices: torc
 
 def test_a_folder_of_other_sizes_computes_what_the_published_network_does(tmp_path):
     source = published_folder(tmp_path / "source")
-    assert recognises(json.loads((source / "config.json").read_text()))
+    assert is_published(json.loads((source / "config.json").read_text()))
     convert(source, tmp_path / "model")
     with pytest.raises(CheckpointError, match="exists already"):
         convert(source, tmp_path / "model")

@@ -10,8 +10,9 @@ import torch
 
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.hardware import Hardware
-from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine import attention
 from genvid.generation.engine import slots as slots_module
 from genvid.generation.engine.scheduler import Engine, Request

@@ -12,8 +12,9 @@ from genvid import noise
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.groups import GroupConfig, GroupTransformer
-from genvid.ar.model import BlockTransformer, RowModel
+from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import PlainAttention
 from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.engine.scheduler import Engine, Request

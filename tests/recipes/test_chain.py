@@ -28,7 +28,8 @@ from genvid.recipes.compare_allocators import ALLOCATORS
 from genvid.recipes.generate import GenerationRun, Samples, generate
 from genvid.recipes.package_model import PackageRun, package
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
-from genvid.tokens.cache import CacheError, TokenCache
+from genvid.tokens.cache import TokenCache
+from genvid.tokens.cache_info import CacheError
 
 pytestmark = pytest.mark.gpu
 CARD = Path(__file__).resolve().parents[2] / "recipes/configs/tiny/card.md"

@@ -14,7 +14,8 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import BlockTokens
-from genvid.tokens.cache import CacheInfo, TokenCacheWriter
+from genvid.tokens.cache import TokenCacheWriter
+from genvid.tokens.cache_info import CacheInfo
 from genvid.tokens.code_counts import CodeCounts
 
 

@@ -11,7 +11,7 @@ from tiny_recipes import Stages, records, training
 from torch import Tensor
 
 from genvid.recipes import train
-from genvid.train.checkpoints import newest_complete
+from genvid.train.run import newest_complete
 
 MEASURED = {"items_per_second", "clips_per_second", "data_wait"}
 SPLITS = [(1, 2), (1, 4), (2, 1), (2, 2)]

@@ -10,7 +10,8 @@ import torch
 from genvid.data import step_batches
 from genvid.pieces import PiecesError
 from genvid.tokens import BlockTokens
-from genvid.tokens.cache import CacheError, CacheInfo, TokenCache, TokenCacheWriter
+from genvid.tokens.cache import TokenCache, TokenCacheWriter
+from genvid.tokens.cache_info import CacheError, CacheInfo
 
 INFO = CacheInfo(
     tokenizer="abc",

@@ -21,9 +21,8 @@ from test_trainer import ToyTask, TwoPlayerTask, exported, stream, train
 
 from genvid.data.loader import step_batches
 from genvid.train import checkpoints
-from genvid.train.checkpoints import damage, newest_complete
 from genvid.train.optim import OptimizerConfig
-from genvid.train.run import RunError, read_journal
+from genvid.train.run import RunError, damage, newest_complete, read_journal
 from genvid.train.stop import STOPPED, Stopped, StopRequest
 
 pytestmark = pytest.mark.gpu

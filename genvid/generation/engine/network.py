@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from genvid.ar.hardware import hardware
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention, plain_or_triton
 from genvid.generation.engine.weights import Layer, layer_weights
 

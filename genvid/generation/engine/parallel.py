@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.slots import BEHIND, INPUTS, NULL_TOKEN, POSITION, SEED, STEPS, TOKEN, WAITED, BatchSlots
 from genvid.generation.grammar import ANNOUNCED, COUNT

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from genvid import noise
 from genvid.ar.draft import DraftHeads
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.parallel import GroupSlots
 from genvid.generation.engine.slots import POSITION, SEED, STEPS, WAITED, BatchSlots

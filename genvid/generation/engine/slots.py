@@ -15,7 +15,7 @@ from torch import Tensor
 
 from genvid import noise
 from genvid.ar.hardware import hardware
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.grammar import BlockGrammar

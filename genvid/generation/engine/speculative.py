@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from genvid import noise
 from genvid.ar.draft import DraftHeads
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.parallel import ParallelSlots
 from genvid.generation.engine.slots import INPUTS, NULL_TOKEN, POSITION, SEED, TOKEN

@@ -23,7 +23,7 @@ from transformers.generation.continuous_batching.cb_logits_processors import (
 from transformers.generation.continuous_batching.requests import FutureRequestState, GenerationOutput
 
 from genvid import noise
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.generation.engine.guided_llama import GuidedLlama
 from genvid.generation.engine.scheduler import Request, check_request
 from genvid.generation.grammar import BlockGrammar, initial_state
