@@ -54,19 +54,22 @@ class PastBlocks:
         *,
         ragged: bool = True,
         remember: bool = True,
+        ahead: bool = False,
     ) -> Tensor:
         """The next block (B, S, W) through `layers` -> (B, S, W).
 
         Its first tokens, kept where `keep` (B, n), attend to each other and to the kept ones of earlier blocks; with
-        `remember`, later blocks attend to them. The others are pixel queries (`attention.latents_then_pixels`).
-        Attention needs no mask where no block is `ragged`: all of `keep` is True.
+        `remember`, later blocks attend to them. The others are pixel queries (`attention.latents_then_pixels`), or with
+        `ahead` tokens of the block after it, whose window begins a block later. Attention needs no mask where no block
+        is `ragged`: all of `keep` is True.
         """
+        outside = self._keep[0].shape[1] if ahead and len(self._keep) == self._keep.maxlen else 0
         masks: tuple[Tensor, Tensor] | None = None
         if ragged or any(self._ragged):
-            masks = _masks(torch.cat([*self._keep, keep], 1), x.shape[1] - keep.shape[1])
+            masks = _masks(torch.cat([*self._keep, keep], 1), x.shape[1] - keep.shape[1], outside)
         records: list[list[KeysAndValues]] = [[] for _ in self._layers]
         for layer, past, record in zip(layers, self._layers, records, strict=True):
-            x = layer(x, place(_after(tuple(past), masks, keep, record)))
+            x = layer(x, place(_after(tuple(past), masks, keep, outside, record)))
         if remember:
             self.count += 1
             self._keep.append(keep)
@@ -77,31 +80,37 @@ class PastBlocks:
         return x
 
 
-def _masks(seen: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Tokens of the past and the next block, kept where `seen` (B, S) -> the key masks of its tokens, and of its pixel
-    queries. They are the same in every layer."""
-    return key_mask(seen), key_mask(torch.cat([seen, seen.new_ones(len(seen), pixels)], 1))
+def _masks(seen: Tensor, others: int, outside: int) -> tuple[Tensor, Tensor]:
+    """Tokens of the past and the next block, kept where `seen` (B, S) -> the key masks of its tokens, and of its
+    `others`, which do not see the first tokens `outside` their window. They are the same in every layer."""
+    return key_mask(seen), key_mask(torch.cat([seen[:, outside:], seen.new_ones(len(seen), others)], 1))
 
 
 def _after(
-    past: Sequence[KeysAndValues], masks: tuple[Tensor, Tensor] | None, keep: Tensor, record: list[KeysAndValues]
+    past: Sequence[KeysAndValues],
+    masks: tuple[Tensor, Tensor] | None,
+    keep: Tensor,
+    outside: int,
+    record: list[KeysAndValues],
 ) -> Attend:
     """Attention of the next block to `past` and itself; its keys and values are added to `record`."""
     count = keep.shape[1]
-    of_tokens, of_pixels = (None, None) if masks is None else masks
+    of_tokens, of_others = (None, None) if masks is None else masks
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         record.append((keys, values))
-        own, pixels = values[:, :, :count], queries.shape[2] - count
+        own, others = values[:, :, :count], queries.shape[2] - count
         keys, values = (torch.cat(parts, 2) for parts in zip(*past, (keys, values), strict=True))
-        end = keys.shape[2] - pixels
-        latents = scaled_dot_product_attention(
+        end = keys.shape[2] - others
+        tokens = scaled_dot_product_attention(
             queries[:, :, :count], keys[:, :, :end], values[:, :, :end], attn_mask=of_tokens
         )
-        latents = alone(latents, own, None if masks is None else keep)
-        if not pixels:
-            return latents
-        pixel = scaled_dot_product_attention(queries[:, :, count:], keys, values, attn_mask=of_pixels)
-        return torch.cat([latents, pixel], 2)
+        tokens = alone(tokens, own, None if masks is None else keep)
+        if not others:
+            return tokens
+        other = scaled_dot_product_attention(
+            queries[:, :, count:], keys[:, :, outside:], values[:, :, outside:], attn_mask=of_others
+        )
+        return torch.cat([tokens, other], 2)
 
     return attend

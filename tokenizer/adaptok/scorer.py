@@ -155,7 +155,7 @@ class Scorer(Model):
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1), self.config.window)
-        attend = self.placement(range(blocks), capacity)(attend)
+        attend = self.placement(dict.fromkeys(range(blocks), capacity))(attend)
         x = self.embed(scorer_inputs, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
@@ -209,12 +209,13 @@ class Scorer(Model):
         vectors: Tensor = self.levels(self.pyramid)[:count]
         return tokens + vectors
 
-    def placement(self, blocks: Sequence[int], count: int) -> Placement:
-        """Of the first `count` latents of each of `blocks`."""
+    def placement(self, lengths: Mapping[int, int]) -> Placement:
+        """Of the first `lengths[g]` latents of each block g."""
         if self.pyramid is None:
             return unchanged
         network = StackConfig(self.config.width, self.config.depth, self.config.heads)
-        return rotated([(block, self.pyramid.latent_places[:count]) for block in blocks], network)
+        latents = self.pyramid.latent_places
+        return rotated([(block, latents[:length]) for block, length in lengths.items()], network)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -235,38 +236,54 @@ class ScorerStream:
     """The scorer on one block after the other, with the keys and values of earlier ones cached.
 
     Each block runs twice: with all its tokens for its own scores, and with its kept tokens for the keys and values that
-    later blocks attend to.
+    later blocks attend to. The second run and the first one of the next block are one pass over the layers.
     """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.tokenizer, self.scorer = tokenizer, scorer.at(tokenizer)
-        self.past = PastBlocks(len(scorer.layers), scorer.config.window)
+        self.count = 0
+        """Blocks so far."""
+        self._past = PastBlocks(len(scorer.layers), scorer.config.window)
+        self._last: tuple[Tensor, Tensor] | None = None
+        """Layer input (B, S, width) of the last block, kept where (B, S), until it is among the past ones."""
 
     @torch.no_grad()
     def score(self, tokens: BlockTokens) -> Tensor:
         """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
-        x = self._run(tokens, torch.ones_like(tokens.keep[:, 0]), remember=False)
+        every = torch.ones_like(tokens.keep[:, 0])
+        x, layers = self._layer_input(tokens, every), self.scorer.layers
+        lengths = {self.count: x.shape[1]}
+        if self._last is None:
+            x = self._past.run(layers, x, every, self.scorer.placement(lengths), ragged=False, remember=False)
+        else:
+            (last, keep), self._last = self._last, None
+            place = self.scorer.placement({self.count - 1: last.shape[1]} | lengths)
+            both = torch.cat([last, x], 1)
+            x = self._past.run(layers, both, keep, place, ragged=not keep.all(), ahead=True)[:, last.shape[1] :]
         return self.scorer.denormalize(self.scorer.read_out(x[:, None])[:, 0].float())
 
     @torch.no_grad()
     def append(self, tokens: BlockTokens) -> None:
         """Go on to the block after this one (B, 1, L), of which later scores read the kept tokens."""
-        self._run(tokens, tokens.keep[:, 0, : longest_kept(tokens.keep)[0]], remember=True)
+        if self._last is not None:
+            last, keep = self._last
+            place = self.scorer.placement({self.count - 1: last.shape[1]})
+            self._past.run(self.scorer.layers, last, keep, place, ragged=not keep.all())
+        keep = tokens.keep[:, 0, : longest_kept(tokens.keep)[0]]
+        self._last = self._layer_input(tokens, keep), keep
         if self.scorer.config.novelty:
-            self.past.latents.append(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
+            self._past.latents.append(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
+        self.count += 1
 
-    def _run(self, tokens: BlockTokens, keep: Tensor, *, remember: bool) -> Tensor:
-        """The first S tokens of the next block, kept where `keep` (B, S), through all layers -> (B, S, width)."""
-        block, count = self.past.count, keep.shape[1]
+    def _layer_input(self, tokens: BlockTokens, keep: Tensor) -> Tensor:
+        """The first S tokens of the next block, kept where `keep` (B, S) -> (B, S, width)."""
         carried = None
         if self.scorer.config.novelty:
             assert self.tokenizer.memory is not None
-            known = self.past.latents.then(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
+            known = self._past.latents.then(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
             carried = carry_over(*known, self.tokenizer.memory, self.scorer.config.window)[0][:, -1:]
-        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, tokens, carried)[:, :, :count]
-        x = self.scorer.embed(scorer_inputs, keep[:, None], block)[:, 0]
-        place = self.scorer.placement([block], count)
-        return self.past.run(self.scorer.layers, x, keep, place, remember=remember)
+        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, tokens, carried)[:, :, : keep.shape[1]]
+        return self.scorer.embed(scorer_inputs, keep[:, None], self.count)[:, 0]
 
 
 class ScorerPredictor:
@@ -295,8 +312,8 @@ class ScorerPredictor:
         stream = self._stream
         if stream is None or not self._precedes(tokens, block):
             stream = ScorerStream(self.tokenizer, self.scorer)
-        while stream.past.count < block:
-            stream.append(tokens.select_blocks(slice(stream.past.count, stream.past.count + 1)))
+        while stream.count < block:
+            stream.append(tokens.select_blocks(slice(stream.count, stream.count + 1)))
         goes_on = block + 1 < tokens.keep.shape[1]
         self._stream, self._cached = (stream, tokens.select_blocks(slice(block))) if goes_on else (None, None)
         return stream.score(tokens.select_blocks(slice(block, block + 1)))
