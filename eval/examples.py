@@ -53,11 +53,11 @@ def join_windows(clips: Sequence[Example]) -> list[Example]:
 
 
 def write_pictures(folder: Path, examples: Sequence[Example], capacity: int, fps: float) -> None:
-    """Write reconstructions.webp, originals beside their reconstructions by rising budget; and tokens_BUDGET.jpg, the
+    """Write reconstructions.webp, originals above their reconstructions by rising budget; and tokens_BUDGET.jpg, the
     tokens of each block over time, of at most `capacity`. The line is their mean over all videos."""
     frames = min(clip.original.shape[1] for clip in examples)
-    rows = [[clip.original, *(video for video, _ in clip.versions.values())] for clip in examples]
-    wall = side_by_side([[video[:, :frames] for video in row] for row in rows])
+    columns = [[clip.original, *(video for video, _ in clip.versions.values())] for clip in examples]
+    wall = side_by_side([[video[:, :frames] for video in row] for row in zip(*columns, strict=True)])
     write_animation(folder / "reconstructions.webp", wall, fps)
     for budget in examples[0].versions:
         lengths = [clip.versions[budget][1] for clip in examples]
