@@ -2,6 +2,9 @@
 
 `make test` does both where there is a GPU. Without `--gpu` no GPU is visible, neither to a test nor to the processes
 that it starts, so a test may compare with tensors on the CPU.
+
+Operations have one thread: two threads of an operation wait for each other in a loop, and on cores that the workers of
+pytest share with other processes a test takes ten times as long (OMP_NUM_THREADS sets another number).
 """
 
 from __future__ import annotations
@@ -17,6 +20,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    threads = os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(threads))
     if not config.getoption("--gpu"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     elif not torch.cuda.is_available():
