@@ -222,7 +222,7 @@ def test_a_killed_evaluation_goes_on_and_groups_are_whole_in_two_processes(stage
     groups.append([])
     reports, _ = compare_allocators.evaluate(replace(run, shown=0))
     assert groups == [list(range(GROUP)), [], list(range(GROUP, 2 * GROUP))]
-    two = stages.launch("evaluation", "evaluation_two", shown=0)
+    two = stages.launch("evaluation", "evaluation_killed_two", shown=0)
     for report in reports:
         file = f"{report.title.replace(' @ ', '_')}.json"
         for numbers in (report.numbers, Report.load(two / file).numbers):

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import yaml
+from two_processes import launch_two
 
 from genvid.recipes import cache_tokens, calibrate, compare_allocators, generate, train
 
@@ -173,16 +170,6 @@ def launch_all(listing: Path, runs: list[tuple[str, Path]]) -> None:
     """Train configs one after another in one launch of two processes: (launch file, config); listed in `listing`."""
     listing.write_text(json.dumps([[launch, str(config)] for launch, config in runs]))
     launch_two(Path(__file__).with_name("launched_runs.py"), listing)
-
-
-def launch_two(script: Path, argument: Path) -> None:
-    """Two processes: on two GPUs, where GPUs are visible."""
-    if torch.cuda.device_count() == 1:
-        pytest.skip("needs two GPUs")
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([*launcher, str(script), str(argument)], capture_output=True, text=True, env=environment)
-    assert result.returncode == 0, result.stderr
 
 
 def records(folder: Path) -> list[dict[str, float]]:

@@ -1,4 +1,5 @@
-"""Runs that are killed: a process that has imported everything forks one for each attempt, as often as it is asked.
+"""Runs of several processes, and runs that are killed: a process that has imported everything forks one for each
+attempt, as often as it is asked.
 
 Run as a program it reads attempts from stdin, a JSON object a line, and answers with the exit codes (negative: signal).
 """
@@ -22,8 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import test_trainer
 import torch
-from test_trainer import ToyTask, stream, train
+from test_trainer import stream, train
 
 from genvid.train.run import RunError
 
@@ -117,6 +119,7 @@ def _fork(rank: int, processes: int, port: int, request: dict[str, Any]) -> int:
 def _attempt(
     rank: int,
     folder: str,
+    task: str = "ToyTask",
     kill_at: int | None = None,
     signal_at: int | None = None,
     fail_at: int | None = None,
@@ -133,7 +136,7 @@ def _attempt(
                 raise OSError("clips are gone")
             yield batch
 
-    train(Path(folder), ToyTask, batches, **SETTINGS | settings)
+    train(Path(folder), getattr(test_trainer, task), batches, **SETTINGS | settings)
 
 
 def _kill_at_file_operation(folder: Path, count: int) -> None:

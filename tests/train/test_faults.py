@@ -96,6 +96,16 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
     assert_same_states(exported(tmp_path / "run"), exported(straight))
 
 
+@pytest.mark.parametrize("task", [ToyTask, TwoPlayerTask])
+def test_two_processes_equal_one(tmp_path, runs, task):
+    assert runs.attempt(tmp_path / "two", processes=2, task=task.__name__, steps=4, log_every=1) == [0, 0]
+    two = read_journal(tmp_path / "two")
+    for a, b in zip(train(tmp_path / "one", task), two, strict=True):
+        for name in a:
+            if "loss" in name or "grad_norm" in name:
+                assert a[name] == pytest.approx(b[name], rel=1e-5), name
+
+
 def test_a_signal_to_one_of_two_processes_stops_both_and_one_goes_on(tmp_path, runs, straight):
     assert runs.attempt(tmp_path / "run", processes=2, signal_at=6) == [STOPPED, STOPPED]
     # Batch 6, with which the signal comes, is loaded LAG + 1 steps ahead; all agree LAG steps later.

@@ -1,10 +1,7 @@
-"""The training loop on a toy task: resume, accumulation, several processes, two phases, bad folders."""
+"""The training loop on a toy task: resume, accumulation, two phases, bad folders."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -215,32 +212,6 @@ def test_accumulation_equals_one_large_batch(tmp_path):
     for a, b in zip(whole, parts, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=1e-6)
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
-
-
-@pytest.mark.parametrize("task", ["ToyTask", "TwoPlayerTask"])
-def test_two_processes_equal_one(tmp_path, task):
-    if torch.cuda.device_count() == 1:
-        pytest.skip("needs two GPUs")
-    program = (
-        "import sys; from pathlib import Path; sys.path.insert(0, str(Path(sys.argv[1]).parent)); "
-        "import test_trainer as t; t.train(Path(sys.argv[2]), getattr(t, sys.argv[3]))"
-    )
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    run = subprocess.run(
-        [*launch, str(script), __file__, str(tmp_path / "two"), task],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert run.returncode == 0, run.stderr
-    two = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
-    one = train(tmp_path / "one", globals()[task])
-    for a, b in zip(one, two, strict=True):
-        for name in a:
-            if "loss" in name or "grad_norm" in name:
-                assert a[name] == pytest.approx(b[name], rel=1e-5), name
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path):
