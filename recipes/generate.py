@@ -20,6 +20,7 @@ from torch import Tensor
 from genvid import config as configuration
 from genvid import noise
 from genvid.ar.classes import class_names
+from genvid.ar.draft import DraftHeads
 from genvid.ar.row_model import RowModel
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
@@ -62,6 +63,8 @@ class GenerationRun:
     """Trained on real clips: gives the class of a sample, and the features of the Frechet distance."""
     data: VideoData
     """Real, held-out clips."""
+    draft: str | None = None
+    """Draft heads of the model (task `ar_draft`): the same distribution in fewer steps."""
     features: str | None = None
     """Feature network of another Frechet distance: a file or a model folder."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
@@ -117,6 +120,7 @@ class GenerationSession:
         self.dataset.strict = True  # another clip in the place of one that fails would be another set
         self.tokenizer, self.allocator, _ = run.tokens.build(run.data.clip.frames, device())
         check_match(model, self.tokenizer)
+        self.draft = None if run.draft is None else load_model(run.draft, DraftHeads)
         classes = self.dataset.classes
         self.judged = torch.tensor(class_numbers(classifier.folder, classifier.origin.classes, classes))
         """Number in the classifier of each class of the data."""
@@ -143,6 +147,8 @@ class GenerationSession:
         run = self.run
         about = {"model": fingerprint(resolve(run.model)), "tokenizer": self.fingerprint, "seed": run.seed}
         about["precision"] = run.precision
+        if run.draft is not None:
+            about["draft"] = fingerprint(resolve(run.draft))
         chosen = {
             "sampling": run.sampling,
             "budget": run.budget,
@@ -201,7 +207,8 @@ class GenerationSession:
     def _fill(self, job: Job, done: set[int]) -> None:
         run, state, labels = self.run, self.state, self.labels
         dtype = PRECISIONS[run.precision]
-        engine = Engine(self.model, run.sampling, slots=min(run.slots, len(job.requests)), dtype=dtype)
+        slots = min(run.slots, len(job.requests))
+        engine = Engine(self.model, run.sampling, slots=slots, dtype=dtype, draft=self.draft)
         requests = with_budget(engine, job.requests, run.budget)
         missing = [group for group in groups(requests) if not done.issuperset(group)]
         numbers = [number for group in missing[state.process_index :: state.num_processes] for number in group]
@@ -223,6 +230,9 @@ class GenerationSession:
             batch_size=run.batch_size,
             quiet=not state.is_main_process,
         )
+        if engine.slots.most > 1 and state.is_main_process:
+            steps = f"{engine.row_steps / len(numbers):.1f} steps a video"
+            print(f"{engine.tokens / engine.row_steps:.2f} tokens a step, {steps}")
 
     def decoded(self, numbers: Sequence[int]) -> Generated:
         """Samples of the folder, decoded from their tokens."""
@@ -267,6 +277,7 @@ def score(session: GenerationSession) -> Report:
     """Frechet distance and its floor, agreement with the class, and tokens spent."""
     run, state, frames = session.run, session.state, session.context_frames
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
+    weights |= {} if run.draft is None else {"draft": run.draft}
     prints = {role: fingerprint(resolve(folder)) for role, folder in weights.items()}
     protocol = replace(
         data_protocol(run.data, run.protocol, "prediction" if frames else "generation", len(session.labels)),

@@ -320,6 +320,8 @@ class DraftRun(Run):
     """Model folder or Hub id."""
     heads: int = 4
     """Codes guessed at a time."""
+    depth: int = 1
+    """Residual layers of each head."""
     validation: HeldOutTokens | None = None
     objective: RowConfig = field(default_factory=RowConfig)
 
@@ -328,7 +330,7 @@ class DraftRun(Run):
         way_out = "use a cache of the tokenizer that it was trained with"
         check_made_from(self.model, model.origin.made_from, {"tokenizer": cache.info.tokenizer}, way_out)
         with trained_weights():
-            heads = DraftHeads(DraftConfig(model.config.transformer.width, self.heads))
+            heads = DraftHeads(DraftConfig(model.config.transformer.width, self.heads, self.depth))
         return DraftTask(model, heads), PackedRows(cache, model.config, self.objective)
 
     def held_out(self) -> PackedRows:
