@@ -111,7 +111,7 @@ class DraftTask(TrainingTask):
 
     def _code_logits(self, states: Tensor) -> Tensor:
         model = self.model.network
-        return cast(Tensor, model.logits(states)[..., : model.layout.codebook_size].float())
+        return model.logits(states)[..., : model.layout.codebook_size].float()
 
     def exportable(self) -> DraftHeads:
         return self.heads
