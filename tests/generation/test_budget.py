@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from test_engine import LENGTH, class_requests, prompt_requests, rotary, rows_of
+from torch.nn.utils.rnn import pad_sequence
 
 from genvid.allocation import BudgetError
 from genvid.ar.rows import PackedRows, RowConfig
@@ -31,7 +32,8 @@ FREE = SamplingConfig(temperature=1.0)
 
 
 def lengths_of(engine: Engine, requests) -> torch.Tensor:
-    return torch.cat([LENGTH.unpack(torch.tensor([row])).lengths for row in rows_of(engine, requests)])
+    rows = [torch.tensor(row) for row in rows_of(engine, requests)]
+    return LENGTH.unpack(pad_sequence(rows, batch_first=True, padding_value=LENGTH.pad_id)).lengths
 
 
 def budgeted(count: int, budget: BudgetConfig, config: SamplingConfig = FREE, slots: int = 8) -> torch.Tensor:
