@@ -72,7 +72,7 @@ class Tokenizer:
         self.model, self.predictor, self.device = model, predictor, device
 
     @torch.no_grad()
-    def encode(self, video: Any, *, tokens: int | None = None) -> VideoTokens:
+    def encode(self, video: Any, *, tokens: int | None = None, refine: int = 0) -> VideoTokens:
         """A video, several of one length, or an image -> its tokens.
 
         A video of any length is cut into consecutive clips of at most `spec.max_blocks` blocks, and its last frame is
@@ -82,12 +82,15 @@ class Tokenizer:
 
         With rotary geometry a video is one stream, of any size within the tokenizer's bounds, and `tokens` is the most
         that any of its stretches of `model.frames` frames keeps.
+
+        `refine`: steps by which the codes of AdapTok are refined (genvid.tokenizer.adaptok.refinement): the same number
+        of tokens, decoded nearer to the video. ValueError for another tokenizer.
         """
         pixels, form = read_array(video)
         height, width = pixels.shape[-2:]
         model = self.model.at((height, width)) if streams(self.model) else self.model
         model.spec.check_frames(pixels)
-        encoder = video_encoder(model, self._allocator(model, tokens))
+        encoder = video_encoder(model, self._allocator(model, tokens), refine)
         clips = []
         for clip in self._clips(pixels):
             clips.append(replace(encoder(clip.to(self.device)), features=None).to("cpu"))

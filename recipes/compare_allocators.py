@@ -46,6 +46,7 @@ from genvid.perceptual import PerceptualConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.refinement import refine_clips
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.losses import DistortionSpec
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -73,6 +74,8 @@ class EvaluationRun:
     """Mean tokens per video. Where these are all tokens, only uniform lengths are measured."""
     allocators: tuple[str, ...] = ALLOCATORS
     """The oracles take longer than all the others together: they decode each clip many times."""
+    refine: int = 0
+    """Steps by which the kept codes are refined, whatever the allocator (genvid.tokenizer.adaptok.refinement)."""
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
     """The distortion that the scorer predicts: measured here, and minimised by the oracle."""
     perceptual: PerceptualConfig | None = None
@@ -214,6 +217,8 @@ class Allocated:
         about = {**made_from, "allocator": self.name, "budget": self.budget}
         if run.precision != "fp32":
             about["precision"] = run.precision
+        if run.refine:
+            about["refine"] = run.refine
         return about | {"distortion": configuration.encode(run.distortion)} if self.name in ORACLES else about
 
     @torch.no_grad()
@@ -222,7 +227,15 @@ class Allocated:
         with comparison.autocast():
             tokens, measured = comparison.encoded(conditioning["video"])
             kept = comparison.allocator(self.name, self.budget, tokens.keep.shape[1], measured)(tokens)
+            if comparison.run.refine:
+                kept = self._refined(conditioning["video"], kept)
             return Output(decode(comparison.tokenizer, kept, comparison.run.batch_size).float(), kept)
+
+    def _refined(self, video: Tensor, tokens: BlockTokens) -> BlockTokens:
+        """A few clips at a time."""
+        run, parts = self.comparison.run, torch.split(torch.arange(len(video)), self.comparison.run.batch_size)
+        refined = [refine_clips(self.comparison.tokenizer, video[p], tokens[p], run.refine) for p in parts]
+        return BlockTokens.concatenate(refined)
 
 
 def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Example]]:

@@ -1,6 +1,7 @@
 """The commands and `genvid.load` on a tokenizer with rotary geometry: a video is one stream."""
 
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -125,6 +126,23 @@ def test_no_second_exceeds_its_tokens(tokenizer, make_video, tmp_path, capsys, f
     with pytest.raises(SystemExit):
         run(*asked, least - 1)
     assert f"{least - 1} tokens" in capsys.readouterr().err
+
+
+def test_refined_codes_are_as_many_and_nearer(tokenizer, make_video, tmp_path):
+    video, files = make_video(32), [tmp_path / "plain", tmp_path / "refined"]
+    for file, steps in zip(files, (0, 5), strict=True):
+        limit = ("--tokens-per-second", 30, "--tokenizer", tokenizer)
+        run("encode", video, file.with_suffix(".tok"), *limit, "--refine", steps)
+        run("decode", file.with_suffix(".tok"), file.with_suffix(".mp4"), "--tokenizer", tokenizer)
+    model, errors = load_model(tokenizer, AdapTok), []
+    for file in files:
+        codes, lengths, _ = coded(file.with_suffix(".tok"), model)
+        tokens = replace(model.encode(tensor(video)), codes=codes).tail_drop(lengths)
+        errors.append(float((model.decode(tokens).clamp(-1, 1) - tensor(video)).square().mean()))
+        assert int(lengths.unfold(1, 6, 1).sum(-1).max()) <= 30
+    assert errors[1] < errors[0]
+    with read_token_file(files[1].with_suffix(".tok")) as opened:
+        assert opened.header.made_from["refine"] == 5
 
 
 def test_encoding_goes_on_after_an_interruption(tokenizer, make_video, tmp_path, monkeypatch):

@@ -75,6 +75,17 @@ class Quantizer(nn.Module, ABC):
                 quantized.sums["latents"] = self.whiten.sums(latents)
         return quantized
 
+    def latents(self, features: Tensor) -> Tensor:
+        """(..., W) features -> (..., code_dim) float32: what is quantized."""
+        with torch.autocast(features.device.type, enabled=False):
+            latents: Tensor = self.whiten(self.input(features.float()))
+        return latents
+
+    def quantize(self, latents: Tensor, keep: Tensor) -> Quantized:
+        """`latents` (B, G, L, code_dim) to their nearest codes, with straight-through gradients."""
+        with torch.autocast(latents.device.type, enabled=False):
+            return self._quantize(latents, keep, None)
+
     def update_statistics(self, sums: dict[str, Tensor]) -> None:
         """Update running statistics with the `Quantized.sums` of a training step, added over all processes."""
         if isinstance(self.whiten, Whiten):
@@ -84,7 +95,7 @@ class Quantizer(nn.Module, ABC):
     def encode(self, features: Tensor) -> Tensor:
         """(..., W) features -> (...) int64 codes, deterministic."""
         with torch.autocast(features.device.type, enabled=False):
-            return self._nearest(self.whiten(self.input(features.float())))
+            return self._nearest(self.latents(features))
 
     def project(self, vectors: Tensor) -> Tensor:
         """(..., code_dim) vectors -> (..., W) decoder input."""

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from genvid.allocation import Allocator, BudgetError, DistortionPredictor, UniformAllocator
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.stream import StreamEncoder
 from genvid.tokenizer.budgets import clip_budget
-from genvid.tokenizer.streams import stream_allocator, streams
+from genvid.tokenizer.streams import stream_allocator, streams, video_encoder
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 
 STREAM_BLOCKS = 16
@@ -45,10 +44,13 @@ class SegmentCoder(ABC):
         """Of segments: `max_blocks` are those of the longest."""
 
     @abstractmethod
-    def encoder(self, rate: TokenRate | None, lengths: Iterable[int]) -> Callable[[Tensor], BlockTokens]:
+    def encoder(
+        self, rate: TokenRate | None, lengths: Iterable[int], refine: int = 0
+    ) -> Callable[[Tensor], BlockTokens]:
         """The next segment (1, 3, T, H, W) in [-1, 1], of one of these `lengths` T -> its tokens without features.
 
-        BudgetError for a rate below the fewest tokens that segments take.
+        `refine`: steps by which codes are refined (`genvid.tokenizer.streams.video_encoder`). BudgetError for a rate
+        below the fewest tokens that segments take.
         """
 
 
@@ -61,13 +63,17 @@ class ClipCoder(SegmentCoder):
         super().__init__(tokenizer.spec)
         self.tokenizer, self.predictor = tokenizer, predictor
 
-    def encoder(self, rate: TokenRate | None, lengths: Iterable[int]) -> Callable[[Tensor], BlockTokens]:
-        allocators = {} if rate is None else {frames: self._allocator(rate, frames) for frames in set(lengths)}
+    def encoder(
+        self, rate: TokenRate | None, lengths: Iterable[int], refine: int = 0
+    ) -> Callable[[Tensor], BlockTokens]:
+        encoders = {
+            frames: video_encoder(self.tokenizer, None if rate is None else self._allocator(rate, frames), refine)
+            for frames in set(lengths)
+        }
 
         @torch.no_grad()
         def encode(video: Tensor) -> BlockTokens:
-            tokens = self.tokenizer.encode(video)
-            return replace(allocators[video.shape[2]](tokens) if allocators else tokens, features=None)
+            return replace(encoders[video.shape[2]](video), features=None)
 
         return encode
 
@@ -87,8 +93,10 @@ class StreamCoder(SegmentCoder):
         super().__init__(replace(tokenizer.spec, max_blocks=min(STREAM_BLOCKS, most_blocks or STREAM_BLOCKS)))
         self.tokenizer, self.predictor = tokenizer, predictor
 
-    def encoder(self, rate: TokenRate | None, lengths: Iterable[int]) -> Callable[[Tensor], BlockTokens]:
-        stream = StreamEncoder(self.tokenizer, None if rate is None else self._allocator(rate))
+    def encoder(
+        self, rate: TokenRate | None, lengths: Iterable[int], refine: int = 0
+    ) -> Callable[[Tensor], BlockTokens]:
+        stream = video_encoder(self.tokenizer, None if rate is None else self._allocator(rate), refine)
         return lambda video: replace(stream(video), features=None)
 
     def _allocator(self, rate: TokenRate) -> Allocator:

@@ -83,6 +83,8 @@ class EncodeOptions:
     code_model: str | None = None
     """Autoregressive model by whose probabilities the codes are coded: folder or Hub id (default: the counts in the
     tokenizer's folder, if any)."""
+    refine: int = 0
+    """Steps by which the codes of each block are refined: nearer to the video, slower (5 to 20 are of use)."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
@@ -133,7 +135,7 @@ def encode(options: EncodeOptions) -> None:
     if options.tokens_per_second is not None:
         limit = TokenRate(Fraction(options.tokens_per_second), frame_rate(info.fps))
     segments = clip_frames(info.frames, spec)
-    encode_next = coder.encoder(limit, map(spec.filled, segments))
+    encode_next = coder.encoder(limit, map(spec.filled, segments), options.refine)
     header = _header(options, tokenizer, info, None if model is None else model.record)
     with resume_token_file(output, header, model) as writer:
         if not writer.frames:
@@ -239,6 +241,8 @@ def _header(options: EncodeOptions, tokenizer: Tokenizer, info: VideoInfo, codes
         made_from["tokens per second"] = float(options.tokens_per_second)
         if tokenizer.predictor is not None:
             made_from["scorer"] = fingerprint(resolve(options.scorer or resolve(options.tokenizer) / "scorer"))
+    if options.refine:
+        made_from["refine"] = options.refine
     header = Header.of(
         tokenizer.model.spec,
         info.frames,

@@ -117,16 +117,22 @@ class AdapTok(Model):
     @torch.no_grad()
     def decode_next(self, tokens: BlockTokens, past: PastBlocks) -> Tensor:
         """`decode` of one block, after those of `past`."""
+        return self.render_next(self.embed(tokens)[:, 0], tokens.keep[:, 0], past, remember=True)
+
+    def render_next(self, embeddings: Tensor, keep: Tensor, past: PastBlocks, *, remember: bool) -> Tensor:
+        """Decoder input (B, L, W) of one block, of which `keep` (B, L) -> its frames after those of `past`,
+        differentiable; with `remember`, the block is then among these."""
         assert self.memory is not None
-        block, length = past.count, longest_kept(tokens.keep)[0]
-        embeddings, mask = self.embed(tokens)[:, 0], tokens.keep[:, 0, :length]
-        known = past.latents.then(embeddings, tokens.keep[:, 0])
-        past.latents.append(embeddings, tokens.keep[:, 0])
+        block, length = past.count, longest_kept(keep[:, None])[0]
+        known = past.latents.then(embeddings, keep)
+        if remember:
+            past.latents.append(embeddings, keep)
         filled, present = fill_from_past(*known, self.memory, self.window)
         pooled = cell_means(filled[:, -1:], present[:, -1:], self.pyramid.cells)
+        mask = keep[:, :length]
         x = self._decoder_input(embeddings[:, :length], mask, {block: length}, [block], pooled)
         place = self.decoder_positions.placement({block: length}, [block], self.pyramid)
-        x = past.run(self.decoder, x, mask, place, ragged=not mask.all())
+        x = past.run(self.decoder, x, mask, place, ragged=not mask.all(), remember=remember)
         return self._frames(x[:, length:], 1)
 
     def features(self, video: Tensor, keep: Tensor | None = None) -> Tensor:

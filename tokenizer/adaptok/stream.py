@@ -9,6 +9,7 @@ from genvid.allocation import Allocator, OnlineController, WindowLedger
 from genvid.allocation.curves import check_curves
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
+from genvid.tokenizer.adaptok.refinement import CodeRefiner
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor, ScorerStream
 from genvid.tokens import BlockTokens
 
@@ -16,8 +17,9 @@ from genvid.tokens import BlockTokens
 class StreamEncoder:
     """Frames of B videos -> tokens of each block as it closes."""
 
-    def __init__(self, tokenizer: AdapTok, allocator: Allocator | None = None) -> None:
-        """`allocator` cuts one block (B, 1, L) after the other; None: all tokens are kept.
+    def __init__(self, tokenizer: AdapTok, allocator: Allocator | None = None, refine: int = 0) -> None:
+        """`allocator` cuts one block (B, 1, L) after the other; None: all tokens are kept. `refine`: steps by which the
+        codes of each block are refined then.
 
         ValueError for a tokenizer with absolute geometry.
         """
@@ -25,6 +27,7 @@ class StreamEncoder:
         self.frames = 0
         """Frames so far, without those that `finish` adds."""
         self._past = PastBlocks(len(tokenizer.encoder), _window(tokenizer))
+        self._refine_next = CodeRefiner(tokenizer, refine) if refine else None
         self._begun: Tensor | None = None
         """(B, 3, t, H, W): frames of a block that is not closed."""
         self._finished = False
@@ -46,7 +49,7 @@ class StreamEncoder:
         whole = video.shape[2] // per_block * per_block
         self._begun = video[:, :, whole:].clone()  # a view would keep all frames in memory
         blocks = torch.split(video[:, :, :whole], per_block, 2) if whole else ()
-        tokens = [self.tokenizer.encode_next(block, self._past, self.allocator) for block in blocks]
+        tokens = [self.tokenizer.encode_next(block, self._past, self._cut(block)) for block in blocks]
         return BlockTokens.join_blocks([self._no_blocks(video), *tokens])
 
     def finish(self) -> BlockTokens:
@@ -59,6 +62,13 @@ class StreamEncoder:
         tokens = self(video[:, :, -1:].expand(-1, -1, missing, -1, -1))
         self.frames, self._finished = frames, True
         return tokens
+
+    def _cut(self, video: Tensor) -> Allocator | None:
+        """The allocator of the block of these frames, which refines it too."""
+        refine_next, allocator = self._refine_next, self.allocator
+        if refine_next is None:
+            return allocator
+        return lambda tokens: refine_next(video, tokens if allocator is None else allocator(tokens))
 
     @torch.no_grad()
     def _no_blocks(self, video: Tensor) -> BlockTokens:
