@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 RECIPES = ("train", "cache_tokens", "generate", "compare_allocators", "compare_lit")
 WORLD = 2
@@ -28,8 +29,6 @@ WORLD = 2
 def launch_two(script: Path, *arguments: object) -> None:
     """Run a script in two processes with the environment of this one, as `python -m torch.distributed.run` does: on two
     GPUs, where GPUs are visible."""
-    import torch
-
     if torch.cuda.device_count() == 1:
         pytest.skip("needs two GPUs")
     codes, said = _launcher().launch([str(script), *map(str, arguments)])
@@ -43,13 +42,19 @@ class Launcher:
         # Asking the driver for GPUs before the fork would keep the processes from using them; NVML does not.
         environment = {**os.environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
         pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        self.program = subprocess.Popen([sys.executable, __file__], env=environment, **pipes)
+        command = [sys.executable, __file__]
+        self.program = subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
     def launch(self, command: list[str]) -> tuple[list[int], str]:
         assert self.program.stdin
         assert self.program.stdout
         print(json.dumps({"command": command, "environment": {**os.environ}}), file=self.program.stdin, flush=True)
-        codes, said = json.loads(self.program.stdout.readline())
+        try:
+            codes, said = json.loads(self.program.stdout.readline())
+        except BaseException:  # the time limit of a test: its answer is not that of the next one
+            os.killpg(self.program.pid, signal.SIGKILL)
+            _launcher.cache_clear()
+            raise
         return codes, said
 
 
