@@ -18,6 +18,8 @@ from genvid.tokens.coding import decode, encode
 
 DECODED = 16
 """Clips that go through a tokenizer at a time: memory, not results."""
+Refinement = Callable[[Tensor, BlockTokens], BlockTokens]
+"""Videos (B, 3, T, H, W) and their tokens, cut, with features -> the tokens with other codes."""
 
 T = TypeVar("T")
 
@@ -53,20 +55,29 @@ class PieceEncoder(PerBatch[list[BlockTokens]]):
         return torch.split(video, longest, 2)
 
     def _encode(self, video: Tensor) -> list[BlockTokens]:
-        return [encode(self.tokenizer, self._filled(piece), DECODED) for piece in self.pieces(video)]
+        return [encode(self.tokenizer, self.filled(piece), DECODED) for piece in self.pieces(video)]
 
-    def _filled(self, piece: Tensor) -> Tensor:
+    def filled(self, piece: Tensor) -> Tensor:
+        """The piece with its last frame repeated to fill its blocks."""
         filling = self.tokenizer.spec.filled(piece.shape[2]) - piece.shape[2]
         return torch.cat([piece, piece[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
 
 
 class Reconstruction:
-    """A `VideoModel`: clips through a tokenizer, cut by a budget."""
+    """A `VideoModel`: clips through a tokenizer, cut by a budget, with refined codes or without."""
 
-    def __init__(self, encoder: PieceEncoder, budget: Budget | None, about: Mapping[str, Any]) -> None:
-        """`encoder` may serve several candidates. `budget` None: nothing is cut.
+    def __init__(
+        self,
+        encoder: PieceEncoder,
+        budget: Budget | None,
+        about: Mapping[str, Any],
+        *,
+        refine: Refinement | None = None,
+    ) -> None:
+        """`encoder` may serve several candidates. `budget` None: nothing is cut. `refine` changes codes afterwards.
         `about`: everything that the reconstructions depend on, hashes of the weights among it."""
         self.encoder, self.tokenizer, self.budget, self.about = encoder, encoder.tokenizer, budget, about
+        self.refine = refine
         self.spec: TokenizerSpec | None = encoder.tokenizer.spec
 
     def describe(self) -> Mapping[str, Any]:
@@ -75,17 +86,19 @@ class Reconstruction:
     def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         """Fillings are cut off again; their tokens are counted."""
         video = conditioning["video"]
-        kept = [self._cut(tokens) for tokens in self.encoder(video)]
+        pieces = self.encoder.pieces(video)
+        kept = [self._kept(piece, tokens) for piece, tokens in zip(pieces, self.encoder(video), strict=True)]
         restored = [
             decode(self.tokenizer, tokens, DECODED)[:, :, : piece.shape[2]]
-            for tokens, piece in zip(kept, self.encoder.pieces(video), strict=True)
+            for tokens, piece in zip(kept, pieces, strict=True)
         ]
         codes = [tokens.codes for tokens in kept if tokens.codes is not None]
         keep = torch.cat([tokens.keep for tokens in kept], 1)
         return Output(torch.cat(restored, 2), BlockTokens(keep, torch.cat(codes, 1) if codes else None))
 
-    def _cut(self, tokens: BlockTokens) -> BlockTokens:
-        return tokens if self.budget is None else self.budget.allocator(tokens.keep.shape[1])(tokens)
+    def _kept(self, piece: Tensor, tokens: BlockTokens) -> BlockTokens:
+        cut = tokens if self.budget is None else self.budget.allocator(tokens.keep.shape[1])(tokens)
+        return cut if self.refine is None else self.refine(self.encoder.filled(piece), cut)
 
 
 class SizedReconstruction:

@@ -46,7 +46,7 @@ from genvid.perceptual import PerceptualConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.refinement import refine_clips
+from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.losses import DistortionSpec
 from genvid.tokens import BlockTokens, TokenizerSpec
@@ -122,6 +122,7 @@ class Comparison:
         self.run = run
         self.tokenizer = load_model(run.tokenizer, AdapTok).to(device())
         scorer = load_scorer(run.scorer, self.tokenizer).to(device())
+        check_steps(self.tokenizer, run.refine)
         self.predictor = ScorerPredictor(self.tokenizer, scorer)
         self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
         self.distortion = run.distortion.build().to(device())
@@ -182,10 +183,11 @@ class Comparison:
         run, dataset = self.run, self.run.data.open()
         dataset.strict = True  # another clip in the place of one that fails would be another set
         drawn = noise.permutation(run.seed, "groups", len(dataset))[: run.clips].tolist()
+        refined = f"; codes are refined by {run.refine} steps" if run.refine else ""
         protocol = replace(
             data_protocol(run.data, run.protocol, "reconstruction", len(drawn)),
             seed=run.seed,
-            note=f"groups of {run.group_size} clips, drawn over the data set, share a budget",
+            note=f"groups of {run.group_size} clips, drawn over the data set, share a budget{refined}",
         )
         configs = {run.perceptual, run.distortion.perceptual} - {None}
         distances: list[ClipDistance] = [config.build() for config in sorted(configs, key=repr) if config is not None]
@@ -223,19 +225,12 @@ class Allocated:
 
     @torch.no_grad()
     def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
-        comparison = self.comparison
+        comparison, run = self.comparison, self.comparison.run
         with comparison.autocast():
             tokens, measured = comparison.encoded(conditioning["video"])
             kept = comparison.allocator(self.name, self.budget, tokens.keep.shape[1], measured)(tokens)
-            if comparison.run.refine:
-                kept = self._refined(conditioning["video"], kept)
-            return Output(decode(comparison.tokenizer, kept, comparison.run.batch_size).float(), kept)
-
-    def _refined(self, video: Tensor, tokens: BlockTokens) -> BlockTokens:
-        """A few clips at a time."""
-        run, parts = self.comparison.run, torch.split(torch.arange(len(video)), self.comparison.run.batch_size)
-        refined = [refine_clips(self.comparison.tokenizer, video[p], tokens[p], run.refine) for p in parts]
-        return BlockTokens.concatenate(refined)
+            kept = refine_clips(comparison.tokenizer, conditioning["video"], kept, run.refine, run.batch_size)
+            return Output(decode(comparison.tokenizer, kept, run.batch_size).float(), kept)
 
 
 def evaluate(run: EvaluationRun) -> tuple[list[Report], list[Example]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from genvid.allocation import Allocator, DistortionPredictor
 from genvid.tokenizer.adaptok.budget import UniformBudget
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.refinement import refine_clips
+from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
 from genvid.tokenizer.adaptok.scorer import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -28,19 +28,15 @@ def video_encoder(
     """Encodes the consecutive clips of one video and cuts each by `allocator`, of a stream each block; None: all tokens
     are kept. `refine`: steps by which their codes are refined then (genvid.tokenizer.adaptok.refinement).
 
-    ValueError for steps below 0, or with a tokenizer that has no codes.
+    ValueError for steps below 0, or with a tokenizer other than AdapTok.
     """
-    if refine < 0:
-        raise ValueError(f"codes are refined by at least 0 steps, got {refine}")
+    check_steps(tokenizer, refine)
     if streams(tokenizer):
         return StreamEncoder(tokenizer, allocator, refine)
-    if refine and not isinstance(tokenizer, AdapTok):
-        raise ValueError(f"only the codes of AdapTok can be refined, not the tokens of {type(tokenizer).__name__}")
 
     def encode(clip: Tensor) -> BlockTokens:
         tokens = tokenizer.encode(clip)
-        cut = tokens if allocator is None else allocator(tokens)
-        return refine_clips(tokenizer, clip, cut, refine) if refine and isinstance(tokenizer, AdapTok) else cut
+        return refine_clips(tokenizer, clip, tokens if allocator is None else allocator(tokens), refine)
 
     return encode
 

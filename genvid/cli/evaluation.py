@@ -33,7 +33,7 @@ from genvid.eval.metrics.fidelity import (
 )
 from genvid.eval.pages.evaluation_page import comparison_page, evaluation_page
 from genvid.eval.protocols import EvaluationProtocol, protocol
-from genvid.eval.reconstruction import PieceEncoder, Reconstruction, SizedReconstruction
+from genvid.eval.reconstruction import DECODED, PieceEncoder, Reconstruction, Refinement, SizedReconstruction
 from genvid.eval.report import Provenance, Report, compare
 from genvid.eval.samples import VideoFiles, open_samples
 from genvid.eval.selection import protocol_clips
@@ -41,6 +41,7 @@ from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
 from genvid.generation.pipeline import check_match
 from genvid.perceptual import LPIPS
+from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
 from genvid.tokens import ResizableTokenizer, VideoTokenizer
 from genvid.train.accelerator import make_state
 
@@ -111,6 +112,8 @@ def _evaluation(
 def _candidate(options: EvaluateOptions, tokens: int | None, model: VideoModel) -> Candidate:
     source = options.tokenizer if isinstance(model, PredictedTokens) else options.model or options.tokenizer
     title = options.title or Path(source or str(options.videos)).name
+    if options.refine:
+        title = f"{title}, refined by {options.refine} steps"
     if tokens is None:
         return Candidate(title, model, options.output)
     return Candidate(f"{title} @ {tokens}", model, options.output / f"tokens{tokens}")
@@ -163,9 +166,9 @@ def _models(options: EvaluateOptions, record: EvaluationProtocol) -> Sequence[Vi
             tokenizer = tokenizer.at((record.resolution, record.resolution))
     if record.task != "reconstruction":
         return [_sampling(options, record, tokenizer, budget) for budget in options.budgets]
-    encoder, models = PieceEncoder(tokenizer), []
+    encoder, refine, models = PieceEncoder(tokenizer), _refinement(options, tokenizer), []
     for budget in options.budgets:
-        models.append(Reconstruction(encoder, budget.build(tokenizer), _about(options, budget)))
+        models.append(Reconstruction(encoder, budget.build(tokenizer), _about(options, budget), refine=refine))
     if options.model is None:
         return models
     predictor = load_model(options.model, RowModel).to(device())
@@ -178,18 +181,28 @@ def _sized(
     """Reconstructions of videos of any frame size; ValueError for a tokenizer of one size."""
     if not isinstance(tokenizer, ResizableTokenizer):
         raise ValueError(f"{record.name} has frames of several sizes, and {options.tokenizer} takes a single one")
+    about = _about(options, budget)
 
     def at(size: tuple[int, int]) -> Reconstruction:
         sized = tokenizer.at(size)
-        return Reconstruction(PieceEncoder(sized), budget.build(sized), _about(options, budget))
+        return Reconstruction(PieceEncoder(sized), budget.build(sized), about, refine=_refinement(options, sized))
 
     return SizedReconstruction(at, (record.resolution, record.resolution))
+
+
+def _refinement(options: EvaluateOptions, tokenizer: VideoTokenizer) -> Refinement | None:
+    """ValueError for a tokenizer whose codes cannot be refined."""
+    check_steps(tokenizer, options.refine)
+    if not options.refine:
+        return None
+    return lambda video, tokens: refine_clips(tokenizer, video, tokens, options.refine, DECODED)
 
 
 def _about(options: EvaluateOptions, budget: BudgetOptions) -> dict[str, Any]:
     """Everything that a reconstruction depends on."""
     weights = hashes(tokenizer=options.tokenizer, scorer=options.scorer)
-    return {**weights, "tokens": budget.tokens, "published": budget.published}
+    refined = {"refine": options.refine} if options.refine else {}
+    return {**weights, "tokens": budget.tokens, "published": budget.published, **refined}
 
 
 def _sampling(

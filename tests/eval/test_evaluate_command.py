@@ -89,6 +89,18 @@ def test_budgets_of_a_tokenizer_become_reports_and_a_page(
     assert "polyline" in (tmp_path / "all.html").read_text()
 
 
+def test_refined_codes_are_named_and_nearer(ucf: Path, models: Path, tmp_path: Path) -> None:
+    tiny = ["--scorer", str(models / "scorer"), "--tokens", "12", "--features", "none", "--count", "3", "--partial"]
+    reports = []
+    for steps in ("0", "4"):
+        evaluate("ucf101-rfvd-first", ucf, tmp_path / steps, models, *tiny, "--refine", steps)
+        reports.append(Report.load(tmp_path / steps / "tokens12" / "report.json"))
+    assert [report.title for report in reports] == ["tokenizer @ 12", "tokenizer, refined by 4 steps @ 12"]
+    plain, refined = ({number.name: number.value for number in report.numbers} for report in reports)
+    assert refined["tokens per clip"] == plain["tokens per clip"] == 12
+    assert refined["PSNR"] > plain["PSNR"]
+
+
 def test_tokens_are_measured_under_a_model_and_by_a_probe(ucf: Path, models: Path, tmp_path: Path) -> None:
     scored = ["--scorer", str(models / "scorer"), "--tokens", "20", "--model", str(models / "ar"), "--probe"]
     tiny = ["--features", "none", "--count", "3", "--partial", "--html"]
@@ -383,6 +395,11 @@ def test_two_processes_give_the_very_numbers_of_one(
         ("ucf101-gfvd-larp-10k", ["--videos", "v", "--seeds", "2"], "--seeds is of samples of a --model"),
         ("ucf101-rfvd-first", ["--model", "m", "--seeds", "2"], "--seeds is of samples of a --model"),
         ("ucf101-gfvd-larp-10k", ["--model", "m", "--probe"], "--probe is of reconstructed clips of equal length"),
+        (
+            "ucf101-gfvd-larp-10k",
+            ["--model", "m", "--refine", "2"],
+            "--refine changes the codes of reconstructed clips",
+        ),
         ("ucf101-rfvd-first", ["--lpips-weights", "f"], "is the trunk of --lpips"),
         ("ucf101-rfvd-first", ["--tokens", "8", "--batch-size", "4"], "clips share --tokens in groups of 64"),
     ],

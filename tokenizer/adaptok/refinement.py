@@ -17,7 +17,7 @@ from torch import Tensor
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.quantizer import Quantizer
-from genvid.tokens import BlockTokens
+from genvid.tokens import BlockTokens, VideoTokenizer
 
 _RATE = 0.2
 """Of the first step, in standard deviations of a video's latents; it falls to zero as a cosine."""
@@ -47,9 +47,27 @@ class CodeRefiner:
         return refined
 
 
-def refine_clips(tokenizer: AdapTok, video: Tensor, tokens: BlockTokens, steps: int) -> BlockTokens:
+def check_steps(tokenizer: VideoTokenizer, steps: int) -> None:
+    """ValueError for fewer steps than 0, or for any with a tokenizer other than AdapTok."""
+    if steps < 0:
+        raise ValueError(f"codes are refined by at least 0 steps, got {steps}")
+    if steps and not isinstance(tokenizer, AdapTok):
+        raise ValueError(f"only the codes of AdapTok can be refined, not the tokens of {type(tokenizer).__name__}")
+
+
+def refine_clips(
+    tokenizer: VideoTokenizer, video: Tensor, tokens: BlockTokens, steps: int, batch_size: int | None = None
+) -> BlockTokens:
     """Clips (B, 3, T, H, W) and their tokens with features -> the tokens with better codes, one block after the other;
-    the same are kept."""
+    the same are kept. `batch_size`: clips at a time: memory, not results. ValueError as from `check_steps`."""
+    check_steps(tokenizer, steps)
+    if not steps or not isinstance(tokenizer, AdapTok):
+        return tokens
+    parts = torch.split(torch.arange(len(video)), batch_size or len(video))
+    return BlockTokens.concatenate([_refine_together(tokenizer, video[part], tokens[part], steps) for part in parts])
+
+
+def _refine_together(tokenizer: AdapTok, video: Tensor, tokens: BlockTokens, steps: int) -> BlockTokens:
     frames = torch.split(video, tokenizer.spec.frames_per_block, 2)
     blocks = [tokens.select_blocks(slice(block, block + 1)) for block in range(len(frames))]
     if tokenizer.window is not None:
