@@ -22,9 +22,10 @@ ROOT = Path(__file__).resolve().parents[1]
 FIRST = ("README.md", "CONTRIBUTING.md", "recipes/README.md", "integrations/vllm/README.md")
 PAGES = [*(ROOT / name for name in FIRST), *sorted(ROOT.glob("docs/**/*.md"))]
 NAMED = {str(page.relative_to(ROOT)): page for page in PAGES}
-RECORD = r"""command_not_found_handle() { printf '%s\037' "$@" >> record; printf '\036' >> record; }
+RECORD = r"""command_not_found_handle() { printf -v words '%s\037' "$@"; printf '%s\036' "$words" >> record; }
 """
-"""Bash writes each command that it would start to the file `record`: words end in \037, commands in \036."""
+"""Bash writes each command that it would start to the file `record`: words end in \037, commands in \036. It does so at
+once, since both ends of a pipe write at the same time."""
 
 every_page = pytest.mark.parametrize("page", NAMED.values(), ids=NAMED)
 
