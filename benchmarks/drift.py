@@ -20,7 +20,7 @@ from torch import Tensor
 from genvid import config as configuration
 from genvid import noise
 from genvid.allocation import UniformAllocator
-from genvid.ar.model import RowModel
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import load_model
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import VideoData

@@ -114,5 +114,7 @@ def test_a_closed_loop_reads_refined_codes(video):
 def test_steps_that_cannot_be_are_refused(model):
     with pytest.raises(ValueError, match="at least 0 steps, got -1"):
         video_encoder(model, refine=-1)
+    with pytest.raises(ValueError, match="at least 0 steps, got -1"):
+        StreamEncoder(AdapTok(ROTARY), refine=-1)
     with pytest.raises(ValueError, match="only the codes of AdapTok can be refined, not the tokens of object"):
         video_encoder(object(), refine=1)

@@ -1,6 +1,6 @@
 """Refined codes: when a video is encoded, the codes of each block are changed so that the decoder comes nearer to it.
 
-An encoder guesses codes in one pass. Gradient steps on the latents that are quantized, straight through the quantizer,
+An encoder computes codes in one pass. Gradient steps on the latents that are quantized, straight through the quantizer,
 find better ones, as those of other learned codecs are refined (arXiv 2006.04240). Decoder, format and number of tokens
 stay as they are. A step takes the time of about three decodings.
 """
@@ -28,10 +28,11 @@ _BETAS = (0.5, 0.9)
 class CodeRefiner:
     """Refines one block after the other of B streams, given the refined blocks before it.
 
-    It belongs to one stream of a tokenizer with rotary geometry.
+    It belongs to one stream of a tokenizer with rotary geometry. ValueError as from `check_steps`.
     """
 
     def __init__(self, tokenizer: AdapTok, steps: int) -> None:
+        check_steps(tokenizer, steps)
         self.tokenizer, self.steps = tokenizer, steps
         self._past = PastBlocks(len(tokenizer.decoder), tokenizer.window)
 
