@@ -117,9 +117,9 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)
     if not (config.compile or config.compile_layers):
         return
+    # Once for each shape of a batch, and each stack of layers or scored block.
+    torch._dynamo.config.recompile_limit = 64
     if config.compile_layers or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        # Once for each shape of a batch and each stack of layers.
-        torch._dynamo.config.recompile_limit = 64
         task.compile_layers()
     else:
         # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.

@@ -173,26 +173,47 @@ def test_the_prior_counts_every_kept_token_after_the_first_and_no_other():
     assert both[0].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_a_measured_curve_is_the_distortion_of_real_decodes():
-    tokenizer, video = make_tokenizer(), make_batch(3)["video"]
-    distortion = make_distortion()
-    tokens = tokenizer.encode(video).tail_drop(torch.tensor([[4, 6], [1, 6], [6, 6]]))
-    sizes = (1, 3, 6)
-    curve = measure_curve(tokenizer, tokens, video, 1, sizes, distortion)
-    for k, size in enumerate(sizes):
-        lengths = tokens.lengths
-        lengths[:, 1] = size
-        decoded = tokenizer.decode(tokens.tail_drop(lengths)).clamp(-1, 1)
-        expected = distortion(decoded[:, :, 4:], video[:, :, 4:])
-        assert torch.allclose(curve[:, k], expected, atol=1e-5)
+def make_scorer_task(gains: bool, **weights: float) -> ScorerTask:
+    tokenizer = make_tokenizer()
+    torch.manual_seed(0)
+    config = ScorerConfig.for_tokenizer(MODEL, NETWORK, sizes=(1, 3, 6), metric="test", gains=gains)
+    return ScorerTask(Scorer(config), tokenizer, DROP, make_distortion(**weights)).train()
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_a_scorer_is_trained_on_one_block_of_complete_clips(step):
+    """The loss of a step, which computes the blocks up to the scored one alone, is that of complete clips."""
+    task, batch = make_scorer_task(gains=False), make_batch(8)
+    tokenizer, scorer = make_tokenizer(), task.scorer
+    block = int(2 * noise.uniform(torch.tensor([step]), "scored block"))
+    lengths = sample_lengths(DROP, batch["seed"], 2)
+    lengths[:, block] = 6
+    tokens = tokenizer.encode(batch["video"]).tail_drop(lengths)
+    curve = measure_curve(tokenizer, tokens, batch["video"], block, (1, 3, 6), make_distortion())
+    scores = scorer(scorer.scorer_inputs(tokenizer, tokens), tokens.keep)[:, block]
+    expected = (scores - scorer.normalize(curve)).square().mean(1).sum()
+    assert task(batch, "model", step, {}).loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_a_scorer_step_compiles_to_two_graphs_that_give_the_same_gradients(monkeypatch):
+    """And its distance; of each scored block."""
+
+    def gradients(task):
+        for step in range(3):
+            task(batch, "model", step, {}).loss.backward()
+        return {name: p.grad for name, p in task.named_parameters()}
+
+    batch = make_batch()
+    compiled = make_scorer_task(gains=True)
+    whole = functools.partial(torch.compile, fullgraph=True, backend="aot_eager")
+    monkeypatch.setattr(torch, "compile", lambda function, mode=None, dynamic=None: whole(function, dynamic=dynamic))
+    compiled.use_compiler(None)
+    torch.testing.assert_close(gradients(compiled), gradients(make_scorer_task(gains=True)))
 
 
 @pytest.mark.parametrize("gains", [False, True])
 def test_the_scorer_learns_the_curves_and_keeps_their_statistics(gains):
-    tokenizer = make_tokenizer()
-    torch.manual_seed(0)
-    config = ScorerConfig.for_tokenizer(MODEL, NETWORK, sizes=(1, 3, 6), metric="mse", gains=gains)
-    task = ScorerTask(Scorer(config), tokenizer, DROP, make_distortion(mse=1.0, perceptual=0.0)).train()
+    tokenizer, task = make_tokenizer(), make_scorer_task(gains, mse=1.0, perceptual=0.0)
     assert not any("tokenizer" in name for name in task.state_dict())
     optimizer = torch.optim.Adam(task.parameters(), lr=2e-3)
     batch, losses = make_batch(8), []

@@ -12,7 +12,7 @@ and a dropped one attends to itself alone, as in the published models.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import torch
 from torch import Tensor
@@ -80,6 +80,41 @@ def latents_then_pixels(
             key, value = (torch.cat([x[:, :, seen[block]], x[:, :, own]], 2) for x in (keys, values))
             parts.append(scaled_dot_product_attention(queries[:, :, own], key, value, attn_mask=mask))
         return torch.cat(parts, 2)
+
+    return attend
+
+
+def lengths_then_pixels(
+    sizes: Sequence[int], lengths: Sequence[int], pixels: int, keep: Tensor, window: int | None = None
+) -> Attend:
+    """`latents_then_pixels` of one block at each of several lengths, which share the blocks before it.
+
+    The sequence holds `sizes[g]` latents of each earlier block, kept where `keep` (B, sum(sizes)), then the first n
+    latents of the block for each n of `lengths`, then `pixels` queries for each.
+    """
+    among_earlier = block_causal(sizes, keep, window)
+    seen = _seen((*sizes, 0), window)[-1]
+    total, ends = sum(sizes), list(accumulate(lengths, initial=sum(sizes)))
+    mask = None
+    if sizes:
+        mask = torch.cat([keep[:, seen], keep.new_ones(len(keep), max(lengths) + pixels)], 1)[:, None, None]
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        latents: list[Tensor] = []
+        others: list[Tensor] = []
+        for index, (start, end) in enumerate(pairwise(ends)):
+            first = ends[-1] + index * pixels
+            own, pictures = slice(start, end), slice(first, first + pixels)
+            key, value = (torch.cat([x[:, :, seen], x[:, :, own], x[:, :, pictures]], 2) for x in (keys, values))
+            for parts, run, count in ((latents, own, key.shape[2] - pixels), (others, pictures, key.shape[2])):
+                shown = None if mask is None else mask[..., :count]
+                parts.append(
+                    scaled_dot_product_attention(
+                        queries[:, :, run], key[:, :, :count], value[:, :, :count], attn_mask=shown
+                    )
+                )
+        earlier = among_earlier(queries[:, :, :total], keys[:, :, :total], values[:, :, :total])
+        return torch.cat([earlier, *latents, *others], 2)
 
     return attend
 

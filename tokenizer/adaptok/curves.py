@@ -12,26 +12,28 @@ from genvid.tokenizer.losses import Distortion
 from genvid.tokens import BlockTokens
 
 
-@torch.no_grad()
-def block_distortion(
-    tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, distortion: Distortion
-) -> Tensor:
-    """Distortion (B,) of the frames of `block` decoded from the tokens that `tokens.keep` keeps."""
-    frames = tokenizer.spec.frames_per_block
-    decoded = tokenizer.render_block(tokenizer.embed(tokens), tokens.keep, block).clamp(-1, 1)
-    measured: Tensor = distortion(decoded, video[:, :, block * frames : (block + 1) * frames])
-    return measured
-
-
 def measure_curve(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, sizes: Sequence[int], distortion: Distortion
 ) -> Tensor:
-    """Distortion (B, K) of `block` at each candidate size, from the kept tokens of earlier blocks."""
-    rows = torch.arange(len(video), device=video.device).repeat_interleave(len(sizes))
-    lengths = tokens.lengths[rows]
-    lengths[:, block] = lengths.new_tensor(sizes).repeat(len(video))
-    cut = tokens[rows].tail_drop(lengths)
-    return block_distortion(tokenizer, cut, video[rows], block, distortion).view(len(video), -1)
+    """Distortion (B, K) of `block` cut to each candidate size, from the kept tokens of earlier blocks."""
+    return distortion_of_each(decode_sizes(tokenizer, tokens, block, sizes), video, block, distortion)
+
+
+@torch.no_grad()
+def decode_sizes(tokenizer: AdapTok, tokens: BlockTokens, block: int, sizes: Sequence[int]) -> Tensor:
+    """Frames (B, K, 3, frames_per_block, H, W) in [-1, 1] of `block` cut to each size, from the kept tokens of earlier
+    blocks."""
+    embeddings = tokenizer.embed(tokens.select_blocks(slice(block + 1)))
+    return tokenizer.render_lengths(embeddings, tokens.keep, block, sizes).clamp(-1, 1)
+
+
+@torch.no_grad()
+def distortion_of_each(decoded: Tensor, video: Tensor, block: int, distortion: Distortion) -> Tensor:
+    """Distortion (B, K) of each of K decodings (B, K, 3, t, H, W) of `block` of the video (B, 3, T, H, W)."""
+    frames = decoded.shape[3]
+    original = video[:, None, :, block * frames : (block + 1) * frames].expand_as(decoded)
+    measured: Tensor = distortion(decoded.flatten(0, 1), original.flatten(0, 1))
+    return measured.view(decoded.shape[:2])
 
 
 class MeasuredCurves:

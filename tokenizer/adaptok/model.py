@@ -7,7 +7,7 @@ start of longer ones.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from genvid.allocation import Allocator
 from genvid.checkpoint import Model
-from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
+from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels, lengths_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
-from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, pool_latents
-from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions
+from genvid.tokenizer.adaptok.pooled_queries import carry_over, cell_means, fill_from_past, pool_latents
+from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
 from genvid.tokenizer.layers import initialise
@@ -130,8 +130,8 @@ class AdapTok(Model):
         filled, present = fill_from_past(*known, self.memory, self.window)
         pooled = cell_means(filled[:, -1:], present[:, -1:], self.pyramid.cells)
         mask = keep[:, :length]
-        x = self._decoder_input(embeddings[:, :length], mask, {block: length}, [block], pooled)
-        place = self.decoder_positions.placement({block: length}, [block], self.pyramid)
+        x = self._decoder_input(embeddings[:, :length], mask, [(block, length)], [block], pooled)
+        place = self.decoder_positions.placement([(block, length)], [block], self.pyramid)
         x = past.run(self.decoder, x, mask, place, ragged=not mask.all(), remember=remember)
         return self._frames(x[:, length:], 1)
 
@@ -211,6 +211,34 @@ class AdapTok(Model):
         embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
         return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
 
+    def render_lengths(self, embeddings: Tensor, keep: Tensor, block: int, lengths: Sequence[int]) -> Tensor:
+        """The frames (B, K, 3, frames_per_block, H, W) of one block cut to each of K lengths: `render_block` of each.
+
+        Only the cut block is computed for every length: no latent of an earlier block, kept where `keep` (B, G, L),
+        attends to it.
+        """
+        earlier, blocks = keep[:, :block].flatten(1), [block] * len(lengths)
+        sizes = (keep.shape[2],) * block
+        runs = [*enumerate(sizes), *zip(blocks, lengths, strict=True)]
+        latents = torch.cat([embeddings[:, g, :n] for g, n in runs], 1)
+        pooled = None
+        if self.memory is not None:
+            upto = slice(block + 1)
+            carried, present = carry_over(embeddings[:, upto], keep[:, upto], self.memory, self.window)
+            places = torch.arange(keep.shape[2], device=keep.device)
+            cut = torch.stack([places < n for n in lengths])
+            filled = torch.where(cut[..., None], embeddings[:, block, None], carried[:, -1:])
+            pooled = cell_means(filled, cut | present[:, -1:], self.pyramid.cells)
+        mask = torch.cat([earlier, keep.new_ones(len(keep), sum(lengths))], 1)
+        x = self._decoder_input(latents, mask, runs, blocks, pooled)
+        pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
+        attend = lengths_then_pixels(sizes, lengths, pixels, earlier, self.window)
+        attend = self.decoder_positions.placement(runs, blocks, self.pyramid)(attend)
+        for decode in self.decoder:
+            x = decode(x, attend)
+        frames = torch.split(self._frames(x[:, latents.shape[1] :], len(blocks)), self.config.patch[0], 2)
+        return torch.stack(frames, 1)
+
     def _render(
         self,
         embeddings: Tensor,
@@ -235,14 +263,14 @@ class AdapTok(Model):
         layer: int | None,
     ) -> tuple[Tensor, Tensor]:
         """States of the pixel queries after the last layer and after `layer` (None: the last), as in `_render`."""
-        pooled, by_block = None, dict(enumerate(lengths))
-        latents = torch.cat([embeddings[:, g, :n] for g, n in by_block.items()], 1)
+        pooled, runs = None, list(enumerate(lengths))
+        latents = torch.cat([embeddings[:, g, :n] for g, n in runs], 1)
         if self.memory is not None:
             pooled = pool_latents(embeddings, keep, self.pyramid.cells, self.memory, self.window)[:, list(blocks)]
-        x = self._decoder_input(latents, mask, by_block, blocks, pooled)
+        x = self._decoder_input(latents, mask, runs, blocks, pooled)
         pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
         attend = latents_then_pixels(lengths, pixels, blocks, mask, self.window)
-        attend = self.decoder_positions.placement(by_block, blocks, self.pyramid)(attend)
+        attend = self.decoder_positions.placement(runs, blocks, self.pyramid)(attend)
         tapped = None
         for index, decode in enumerate(self.decoder):
             x = decode(x, attend)
@@ -259,13 +287,13 @@ class AdapTok(Model):
         self,
         latents: Tensor,
         mask: Tensor | None,
-        lengths: Mapping[int, int],
+        runs: Runs,
         blocks: Sequence[int],
         pooled: Tensor | None,
     ) -> Tensor:
-        """Latents (B, N, W), of which `mask` (B, N) is kept, and `pooled` (B, len(blocks), P, W) -> (B, S, W): latents
-        and pixel queries."""
-        places, queries = self.decoder_positions(lengths, blocks, self.pyramid)
+        """Latents (B, N, W) of `runs`, kept where `mask` (B, N), and `pooled` (B, len(blocks), P, W) -> (B, S, W):
+        latents and pixel queries."""
+        places, queries = self.decoder_positions(runs, blocks, self.pyramid)
         if mask is not None:
             latents = torch.where(mask[..., None], latents, 0)
         pixels = queries.expand(len(latents), -1, -1).to(latents.dtype)

@@ -5,7 +5,7 @@ Symbols: B videos, G blocks, L latents and P patches of a block, W channels.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from genvid.tokenizer.layers import Attend, learned_table
 
 Grid = tuple[int, int, int]
 """Blocks, patch rows and patch columns of the longest clip."""
+
+Runs = Sequence[tuple[int, int]]
+"""Latents in a sequence: the first n of block g for each (g, n)."""
 
 Placement = Callable[[Attend], Attend]
 """Attention -> the same between tokens at certain places."""
@@ -64,13 +67,13 @@ class DecoderPositions(nn.Module):
         self.register_buffer("pixels", patch_positions(grid, width).flatten(1, 2), persistent=False)
         self.pixel_type = learned_table(width)
 
-    def forward(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-        """Vectors of the first `lengths[g]` latents of each block g (N, W), and of the pixel queries of `blocks`."""
-        latents = torch.cat([self.latents[block, :length] for block, length in lengths.items()])
+    def forward(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Vectors of the latents of `runs` (N, W), and of the pixel queries of each of `blocks`."""
+        latents = torch.cat([self.latents[block, :length] for block, length in runs])
         queries = self.pixels + self.pixel_type
         return latents, torch.cat([queries[block] for block in blocks])
 
-    def placement(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
         """None: places are in the vectors."""
         return unchanged
 

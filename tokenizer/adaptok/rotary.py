@@ -10,14 +10,14 @@ Symbols: B videos, G blocks, L latents and P patches of a block, W channels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.pooled_queries import pool_patches
-from genvid.tokenizer.adaptok.positions import Placement
+from genvid.tokenizer.adaptok.positions import Placement, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, num_levels
 from genvid.tokenizer.layers import Attend, StackConfig, learned_table
 
@@ -86,15 +86,15 @@ class RotaryDecoderPositions(nn.Module):
         self.latents = LevelVectors(config.block_capacity, config.decoder.width)
         self.pixel_type = learned_table(config.decoder.width)
 
-    def forward(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> tuple[Tensor, Tensor]:
-        """Vectors of the first `lengths[g]` latents of each block g (N, W), and of the pixel queries of `blocks`."""
+    def forward(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid) -> tuple[Tensor, Tensor]:
+        """Vectors of the latents of `runs` (N, W), and of the pixel queries of each of `blocks`."""
         vectors = self.latents(pyramid)
-        latents = torch.cat([vectors[:length] for length in lengths.values()])
+        latents = torch.cat([vectors[:length] for _, length in runs])
         return latents, self.pixel_type.expand(len(blocks) * len(pyramid.patch_places), -1)
 
-    def placement(self, lengths: Mapping[int, int], blocks: Sequence[int], pyramid: Pyramid) -> Placement:
-        """Of the first `lengths[g]` latents of each block g, and of the pixel queries of `blocks`."""
-        latents = [(block, pyramid.latent_places[:length]) for block, length in lengths.items()]
+    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+        """Of the latents of `runs`, and of the pixel queries of each of `blocks`."""
+        latents = [(block, pyramid.latent_places[:length]) for block, length in runs]
         return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network)
 
 

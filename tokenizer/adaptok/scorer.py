@@ -16,7 +16,7 @@ from genvid.tokenizer.adaptok.config import AdapTokConfig, check_rotary_heads
 from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.pooled_queries import carry_over, novelty
-from genvid.tokenizer.adaptok.positions import Placement, unchanged
+from genvid.tokenizer.adaptok.positions import Placement, Runs, unchanged
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells
 from genvid.tokenizer.adaptok.rotary import LevelVectors, rotated
 from genvid.tokenizer.layers import StackConfig, learned_table
@@ -155,7 +155,7 @@ class Scorer(Model):
         """
         blocks, capacity = keep.shape[1:]
         attend = block_causal((capacity,) * blocks, keep.flatten(1), self.config.window)
-        attend = self.placement(dict.fromkeys(range(blocks), capacity))(attend)
+        attend = self.placement([(block, capacity) for block in range(blocks)])(attend)
         x = self.embed(scorer_inputs, keep).flatten(1, 2)
         for layer in self.layers:
             x = layer(x, attend)
@@ -209,13 +209,13 @@ class Scorer(Model):
         vectors: Tensor = self.levels(self.pyramid)[:count]
         return tokens + vectors
 
-    def placement(self, lengths: Mapping[int, int]) -> Placement:
-        """Of the first `lengths[g]` latents of each block g."""
+    def placement(self, runs: Runs) -> Placement:
+        """Of the latents of `runs`."""
         if self.pyramid is None:
             return unchanged
         network = StackConfig(self.config.width, self.config.depth, self.config.heads)
         latents = self.pyramid.latent_places
-        return rotated([(block, latents[:length]) for block, length in lengths.items()], network)
+        return rotated([(block, latents[:length]) for block, length in runs], network)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -252,12 +252,12 @@ class ScorerStream:
         """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
         every = torch.ones_like(tokens.keep[:, 0])
         x, layers = self._layer_input(tokens, every), self.scorer.layers
-        lengths = {self.count: x.shape[1]}
+        own = (self.count, x.shape[1])
         if self._last is None:
-            x = self._past.run(layers, x, every, self.scorer.placement(lengths), ragged=False, remember=False)
+            x = self._past.run(layers, x, every, self.scorer.placement([own]), ragged=False, remember=False)
         else:
             (last, keep), self._last = self._last, None
-            place = self.scorer.placement({self.count - 1: last.shape[1]} | lengths)
+            place = self.scorer.placement([(self.count - 1, last.shape[1]), own])
             both = torch.cat([last, x], 1)
             x = self._past.run(layers, both, keep, place, ragged=not keep.all(), ahead=True)[:, last.shape[1] :]
         return self.scorer.denormalize(self.scorer.read_out(x[:, None])[:, 0].float())
@@ -267,7 +267,7 @@ class ScorerStream:
         """Go on to the block after this one (B, 1, L), of which later scores read the kept tokens."""
         if self._last is not None:
             last, keep = self._last
-            place = self.scorer.placement({self.count - 1: last.shape[1]})
+            place = self.scorer.placement([(self.count - 1, last.shape[1])])
             self._past.run(self.scorer.layers, last, keep, place, ragged=not keep.all())
         keep = tokens.keep[:, 0, : longest_kept(tokens.keep)[0]]
         self._last = self._layer_input(tokens, keep), keep

@@ -14,7 +14,7 @@ from genvid import noise
 from genvid.batch import Batch
 from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
-from genvid.tokenizer.adaptok.curves import measure_curve
+from genvid.tokenizer.adaptok.curves import decode_sizes, distortion_of_each
 from genvid.tokenizer.adaptok.discriminator import (
     Discriminator,
     DiscriminatorConfig,
@@ -261,27 +261,53 @@ class ScorerTask(TrainingTask):
         for layer in (*self.scorer.layers, *tokenizer.encoder, *tokenizer.decoder):
             layer.compile()
 
+    def use_compiler(self, mode: str | None) -> None:
+        """For every block, which has shapes of its own: all up to the decoded frames in one piece, and all from their
+        distortion on. Between them a perceptual distance runs in passes, each a compiled piece."""
+        perceptual = self._distortion.network.perceptual
+        perceptual.frame_distance = torch.compile(perceptual.frame_distance, dynamic=False)  # type: ignore[method-assign]
+        self._decode = torch.compile(self._decode, mode=mode, dynamic=False)  # type: ignore[method-assign]
+        self._score = torch.compile(self._score, mode=mode, dynamic=False)  # type: ignore[method-assign]
+
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
-        video, seeds, distortion = batch["video"], batch["seed"], self._distortion.network
+        video, tokenizer = batch["video"], self._tokenizer.network
+        block = int(tokenizer.spec.num_blocks(video.shape[2]) * noise.uniform(torch.tensor([step]), "scored block"))
+        decoded, scorer_inputs, keep = self._decode(batch, block)
+        curve = distortion_of_each(decoded, video, block, self._distortion.network)
+        # Copies: CUDA graphs reuse the memory of their outputs.
+        losses, terms, sums = self._score(scorer_inputs.clone(), keep.clone(), curve, (video.shape[3], video.shape[4]))
+        return StepOutput(losses.sum(), terms, sums=sums if step < self.STATISTICS_STEPS else {})
+
+    @torch.no_grad()
+    def _decode(self, batch: Batch, block: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Frames of `block` at all candidate sizes, scorer inputs and kept tokens of the blocks up to it, the last
+        whole."""
+        video = batch["video"]
         tokenizer = self._tokenizer.network.at((video.shape[3], video.shape[4]))
-        scorer = self.scorer.at(tokenizer)
-        lengths = sample_tails(self.tail_drop, tokenizer, batch)
-        block = int(lengths.shape[1] * noise.uniform(torch.tensor([step]), "scored block"))
-        lengths[:, block] = tokenizer.spec.block_capacity
-        lengths[:, block + 1 :] = 0
-        with torch.no_grad():
-            features = tokenizer.features(video, first_tokens(lengths, tokenizer.spec.block_capacity))
+        scorer, spec = self.scorer.at(tokenizer), tokenizer.spec
+        lengths = sample_tails(self.tail_drop, tokenizer, batch)[:, : block + 1]
+        lengths[:, block] = spec.block_capacity
+        features = tokenizer.features(
+            video[:, :, : (block + 1) * spec.frames_per_block], first_tokens(lengths, spec.block_capacity)
+        )
         tokens = tokenizer.quantized(features).tail_drop(lengths)
-        curve = measure_curve(tokenizer, tokens, video, block, scorer.candidates, distortion)
+        decoded = decode_sizes(tokenizer, tokens, block, scorer.candidates)
+        return decoded, scorer.scorer_inputs(tokenizer, tokens), tokens.keep
+
+    def _score(
+        self, scorer_inputs: Tensor, keep: Tensor, curve: Tensor, resolution: tuple[int, int]
+    ) -> tuple[Tensor, dict[str, Tensor], dict[str, Tensor]]:
+        """Squared errors (B,) of the scores of the last block, whose curves (B, K) are measured; the journal's terms;
+        and sums."""
+        scorer = self.scorer.at(self._tokenizer.network.at(resolution))
         target = scorer.targets(curve)
-        scorer_inputs = scorer.scorer_inputs(tokenizer, tokens)
-        predicted = scorer(scorer_inputs, tokens.keep)[:, block].float()
+        predicted = scorer(scorer_inputs, keep)[:, -1].float()
         errors = (predicted - scorer.normalize(target)).square().mean(1)
         spread = scorer.denormalize(predicted.detach()) - curve
         terms = {"distortion": curve.mean(), "absolute_error": spread.abs().mean()}
-        every = torch.ones_like(seeds, dtype=torch.bool)
-        sums = {"targets": moment_sums(target, every), "scorer_inputs": moment_sums(scorer_inputs, tokens.keep)}
-        return StepOutput(errors.sum(), terms, sums=sums if step < self.STATISTICS_STEPS else {})
+        every = torch.ones_like(curve[:, 0], dtype=torch.bool)
+        sums = {"targets": moment_sums(target, every), "scorer_inputs": moment_sums(scorer_inputs, keep)}
+        return errors, terms, sums
 
     def update_statistics(self, phase: str, step: int, sums: dict[str, Tensor]) -> None:
         if step < self.STATISTICS_STEPS:
