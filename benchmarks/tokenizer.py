@@ -39,9 +39,11 @@ from genvid.allocation.predictor import predict_all_curves
 from genvid.device import device
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, GeometryConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.streams import video_decoder, video_encoder
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes/configs/k600"
 GROUP_SIZE = 64
@@ -135,10 +137,11 @@ def clip_cases(predictor: ScorerPredictor, clips: int) -> Iterator[Case]:
     encoder, decoder = coders(tokenizer)
     every = (*encoder, predictor.scorer)
     cut = joint(tokens)
-    yield Case("encode clips", clips, frames, encoder, lambda: tokenizer.encode(video))
-    yield Case("encode clips, scorer and program", clips, frames, every, lambda: joint(tokenizer.encode(video)))
-    yield Case("encode clips, scorer and threshold", clips, frames, every, lambda: threshold(tokenizer.encode(video)))
-    yield Case("decode clips as the program cuts", clips, frames, decoder, lambda: tokenizer.decode(cut))
+    encode, decode = video_encoder(tokenizer), video_decoder(tokenizer)
+    yield Case("encode clips", clips, frames, encoder, lambda: encode(video))
+    yield Case("encode clips, scorer and program", clips, frames, every, lambda: joint(encode(video)))
+    yield Case("encode clips, scorer and threshold", clips, frames, every, lambda: threshold(encode(video)))
+    yield Case("decode clips as the program cuts", clips, frames, decoder, lambda: decode(cut))
 
 
 def stream_cases(predictor: ScorerPredictor, streams: int) -> Iterator[Case]:

@@ -42,7 +42,7 @@ from genvid.pieces import Piece, Pieces
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.losses import Distortion, DistortionSpec
 from genvid.tokens import BlockTokens
 

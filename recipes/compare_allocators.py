@@ -47,7 +47,7 @@ from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.losses import DistortionSpec
 from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.tokens.coding import decode, encode

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeGuard
 
 from torch import Tensor
 
 from genvid.allocation import Allocator, DistortionPredictor
+from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.budget import UniformBudget
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokens import BlockTokens, VideoTokenizer
 
@@ -34,8 +36,10 @@ def video_encoder(
     if streams(tokenizer):
         return StreamEncoder(tokenizer, allocator, refine)
 
+    encode_clip = partial(tokenizer.encode, graphs=Graphs()) if isinstance(tokenizer, AdapTok) else tokenizer.encode
+
     def encode(clip: Tensor) -> BlockTokens:
-        tokens = tokenizer.encode(clip)
+        tokens = encode_clip(clip)
         return refine_clips(tokenizer, clip, tokens if allocator is None else allocator(tokens), refine)
 
     return encode
@@ -43,7 +47,9 @@ def video_encoder(
 
 def video_decoder(tokenizer: VideoTokenizer) -> Callable[[BlockTokens], Tensor]:
     """Decodes the consecutive clips of one video."""
-    return StreamDecoder(tokenizer) if streams(tokenizer) else tokenizer.decode
+    if streams(tokenizer):
+        return StreamDecoder(tokenizer)
+    return partial(tokenizer.decode, graphs=Graphs()) if isinstance(tokenizer, AdapTok) else tokenizer.decode
 
 
 def stream_allocator(tokenizer: AdapTok, predictor: DistortionPredictor | None, tokens: int, blocks: int) -> Allocator:

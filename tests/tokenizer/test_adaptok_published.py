@@ -15,7 +15,7 @@ from torch.nn.functional import conv3d, gelu, layer_norm, linear, normalize
 from genvid.allocation import GroupAllocator
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokenizer.adaptok.published import convert, published_budgets
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokens import VideoTokenizer
 
 PARITY = Path(__file__).resolve().parents[2].parent / "shared" / "parity"

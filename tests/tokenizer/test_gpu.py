@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from disturbed import disturbed
 from test_adaptok_tasks import DROP, MODEL, NETWORK, OBJECTIVE, make_batch, make_distortion, make_tokenizer
 from tiny_codecs import cosmos, drifting, make_lit
 
 from genvid.allocation import UniformAllocator
+from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
+from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ScorerTask
 from genvid.tokenizer.lit.budget import BudgetAllocator
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig
+from genvid.tokenizer.streams import video_decoder, video_encoder
 from genvid.tokens import BlockTokens
 from genvid.train.task import TrainingTask
 
@@ -41,6 +48,32 @@ def test_adaptok_gives_the_same_tokens_and_videos(gpu: torch.device) -> None:
     assert again.codes is not None
     assert torch.equal(again.codes.cpu(), tokens.codes)
     torch.testing.assert_close(tokenizer.decode(again).cpu(), decoded, rtol=1e-3, atol=1e-4)
+
+
+def test_streams_and_clips_are_replayed_to_the_same_tokens_and_videos(gpu: torch.device) -> None:
+    """By CUDA graphs from the second use of a shape on."""
+    torch.manual_seed(0)
+    rotary = RotaryGeometry(window=2, sides=(16, 16), aspect=(1, 1))
+    stream, clip = disturbed(AdapTok(replace(MODEL, pooled_queries=True, geometry=rotary))), make_tokenizer()
+    sizes = ScorerConfig.for_tokenizer(stream.config, NETWORK, sizes=(1, 3, 6), metric="x", gains=True)
+    scorer, video = disturbed(Scorer(sizes)), torch.rand(1, 3, 40, *MODEL.resolution) * 2 - 1
+
+    def coded(device: torch.device) -> list[torch.Tensor]:
+        for network in (stream, clip, scorer):
+            network.to(device)
+        encode_next = StreamEncoder(stream, StreamBudget(ScorerPredictor(stream, scorer), 9, 3))
+        tokens = encode_next(video.to(device))
+        results = [tokens.keep, tokens.codes, StreamDecoder(stream)(tokens)]
+        encode, decode = video_encoder(clip), video_decoder(clip)
+        for start in range(0, 40, MODEL.frames):
+            tokens = encode(video[:, :, start : start + MODEL.frames].to(device)).tail_drop(
+                torch.tensor([[3, 6]], device=device)
+            )
+            results += [tokens.codes, decode(tokens)]
+        return [result.cpu() for result in results]
+
+    expected = coded(torch.device("cpu"))
+    torch.testing.assert_close(coded(gpu), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_the_scorer_gives_the_same_curves(gpu: torch.device) -> None:

@@ -20,7 +20,8 @@ from genvid.tokenizer.adaptok.pyramid import (
     pyramid_order,
 )
 from genvid.tokenizer.adaptok.rotary import rotated
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, ObjectiveConfig, ScorerTask
 from genvid.tokenizer.layers import StackConfig

@@ -8,7 +8,8 @@ import torch
 from genvid.checkpoint import CheckpointError, load_model
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import VideoTokenizer

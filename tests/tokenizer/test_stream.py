@@ -8,10 +8,13 @@ import torch
 from disturbed import disturbed
 
 from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
-from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
+from genvid.replay import Graphs
+from genvid.tokenizer.adaptok import model as adaptok
+from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor, ScorerStream
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
@@ -241,8 +244,32 @@ def test_a_closed_loop_reads_of_the_past_its_kept_tokens_alone(closed):
     video = random_video(16)
     tokens = pushed(StreamEncoder(closed, UniformAllocator(3)), video, (16,))
     changed = torch.where(tokens.keep, tokens.codes, 63 - tokens.codes)
-    past = PastBlocks(2, 2)
+    past = PastBlocks(2)
     for block in range(3):
         closed._remember(closed.past_tokens, changed[:, block], tokens.keep[:, block], past)
     again = closed.encode_next(video[:, :, 12:], past)
     torch.testing.assert_close(again.features[:, 0], tokens.features[:, 3], atol=1e-5, rtol=1e-5)
+
+
+def test_the_few_shapes_of_a_gpu_give_the_same_stream(model, predictor, monkeypatch):
+    """A replayed graph has blocks of one of four lengths, room for all of their tokens, and the number of blocks in a
+    tensor."""
+    whole = model.encode(random_video(48))
+    lengths = torch.randint(1, 9, (2, 12), generator=torch.Generator().manual_seed(2))
+    blocks = [whole.select_blocks(slice(block, block + 1)) for block in range(12)]
+    absolute = disturbed(AdapTok(replace(CONFIG, geometry=AbsoluteGeometry())))
+    clips = absolute.encode(random_video(16)).tail_drop(torch.tensor([[3, 1, 0, 5], [8, 2, 2, 2]]))
+
+    def coded():
+        stream, curves = ScorerStream(predictor.passes), []
+        for block, cut in zip(blocks, lengths.split(1, 1), strict=True):
+            curves.append(stream.score(block))
+            stream.append(block.tail_drop(cut))
+        frames = decoded(StreamDecoder(model), whole.tail_drop(lengths), (1,))
+        return [*curves, frames, absolute.decode(clips, graphs=Graphs())]
+
+    expected = coded()
+    monkeypatch.setattr(adaptok, "few", lambda keep: True)
+    monkeypatch.setattr(PastBlocks, "_count", lambda past, arguments: torch.tensor(past.count))
+    torch.testing.assert_close(coded(), expected, rtol=1e-5, atol=1e-5)
+    assert model.encode(random_video(48)).codes.equal(whole.codes)

@@ -19,7 +19,7 @@ from genvid.allocation.budget import GROUP_SIZE
 from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.published import published_budgets
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget
 from genvid.tokens import TokenizerSpec
 

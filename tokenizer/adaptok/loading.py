@@ -12,7 +12,8 @@ from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.files import sha256
 from genvid.provenance import check_made_from
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig, ScorerPredictor
+from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.layers import StackConfig
 
 

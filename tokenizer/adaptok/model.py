@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import Self
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from genvid.allocation import Allocator
 from genvid.checkpoint import Model
+from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels, lengths_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.past import PastBlocks
@@ -25,6 +26,9 @@ from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlap
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
 from genvid.tokenizer.layers import initialise
 from genvid.tokens import BlockTokens, TokenizerSpec
+
+_FEW = 4
+"""Videos in a batch for which launches take longer than the work."""
 
 
 class AdapTok(Model):
@@ -79,35 +83,45 @@ class AdapTok(Model):
         return other
 
     @torch.no_grad()
-    def encode(self, video: Tensor) -> BlockTokens:
+    def encode(self, video: Tensor, *, graphs: Graphs | None = None) -> BlockTokens:
         """(B, 3, T, H, W) in [-1, 1] -> nearest codes and features of every token, all kept.
 
-        With rotary geometry one block after the other, as in a stream (genvid.tokenizer.adaptok.stream).
+        With rotary geometry one block after the other, as in a stream (genvid.tokenizer.adaptok.stream). Calls that
+        share `graphs` replay launches (genvid.replay).
         """
-        if self.window is None:
-            return self.quantized(self.features(video))
         self.spec.check_video(video)
-        past = PastBlocks(len(self.encoder), self.window)
+        if self.window is None:
+            codes, features = self._encode_clips(video) if graphs is None else graphs(self._encode_clips, video)
+            return all_kept(codes, features)
+        past = PastBlocks(self.window, graphs=graphs)
         parts = torch.split(video, self.config.patch[0], 2)
         return BlockTokens.join_blocks([self.encode_next(part, past) for part in parts])
 
     @torch.no_grad()
-    def decode(self, tokens: BlockTokens) -> Tensor:
-        """Tokens -> (B, 3, T, H, W), about [-1, 1]. Each block is cut to its longest kept length in the batch."""
+    def decode(self, tokens: BlockTokens, *, graphs: Graphs | None = None) -> Tensor:
+        """Tokens -> (B, 3, T, H, W), about [-1, 1]. Each block is cut to its longest kept length in the batch.
+
+        Calls that share `graphs` replay launches (genvid.replay).
+        """
         self.check(tokens)
         if self.window is None:
             lengths = longest_kept(tokens.keep)
+            if graphs is not None and few(tokens.keep):
+                length = rounded(max(lengths), tokens.keep.shape[2])
+                frames: Tensor = graphs(self._decode_clips, tokens.codes, tokens.keep, length)
+                return frames
             trimmed = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
             mask = None if trimmed.all() else trimmed
             return self._render(self.embed(tokens), tokens.keep, mask, lengths, range(len(lengths)))
-        past = PastBlocks(len(self.decoder), self.window)
+        past = PastBlocks(self.window, graphs=graphs)
         blocks = [tokens.blocks(slice(g, g + 1)) for g in range(tokens.keep.shape[1])]
         return torch.cat([self.decode_next(block, past) for block in blocks], 2)
 
     @torch.no_grad()
     def encode_next(self, video: Tensor, past: PastBlocks, allocator: Allocator | None = None) -> BlockTokens:
         """`encode` of the frames of one block, after those of `past`, cut by `allocator`; None: all tokens are kept."""
-        tokens = self.quantized(self._features_next(video, past)[:, None])
+        codes, features = past.step(self._encode_block, video)
+        tokens = all_kept(codes, features)
         tokens = tokens if allocator is None else allocator(tokens)
         if self.past_tokens is not None:
             assert tokens.codes is not None
@@ -117,23 +131,44 @@ class AdapTok(Model):
     @torch.no_grad()
     def decode_next(self, tokens: BlockTokens, past: PastBlocks) -> Tensor:
         """`decode` of one block, after those of `past`."""
-        return self.render_next(self.embed(tokens)[:, 0], tokens.keep[:, 0], past, remember=True)
+        assert tokens.codes is not None
+        return past.step(self._decode_block, tokens.codes, tokens.keep, kept_cut(tokens.keep))
 
-    def render_next(self, embeddings: Tensor, keep: Tensor, past: PastBlocks, *, remember: bool) -> Tensor:
+    def render_next(self, embeddings: Tensor, keep: Tensor, cut: Cut, past: PastBlocks, *, remember: bool) -> Tensor:
         """Decoder input (B, L, W) of one block, of which `keep` (B, L) -> its frames after those of `past`,
-        differentiable; with `remember`, the block is then among these."""
+        differentiable; with `remember`, the block is then among these. `cut`: that of `kept_cut`."""
         assert self.memory is not None
-        block, length = past.count, longest_kept(keep[:, None])[0]
-        known = past.latents.then(embeddings, keep)
+        known = past.latents_then(embeddings, keep)
         if remember:
-            past.latents.append(embeddings, keep)
+            past.append_latents(embeddings, keep)
         filled, present = fill_from_past(*known, self.memory, self.window)
         pooled = cell_means(filled[:, -1:], present[:, -1:], self.pyramid.cells)
-        mask = keep[:, :length]
-        x = self._decoder_input(embeddings[:, :length], mask, [(block, length)], [block], pooled)
-        place = self.decoder_positions.placement([(block, length)], [block], self.pyramid)
-        x = past.run(self.decoder, x, mask, place, ragged=not mask.all(), remember=remember)
-        return self._frames(x[:, length:], 1)
+        mask, runs = keep[:, : cut.length], [(0, cut.length)]
+        x = self._decoder_input(embeddings[:, : cut.length], mask, runs, [0], pooled)
+        place = self.decoder_positions.placement(runs, [0], self.pyramid, past.count)
+        x = past.run(self.decoder, x, mask, place, ragged=cut.ragged, remember=remember, room=cut.room)
+        return self._frames(x[:, cut.length :], 1)
+
+    def _encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes and features of clips."""
+        features = self.features(video)
+        return self.quantizer.encode(features), features
+
+    def _decode_clips(self, codes: Tensor, keep: Tensor, length: int) -> Tensor:
+        """Frames of clips from the first `length` tokens of each block."""
+        blocks = keep.shape[1]
+        mask = keep[:, :, :length].flatten(1)
+        return self._render(self.embed(BlockTokens(keep, codes)), keep, mask, (length,) * blocks, range(blocks))
+
+    def _encode_block(self, past: PastBlocks, video: Tensor) -> tuple[Tensor, Tensor]:
+        """Codes (B, 1, L) and features (B, 1, L, W) of the frames of one block."""
+        features = self._features_next(video, past)[:, None]
+        return self.quantizer.encode(features), features
+
+    def _decode_block(self, past: PastBlocks, codes: Tensor, keep: Tensor, cut: Cut) -> Tensor:
+        """Codes (B, 1, L) of one block, kept where (B, 1, L) -> its frames."""
+        embeddings = self.embed(BlockTokens(keep, codes))
+        return self.render_next(embeddings[:, 0], keep[:, 0], cut, past, remember=True)
 
     def features(self, video: Tensor, keep: Tensor | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck.
@@ -153,7 +188,7 @@ class AdapTok(Model):
 
     def _closed_loop_features(self, reader: PastTokens, video: Tensor, keep: Tensor | None) -> Tensor:
         """`features`, one block after the other. No gradient flows from a block to those before it."""
-        past = PastBlocks(len(self.encoder), self.window)
+        past = PastBlocks(self.window)
         features: list[Tensor] = []  # list[Tensor]() would break the graph of a compiled step
         for block, part in enumerate(torch.split(video, self.config.patch[0], 2)):
             features.append(self._features_next(part, past))
@@ -166,7 +201,7 @@ class AdapTok(Model):
         """Frames of one block -> its features (B, L, W), after those of `past`. In a closed loop `_remember` follows,
         with the tokens that are kept."""
         x = self._encoder_input(video)[:, 0]
-        place = self.encoder_positions.placement([past.count], self.pyramid)
+        place = self.encoder_positions.placement([0], self.pyramid, past.count)
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         x = past.run(self.encoder, x, every, place, ragged=False, remember=self.past_tokens is None)
         return x[:, -self.spec.block_capacity :]
@@ -178,8 +213,7 @@ class AdapTok(Model):
 
     def quantized(self, features: Tensor) -> BlockTokens:
         """Features (B, G, L, W) -> their nearest codes, all kept."""
-        codes = self.quantizer.encode(features)
-        return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
+        return all_kept(self.quantizer.encode(features), features)
 
     def embed(self, tokens: BlockTokens) -> Tensor:
         """Codes -> (B, G, L, W) decoder input. In positions of dropped tokens it is arbitrary and never read."""
@@ -325,6 +359,42 @@ class AdapTok(Model):
                 f"codes {int(kept.min())} to {int(kept.max())} do not fit this tokenizer's codebook of "
                 f"{self.quantizer.codebook_size}: they were made by another tokenizer"
             )
+
+
+def all_kept(codes: Tensor, features: Tensor) -> BlockTokens:
+    """Codes (B, G, L) and the features (B, G, L, W) that they are of."""
+    return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
+
+
+class Cut(NamedTuple):
+    """Of one block of B videos."""
+
+    length: int
+    """Its first tokens, of which none after them is kept."""
+    ragged: bool
+    """Whether some of these may be dropped."""
+    room: int
+    """Tokens of the block among the past ones."""
+
+
+def kept_cut(keep: Tensor) -> Cut:
+    """(B, 1, L) kept tokens -> the shortest cut; of few videos on a GPU one of four, with room for all tokens, so that
+    few shapes occur and graphs are replayed."""
+    (longest,), capacity = longest_kept(keep), keep.shape[2]
+    if few(keep):
+        return Cut(rounded(longest, capacity), True, capacity)
+    return Cut(longest, not keep[:, :, :longest].all(), longest)
+
+
+def few(keep: Tensor) -> bool:
+    """Whether tokens are of few videos on a GPU."""
+    return keep.is_cuda and len(keep) <= _FEW
+
+
+def rounded(length: int, capacity: int) -> int:
+    """The next quarter of the capacity."""
+    quarter = -(-capacity // 4)
+    return min(capacity, max(1, -(-length // quarter)) * quarter)
 
 
 def longest_kept(keep: Tensor) -> list[int]:

@@ -3,47 +3,68 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import alone, key_mask
 from genvid.tokenizer.adaptok.positions import Placement
 from genvid.tokenizer.layers import Attend
 
-KeysAndValues = tuple[Tensor, Tensor]
-"""(B, heads, S, head_dim) each."""
-
-
-class PastLatents:
-    """Latents of the last `window` blocks, of which dropped ones are carried over; None: of all blocks so far."""
-
-    def __init__(self, window: int | None) -> None:
-        self._blocks: deque[tuple[Tensor, Tensor]] = deque(maxlen=window)
-
-    def then(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
-        """The next block (B, L, W), kept where (B, L) -> (B, G, L, W) and (B, G, L): the blocks before it, and it."""
-        latents, kept = zip(*self._blocks, (embeddings, keep), strict=True)
-        return torch.stack(latents, 1), torch.stack(kept, 1)
-
-    def append(self, embeddings: Tensor, keep: Tensor) -> None:
-        """Go on to the block after this one."""
-        self._blocks.append((embeddings, keep))
+Result = TypeVar("Result")
+PastBlock = tuple[Tensor, Tensor, bool]
+"""Keys and values (depth, 2, B, heads, S, head_dim) of a block in each layer, which of its tokens are kept (B, S), and
+whether any is dropped."""
+PastLatents = tuple[Tensor, Tensor]
+"""Latents of a block (B, L, W), and which are kept (B, L)."""
 
 
 class PastBlocks:
-    """Keys and values of the last `window` blocks in each of `depth` layers; None: of all blocks so far."""
+    """Keys, values and latents of the last `window` blocks; None: of all blocks so far."""
 
-    def __init__(self, depth: int, window: int | None) -> None:
-        self.count = 0
+    def __init__(
+        self,
+        window: int | None,
+        *,
+        count: int | Tensor = 0,
+        blocks: Iterable[PastBlock] = (),
+        latents: Iterable[PastLatents] = (),
+        graphs: Graphs | None = None,
+    ) -> None:
+        self.count = count
         """Blocks so far."""
-        self.latents = PastLatents(window)
-        """Of the same blocks, for a decoder or scorer."""
-        self._layers: list[deque[KeysAndValues]] = [deque(maxlen=window) for _ in range(depth)]
-        self._keep: deque[Tensor] = deque(maxlen=window)
-        self._ragged: deque[bool] = deque(maxlen=window)
+        self.added: tuple[PastBlock | None, PastLatents | None] = None, None
+        """The block and the latents that were remembered last."""
+        self._window, self._graphs = window, graphs
+        self._blocks, self._latents = deque(blocks, maxlen=window), deque(latents, maxlen=window)
+
+    def step(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """`function(past, *arguments)` -> its value. `past` is this one, in which it remembers one block at most.
+
+        With `graphs`, functions, arguments and values are as in `genvid.replay`, and `past.count` is a tensor.
+        """
+        given = self._window, self._count(arguments), tuple(self._blocks), tuple(self._latents), function, arguments
+        value, block, latents = _step(*given) if self._graphs is None else self._graphs(_step, *given)
+        if block is not None:
+            self._append(block)
+        if latents is not None:
+            self.append_latents(*latents)
+        result: Result = value
+        return result
+
+    def append_latents(self, embeddings: Tensor, keep: Tensor) -> None:
+        """Remember latents (B, L, W) of the next block, kept where (B, L); dropped ones are carried over."""
+        self._latents.append((embeddings, keep))
+        self.added = self.added[0], (embeddings, keep)
+
+    def latents_then(self, embeddings: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        """The next block (B, L, W), kept where (B, L) -> (B, G, L, W) and (B, G, L): the blocks before it, and it."""
+        latents, kept = zip(*self._latents, (embeddings, keep), strict=True)
+        return torch.stack(latents, 1), torch.stack(kept, 1)
 
     def run(
         self,
@@ -55,29 +76,51 @@ class PastBlocks:
         ragged: bool = True,
         remember: bool = True,
         ahead: bool = False,
+        room: int = 0,
     ) -> Tensor:
         """The next block (B, S, W) through `layers` -> (B, S, W).
 
         Its first tokens, kept where `keep` (B, n), attend to each other and to the kept ones of earlier blocks; with
         `remember`, later blocks attend to them. The others are pixel queries (`attention.latents_then_pixels`), or with
         `ahead` tokens of the block after it, whose window begins a block later. Attention needs no mask where no block
-        is `ragged`: all of `keep` is True.
+        is `ragged`: all of `keep` is True. `room`: tokens that the block has among the past ones, the others dropped.
         """
-        outside = self._keep[0].shape[1] if ahead and len(self._keep) == self._keep.maxlen else 0
+        outside = self._blocks[0][1].shape[1] if ahead and len(self._blocks) == self._window else 0
         masks: tuple[Tensor, Tensor] | None = None
-        if ragged or any(self._ragged):
-            masks = _masks(torch.cat([*self._keep, keep], 1), x.shape[1] - keep.shape[1], outside)
-        records: list[list[KeysAndValues]] = [[] for _ in self._layers]
-        for layer, past, record in zip(layers, self._layers, records, strict=True):
-            x = layer(x, place(_after(tuple(past), masks, keep, outside, record)))
+        if ragged or any(block[2] for block in self._blocks):
+            seen = torch.cat([*(block[1] for block in self._blocks), keep], 1)
+            masks = _masks(seen, x.shape[1] - keep.shape[1], outside)
+        record: list[tuple[Tensor, Tensor]] = []
+        for index, layer in enumerate(layers):
+            x = layer(x, place(_after([block[0][index] for block in self._blocks], masks, keep, outside, record)))
         if remember:
-            self.count += 1
-            self._keep.append(keep)
-            self._ragged.append(ragged)
-            for past, [(keys, values)] in zip(self._layers, records, strict=True):
-                # Views would keep queries and pixels in memory.
-                past.append((keys[:, :, : keep.shape[1]].clone(), values[:, :, : keep.shape[1]].clone()))
+            more = max(0, room - keep.shape[1])
+            known = torch.stack([part for pair in record for part in pair]).view(len(record), 2, *record[0][0].shape)
+            self._append((pad(known, (0, 0, 0, more)), pad(keep, (0, more)), ragged or more > 0))
         return x
+
+    def _append(self, block: PastBlock) -> None:
+        self.count = self.count + 1
+        self._blocks.append(block)
+        self.added = block, self.added[1]
+
+    def _count(self, arguments: tuple[Any, ...]) -> int | Tensor:
+        """`count`, which in a graph is an argument."""
+        device = arguments[0].device
+        return self.count if self._graphs is None or device.type == "cpu" else torch.tensor(self.count, device=device)
+
+
+def _step(
+    window: int | None,
+    count: int | Tensor,
+    blocks: tuple[PastBlock, ...],
+    latents: tuple[PastLatents, ...],
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> tuple[Any, PastBlock | None, PastLatents | None]:
+    past = PastBlocks(window, count=count, blocks=blocks, latents=latents)
+    value = function(past, *arguments)
+    return value, *past.added
 
 
 def _masks(seen: Tensor, others: int, outside: int) -> tuple[Tensor, Tensor]:
@@ -87,18 +130,19 @@ def _masks(seen: Tensor, others: int, outside: int) -> tuple[Tensor, Tensor]:
 
 
 def _after(
-    past: Sequence[KeysAndValues],
+    past: Sequence[Tensor],
     masks: tuple[Tensor, Tensor] | None,
     keep: Tensor,
     outside: int,
-    record: list[KeysAndValues],
+    record: list[tuple[Tensor, Tensor]],
 ) -> Attend:
-    """Attention of the next block to `past` and itself; its keys and values are added to `record`."""
+    """Attention of the next block to itself and to `past` keys and values (2, B, heads, S, head_dim) of each block; its
+    own are added to `record`."""
     count = keep.shape[1]
     of_tokens, of_others = (None, None) if masks is None else masks
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        record.append((keys, values))
+        record.append((keys[:, :, :count], values[:, :, :count]))
         own, others = values[:, :, :count], queries.shape[2] - count
         keys, values = (torch.cat(parts, 2) for parts in zip(*past, (keys, values), strict=True))
         end = keys.shape[2] - others

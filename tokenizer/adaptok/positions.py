@@ -48,7 +48,7 @@ class EncoderPositions(nn.Module):
             queries = queries + pool_patches(patches, pyramid.cells)
         return torch.cat([patches + self.patches[:blocks], queries], 2)
 
-    def placement(self, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+    def placement(self, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0) -> Placement:
         """None: places are in the vectors."""
         return unchanged
 
@@ -73,7 +73,9 @@ class DecoderPositions(nn.Module):
         queries = self.pixels + self.pixel_type
         return latents, torch.cat([queries[block] for block in blocks])
 
-    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
+    def placement(
+        self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0
+    ) -> Placement:
         """None: places are in the vectors."""
         return unchanged
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.model import AdapTok, kept_cut
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.quantizer import Quantizer
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -34,14 +34,15 @@ class CodeRefiner:
     def __init__(self, tokenizer: AdapTok, steps: int) -> None:
         check_steps(tokenizer, steps)
         self.tokenizer, self.steps = tokenizer, steps
-        self._past = PastBlocks(len(tokenizer.decoder), tokenizer.window)
+        self._past = PastBlocks(tokenizer.window)
 
     def __call__(self, video: Tensor, tokens: BlockTokens) -> BlockTokens:
         """Frames (B, 3, frames_per_block, H, W) of the next block and its tokens (B, 1, L) with features -> the tokens
         with better codes; the same are kept."""
+        cut = kept_cut(tokens.keep)
 
         def render(embeddings: Tensor) -> Tensor:
-            return self.tokenizer.render_next(embeddings[:, 0], tokens.keep[:, 0], self._past, remember=False)
+            return self.tokenizer.render_next(embeddings[:, 0], tokens.keep[:, 0], cut, self._past, remember=False)
 
         refined = _refined(self.tokenizer.quantizer, video, tokens, render, self.steps)
         self.tokenizer.decode_next(refined, self._past)

@@ -52,10 +52,10 @@ class RotaryEncoderPositions(nn.Module):
         queries = self.queries(pyramid).to(patches.dtype) + pool_patches(patches, pyramid.cells)
         return torch.cat([patches, queries], 2)
 
-    def placement(self, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
-        """Of the patches and latents of each of `blocks`."""
+    def placement(self, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0) -> Placement:
+        """Of the patches and latents of each of `blocks`, counted from `first`."""
         places = torch.cat([pyramid.patch_places, pyramid.latent_places])
-        return rotated([(block, places) for block in blocks], self.network)
+        return rotated([(block, places) for block in blocks], self.network, first)
 
 
 class PastTokens(nn.Module):
@@ -72,9 +72,9 @@ class PastTokens(nn.Module):
         tokens: Tensor = self.input(vectors) + self.levels(pyramid)
         return tokens
 
-    def placement(self, block: int, pyramid: Pyramid) -> Placement:
+    def placement(self, block: int | Tensor, pyramid: Pyramid) -> Placement:
         """Of the tokens of a block."""
-        return rotated([(block, pyramid.latent_places)], self.network)
+        return rotated([(0, pyramid.latent_places)], self.network, block)
 
 
 class RotaryDecoderPositions(nn.Module):
@@ -92,15 +92,19 @@ class RotaryDecoderPositions(nn.Module):
         latents = torch.cat([vectors[:length] for _, length in runs])
         return latents, self.pixel_type.expand(len(blocks) * len(pyramid.patch_places), -1)
 
-    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid) -> Placement:
-        """Of the latents of `runs`, and of the pixel queries of each of `blocks`."""
+    def placement(
+        self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0
+    ) -> Placement:
+        """Of the latents of `runs`, and of the pixel queries of each of `blocks`, counted from `first`."""
         latents = [(block, pyramid.latent_places[:length]) for block, length in runs]
-        return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network)
+        return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network, first)
 
 
-def rotated(parts: Sequence[tuple[int, Tensor]], network: StackConfig) -> Placement:
-    """Attention in `network` between tokens of so many blocks at (N, 2) float64 rows and columns, in their order."""
-    places = torch.cat([torch.cat([part.new_full((len(part), 1), block), part], 1) for block, part in parts])
+def rotated(parts: Sequence[tuple[int, Tensor]], network: StackConfig, first: int | Tensor = 0) -> Placement:
+    """Attention in `network` between tokens of blocks, counted from `first`, at (N, 2) float64 rows and columns, in
+    their order."""
+    blocks = torch.cat([part.new_full((len(part), 1), block) for block, part in parts]) + first
+    places = torch.cat([blocks, torch.cat([part for _, part in parts])], 1)
     # In float64: after an hour of video the angles have lost no digit that float32 has.
     angles = _angles(places, network.width // network.heads)
     cosine, sine = angles.cos().float().repeat(1, 2), angles.sin().float()

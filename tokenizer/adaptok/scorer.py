@@ -13,8 +13,7 @@ from torch import Tensor, nn
 from genvid.checkpoint import Model
 from genvid.tokenizer.adaptok.attention import block_causal
 from genvid.tokenizer.adaptok.config import AdapTokConfig, check_rotary_heads
-from genvid.tokenizer.adaptok.model import AdapTok, longest_kept
-from genvid.tokenizer.adaptok.past import PastBlocks
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.pooled_queries import carry_over, novelty
 from genvid.tokenizer.adaptok.positions import Placement, Runs, unchanged
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells
@@ -209,13 +208,13 @@ class Scorer(Model):
         vectors: Tensor = self.levels(self.pyramid)[:count]
         return tokens + vectors
 
-    def placement(self, runs: Runs) -> Placement:
-        """Of the latents of `runs`."""
+    def placement(self, runs: Runs, first: int | Tensor = 0) -> Placement:
+        """Of the latents of `runs`, counted from `first`."""
         if self.pyramid is None:
             return unchanged
         network = StackConfig(self.config.width, self.config.depth, self.config.heads)
         latents = self.pyramid.latent_places
-        return rotated([(block, latents[:length]) for block, length in runs], network)
+        return rotated([(block, latents[:length]) for block, length in runs], network, first)
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
@@ -230,99 +229,3 @@ def _readout(sizes: Sequence[int], capacity: int) -> Tensor:
     positions, ends = torch.arange(capacity)[:, None], torch.tensor(sizes)
     starts = torch.cat([ends.new_zeros(1), ends[:-1]])
     return ((positions >= starts) & (positions < ends)).float() / (ends - starts)
-
-
-class ScorerStream:
-    """The scorer on one block after the other, with the keys and values of earlier ones cached.
-
-    Each block runs twice: with all its tokens for its own scores, and with its kept tokens for the keys and values that
-    later blocks attend to. The second run and the first one of the next block are one pass over the layers.
-    """
-
-    def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
-        self.tokenizer, self.scorer = tokenizer, scorer.at(tokenizer)
-        self.count = 0
-        """Blocks so far."""
-        self._past = PastBlocks(len(scorer.layers), scorer.config.window)
-        self._last: tuple[Tensor, Tensor] | None = None
-        """Layer input (B, S, width) of the last block, kept where (B, S), until it is among the past ones."""
-
-    @torch.no_grad()
-    def score(self, tokens: BlockTokens) -> Tensor:
-        """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
-        every = torch.ones_like(tokens.keep[:, 0])
-        x, layers = self._layer_input(tokens, every), self.scorer.layers
-        own = (self.count, x.shape[1])
-        if self._last is None:
-            x = self._past.run(layers, x, every, self.scorer.placement([own]), ragged=False, remember=False)
-        else:
-            (last, keep), self._last = self._last, None
-            place = self.scorer.placement([(self.count - 1, last.shape[1]), own])
-            both = torch.cat([last, x], 1)
-            x = self._past.run(layers, both, keep, place, ragged=not keep.all(), ahead=True)[:, last.shape[1] :]
-        return self.scorer.denormalize(self.scorer.read_out(x[:, None])[:, 0].float())
-
-    @torch.no_grad()
-    def append(self, tokens: BlockTokens) -> None:
-        """Go on to the block after this one (B, 1, L), of which later scores read the kept tokens."""
-        if self._last is not None:
-            last, keep = self._last
-            place = self.scorer.placement([(self.count - 1, last.shape[1])])
-            self._past.run(self.scorer.layers, last, keep, place, ragged=not keep.all())
-        keep = tokens.keep[:, 0, : longest_kept(tokens.keep)[0]]
-        self._last = self._layer_input(tokens, keep), keep
-        if self.scorer.config.novelty:
-            self._past.latents.append(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
-        self.count += 1
-
-    def _layer_input(self, tokens: BlockTokens, keep: Tensor) -> Tensor:
-        """The first S tokens of the next block, kept where `keep` (B, S) -> (B, S, width)."""
-        carried = None
-        if self.scorer.config.novelty:
-            assert self.tokenizer.memory is not None
-            known = self._past.latents.then(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
-            carried = carry_over(*known, self.tokenizer.memory, self.scorer.config.window)[0][:, -1:]
-        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, tokens, carried)[:, :, : keep.shape[1]]
-        return self.scorer.embed(scorer_inputs, keep[:, None], self.count)[:, 0]
-
-
-class ScorerPredictor:
-    """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`.
-
-    In a pass over the blocks, the earlier ones are cached (`ScorerStream`). The cache is used only for a call whose
-    earlier blocks equal the cached ones, so results do not depend on earlier calls. The weights must not change between
-    calls.
-    """
-
-    def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
-        self.tokenizer, self.scorer = tokenizer, scorer.at(tokenizer)
-        self.sizes = self.scorer.sizes
-        self._stream: ScorerStream | None = None
-        self._cached: BlockTokens | None = None
-        """The blocks of `_stream`."""
-
-    @torch.no_grad()
-    def predict(self, tokens: BlockTokens, block: int) -> Tensor:
-        """Distortion (B, K) of `block` at each size, given the tokens of earlier blocks that `tokens.keep` keeps.
-
-        All tokens of `block` are read, kept or not; later blocks are not read.
-        """
-        if tokens.features is None or tokens.codes is None:
-            raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
-        stream = self._stream
-        if stream is None or not self._precedes(tokens, block):
-            stream = ScorerStream(self.tokenizer, self.scorer)
-        while stream.count < block:
-            stream.append(tokens.select_blocks(slice(stream.count, stream.count + 1)))
-        goes_on = block + 1 < tokens.keep.shape[1]
-        self._stream, self._cached = (stream, tokens.select_blocks(slice(block))) if goes_on else (None, None)
-        return stream.score(tokens.select_blocks(slice(block, block + 1)))
-
-    def _precedes(self, tokens: BlockTokens, block: int) -> bool:
-        """Whether the cached blocks are the first ones of `tokens`, and none of them is `block` or later."""
-        ours = self._cached
-        if ours is None or not 0 < ours.keep.shape[1] <= block:
-            return False
-        theirs = tokens.select_blocks(slice(ours.keep.shape[1]))
-        pairs = ((ours.keep, theirs.keep), (ours.codes, theirs.codes), (ours.features, theirs.features))
-        return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)

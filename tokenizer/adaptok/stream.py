@@ -7,10 +7,11 @@ from torch import Tensor
 
 from genvid.allocation import Allocator, OnlineController, WindowLedger
 from genvid.allocation.curves import check_curves
+from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.refinement import CodeRefiner
-from genvid.tokenizer.adaptok.scorer import ScorerPredictor, ScorerStream
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor, ScorerStream
 from genvid.tokens import BlockTokens
 
 
@@ -26,7 +27,7 @@ class StreamEncoder:
         self.tokenizer, self.allocator = tokenizer, allocator
         self.frames = 0
         """Frames so far, without those that `finish` adds."""
-        self._past = PastBlocks(len(tokenizer.encoder), _window(tokenizer))
+        self._past = PastBlocks(_window(tokenizer), graphs=Graphs())
         self._refine_next = CodeRefiner(tokenizer, refine) if refine else None
         self._begun: Tensor | None = None
         """(B, 3, t, H, W): frames of a block that is not closed."""
@@ -83,13 +84,13 @@ class StreamDecoder:
     def __init__(self, tokenizer: AdapTok) -> None:
         """ValueError for a tokenizer with absolute geometry."""
         self.tokenizer = tokenizer
-        self._past = PastBlocks(len(tokenizer.decoder), _window(tokenizer))
+        self._past = PastBlocks(_window(tokenizer), graphs=Graphs())
         self._videos: int | None = None
 
     @property
     def blocks(self) -> int:
         """Blocks so far: the index of the next one."""
-        return self._past.count
+        return int(self._past.count)
 
     def __call__(self, tokens: BlockTokens, first: int | None = None) -> Tensor:
         """The tokens of the next G >= 0 blocks -> (B, 3, T, H, W), about [-1, 1].
@@ -116,15 +117,16 @@ class StreamBudget:
 
     def __init__(self, predictor: ScorerPredictor, tokens: int, blocks: int) -> None:
         """BudgetError for fewer tokens than the blocks take."""
-        self._scorer = ScorerStream(predictor.tokenizer, predictor.scorer)
-        self._controller = OnlineController(WindowLedger(tokens, blocks, predictor.sizes), predictor.sizes)
+        self._scorer = ScorerStream(predictor.passes)
+        sizes = predictor.sizes.cpu()  # a few numbers a block, on which a GPU would wait for launches
+        self._controller = OnlineController(WindowLedger(tokens, blocks, sizes), sizes)
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         """The next blocks (B, G, L), all kept, with their features -> the same, fewer kept."""
         lengths = tokens.lengths
         for block in range(tokens.keep.shape[1]):
             whole = tokens.select_blocks(slice(block, block + 1))
-            lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole)))
+            lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole).cpu()))
             self._scorer.append(whole.tail_drop(lengths[:, block : block + 1]))
         return tokens.tail_drop(lengths)
 

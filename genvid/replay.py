@@ -1,0 +1,93 @@
+"""Functions of tensors that a GPU runs as CUDA graphs: launching many small kernels takes longer than their work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_MOST = 64
+"""Graphs of one `Graphs`. Further functions and shapes run as written."""
+_LARGEST = 2**28
+"""Bytes of the arguments of a graph, which it holds a copy of. Larger work is not a matter of launches."""
+
+
+class Graphs:
+    """Calls functions. On a GPU the second call with arguments of the same shapes captures the launches, which later
+    ones replay; the first one, calls on another device and those with large arguments run the function as it is.
+
+    A function takes and returns tensors and tuples of them, and other hashable values, which are constants of a graph.
+    Its result depends on its arguments and on weights that stay where they are as long as the graphs exist. It does not
+    wait for the device. It runs without gradients on a GPU.
+    """
+
+    def __init__(self) -> None:
+        self._seen: set[Any] = set()
+        self._graphs: dict[Any, _Graph] = {}
+        self._pool: Any = None
+
+    def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """`function(*arguments)`."""
+        tensors = [*_tensors(arguments)]
+        if not all(tensor.is_cuda for tensor in tensors) or sum(tensor.nbytes for tensor in tensors) > _LARGEST:
+            return function(*arguments)
+        with torch.inference_mode(False), torch.no_grad():
+            key = function, _form(arguments), torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
+            if key not in self._graphs:
+                if key not in self._seen or len(self._graphs) == _MOST:
+                    self._seen.add(key)
+                    return function(*arguments)
+                self._pool = self._pool or torch.cuda.graph_pool_handle()
+                self._graphs[key] = _Graph(function, arguments, self._pool)
+            return self._graphs[key](tensors)
+
+
+class _Graph:
+    """The launches of a function, with arguments and results of their own."""
+
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], pool: Any) -> None:
+        self._arguments = [tensor.clone() for tensor in _tensors(arguments)]
+        own = _rebuilt(arguments, iter(self._arguments))
+        aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._graph = torch.cuda.CUDAGraph()
+        # Casts of weights that autocast remembers would be freed after the capture.
+        with torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                function(*own)
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
+                self._result = function(*own)
+
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        torch._foreach_copy_(self._arguments, tensors)  # one launch
+        self._graph.replay()
+        return _rebuilt(self._result, (tensor.clone() for tensor in [*_tensors(self._result)]))
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """The tensors within tuples, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple):
+        for part in value:
+            yield from _tensors(part)
+
+
+def _form(value: Any) -> Any:
+    """Nested tuples with shapes and types in place of tensors."""
+    if isinstance(value, Tensor):
+        return value.shape, value.dtype
+    return tuple(map(_form, value)) if isinstance(value, tuple) else value
+
+
+def _rebuilt(value: Any, tensors: Iterator[Tensor]) -> Any:
+    """Nested tuples with other tensors."""
+    if isinstance(value, Tensor):
+        return next(tensors)
+    if not isinstance(value, tuple):
+        return value
+    parts = (_rebuilt(part, tensors) for part in value)
+    return value._make(parts) if hasattr(value, "_make") else tuple(parts)  # named tuples
