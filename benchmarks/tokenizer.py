@@ -21,9 +21,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -37,6 +39,7 @@ from genvid.allocation import JointAllocator, ThresholdAllocator
 from genvid.allocation.curves import gains
 from genvid.allocation.predictor import predict_all_curves
 from genvid.device import device
+from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, GeometryConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
@@ -199,9 +202,14 @@ def least_seconds(step: Callable[[], object]) -> float:
 
 def flops(step: Callable[[], object]) -> int:
     """Of the products of a step."""
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    with as_written(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
+
+
+def as_written() -> AbstractContextManager[object]:
+    """A context in which no graph is replayed, of which neither the counter nor the profiler sees the operations."""
+    return patch.object(Graphs, "__call__", lambda graphs, function, *arguments: function(*arguments))
 
 
 def weight_bytes(networks: tuple[nn.Module, ...]) -> int:
@@ -209,10 +217,12 @@ def weight_bytes(networks: tuple[nn.Module, ...]) -> int:
 
 
 def profile(step: Callable[[], object]) -> dict[str, str]:
-    """Shares of kinds of operations in the time of a step in which the device is busy, and of that in all of it."""
+    """Shares of kinds of operations in the time of a step in which the device is busy, without graphs, and of that in
+    the time of a step."""
     cuda, activity = device().type == "cuda", torch.profiler.ProfilerActivity
     seconds = time_of_step(step, 0.5)
-    with torch.profiler.profile(activities=[activity.CPU, *([activity.CUDA] if cuda else [])]) as profiled:
+    activities = [activity.CPU, *([activity.CUDA] if cuda else [])]
+    with as_written(), torch.profiler.profile(activities=activities) as profiled:
         for _ in range(STEPS):
             step()
         now()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+Result = TypeVar("Result")
 _MOST = 64
 """Graphs of one `Graphs`. Further functions and shapes run as written."""
 _LARGEST = 2**28
@@ -50,21 +51,28 @@ class _Graph:
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], pool: Any) -> None:
         self._arguments = [tensor.clone() for tensor in _tensors(arguments)]
         own = _rebuilt(arguments, iter(self._arguments))
-        aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._graph = torch.cuda.CUDAGraph()
         # Casts of weights that autocast remembers would be freed after the capture.
         with torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                function(*own)
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):
-                self._result = function(*own)
+            self._graph, self._result = capture(lambda: function(*own), pool)
 
     def __call__(self, tensors: list[Tensor]) -> Any:
         torch._foreach_copy_(self._arguments, tensors)  # one launch
         self._graph.replay()
         return _rebuilt(self._result, (tensor.clone() for tensor in [*_tensors(self._result)]))
+
+
+def capture(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
+    """The launches of `work` in the memory of `pool`, and its result, whose tensors every replay writes anew. It runs
+    twice before."""
+    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+        for _ in range(2):
+            work()
+    torch.cuda.current_stream().wait_stream(aside)
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        result = work()
+    return graph, result
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -9,7 +9,19 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-CORE = {"tokens", "config", "values", "noise", "files", "provenance", "pieces", "checkpoint", "frozen", "batch"}
+CORE = {
+    "tokens",
+    "replay",
+    "config",
+    "values",
+    "noise",
+    "files",
+    "provenance",
+    "pieces",
+    "checkpoint",
+    "frozen",
+    "batch",
+}
 SUPPORT = {"data", "allocation", "train", "perceptual"}
 LIBRARY = CORE | SUPPORT | {"ar", "generation", "tokenizer", "eval", "device", "command"}
 MAY_IMPORT = {

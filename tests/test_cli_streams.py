@@ -145,6 +145,21 @@ def test_refined_codes_are_as_many_and_nearer(tokenizer, make_video, tmp_path):
         assert opened.header.made_from["refine"] == 5
 
 
+def test_products_in_bf16_give_nearly_the_same_file_and_frames(tokenizer, make_video, tmp_path):
+    video, frames = make_video(32), {}
+    for precision in ("fp32", "bf16"):
+        file = tmp_path / f"{precision}.tok"
+        run("encode", video, file, "--tokenizer", tokenizer, "--precision", precision)
+        with read_token_file(file) as opened:
+            assert opened.header.made_from.get("precision") == (None if precision == "fp32" else "bf16")
+        run("decode", tmp_path / "fp32.tok", tmp_path / "a.mp4", "--tokenizer", tokenizer, "--precision", precision)
+        frames[precision] = pixels(tmp_path / "a.mp4").astype(int)
+        (tmp_path / "a.mp4").unlink()
+    plain, half = (coded(tmp_path / f"{name}.tok", load_model(tokenizer, AdapTok))[0] for name in frames)
+    assert float((plain == half).double().mean()) > 0.5
+    assert 0 < np.abs(frames["fp32"] - frames["bf16"]).mean() < 8  # of noise with all of the contrast
+
+
 def test_encoding_goes_on_after_an_interruption(tokenizer, make_video, tmp_path, monkeypatch):
     monkeypatch.setattr(segments, "STREAM_BLOCKS", 4)
     video, asked = make_video(50), ("--tokenizer", tokenizer, "--tokens-per-second", 25)

@@ -60,7 +60,7 @@ def test_replayed_calls_equal_calls(gpu: torch.device) -> None:
         assert pair.scale == expected.scale
         assert joined.equal(all_of_it)
         assert nothing is None
-    assert function.runs == 3 * 3  # the first calls, and two each to capture
+    assert function.runs == 3 * 4  # the first calls, and three each to capture
 
 
 @pytest.mark.gpu

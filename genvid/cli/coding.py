@@ -12,6 +12,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +42,7 @@ from genvid.tokens.header import Header, TokenFileError
 
 DEFAULT_TOKENIZER = "genvid-tiny"
 """Installed with genvid."""
+Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,8 @@ class EncodeOptions:
     tokenizer's folder, if any)."""
     refine: int = 0
     """Steps by which the codes of each block are refined: nearer to the video, slower (5 to 20 are of use)."""
+    precision: Precision = "fp32"
+    """Precision of products. bf16 is about three times as fast on a GPU and picks a few other codes."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
@@ -106,6 +110,8 @@ class DecodeOptions:
     """The tokenizer that encoded the video."""
     code_model: str | None = None
     """Autoregressive model that coded the codes, if one did: folder or Hub id."""
+    precision: Precision = "fp32"
+    """Precision of products, whatever that of encoding was."""
 
 
 @dataclass(frozen=True)
@@ -144,7 +150,8 @@ def encode(options: EncodeOptions) -> None:
         for frames, video in tqdm(zip(segments, videos, strict=True), total=len(segments), unit="segment"):
             end += frames
             if end > writer.frames or not coder.independent:
-                tokens = encode_next(video[None].to(device())).to("cpu")
+                with _products(options.precision):
+                    tokens = encode_next(video[None].to(device())).to("cpu")
             if end > writer.frames:
                 writer.append(tokens, frames)
     _print_sizes(output, readable(options.video))
@@ -171,7 +178,9 @@ def decode(options: DecodeOptions) -> None:
             bar = opened.enter_context(tqdm(total=frames, unit="frame"))
             decode_next = video_decoder(tokenizer)
             for segment, tokens in file.tokens(model):
-                append(_pixels(decode_next, tokens)[:, : segment.frames])
+                with _products(options.precision):
+                    video = _pixels(decode_next, tokens)
+                append(video[:, : segment.frames])
                 bar.update(segment.frames)
 
 
@@ -226,6 +235,11 @@ def open_tokenizer(source: str) -> VideoTokenizer:
     return tokenizer
 
 
+def _products(precision: Precision) -> torch.autocast:
+    """A context in which products are computed in `precision`."""
+    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
+
+
 def _open_coder(source: str, scorer: str | None) -> Tokenizer:
     """A discrete tokenizer with its scorer, which makes its allocators."""
     opened = load(source, scorer=scorer)
@@ -243,6 +257,8 @@ def _header(options: EncodeOptions, tokenizer: Tokenizer, info: VideoInfo, codes
             made_from["scorer"] = fingerprint(resolve(options.scorer or resolve(options.tokenizer) / "scorer"))
     if options.refine:
         made_from["refine"] = options.refine
+    if options.precision != "fp32":
+        made_from["precision"] = options.precision
     header = Header.of(
         tokenizer.model.spec,
         info.frames,

@@ -92,9 +92,7 @@ class RotaryDecoderPositions(nn.Module):
         latents = torch.cat([vectors[:length] for _, length in runs])
         return latents, self.pixel_type.expand(len(blocks) * len(pyramid.patch_places), -1)
 
-    def placement(
-        self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0
-    ) -> Placement:
+    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0) -> Placement:
         """Of the latents of `runs`, and of the pixel queries of each of `blocks`, counted from `first`."""
         latents = [(block, pyramid.latent_places[:length]) for block, length in runs]
         return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network, first)

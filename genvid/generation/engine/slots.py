@@ -21,6 +21,7 @@ from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.grammar import BlockGrammar
 from genvid.generation.guidance import guided
 from genvid.generation.sampler import SamplingConfig, draw, length_scores
+from genvid.replay import capture
 
 TOKEN, NULL_TOKEN, POSITION, BEHIND, INPUTS, SEED, WAITED, STEPS = range(8)
 """Rows of the state: next input, next input of the null condition, position, positions by which the null condition is
@@ -170,16 +171,9 @@ class BatchSlots:
     def _capture(self, work: Callable[[], None]) -> torch.cuda.CUDAGraph:
         """A graph of `work`. State is restored after the warm-up runs, which rewrite equal values to the cache."""
         kept = [tensor.clone() for tensor in self._changed()]
-        aside: torch.cuda.Stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        graph, pool = torch.cuda.CUDAGraph(), next((graph.pool() for graph in self._graphs.values()), None)
+        pool = next((graph.pool() for graph in self._graphs.values()), None)
         with torch._dynamo.config.patch(recompile_limit=64):  # one compilation for each number of rows
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
-                for _ in range(2):
-                    work()
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-                work()
+            graph, _ = capture(work, pool)
         for tensor, before in zip(self._changed(), kept, strict=True):
             tensor.copy_(before)
         return graph
