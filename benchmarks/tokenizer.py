@@ -7,8 +7,8 @@ and tokens to frames of all and of half the tokens. Frames are noise and wait on
 
 The limit of a step is its floating-point operations at the rate of a large matrix product, or its weights read once at
 the rate of a large copy, whichever takes longer; both rates are measured in the same run. MFU is the share of the
-former rate that the step reaches. The last table has the shares of the operations in the time of one clip and one
-stream.
+former rate that the step reaches; operations on padding count where a step does them, and decoding in bfloat16 on a GPU
+does none. The last table has the shares of the operations in the time of one clip and one stream.
 
 `--published-size`: random weights in the sizes of recipes/configs/k600 in place of a tokenizer: clips with its absolute
 geometry, streams with rotary geometry. The published code (as released, eager, fp16, one H200) takes 389 ms to encode
@@ -28,10 +28,11 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
+import torch.nn.attention.varlen  # it registers ROWS
 import yaml
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import genvid
 from genvid import config
@@ -56,7 +57,9 @@ FRAMES_PER_SECOND = 25
 STEPS = 5
 """That are timed together. The first ones are not counted: they fill the window of a stream."""
 OPERATIONS = {"aten::mm": "products", "aten::addmm": "products", "aten::bmm": "products", "aten::baddbmm": "products"}
-"""By name in the profile; attention by its beginning."""
+"""By name in the profile. The others that have "att" in their name are attention."""
+ROWS = torch.ops.torch_attn._varlen_attn
+"""Attention of rows of any length."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, nargs="*", default=[1, 128], help="at once")
     parser.add_argument("--streams", type=int, nargs="*", default=[1, 16], help="side by side")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16 (the commands compute in float32)")
+    parser.add_argument("--compile", action="store_true", help="compile every layer (the commands compile none)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement")
     options = parser.parse_args()
     of_clips = published_size(AbsoluteGeometry()) if options.published_size else load(options.tokenizer)
@@ -88,6 +92,10 @@ def main() -> None:
         options.streams = []
     for network in (of_clips.tokenizer, of_clips.scorer, of_streams.tokenizer, of_streams.scorer):
         network.requires_grad_(False)  # else the counter of operations looks for gradients
+    if options.compile:
+        torch._dynamo.config.recompile_limit = 64  # of one layer, for all shapes and rules of attention
+        for predictor in {id(of): of for of in (of_clips, of_streams)}.values():
+            compile_layers(predictor)
     with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16, enabled=options.bf16):
         products, copies = rates()
         print(f"{device_name()}, {products / 1e12:.2f} TFLOP/s in products, {copies / 1e9:.0f} GB/s in copies")
@@ -164,6 +172,12 @@ def stream_cases(predictor: ScorerPredictor, streams: int) -> Iterator[Case]:
         yield Case(name, streams, frames, decoding, lambda given=given, decoder=decoder: decoder(given))
 
 
+def compile_layers(predictor: ScorerPredictor) -> None:
+    tokenizer = predictor.tokenizer
+    for layer in (*tokenizer.encoder, *tokenizer.decoder, *predictor.scorer.layers):
+        layer.compile()
+
+
 def coders(tokenizer: AdapTok) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, ...]]:
     """The networks that encode, and those that decode."""
     encoder = tokenizer.patches, tokenizer.encoder, tokenizer.quantizer
@@ -202,9 +216,18 @@ def least_seconds(step: Callable[[], object]) -> float:
 
 def flops(step: Callable[[], object]) -> int:
     """Of the products of a step."""
-    with as_written(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    eager = torch.compiler.set_stance("force_eager")
+    with as_written(), eager, sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         step()
     return counter.get_total_flops()
+
+
+def row_attention_flops(query: Tensor, key: Tensor, value: Tensor, *lengths: object, **others: object) -> int:
+    queries, keys = (starts.diff().long() for starts in lengths[:2] if isinstance(starts, Tensor))
+    return 2 * int((queries * keys).sum()) * query.shape[1] * (query.shape[2] + value.shape[2])
+
+
+flop_registry.setdefault(ROWS, row_attention_flops)  # later versions of torch have one of their own
 
 
 def as_written() -> AbstractContextManager[object]:
@@ -230,7 +253,7 @@ def profile(step: Callable[[], object]) -> dict[str, str]:
     kernels = 0
     for event in profiled.key_averages():
         if event.device_type == torch.autograd.DeviceType.CPU:
-            attention = event.key.startswith("aten::_scaled_dot_product")
+            attention = event.key.startswith(("aten::", "torch_attn::")) and "att" in event.key
             kind = "attention" if attention else OPERATIONS.get(event.key, "others")
             spent[kind] += event.self_device_time_total if cuda else event.self_cpu_time_total
         else:

@@ -21,6 +21,7 @@ CORE = {
     "checkpoint",
     "frozen",
     "batch",
+    "hardware",
 }
 SUPPORT = {"data", "allocation", "train", "perceptual"}
 LIBRARY = CORE | SUPPORT | {"ar", "generation", "tokenizer", "eval", "device", "command"}

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim)."""
+"""Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim), or of the last tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,10 @@ class TransformerBlock(nn.Module):
         self.down = nn.Linear(int(mlp_ratio * dim), dim)
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """(B, S, dim) -> (B, S, dim)."""
+        """(B, S, dim) -> (B, S, dim): of all tokens, or of the last ones if `attend` returns these alone."""
         queries, keys, values = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        x = x + self.out(attended.transpose(1, 2).flatten(2))
+        x = x[:, x.shape[1] - attended.shape[2] :] + self.out(attended.transpose(1, 2).flatten(2))
         hidden: Tensor = self.down(gelu(self.up(self.mlp_norm(x))))
         return x + hidden
 

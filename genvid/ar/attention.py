@@ -17,7 +17,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from genvid.ar.hardware import hardware
+from genvid.hardware import has_flash
 
 NAME = "genvid_rows"
 """Its name in a LlamaConfig. Without `cu_seq_lens_q` it is transformers' "sdpa"."""
@@ -36,7 +36,7 @@ def row_positions(starts: Tensor, count: int) -> Tensor:
 
 def row_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:
     """(N, H, D) queries, keys and values, (R + 1,) int32 starts of rows of at most `longest` -> (N, H, D)."""
-    if value.dtype in (torch.bfloat16, torch.float16) and _has_flash(query.device):
+    if _has_flash(value.device, value.dtype, value.shape[-1]):
         # Rotary angles in float32 make float32 of queries and keys.
         query, key = query.to(value.dtype), key.to(value.dtype)
         causal = (-1, 0)
@@ -45,8 +45,8 @@ def row_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, lon
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _has_flash(device: torch.device) -> bool:
-    return hardware(device).flash
+def _has_flash(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    return has_flash(device, dtype, channels)
 
 
 def _spread_attention(query: Tensor, key: Tensor, value: Tensor, starts: Tensor, longest: int) -> Tensor:

@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from genvid import noise
-from genvid.ar.hardware import hardware
 from genvid.ar.row_model import RowModel
 from genvid.generation.grammar import BlockGrammar
 from genvid.generation.guidance import LARGEST_SCALE, Constant, Guidance, guided
+from genvid.hardware import hardware
 
 
 @dataclass(frozen=True)

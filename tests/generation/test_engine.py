@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from genvid.ar.config import ARConfig, TransformerConfig
-from genvid.ar.hardware import Hardware
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.ar.row_model import RowModel
@@ -17,6 +16,7 @@ from genvid.generation.engine import attention
 from genvid.generation.engine import slots as slots_module
 from genvid.generation.engine.scheduler import Engine, Request
 from genvid.generation.sampler import Sampler, SamplingConfig
+from genvid.hardware import Hardware
 from genvid.tokens import BlockTokens
 from genvid.tokens.rows import BlockLayout
 

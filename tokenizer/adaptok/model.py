@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from genvid.allocation import Allocator
 from genvid.checkpoint import Model
+from genvid.hardware import has_flash
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels, lengths_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.packed import MOST_TOKENS, SPARE, PackedTokens
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
 from genvid.tokenizer.adaptok.pooled_queries import carry_over, cell_means, fill_from_past, pool_latents
@@ -99,16 +101,25 @@ class AdapTok(Model):
 
     @torch.no_grad()
     def decode(self, tokens: BlockTokens, *, graphs: Graphs | None = None) -> Tensor:
-        """Tokens -> (B, 3, T, H, W), about [-1, 1]. Each block is cut to its longest kept length in the batch.
+        """Tokens -> (B, 3, T, H, W), about [-1, 1].
 
-        Calls that share `graphs` replay launches (genvid.replay).
+        On a GPU in half precision kept tokens alone are computed. Else, and for long videos, blocks of rotary geometry
+        are decoded one by one, as in a stream; with absolute geometry each is cut to its longest kept length. Calls
+        that share `graphs` replay launches (genvid.replay).
         """
-        self.check(tokens)
+        kept = self.check(tokens)
+        assert tokens.codes is not None
+        if self._has_flash(tokens.keep.device) and self._in_one_pass(tokens.keep):
+            if graphs is None or not few(tokens.keep):
+                return self._decode_kept(tokens.codes, tokens.keep, kept)
+            kept += -kept % SPARE
+            frames: Tensor = graphs(self._decode_kept, tokens.codes, tokens.keep, kept)
+            return frames
         if self.window is None:
             lengths = longest_kept(tokens.keep)
             if graphs is not None and few(tokens.keep):
                 length = rounded(max(lengths), tokens.keep.shape[2])
-                frames: Tensor = graphs(self._decode_clips, tokens.codes, tokens.keep, length)
+                frames = graphs(self._decode_clips, tokens.codes, tokens.keep, length)
                 return frames
             trimmed = torch.cat([tokens.keep[:, g, :n] for g, n in enumerate(lengths)], 1)
             mask = None if trimmed.all() else trimmed
@@ -153,6 +164,10 @@ class AdapTok(Model):
         """Codes and features of clips."""
         features = self.features(video)
         return self.quantizer.encode(features), features
+
+    def _decode_kept(self, codes: Tensor, keep: Tensor, count: int) -> Tensor:
+        """Frames of clips from their kept tokens, of which there are `count`, or up to `SPARE` fewer."""
+        return self.render_kept(self.embed(BlockTokens(keep, codes)), keep, count)
 
     def _decode_clips(self, codes: Tensor, keep: Tensor, length: int) -> Tensor:
         """Frames of clips from the first `length` tokens of each block."""
@@ -297,10 +312,9 @@ class AdapTok(Model):
         layer: int | None,
     ) -> tuple[Tensor, Tensor]:
         """States of the pixel queries after the last layer and after `layer` (None: the last), as in `_render`."""
-        pooled, runs = None, list(enumerate(lengths))
+        pooled, runs = self._pooled(embeddings, keep), list(enumerate(lengths))
         latents = torch.cat([embeddings[:, g, :n] for g, n in runs], 1)
-        if self.memory is not None:
-            pooled = pool_latents(embeddings, keep, self.pyramid.cells, self.memory, self.window)[:, list(blocks)]
+        pooled = None if pooled is None else pooled[:, list(blocks)]
         x = self._decoder_input(latents, mask, runs, blocks, pooled)
         pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
         attend = latents_then_pixels(lengths, pixels, blocks, mask, self.window)
@@ -311,6 +325,41 @@ class AdapTok(Model):
             tapped = x if index == layer else tapped
         pixels_of = slice(latents.shape[1], None)
         return x[:, pixels_of], (x if tapped is None else tapped)[:, pixels_of]
+
+    def render_kept(self, embeddings: Tensor, keep: Tensor, count: int) -> Tensor:
+        """`render` of nothing but `count` tokens, without gradients: the kept ones and at most `SPARE` others."""
+        clips, blocks, capacity = keep.shape
+        runs = [(block, capacity) for block in range(blocks)]
+        places, queries = self.decoder_positions(runs, range(blocks), self.pyramid)
+        flash = self._has_flash(keep.device)
+        packed = PackedTokens(keep, count, len(queries) // blocks, self.window, flash=flash)
+        latents = torch.where(packed.latents[:, None] < 0, 0, embeddings.flatten(0, 2)[packed.latents])
+        latents = latents + places[packed.places[:count]]
+        pixels = _pixel_queries(queries, embeddings, self._pooled(embeddings, keep))
+        place = self.decoder_positions.placement(runs, range(blocks), self.pyramid, chosen=packed.places)
+        x = torch.cat([latents[None], pixels.reshape(1, -1, pixels.shape[-1])], 1)
+        *layers, last = self.decoder
+        for layer in layers:
+            x = layer(x, place(packed.attend))
+        x = last(x, place(packed.attend_pixels))
+        return self._frames(x.view(clips, -1, x.shape[-1]), blocks)
+
+    def _has_flash(self, device: torch.device) -> bool:
+        """Whether the device has flash attention for the decoder in the precision of this moment."""
+        network, autocast = self.config.decoder, torch.is_autocast_enabled(device.type)
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.output.weight.dtype
+        return has_flash(device, dtype, network.width // network.heads)
+
+    def _in_one_pass(self, keep: Tensor) -> bool:
+        """Whether blocks are decoded together: with rotary geometry, whose videos have any length, so many of them."""
+        clips, blocks, capacity = keep.shape
+        return self.window is None or clips * blocks * (capacity + len(self.pyramid.patch_places)) <= MOST_TOKENS
+
+    def _pooled(self, embeddings: Tensor, keep: Tensor) -> Tensor | None:
+        """What pixel queries start from, (B, G, P, W), with pooled queries."""
+        if self.memory is None:
+            return None
+        return pool_latents(embeddings, keep, self.pyramid.cells, self.memory, self.window)
 
     def _encoder_input(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) -> (B, G, S, W): patches and latent queries of each block."""
@@ -330,10 +379,7 @@ class AdapTok(Model):
         places, queries = self.decoder_positions(runs, blocks, self.pyramid)
         if mask is not None:
             latents = torch.where(mask[..., None], latents, 0)
-        pixels = queries.expand(len(latents), -1, -1).to(latents.dtype)
-        if pooled is not None:
-            pixels = pixels + pooled.flatten(1, 2)
-        return torch.cat([latents + places, pixels], 1)
+        return torch.cat([latents + places, _pixel_queries(queries, latents, pooled)], 1)
 
     def _frames(self, x: Tensor, blocks: int) -> Tensor:
         """Pixel queries after the last layer (B, blocks * P, W) -> (B, 3, T, H, W)."""
@@ -341,8 +387,8 @@ class AdapTok(Model):
         grid = self.config.picture_grid(self.resolution)
         return unpatchify(patches.view(len(x), blocks, *grid, -1), self.config.patch)
 
-    def check(self, tokens: BlockTokens) -> None:
-        """ValueError for tokens that were not made by this tokenizer."""
+    def check(self, tokens: BlockTokens) -> int:
+        """Number of kept tokens; ValueError for tokens that were not made by this tokenizer."""
         blocks, capacity = tokens.keep.shape[1:]
         if tokens.codes is None:
             raise ValueError("these tokens have no codes, and AdapTok decodes codes: encode the video with AdapTok")
@@ -353,12 +399,15 @@ class AdapTok(Model):
                 f"tokens of {blocks} blocks of {capacity} do not fit this tokenizer: "
                 f"it decodes {most} blocks of {spec.block_capacity}"
             )
-        kept = tokens.codes[tokens.keep]
-        if kept.numel() and not 0 <= int(kept.min()) <= int(kept.max()) < self.quantizer.codebook_size:
+        foreign = tokens.keep & ((tokens.codes < 0) | (tokens.codes >= self.quantizer.codebook_size))
+        kept, wrong = torch.stack([tokens.keep.sum(), foreign.sum()]).tolist()  # the one wait for the device
+        if wrong:
+            codes = tokens.codes[tokens.keep]
             raise ValueError(
-                f"codes {int(kept.min())} to {int(kept.max())} do not fit this tokenizer's codebook of "
+                f"codes {int(codes.min())} to {int(codes.max())} do not fit this tokenizer's codebook of "
                 f"{self.quantizer.codebook_size}: they were made by another tokenizer"
             )
+        return int(kept)
 
 
 def all_kept(codes: Tensor, features: Tensor) -> BlockTokens:
@@ -403,6 +452,12 @@ def longest_kept(keep: Tensor) -> list[int]:
     positions = torch.arange(1, used.shape[1] + 1, device=used.device)
     lengths: list[int] = (used * positions).amax(1).tolist()
     return lengths
+
+
+def _pixel_queries(queries: Tensor, latents: Tensor, pooled: Tensor | None) -> Tensor:
+    """(Q, W) vectors and `pooled` (B, G, P, W) -> (B, Q, W), in the precision of `latents` (B, ...)."""
+    pixels = queries.expand(len(latents), -1, -1).to(latents.dtype)
+    return pixels if pooled is None else pixels + pooled.flatten(1, 2)
 
 
 def _pyramid(config: AdapTokConfig) -> Pyramid:

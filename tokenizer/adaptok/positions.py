@@ -73,7 +73,14 @@ class DecoderPositions(nn.Module):
         queries = self.pixels + self.pixel_type
         return latents, torch.cat([queries[block] for block in blocks])
 
-    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0) -> Placement:
+    def placement(
+        self,
+        runs: Runs,
+        blocks: Sequence[int],
+        pyramid: Pyramid,
+        first: int | Tensor = 0,
+        chosen: Tensor | None = None,
+    ) -> Placement:
         """None: places are in the vectors."""
         return unchanged
 

@@ -92,21 +92,36 @@ class RotaryDecoderPositions(nn.Module):
         latents = torch.cat([vectors[:length] for _, length in runs])
         return latents, self.pixel_type.expand(len(blocks) * len(pyramid.patch_places), -1)
 
-    def placement(self, runs: Runs, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0) -> Placement:
-        """Of the latents of `runs`, and of the pixel queries of each of `blocks`, counted from `first`."""
+    def placement(
+        self,
+        runs: Runs,
+        blocks: Sequence[int],
+        pyramid: Pyramid,
+        first: int | Tensor = 0,
+        chosen: Tensor | None = None,
+    ) -> Placement:
+        """Of the latents of `runs`, and of the pixel queries of each of `blocks`, counted from `first`; or of the ones
+        `chosen` (N,) among these, in their order."""
         latents = [(block, pyramid.latent_places[:length]) for block, length in runs]
-        return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network, first)
+        return rotated([*latents, *((block, pyramid.patch_places) for block in blocks)], self.network, first, chosen)
 
 
-def rotated(parts: Sequence[tuple[int, Tensor]], network: StackConfig, first: int | Tensor = 0) -> Placement:
+def rotated(
+    parts: Sequence[tuple[int, Tensor]],
+    network: StackConfig,
+    first: int | Tensor = 0,
+    chosen: Tensor | None = None,
+) -> Placement:
     """Attention in `network` between tokens of blocks, counted from `first`, at (N, 2) float64 rows and columns, in
-    their order."""
+    their order; or between the ones `chosen` (N,) among these."""
     blocks = torch.cat([part.new_full((len(part), 1), block) for block, part in parts]) + first
     places = torch.cat([blocks, torch.cat([part for _, part in parts])], 1)
     # In float64: after an hour of video the angles have lost no digit that float32 has.
     angles = _angles(places, network.width // network.heads)
     cosine, sine = angles.cos().float().repeat(1, 2), angles.sin().float()
     sine = torch.cat([-sine, sine], 1)
+    if chosen is not None:
+        cosine, sine = cosine[chosen], sine[chosen]
 
     def place(attend: Attend) -> Attend:
         def attend_rotated(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

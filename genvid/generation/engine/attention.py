@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genvid.ar.hardware import hardware
+from genvid.hardware import hardware
 
 
 class Attention(Protocol):

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from genvid.ar.hardware import hardware
 from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention, plain_or_triton
 from genvid.generation.engine.weights import Layer, layer_weights
+from genvid.hardware import hardware
 
 if TYPE_CHECKING:
     from genvid.generation.engine.single_row import SingleRow

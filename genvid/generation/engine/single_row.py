@@ -17,9 +17,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from genvid.ar.hardware import hardware
 from genvid.generation.engine.kernels import attend_chunks, rotated, rotation, store_pair
 from genvid.generation.engine.weights import Layer
+from genvid.hardware import hardware
 
 OVERLAP = True
 """Start each kernel while the preceding one runs, where `Hardware.overlap`."""

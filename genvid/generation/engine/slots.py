@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from genvid import noise
-from genvid.ar.hardware import hardware
 from genvid.ar.row_model import RowModel
 from genvid.generation.engine.attention import Attention
 from genvid.generation.engine.network import SlotNetwork
 from genvid.generation.grammar import BlockGrammar
 from genvid.generation.guidance import guided
 from genvid.generation.sampler import SamplingConfig, draw, length_scores
+from genvid.hardware import hardware
 from genvid.replay import capture
 
 TOKEN, NULL_TOKEN, POSITION, BEHIND, INPUTS, SEED, WAITED, STEPS = range(8)

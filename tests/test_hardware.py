@@ -8,8 +8,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from genvid.ar import hardware as module
-from genvid.ar.hardware import Hardware, hardware, has_dependent_launch
+from genvid import hardware as module
+from genvid.hardware import Hardware, hardware, has_dependent_launch, has_flash
 
 
 @pytest.mark.parametrize(
@@ -57,3 +57,14 @@ def test_no_triton_is_no_error(monkeypatch):
     for name in ("triton.language", "triton.language.extra", "triton.language.extra.cuda"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     assert not has_dependent_launch()
+
+
+def test_flash_attention_takes_half_precision_and_heads_of_a_multiple_of_8(monkeypatch):
+    device = torch.device("cpu")
+    assert not has_flash(device, torch.bfloat16, 64)
+    monkeypatch.setattr(module, "hardware", lambda device: Hardware((8, 0)))
+    assert has_flash(device, torch.bfloat16, 64)
+    assert has_flash(device, torch.float16, 256)
+    assert not has_flash(device, torch.float32, 64)
+    assert not has_flash(device, torch.bfloat16, 60)
+    assert not has_flash(device, torch.bfloat16, 264)

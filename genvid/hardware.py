@@ -11,6 +11,8 @@ from functools import cache
 
 import torch
 
+_HALF = (torch.bfloat16, torch.float16)
+
 
 @dataclass(frozen=True)
 class Hardware:
@@ -43,6 +45,11 @@ def hardware(device: torch.device) -> Hardware:
     if device.type != "cuda" or torch.version.hip is not None:
         return Hardware(None)
     return Hardware(torch.cuda.get_device_capability(device), has_dependent_launch())
+
+
+def has_flash(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
+    """Whether flash attention over rows of any length takes heads of `channels` in `dtype` on a device."""
+    return dtype in _HALF and channels % 8 == 0 and channels <= 256 and hardware(device).flash
 
 
 def has_dependent_launch() -> bool:

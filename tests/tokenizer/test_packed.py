@@ -1,0 +1,158 @@
+"""Decoding of kept tokens alone equals decoding under masks, whatever is kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from disturbed import disturbed
+from torch.nn.attention import varlen
+from torch.nn.functional import scaled_dot_product_attention
+
+from genvid.tokenizer.adaptok import model as model_module
+from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, attend_to_gathered
+from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens import BlockTokens
+
+CONFIG = AdapTokConfig(
+    frames=16,
+    resolution=(16, 24),
+    patch=(4, 8, 8),
+    block_capacity=7,
+    encoder=StackConfig(24, 2, 2),
+    decoder=StackConfig(24, 3, 3),
+    quantizer=VQConfig(codebook_size=32, code_dim=8),
+)
+MODELS = {
+    "absolute": CONFIG,
+    "pooled": replace(CONFIG, pooled_queries=True),
+    "rotary": replace(CONFIG, pooled_queries=True, geometry=RotaryGeometry(window=2, sides=(16, 40), aspect=(2, 1))),
+}
+LENGTHS = {
+    "ragged": [[7, 3, 1, 5], [2, 4, 7, 1], [1, 1, 1, 1]],
+    "empty blocks": [[0, 3, 0, 7], [2, 0, 0, 0], [0, 0, 0, 0]],
+    "all": [[7] * 4] * 3,
+    "one clip": [[3, 7, 2, 4]],
+    "one block": [[3], [7]],
+}
+
+
+def lengths_or_mask(kept: str) -> torch.Tensor:
+    """(B, G, 7) bool."""
+    if kept == "any positions":
+        return torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(2)) < 0.4
+    return torch.arange(7) < torch.tensor(LENGTHS[kept])[..., None]
+
+
+@pytest.fixture(params=MODELS)
+def model(request) -> AdapTok:
+    torch.manual_seed(0)
+    return disturbed(AdapTok(MODELS[request.param]))
+
+
+@pytest.fixture(scope="module")
+def gathered_flash():
+    """Flash attention on the CPU."""
+
+    @varlen._varlen_attn.register_kernel("cpu")
+    def attend(query, key, value, queries, keys, most_queries, most_keys, *others):
+        spans = Spans(queries.view(-1, 2), keys.view(-1, 2), (most_queries, most_keys))
+        attended, sums = attend_to_gathered(query, key, value, spans)
+        return attended, sums.masked_fill(sums == -math.inf, math.inf), torch.zeros(2, dtype=torch.uint64)
+
+
+@pytest.mark.parametrize("kept", [*LENGTHS, "any positions"])
+@torch.no_grad()
+def test_kept_tokens_alone_give_the_frames_of_the_masked_pass(model, kept):
+    keep = lengths_or_mask(kept)
+    embeddings = torch.randn(*keep.shape, 24, dtype=torch.double)
+    frames, masked = model.double().render_kept(embeddings, keep, int(keep.sum())), model.render(embeddings, keep)
+    assert frames.std() > 0.1
+    torch.testing.assert_close(frames, masked, atol=1e-9, rtol=0)
+    wild = torch.where(keep[..., None], embeddings, torch.nan)
+    assert model.render_kept(wild, keep, int(keep.sum())).equal(frames)
+    torch.testing.assert_close(model.render_kept(wild, keep, int(keep.sum()) + 5), frames, atol=1e-9, rtol=0)
+
+
+@pytest.mark.parametrize("kept", ["ragged", "empty blocks", "all", "any positions"])
+def test_decode_is_the_same_on_a_device_with_flash_attention(model, kept, gathered_flash, monkeypatch):
+    keep = lengths_or_mask(kept)
+    tokens = BlockTokens(keep, torch.randint(32, keep.shape))
+    expected = model.decode(tokens)
+    monkeypatch.setattr(model_module, "has_flash", lambda *device: True)
+    torch.testing.assert_close(model.decode(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 0, 1, 2])
+def test_attention_equals_that_under_the_dense_mask(window):
+    keep, pixels = lengths_or_mask("empty blocks"), 5
+    keep[0, 2, 4] = True
+    tokens = PackedTokens(keep, int(keep.sum()), pixels, window, flash=False)
+    clip, block, _ = keep.nonzero().unbind(1)
+    queries = torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(pixels))
+    clip, block = torch.cat([clip, queries[:, 0]]), torch.cat([block, queries[:, 1]])
+    is_pixel = torch.arange(len(clip)) >= keep.sum()
+    past = block[:, None] - block
+    seen = (past >= 0) & ~is_pixel & ((past <= window) if window is not None else True)
+    allowed = (clip[:, None] == clip) & (seen | (is_pixel[:, None] & is_pixel & (past == 0)))
+    query, key, value = torch.randn(3, 1, 2, len(clip), 4, dtype=torch.double)
+    expected = scaled_dot_product_attention(query, key, value, attn_mask=allowed)
+    torch.testing.assert_close(tokens.attend(query, key, value), expected)
+    torch.testing.assert_close(tokens.attend_pixels(query, key, value), expected[:, :, is_pixel])
+
+
+def test_a_span_without_keys_attends_to_nothing():
+    spans = Spans(torch.tensor([[0, 2], [2, 3]]), torch.tensor([[1, 1], [0, 3]]), (2, 3))
+    query, key, value = torch.randn(3, 3, 2, 4)
+    attended, sums = attend_to_gathered(query, key, value, spans)
+    assert attended[:2].eq(0).all()
+    assert sums[:, :2].eq(-math.inf).all()
+    scores = torch.einsum("hd, khd -> hk", query[2], key) / 2
+    torch.testing.assert_close(sums[:, 2], scores.logsumexp(1))
+    torch.testing.assert_close(attended[2], torch.einsum("hk, khd -> hd", scores.softmax(1), value))
+
+
+@torch.no_grad()
+def test_one_compilation_serves_all_lengths(gathered_flash, monkeypatch):
+    """Of all layers but the last, and of the last one; the second length that occurs compiles both once more."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(model_module, "has_flash", lambda *device: True)
+    torch.manual_seed(0)
+    model = disturbed(AdapTok(CONFIG)).requires_grad_(False)
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for layer in model.decoder:
+        layer.compile(backend=backend)
+    for step in range(6):
+        keep = torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(step)) < 0.5
+        embeddings = torch.randn(*keep.shape, 24)
+        frames = model.render_kept(embeddings, keep, int(keep.sum()))
+    assert len(graphs) == 4
+    torch.testing.assert_close(frames, model.render(embeddings, keep), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("geometry", [AbsoluteGeometry(), RotaryGeometry(window=2)], ids=["absolute", "rotary"])
+@torch.no_grad()
+def test_flash_attention_gives_the_same_frames(gpu, geometry):
+    torch.manual_seed(0)
+    stack = StackConfig(128, 3, 2)
+    rotary = isinstance(geometry, RotaryGeometry)
+    sizes = replace(CONFIG, decoder=stack, block_capacity=200, pooled_queries=rotary, geometry=geometry)
+    model = disturbed(AdapTok(replace(sizes, resolution=(64, 64)))).to(gpu)
+    keep = (torch.arange(200) < torch.randint(0, 201, (5, 4, 1))).to(gpu)
+    keep[0, 0] = False
+    tokens = BlockTokens(keep, torch.randint(32, keep.shape, device=gpu))
+    exact = model.decode(tokens)
+    with torch.autocast("cuda", torch.bfloat16):
+        frames, masked = model.decode(tokens), model.render(model.embed(tokens), keep)
+    assert (frames - exact).norm() < 1.2 * (masked - exact).norm() + 1e-3 * exact.norm()
