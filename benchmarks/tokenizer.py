@@ -55,7 +55,7 @@ GROUP_SIZE = 64
 FRAMES_PER_SECOND = 25
 """Of real time."""
 STEPS = 5
-"""That are timed together. The first ones are not counted: they fill the window of a stream."""
+"""That are timed together."""
 OPERATIONS = {"aten::mm": "products", "aten::addmm": "products", "aten::bmm": "products", "aten::baddbmm": "products"}
 """By name in the profile. The others that have "att" in their name are attention."""
 ROWS = torch.ops.torch_attn._varlen_attn
@@ -185,14 +185,17 @@ def coders(tokenizer: AdapTok) -> tuple[tuple[nn.Module, ...], tuple[nn.Module, 
 
 
 def time_of_step(step: Callable[[], object], seconds: float) -> float:
-    """Median seconds of a step, of rounds over about so many."""
+    """Median seconds of a step, of rounds over about so many, after as many in which graphs are captured."""
+    start = now()
+    while now() - start < seconds:
+        step()
     rounds, start = list[float](), now()
     while len(rounds) < 2 or now() - start < seconds:
         begin = now()
         for _ in range(STEPS):
             step()
         rounds.append((now() - begin) / STEPS)
-    return statistics.median(rounds[1:])
+    return statistics.median(rounds)
 
 
 def rates() -> tuple[float, float]:
