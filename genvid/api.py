@@ -34,6 +34,7 @@ from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
 from genvid.provenance import check_made_from
+from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.budget import load_predictor
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.budgets import clip_budget
@@ -70,6 +71,8 @@ class Tokenizer:
 
     def __init__(self, model: VideoTokenizer, predictor: DistortionPredictor | None, device: torch.device) -> None:
         self.model, self.predictor, self.device = model, predictor, device
+        self._graphs = Graphs()
+        """Of the model at its trained size."""
 
     @torch.no_grad()
     def encode(self, video: Any, *, tokens: int | None = None, refine: int = 0) -> VideoTokens:
@@ -90,7 +93,7 @@ class Tokenizer:
         height, width = pixels.shape[-2:]
         model = self.model.at((height, width)) if streams(self.model) else self.model
         model.spec.check_frames(pixels)
-        encoder = video_encoder(model, self._allocator(model, tokens), refine)
+        encoder = video_encoder(model, self._allocator(model, tokens), refine, self._shared_graphs(model))
         clips = []
         for clip in self._clips(pixels):
             clips.append(replace(encoder(clip.to(self.device)), features=None).to("cpu"))
@@ -102,7 +105,8 @@ class Tokenizer:
         if tokens.tokenizer is not None and (own := self._fingerprint()) is not None:
             way_out = "decode them with the tokenizer that encoded them"
             check_made_from("these tokens", {"tokenizer": tokens.tokenizer}, {"tokenizer": own}, way_out)
-        decoder = video_decoder(fitted(self.model, tokens.resolution))
+        model = fitted(self.model, tokens.resolution)
+        decoder = video_decoder(model, self._shared_graphs(model))
         clips = [decoder(clip.to(self.device)) for clip in tokens.clips]
         return tokens.form.restore(torch.cat(clips, 2)[:, :, : tokens.frames])
 
@@ -130,6 +134,9 @@ class Tokenizer:
         for clip in torch.split(video, clip_frames(video.shape[2], spec), 2):
             missing = spec.filled(clip.shape[2]) - clip.shape[2]
             yield torch.cat([clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+
+    def _shared_graphs(self, model: VideoTokenizer) -> Graphs | None:
+        return self._graphs if model is self.model else None
 
     def _fingerprint(self) -> str | None:
         return self.model.fingerprint if isinstance(self.model, Model) else None

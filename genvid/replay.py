@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -21,20 +22,23 @@ class Graphs:
 
     A function takes and returns tensors and tuples of them, and other hashable values, which are constants of a graph.
     Its result depends on its arguments and on weights that stay where they are as long as the graphs exist. It does not
-    wait for the device. It runs without gradients on a GPU.
+    wait for the device. It runs without gradients on a GPU. Threads and streams may call side by side.
     """
 
     def __init__(self) -> None:
         self._seen: set[Any] = set()
         self._graphs: dict[Any, _Graph] = {}
         self._pool: Any = None
+        self._lock = Lock()
+        self._done: torch.cuda.Event | None = None
+        """The end of the last replay, whose arguments and results the next one overwrites."""
 
     def __call__(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """`function(*arguments)`."""
         tensors = [*_tensors(arguments)]
         if not all(tensor.is_cuda for tensor in tensors) or sum(tensor.nbytes for tensor in tensors) > _LARGEST:
             return function(*arguments)
-        with torch.inference_mode(False), torch.no_grad():
+        with self._lock, torch.inference_mode(False), torch.no_grad():
             key = function, _form(arguments), torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
             if key not in self._graphs:
                 if key not in self._seen or len(self._graphs) == _MOST:
@@ -42,7 +46,11 @@ class Graphs:
                     return function(*arguments)
                 self._pool = self._pool or torch.cuda.graph_pool_handle()
                 self._graphs[key] = _Graph(function, arguments, self._pool)
-            return self._graphs[key](tensors)
+            if self._done is not None:
+                torch.cuda.current_stream().wait_event(self._done)
+            result = self._graphs[key](tensors)
+            self._done = torch.cuda.current_stream().record_event()
+            return result
 
 
 class _Graph:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import pytest
@@ -79,6 +80,24 @@ def test_replayed_weights_are_read_anew_under_autocast(gpu: torch.device) -> Non
         assert (half.dtype, whole.dtype) == (torch.bfloat16, torch.float32)
         torch.testing.assert_close(half.float(), whole, rtol=2e-2, atol=2e-2)
         linear.weight.data.mul_(0.5)
+
+
+@pytest.mark.gpu
+def test_threads_with_streams_of_their_own_share_graphs(gpu: torch.device) -> None:
+    function, graphs = Counted(), Graphs()
+    for seed in range(3):
+        graphs(function, *arguments(gpu, seed))
+
+    def differences(thread: int) -> list[float]:
+        with torch.cuda.stream(torch.cuda.Stream(gpu)):
+            found = []
+            for seed in range(100 * thread, 100 * thread + 50):
+                given = arguments(gpu, seed)
+                found.append((graphs(function, *given)[1][0] - Counted()(*given)[1][0]).abs().max())
+            return torch.stack(found).tolist()
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(map(sum, pool.map(differences, range(4)))) == 0
 
 
 @pytest.mark.gpu

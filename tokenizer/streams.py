@@ -25,18 +25,20 @@ def streams(tokenizer: VideoTokenizer) -> TypeGuard[AdapTok]:
 
 
 def video_encoder(
-    tokenizer: VideoTokenizer, allocator: Allocator | None = None, refine: int = 0
+    tokenizer: VideoTokenizer, allocator: Allocator | None = None, refine: int = 0, graphs: Graphs | None = None
 ) -> Callable[[Tensor], BlockTokens]:
     """Encodes the consecutive clips of one video and cuts each by `allocator`, of a stream each block; None: all tokens
-    are kept. `refine`: steps by which their codes are refined then (genvid.tokenizer.adaptok.refinement).
+    are kept. `refine`: steps by which their codes are refined then (genvid.tokenizer.adaptok.refinement). `graphs`:
+    those that other videos share with this one.
 
     ValueError for steps below 0, or with a tokenizer other than AdapTok.
     """
     check_steps(tokenizer, refine)
     if streams(tokenizer):
-        return StreamEncoder(tokenizer, allocator, refine)
+        return StreamEncoder(tokenizer, allocator, refine, graphs)
 
-    encode_clip = partial(tokenizer.encode, graphs=Graphs()) if isinstance(tokenizer, AdapTok) else tokenizer.encode
+    shared = graphs or Graphs()
+    encode_clip = partial(tokenizer.encode, graphs=shared) if isinstance(tokenizer, AdapTok) else tokenizer.encode
 
     def encode(clip: Tensor) -> BlockTokens:
         tokens = encode_clip(clip)
@@ -45,11 +47,11 @@ def video_encoder(
     return encode
 
 
-def video_decoder(tokenizer: VideoTokenizer) -> Callable[[BlockTokens], Tensor]:
-    """Decodes the consecutive clips of one video."""
+def video_decoder(tokenizer: VideoTokenizer, graphs: Graphs | None = None) -> Callable[[BlockTokens], Tensor]:
+    """Decodes the consecutive clips of one video. `graphs`: those that other videos share with this one."""
     if streams(tokenizer):
-        return StreamDecoder(tokenizer)
-    return partial(tokenizer.decode, graphs=Graphs()) if isinstance(tokenizer, AdapTok) else tokenizer.decode
+        return StreamDecoder(tokenizer, graphs)
+    return partial(tokenizer.decode, graphs=graphs or Graphs()) if isinstance(tokenizer, AdapTok) else tokenizer.decode
 
 
 def stream_allocator(tokenizer: AdapTok, predictor: DistortionPredictor | None, tokens: int, blocks: int) -> Allocator:
@@ -58,7 +60,8 @@ def stream_allocator(tokenizer: AdapTok, predictor: DistortionPredictor | None, 
     BudgetError for fewer tokens than the blocks take.
     """
     if isinstance(predictor, ScorerPredictor):
-        return StreamBudget(ScorerPredictor(tokenizer, predictor.scorer), tokens, blocks)
+        own = predictor if predictor.tokenizer is tokenizer else ScorerPredictor(tokenizer, predictor.scorer)
+        return StreamBudget(own, tokens, blocks)
     return UniformBudget(tokens, blocks).allocator(blocks)
 
 

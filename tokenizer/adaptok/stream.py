@@ -18,16 +18,18 @@ from genvid.tokens import BlockTokens
 class StreamEncoder:
     """Frames of B videos -> tokens of each block as it closes."""
 
-    def __init__(self, tokenizer: AdapTok, allocator: Allocator | None = None, refine: int = 0) -> None:
+    def __init__(
+        self, tokenizer: AdapTok, allocator: Allocator | None = None, refine: int = 0, graphs: Graphs | None = None
+    ) -> None:
         """`allocator` cuts one block (B, 1, L) after the other; None: all tokens are kept. `refine`: steps by which the
-        codes of each block are refined then.
+        codes of each block are refined then. `graphs`: those that other streams share with this one.
 
         ValueError for a tokenizer with absolute geometry.
         """
         self.tokenizer, self.allocator = tokenizer, allocator
         self.frames = 0
         """Frames so far, without those that `finish` adds."""
-        self._past = PastBlocks(_window(tokenizer), graphs=Graphs())
+        self._past = PastBlocks(_window(tokenizer), graphs=graphs or Graphs())
         self._refine_next = CodeRefiner(tokenizer, refine) if refine else None
         self._begun: Tensor | None = None
         """(B, 3, t, H, W): frames of a block that is not closed."""
@@ -81,10 +83,10 @@ class StreamEncoder:
 class StreamDecoder:
     """Tokens of the next blocks of B videos -> their frames."""
 
-    def __init__(self, tokenizer: AdapTok) -> None:
-        """ValueError for a tokenizer with absolute geometry."""
+    def __init__(self, tokenizer: AdapTok, graphs: Graphs | None = None) -> None:
+        """`graphs`: those that other streams share with this one. ValueError for a tokenizer with absolute geometry."""
         self.tokenizer = tokenizer
-        self._past = PastBlocks(_window(tokenizer), graphs=Graphs())
+        self._past = PastBlocks(_window(tokenizer), graphs=graphs or Graphs())
         self._videos: int | None = None
 
     @property
