@@ -97,6 +97,21 @@ def test_gradient_reaches_the_video_only_and_is_finite_at_zero(trunk_files: dict
         assert target.grad is None
 
 
+def test_the_gradient_is_computed_with_the_distance_and_kept_in_place_of_features(trunk_files: dict[str, Path]) -> None:
+    target = textured(32, frames=5)
+    for distance in [StructureDistance(2), SqueezeNetDistance(trunk_files["squeeze"], 2)]:
+        video, weights = blur(target, 1).requires_grad_(), torch.linspace(-1, 1, 5)
+        frames, wanted = video[0].transpose(0, 1), target[0].transpose(0, 1)
+        (expected,) = torch.autograd.grad(distance.frame_distance(frames, wanted) @ weights, video)
+        measured = distance.per_frame(video, target)[0] @ weights
+        reached, recorded = [measured.grad_fn], set()
+        while reached:
+            recorded.add(node := reached.pop())
+            reached += [other for other, _ in node.next_functions if other is not None and other not in recorded]
+        assert not {"ConvolutionBackward0", "ReluBackward0", "AbsBackward0"} & {node.name() for node in recorded}
+        torch.testing.assert_close(torch.autograd.grad(measured, video)[0], expected)
+
+
 def test_adds_nothing_to_the_state_of_a_task_and_survives_a_copy(trunk_files: dict[str, Path]) -> None:
     video = textured(32)
     for distance in distances(trunk_files):

@@ -36,9 +36,12 @@ class FeatureDistance(PerceptualDistance):
         # checkpoint, optimizer, moving average or gradient synchronisation, and stays in float32.
         self._instrument = (trunk.eval().requires_grad_(False), heads)
 
+    def per_frame(self, video: Tensor, target: Tensor) -> Tensor:
+        self._instrument[0].to(video.device)
+        return super().per_frame(video, target)
+
     def frame_distance(self, frames: Tensor, target: Tensor) -> Tensor:
         trunk, heads = self._instrument
-        trunk.to(frames.device)
         mean, std = (frames.new_tensor(value)[:, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
         found = trunk((frames - mean) / std)
         with torch.no_grad():

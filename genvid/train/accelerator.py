@@ -124,6 +124,11 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
     else:
         # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.
         torch._dynamo.config.optimize_ddp = False
+        # Results of matrix products, attention and convolutions are kept for the backward pass, and most of all that is
+        # computed between them is computed again: half the memory.
+        torch._functorch.config.ban_recompute_used_far_apart = False
+        torch._functorch.config.ban_recompute_materialized_backward = False
+        torch._functorch.config.ban_recompute_not_in_allowlist = False
         task.use_compiler("reduce-overhead" if config.accumulation == 1 else None)
 
 

@@ -264,8 +264,7 @@ class ScorerTask(TrainingTask):
     def use_compiler(self, mode: str | None) -> None:
         """For every block, which has shapes of its own: all up to the decoded frames in one piece, and all from their
         distortion on. Between them a perceptual distance runs in passes, each a compiled piece."""
-        perceptual = self._distortion.network.perceptual
-        perceptual.frame_distance = torch.compile(perceptual.frame_distance, dynamic=False)  # type: ignore[method-assign]
+        self._distortion.network.perceptual.compile(dynamic=False)
         self._decode = torch.compile(self._decode, mode=mode, dynamic=False)  # type: ignore[method-assign]
         self._score = torch.compile(self._score, mode=mode, dynamic=False)  # type: ignore[method-assign]
 
