@@ -71,6 +71,8 @@ class GenerationRun:
     budget: BudgetConfig = field(default_factory=BudgetConfig)
     """Token budget of the generated blocks."""
     count: int = 128
+    balanced: bool = True
+    """Every class as often as any other; false: as often as among the real clips, whose distance it then is."""
     slots: int = 64
     """Rows in flight: memory and speed, not results."""
     precision: Precision = "fp32"
@@ -131,11 +133,9 @@ class GenerationSession:
         drawn = noise.permutation(run.seed, "prompts", len(self.dataset))[: run.count]
         self.prompts = drawn.sort().values.tolist() if self.context_frames else []
         """Items of the held-out clips that are continued, drawn among all of them."""
-        self.labels = (
-            torch.tensor(self.dataset.source.labels)[self.prompts]
-            if self.context_frames
-            else torch.arange(run.count) % self.dataset.num_classes
-        )
+        self.labels = torch.tensor(self.dataset.source.labels)[self.prompts]
+        if not self.context_frames:
+            self.labels = self._classes()
         self._check_counts()
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
         self.about = self._about()
@@ -157,7 +157,9 @@ class GenerationSession:
         }
         about |= {"count": run.count} | {name: configuration.encode(part) for name, part in chosen.items()}
         if self.prompts:
-            about["prompts"] = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
+            about["prompts"] = _short_hash(self.prompts)
+        if not run.balanced:
+            about["classes"] = _short_hash(self.labels.tolist())
         return about | {"made_from": self._made_from()}
 
     def _made_from(self) -> dict[str, Any]:
@@ -165,12 +167,23 @@ class GenerationSession:
         prompts = self.run.tokens.made_from() | {"data": self.dataset.describe()}
         return prompts if self.model.config.context_blocks else {"class list": self.dataset.classes}
 
+    def _classes(self) -> Tensor:
+        """(N,) class of each sample, for a model of classes."""
+        run, count = self.run, torch.arange(self.run.count)
+        if run.balanced:
+            return count % self.dataset.num_classes
+        real = torch.tensor(self.dataset.source.labels).sort().values
+        even = real[(count * len(real) + len(real) // 2) // run.count]
+        return even[noise.permutation(run.seed, "classes", run.count)]
+
     @property
     def context_frames(self) -> int:
         return self.model.config.context_blocks * self.tokenizer.spec.frames_per_block
 
     def _check_counts(self) -> None:
         """ValueError, before anything is sampled, where there are too few clips for a distance and its floor."""
+        if self.context_frames and not self.run.balanced:
+            raise ValueError("balanced is of samples of classes, and this model continues clips: leave it out")
         real, made = len(self.dataset), len(self.labels)
         if real < FEWEST_REAL or made < 2:
             raise ValueError(
@@ -334,6 +347,10 @@ def agreement(session: GenerationSession, summary: Summary) -> list[Number]:
         Number("class as asked", asked, clips.protocol, count, better="higher"),
         Number("classifier on real clips", truth, clips.protocol, real),
     ]
+
+
+def _short_hash(numbers: Sequence[int]) -> str:
+    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
 
 
 FEATURES = "video classifier of the same data"

@@ -145,8 +145,9 @@ FOLDERS = [path for path in RECIPES if "type: folder" in path.read_text()]
 @pytest.mark.parametrize("path", FOLDERS, ids=name)
 def test_recipes_for_folders_train_and_evaluate_on_other_videos(path):
     recipe = yaml.safe_load(path.read_text())
-    evaluates = path.stem in ("evaluation", "generation", "prediction", "keep_rates")
+    evaluates = path.stem in ("evaluation", "generation", "prediction", "keep_rates", "held_out_cache")
     source = recipe["data"]["source"]
+    source = source["source"] if source["type"] == "balanced" else source
     folders = [part for part in source.get("sources", [source]) if part["type"] == "folder"]
     if "davis" not in path.parts and "tokenbench" not in path.parts:
         assert [folder["held_out"] for folder in folders] == [evaluates]

@@ -52,6 +52,18 @@ def test_samples_keep_their_budget(stages, run):
     assert said["tokens per clip"] == sum(spent(together)) / 16
 
 
+def test_classes_are_sampled_as_often_as_they_are_among_the_real_clips(stages, run, capsys):
+    data = config.encode(run)["data"]
+    data = {**data, "source": {**data["source"], "clips": 12}}  # classes 0 to 3 twice, 4 to 7 once
+    uneven = stages.run("generation", "samples_uneven", data=data, balanced=False, count=24)
+    labels = torch.tensor([line["label"] for line in index(uneven)])
+    assert labels.bincount().tolist() == [4, 4, 4, 4, 2, 2, 2, 2]
+    assert set(labels[:12].tolist()) != {0, 1, 2}  # drawn, not in the order of the classes
+    with pytest.raises(SystemExit):
+        stages.run("generation", "samples_uneven", data=data, count=24)
+    assert "already holds other samples" in capsys.readouterr().err
+
+
 def test_a_run_that_was_killed_goes_on_where_it_stopped(stages, run, monkeypatch):
     budget = config.decode(GenerationRun, {**config.encode(run), "budget": TOTAL}).budget
     run = replace(run, budget=budget, batch_size=4, slots=4)
