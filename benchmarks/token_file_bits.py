@@ -30,9 +30,9 @@ from genvid.tokens.header import Header
 
 
 def read_clips(cache: TokenCache, count: int) -> list[BlockTokens]:
-    """The first clips of a cache."""
+    """At most so many clips, evenly spread over a cache."""
     clips = []
-    for number in range(min(count, len(cache))):
+    for number in range(0, len(cache), -(-len(cache) // count)):
         clip = cache[number]
         keep = first_tokens(clip["lengths"], cache.info.block_capacity)
         clips.append(BlockTokens(keep[None], clip["codes"][None]))
