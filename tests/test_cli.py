@@ -293,11 +293,11 @@ def calls_of(monkeypatch, method, *arguments, stop_after=None):
     """Run a command; how often it called a method of AdapTok, where that did not interrupt it."""
     original, calls = getattr(AdapTok, method), []
 
-    def counted(self, *arguments):
+    def counted(self, *arguments, **options):
         if len(calls) == stop_after:
             raise KeyboardInterrupt
         calls.append(method)
-        return original(self, *arguments)
+        return original(self, *arguments, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(AdapTok, method, counted)
@@ -366,8 +366,8 @@ def watch(monkeypatch, method, most):
     """Count how many results of a method of AdapTok are alive at most: features of clips, or their pixels."""
     original, alive = getattr(AdapTok, method), []
 
-    def counted(self, *arguments):
-        result = original(self, *arguments)
+    def counted(self, *arguments, **options):
+        result = original(self, *arguments, **options)
         big = result.features if method == "encode" else result
         alive[:] = [reference for reference in alive if reference() is not None] + [weakref.ref(big)]
         most[method] = max(most.get(method, 0), len(alive))

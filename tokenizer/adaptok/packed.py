@@ -65,7 +65,7 @@ class PackedTokens:
         tiles = torch.arange(0, self.pixels, pixels, dtype=torch.int32, device=keep.device)
         tiles = torch.stack([tiles, tiles + pixels], 1)
         most = capacity * (blocks if window is None else min(blocks, window + 1))
-        own[-1, 1] = count  # spare tokens attend as the last kept ones do; none attends to them
+        own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do; none attends to them
         everyone = torch.cat([own, tiles + count])
         self._to_latents = Spans(everyone, torch.cat([seen, seen]), (max(capacity + SPARE, pixels), most))
         self._pixels_to_latents = Spans(tiles, seen, (pixels, most))
