@@ -86,5 +86,7 @@ def _sample(
 
 
 def _beside(device: torch.device) -> AbstractContextManager[object]:
-    """Work that does not queue behind the steps of the engine."""
-    return torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else nullcontext()  # type: ignore[no-untyped-call]
+    """Work that neither queues behind the steps of the engine nor shares the device with them evenly: it is awaited."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]

@@ -15,6 +15,7 @@ import resource
 import signal
 import time
 import zlib
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
@@ -142,9 +143,9 @@ def _mutate_header(header: dict[str, Any], chance: random.Random) -> None:
     if chance.random() < 0.1:
         del header[key]
     elif isinstance(header[key], list) and header[key] and chance.random() < 0.7:
-        header[key][chance.randrange(len(header[key]))] = chance.choice(VALUES)
+        header[key][chance.randrange(len(header[key]))] = deepcopy(chance.choice(VALUES))  # lists may be changed again
     else:
-        header[key] = chance.choice(VALUES if chance.random() < 0.5 else [n for n in NUMBERS if n < 2**17])
+        header[key] = deepcopy(chance.choice(VALUES if chance.random() < 0.5 else [n for n in NUMBERS if n < 2**17]))
 
 
 def _mutate_bytes(data: bytes, chance: random.Random) -> bytes:
