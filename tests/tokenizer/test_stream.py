@@ -9,6 +9,7 @@ from disturbed import disturbed
 
 from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
 from genvid.replay import Graphs
+from genvid.tokenizer.adaptok import cuts
 from genvid.tokenizer.adaptok import model as adaptok
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -269,7 +270,8 @@ def test_the_few_shapes_of_a_gpu_give_the_same_stream(model, predictor, monkeypa
         return [*curves, frames, absolute.decode(clips, graphs=Graphs())]
 
     expected = coded()
-    monkeypatch.setattr(adaptok, "few", lambda keep: True)
+    for module in (adaptok, cuts):
+        monkeypatch.setattr(module, "few", lambda keep: True)
     monkeypatch.setattr(PastBlocks, "_count", lambda past, arguments: torch.tensor(past.count))
     torch.testing.assert_close(coded(), expected, rtol=1e-5, atol=1e-5)
     assert model.encode(random_video(48)).codes.equal(whole.codes)

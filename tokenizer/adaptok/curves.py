@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from genvid.tokenizer.adaptok.attention import lengths_then_pixels
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.pooled_queries import carry_over, cell_means
 from genvid.tokenizer.losses import Distortion
 from genvid.tokens import BlockTokens
 
@@ -21,10 +23,31 @@ def measure_curve(
 
 @torch.no_grad()
 def decode_sizes(tokenizer: AdapTok, tokens: BlockTokens, block: int, sizes: Sequence[int]) -> Tensor:
-    """Frames (B, K, 3, frames_per_block, H, W) in [-1, 1] of `block` cut to each size, from the kept tokens of earlier
-    blocks."""
-    embeddings = tokenizer.embed(tokens.select_blocks(slice(block + 1)))
-    return tokenizer.render_lengths(embeddings, tokens.keep, block, sizes).clamp(-1, 1)
+    """Frames (B, K, 3, frames_per_block, H, W) in [-1, 1] of `block` cut to each of K sizes, from the kept tokens of
+    earlier blocks: `AdapTok.render_block` of each.
+
+    Only the cut block is computed for every size: no latent of an earlier block attends to it.
+    """
+    upto, capacity = slice(block + 1), tokens.keep.shape[2]
+    embeddings, keep = tokenizer.embed(tokens.select_blocks(upto)), tokens.keep[:, upto]
+    earlier, before, blocks = keep[:, :block].flatten(1), (capacity,) * block, [block] * len(sizes)
+    runs = [*enumerate(before), *zip(blocks, sizes, strict=True)]
+    latents = torch.cat([embeddings[:, g, :n] for g, n in runs], 1)
+    pooled = None
+    if tokenizer.memory is not None:
+        carried, present = carry_over(embeddings, keep, tokenizer.memory, tokenizer.window)
+        cut = torch.stack([torch.arange(capacity, device=keep.device) < size for size in sizes])
+        filled = torch.where(cut[..., None], embeddings[:, block, None], carried[:, -1:])
+        pooled = cell_means(filled, cut | present[:, -1:], tokenizer.pyramid.cells)
+    mask = torch.cat([earlier, keep.new_ones(len(keep), sum(sizes))], 1)
+    x = tokenizer.decoder_input(latents, mask, runs, blocks, pooled)
+    pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
+    attend = lengths_then_pixels(before, sizes, pixels, earlier, tokenizer.window)
+    attend = tokenizer.decoder_positions.placement(runs, blocks, tokenizer.pyramid)(attend)
+    for decode in tokenizer.decoder:
+        x = decode(x, attend)
+    frames = tokenizer.frames(x[:, latents.shape[1] :], len(blocks))
+    return torch.stack(torch.split(frames, tokenizer.spec.frames_per_block, 2), 1).clamp(-1, 1)
 
 
 @torch.no_grad()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -17,20 +17,18 @@ from genvid.allocation import Allocator
 from genvid.checkpoint import Model
 from genvid.hardware import has_flash
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels, lengths_then_pixels
+from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut, longest_kept, rounded
 from genvid.tokenizer.adaptok.packed import MOST_TOKENS, SPARE, PackedTokens
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
-from genvid.tokenizer.adaptok.pooled_queries import carry_over, cell_means, fill_from_past, pool_latents
+from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, pool_latents
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
 from genvid.tokenizer.layers import initialise
 from genvid.tokens import BlockTokens, TokenizerSpec
-
-_FEW = 4
-"""Videos in a batch for which launches take longer than the work."""
 
 
 class AdapTok(Model):
@@ -155,10 +153,10 @@ class AdapTok(Model):
         filled, present = fill_from_past(*known, self.memory, self.window)
         pooled = cell_means(filled[:, -1:], present[:, -1:], self.pyramid.cells)
         mask, runs = keep[:, : cut.length], [(0, cut.length)]
-        x = self._decoder_input(embeddings[:, : cut.length], mask, runs, [0], pooled)
+        x = self.decoder_input(embeddings[:, : cut.length], mask, runs, [0], pooled)
         place = self.decoder_positions.placement(runs, [0], self.pyramid, past.count)
         x = past.run(self.decoder, x, mask, place, ragged=cut.ragged, remember=remember, room=cut.room)
-        return self._frames(x[:, cut.length :], 1)
+        return self.frames(x[:, cut.length :], 1)
 
     def _encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and features of clips."""
@@ -253,40 +251,12 @@ class AdapTok(Model):
         lengths, blocks = (keep.shape[2],) * keep.shape[1], range(keep.shape[1])
         last, states = self._pixel_states(embeddings, keep, keep.flatten(1), lengths, blocks, layer)
         grid = self.config.picture_grid(self.resolution)
-        return self._frames(last, len(blocks)), states.reshape(len(states), len(blocks), *grid, -1)
+        return self.frames(last, len(blocks)), states.reshape(len(states), len(blocks), *grid, -1)
 
     def render_block(self, embeddings: Tensor, keep: Tensor, block: int) -> Tensor:
         """The frames (B, 3, frames_per_block, H, W) of one block, as in `render`, from the latents up to it."""
         embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
         return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
-
-    def render_lengths(self, embeddings: Tensor, keep: Tensor, block: int, lengths: Sequence[int]) -> Tensor:
-        """The frames (B, K, 3, frames_per_block, H, W) of one block cut to each of K lengths: `render_block` of each.
-
-        Only the cut block is computed for every length: no latent of an earlier block, kept where `keep` (B, G, L),
-        attends to it.
-        """
-        earlier, blocks = keep[:, :block].flatten(1), [block] * len(lengths)
-        sizes = (keep.shape[2],) * block
-        runs = [*enumerate(sizes), *zip(blocks, lengths, strict=True)]
-        latents = torch.cat([embeddings[:, g, :n] for g, n in runs], 1)
-        pooled = None
-        if self.memory is not None:
-            upto = slice(block + 1)
-            carried, present = carry_over(embeddings[:, upto], keep[:, upto], self.memory, self.window)
-            places = torch.arange(keep.shape[2], device=keep.device)
-            cut = torch.stack([places < n for n in lengths])
-            filled = torch.where(cut[..., None], embeddings[:, block, None], carried[:, -1:])
-            pooled = cell_means(filled, cut | present[:, -1:], self.pyramid.cells)
-        mask = torch.cat([earlier, keep.new_ones(len(keep), sum(lengths))], 1)
-        x = self._decoder_input(latents, mask, runs, blocks, pooled)
-        pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
-        attend = lengths_then_pixels(sizes, lengths, pixels, earlier, self.window)
-        attend = self.decoder_positions.placement(runs, blocks, self.pyramid)(attend)
-        for decode in self.decoder:
-            x = decode(x, attend)
-        frames = torch.split(self._frames(x[:, latents.shape[1] :], len(blocks)), self.config.patch[0], 2)
-        return torch.stack(frames, 1)
 
     def _render(
         self,
@@ -300,7 +270,7 @@ class AdapTok(Model):
 
         `mask` (B, sum(lengths)): which of these latents are kept; None: all.
         """
-        return self._frames(self._pixel_states(embeddings, keep, mask, lengths, blocks, None)[0], len(blocks))
+        return self.frames(self._pixel_states(embeddings, keep, mask, lengths, blocks, None)[0], len(blocks))
 
     def _pixel_states(
         self,
@@ -315,7 +285,7 @@ class AdapTok(Model):
         pooled, runs = self._pooled(embeddings, keep), list(enumerate(lengths))
         latents = torch.cat([embeddings[:, g, :n] for g, n in runs], 1)
         pooled = None if pooled is None else pooled[:, list(blocks)]
-        x = self._decoder_input(latents, mask, runs, blocks, pooled)
+        x = self.decoder_input(latents, mask, runs, blocks, pooled)
         pixels = (x.shape[1] - latents.shape[1]) // len(blocks)
         attend = latents_then_pixels(lengths, pixels, blocks, mask, self.window)
         attend = self.decoder_positions.placement(runs, blocks, self.pyramid)(attend)
@@ -342,7 +312,7 @@ class AdapTok(Model):
         for layer in layers:
             x = layer(x, place(packed.attend))
         x = last(x, place(packed.attend_pixels))
-        return self._frames(x.view(clips, -1, x.shape[-1]), blocks)
+        return self.frames(x.view(clips, -1, x.shape[-1]), blocks)
 
     def _has_flash(self, device: torch.device) -> bool:
         """Whether the device has flash attention for the decoder in the precision of this moment."""
@@ -366,7 +336,7 @@ class AdapTok(Model):
         x: Tensor = self.encoder_positions(self.patches(video).flatten(2, 3), self.pyramid)
         return x
 
-    def _decoder_input(
+    def decoder_input(
         self,
         latents: Tensor,
         mask: Tensor | None,
@@ -381,7 +351,7 @@ class AdapTok(Model):
             latents = torch.where(mask[..., None], latents, 0)
         return torch.cat([latents + places, _pixel_queries(queries, latents, pooled)], 1)
 
-    def _frames(self, x: Tensor, blocks: int) -> Tensor:
+    def frames(self, x: Tensor, blocks: int) -> Tensor:
         """Pixel queries after the last layer (B, blocks * P, W) -> (B, 3, T, H, W)."""
         patches = self.output(self.output_norm(x))
         grid = self.config.picture_grid(self.resolution)
@@ -413,45 +383,6 @@ class AdapTok(Model):
 def all_kept(codes: Tensor, features: Tensor) -> BlockTokens:
     """Codes (B, G, L) and the features (B, G, L, W) that they are of."""
     return BlockTokens(keep=torch.ones_like(codes, dtype=torch.bool), codes=codes, features=features)
-
-
-class Cut(NamedTuple):
-    """Of one block of B videos."""
-
-    length: int
-    """Its first tokens, of which none after them is kept."""
-    ragged: bool
-    """Whether some of these may be dropped."""
-    room: int
-    """Tokens of the block among the past ones."""
-
-
-def kept_cut(keep: Tensor) -> Cut:
-    """(B, 1, L) kept tokens -> the shortest cut; of few videos on a GPU one of four, with room for all tokens, so that
-    few shapes occur and graphs are replayed."""
-    (longest,), capacity = longest_kept(keep), keep.shape[2]
-    if few(keep):
-        return Cut(rounded(longest, capacity), True, capacity)
-    return Cut(longest, not keep[:, :, :longest].all(), longest)
-
-
-def few(keep: Tensor) -> bool:
-    """Whether tokens are of few videos on a GPU."""
-    return keep.is_cuda and len(keep) <= _FEW
-
-
-def rounded(length: int, capacity: int) -> int:
-    """The next quarter of the capacity."""
-    quarter = -(-capacity // 4)
-    return min(capacity, max(1, -(-length // quarter)) * quarter)
-
-
-def longest_kept(keep: Tensor) -> list[int]:
-    """(B, G, L) kept tokens -> for each block, the length up to the last token that any clip keeps."""
-    used = keep.any(0)
-    positions = torch.arange(1, used.shape[1] + 1, device=used.device)
-    lengths: list[int] = (used * positions).amax(1).tolist()
-    return lengths
 
 
 def _pixel_queries(queries: Tensor, latents: Tensor, pooled: Tensor | None) -> Tensor:

@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genvid.tokenizer.adaptok.model import AdapTok, kept_cut
+from genvid.tokenizer.adaptok.cuts import kept_cut
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.quantizer import Quantizer
 from genvid.tokens import BlockTokens, VideoTokenizer

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok.model import AdapTok, Cut, kept_cut
+from genvid.tokenizer.adaptok.cuts import Cut, kept_cut
+from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.pooled_queries import carry_over
 from genvid.tokenizer.adaptok.scorer import Scorer
