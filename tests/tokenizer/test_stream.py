@@ -6,10 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 from disturbed import disturbed
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok import cuts
+from genvid.tokenizer.adaptok import cuts, past
 from genvid.tokenizer.adaptok import model as adaptok
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -275,3 +276,32 @@ def test_the_few_shapes_of_a_gpu_give_the_same_stream(model, predictor, monkeypa
     monkeypatch.setattr(PastBlocks, "_count", lambda past, arguments: torch.tensor(past.count))
     torch.testing.assert_close(coded(), expected, rtol=1e-5, atol=1e-5)
     assert model.encode(random_video(48)).codes.equal(whole.codes)
+
+
+class NoWait(TorchDispatchMode):
+    """Refuses what waits for a GPU, which a capture refuses too."""
+
+    WAITS = ("aten._local_scalar_dense", "aten.equal", "aten.nonzero.default", "aten.masked_select", "aten.is_nonzero")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        assert not str(func).startswith(self.WAITS), f"{func} waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_replayed_functions_do_not_wait_for_the_device(model, predictor, monkeypatch):
+    ran = set()
+
+    def call(graphs, function, *arguments):
+        ran.add(getattr(arguments[4] if function is past._step else function, "__name__", ""))
+        with NoWait():
+            return function(*arguments)
+
+    monkeypatch.setattr(Graphs, "__call__", call)
+    for module in (adaptok, cuts):
+        monkeypatch.setattr(module, "few", lambda keep: True)
+    video = random_video(48)
+    tokens = StreamEncoder(model, StreamBudget(predictor, 14, 4))(video)
+    StreamDecoder(model)(tokens)
+    absolute = disturbed(AdapTok(replace(CONFIG, geometry=AbsoluteGeometry())))
+    absolute.decode(absolute.encode(video[:, :, :16], graphs=Graphs()), graphs=Graphs())
+    assert ran == {"_encode_block", "_decode_block", "score", "kept_input", "_encode_clips", "_decode_clips"}
