@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from threading import Lock
 from typing import Any, TypeVar
@@ -27,7 +28,7 @@ class Graphs:
 
     def __init__(self) -> None:
         self._seen: set[Any] = set()
-        self._graphs: dict[Any, _Graph] = {}
+        self._graphs: dict[Any, _Graph | None] = {}
         self._pool: Any = None
         self._lock = Lock()
         self._done: torch.cuda.Event | None = None
@@ -44,13 +45,26 @@ class Graphs:
                 if key not in self._seen or len(self._graphs) == _MOST:
                     self._seen.add(key)
                     return function(*arguments)
-                self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._graphs[key] = _Graph(function, arguments, self._pool)
+                self._graphs[key] = self._captured(function, arguments)
+            graph = self._graphs[key]
+            if graph is None:
+                return function(*arguments)
             if self._done is not None:
                 torch.cuda.current_stream().wait_event(self._done)
-            result = self._graphs[key](tensors)
+            result = graph(tensors)
             self._done = torch.cuda.current_stream().record_event()
             return result
+
+    def _captured(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> _Graph | None:
+        """None, and a warning, where something in the function cannot be captured on this device."""
+        self._pool = self._pool or torch.cuda.graph_pool_handle()
+        try:
+            return _Graph(function, arguments, self._pool)
+        except RuntimeError as error:
+            name = getattr(function, "__qualname__", function)
+            warnings.warn(f"the launches of {name} cannot be replayed on this device: {error}", stacklevel=3)
+            self._pool = None  # other graphs are captured in another one
+            return None
 
 
 class _Graph:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple
 
 import pytest
@@ -98,6 +99,20 @@ def test_threads_with_streams_of_their_own_share_graphs(gpu: torch.device) -> No
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(map(sum, pool.map(differences, range(4)))) == 0
+
+
+@pytest.mark.gpu
+def test_a_function_that_cannot_be_captured_runs_as_it_is(gpu: torch.device) -> None:
+    def waiting(x: Tensor) -> Tensor:
+        return x * float(x.sum())
+
+    graphs, x = Graphs(), torch.rand(5, device=gpu)
+    assert graphs(waiting, x).equal(waiting(x))
+    with pytest.warns(UserWarning, match="waiting cannot be replayed on this device"):
+        assert graphs(waiting, x).equal(waiting(x))
+    assert graphs(waiting, x).equal(waiting(x))
+    doubled = partial(torch.mul, 2)
+    assert all(graphs(doubled, x + step).equal(2 * (x + step)) for step in range(4))
 
 
 @pytest.mark.gpu
