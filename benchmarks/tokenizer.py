@@ -47,6 +47,7 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.streams import video_decoder, video_encoder
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes/configs/k600"
@@ -96,9 +97,12 @@ def main() -> None:
         torch._dynamo.config.recompile_limit = 64  # of one layer, for all shapes and rules of attention
         for predictor in {id(of): of for of in (of_clips, of_streams)}.values():
             compile_layers(predictor)
-    with torch.inference_mode(), torch.autocast(device().type, torch.bfloat16, enabled=options.bf16):
-        products, copies = rates()
-        print(f"{device_name()}, {products / 1e12:.2f} TFLOP/s in products, {copies / 1e9:.0f} GB/s in copies")
+    if options.bf16:
+        for predictor in (of_clips, of_streams):
+            set_precision(predictor.tokenizer, "bf16", predictor)
+    with torch.inference_mode():
+        arithmetic, copies = rates(torch.bfloat16 if options.bf16 else torch.float32)
+        print(f"{device_name()}, {arithmetic / 1e12:.2f} TFLOP/s in products, {copies / 1e9:.0f} GB/s in copies")
         print(f"{'':34} videos  ms/step  frames/s  x real time  GFLOP/step  limit in ms: products, weights   MFU")
         for case in chain(
             *(clip_cases(of_clips, clips) for clips in options.clips),
@@ -109,8 +113,8 @@ def main() -> None:
             speed = case.videos * case.frames / seconds
             print(
                 f"{case.name:34} {case.videos:6} {1e3 * seconds:8.2f} {speed:9.0f} {speed / FRAMES_PER_SECOND:12.1f} "
-                f"{work / 1e9:11.1f} {1e3 * work / products:22.2f} {1e3 * weights / copies:8.2f} "
-                f"{work / products / seconds:5.0%}",
+                f"{work / 1e9:11.1f} {1e3 * work / arithmetic:22.2f} {1e3 * weights / copies:8.2f} "
+                f"{work / arithmetic / seconds:5.0%}",
                 flush=True,
             )
         for case in chain(*(cases(of, 1) for cases, of in ((clip_cases, of_clips), (stream_cases, of_streams)))):
@@ -198,10 +202,10 @@ def time_of_step(step: Callable[[], object], seconds: float) -> float:
     return statistics.median(rounds)
 
 
-def rates() -> tuple[float, float]:
-    """Floating-point operations a second of a large matrix product, and bytes a second of a large copy, read alone."""
+def rates(dtype: torch.dtype) -> tuple[float, float]:
+    """Floating-point operations a second of a large product in `dtype`, and bytes a second of a large copy."""
     size, count = (8192, 2**29) if device().type == "cuda" else (2048, 2**26)
-    factor, source = torch.randn(size, size, device=device()), torch.zeros(count, device=device())
+    factor, source = torch.randn(size, size, device=device(), dtype=dtype), torch.zeros(count, device=device())
     target = torch.empty_like(source)
     product = least_seconds(lambda: factor @ factor)
     copy = least_seconds(lambda: target.copy_(source))

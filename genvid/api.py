@@ -33,11 +33,13 @@ from genvid.generation.frames import stream_frames
 from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
+from genvid.precision import PRECISIONS, Precision
 from genvid.provenance import check_made_from
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.budget import load_predictor
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.budgets import clip_budget
+from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.streams import fitted, stream_allocator, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import clip_frames
@@ -145,8 +147,8 @@ class Tokenizer:
 class Generator:
     """An autoregressive model over the tokens of a tokenizer."""
 
-    def __init__(self, model: RowModel, draft: DraftHeads | None = None) -> None:
-        self.model, self.draft = model, draft
+    def __init__(self, model: RowModel, draft: DraftHeads | None = None, precision: Precision = "fp32") -> None:
+        self.model, self.draft, self.precision = model, draft, precision
 
     @torch.no_grad()
     def sample(
@@ -223,7 +225,8 @@ class Generator:
             if label is not None:
                 raise ValueError(f"give a label or a prompt, not both: got label {label!r}")
             job, form = self._continuations(tokenizer, prompt, prompt_tokens, seeds)
-        engine = Engine(self.model, sampling, slots=min(BATCH, count), draft=self.draft)
+        dtype = PRECISIONS[self.precision]
+        engine = Engine(self.model, sampling, slots=min(BATCH, count), dtype=dtype, draft=self.draft)
         return engine, replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens))), form
 
     def _continuations(
@@ -249,10 +252,12 @@ def load(
     scorer: str | Path | None = None,
     draft: str | Path | None = None,
     device: str | torch.device | None = None,
+    precision: Precision = "fp32",
 ) -> Tokenizer | Generator:
     """A model folder or Hugging Face Hub id -> its tokenizer or autoregressive model, by default on a GPU if there is
     one. The scorer of an AdapTok tokenizer is that in its folder `scorer`, unless another is given. `draft`: draft
-    heads of an autoregressive model, by which it samples the same distribution in fewer steps."""
+    heads of an autoregressive model, by which it samples the same distribution in fewer steps. `precision`: of the
+    products of a tokenizer, or of the weights and the cache of an autoregressive model; bf16 is faster."""
     folder, place = resolve(source), default_device() if device is None else torch.device(device)
     model = load_model(folder).to(place)
     if scorer is not None and not isinstance(model, AdapTok):
@@ -263,11 +268,13 @@ def load(
         beside = folder / "scorer"
         found = scorer or (beside if (beside / CONFIG).is_file() else None)
         predictor = None if found is None else load_predictor(model, found)
+        set_precision(model, precision, predictor)
         return Tokenizer(model, predictor, place)
     if isinstance(model, VideoTokenizer):
+        set_precision(model, precision)
         return Tokenizer(model, None, place)
     if isinstance(model, RowModel):
-        return Generator(model, None if draft is None else load_model(draft, DraftHeads))
+        return Generator(model, None if draft is None else load_model(draft, DraftHeads), precision)
     raise CheckpointError(
         f"{source} holds a model of type {model.model_type}; genvid.load opens tokenizers and autoregressive models"
     )

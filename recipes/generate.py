@@ -40,10 +40,11 @@ from genvid.eval.report import Number, Provenance, Report
 from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
 from genvid.eval.summary import Summary
 from genvid.generation.budget import BudgetConfig, groups, with_budget
-from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision
+from genvid.generation.engine.scheduler import Engine
 from genvid.generation.folder import SampleFolder, SampleWriter, fill
 from genvid.generation.pipeline import Generated, Job, check_match, class_job, prediction_job
 from genvid.generation.sampler import SamplingConfig
+from genvid.precision import PRECISIONS, Precision
 from genvid.provenance import class_numbers
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens import BlockTokens, TokenizerSpec

@@ -166,6 +166,23 @@ def test_tokens_of_another_tokenizer_are_refused(models, tokenizer, pixels):
         genvid.load(models / "other", device="cpu").decode(tokenizer.encode(pixels))
 
 
+def test_products_in_bf16(models, tokenizer, pixels):
+    half = genvid.load(models / "tokenizer", device="cpu", precision="bf16")
+    assert half.model.encoder[0].up.weight.dtype == half.predictor.scorer.layers[0].up.weight.dtype == torch.bfloat16
+    assert half.model.quantizer.input.weight.dtype == torch.float32
+    given, whole = half.encode(pixels, tokens=11), tokenizer.encode(pixels, tokens=11)
+    same = torch.cat([a.codes == b.codes for a, b in zip(given.clips, whole.clips, strict=True)])
+    assert same.double().mean() > 0.8
+    assert int(given.lengths.sum(1).max()) <= 11
+    frames = half.decode(given)
+    assert 0 < np.abs(tokenizer.decode(given).astype(int) - frames).mean() < 4
+    assert np.array_equal(half.fitted((16, 16)).decode(given), frames)
+    with pytest.raises(ValueError, match="precision is one of fp32, bf16, got 'fp16'"):
+        genvid.load(models / "tokenizer", precision="fp16")
+    videos = genvid.load(models / "ar", precision="bf16").sample(half, label="run", count=2)
+    assert videos.shape == (2, 6, 16, 16, 3)
+
+
 def test_samples_of_a_class_by_name_or_number(models, tokenizer):
     model = genvid.load(models / "ar", device="cpu")
     videos = model.sample(tokenizer, label="run", count=2)

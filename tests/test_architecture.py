@@ -12,6 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 CORE = {
     "tokens",
     "replay",
+    "precision",
     "config",
     "values",
     "noise",

@@ -51,11 +51,24 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """(B, S, dim) -> (B, S, dim): of all tokens, or of the last ones if `attend` returns these alone."""
-        queries, keys, values = self.qkv(self.attention_norm(x)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        projected = _product(self.qkv, self.attention_norm(x))
+        queries, keys, values = projected.view(*projected.shape[:-1], 3, self.heads, -1).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        x = x[:, x.shape[1] - attended.shape[2] :] + self.out(attended.transpose(1, 2).flatten(2))
-        hidden: Tensor = self.down(gelu(self.up(self.mlp_norm(x))))
-        return x + hidden
+        x = x[:, x.shape[1] - attended.shape[2] :] + _product(self.out, attended.transpose(1, 2).flatten(2))
+        return x + _product(self.down, gelu(_product(self.up, self.mlp_norm(x))))
+
+    def round(self, dtype: torch.dtype) -> None:
+        """Round the weights of the products to `dtype` and compute these in it, as autocast does, which rounds them at
+        every call. Norms and the sum stay as they are."""
+        for layer in (self.qkv, self.out, self.up, self.down):
+            layer.to(dtype)
+
+
+def _product(layer: nn.Linear, x: Tensor) -> Tensor:
+    """`layer` in the precision of its weights."""
+    rounded = layer.weight.dtype in (torch.bfloat16, torch.float16)
+    product: Tensor = layer(x.to(layer.weight.dtype) if rounded else x)
+    return product
 
 
 def initialise(module: nn.Module) -> None:

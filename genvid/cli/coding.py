@@ -12,7 +12,6 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -29,8 +28,10 @@ from genvid.data.video import VideoInfo, frame_rate, probe, video_writer
 from genvid.device import device
 from genvid.files import readable, sha256
 from genvid.generation.pipeline import check_match
+from genvid.precision import Precision
 from genvid.provenance import check_made_from
 from genvid.tokenizer.budgets import token_budget
+from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.segments import TokenRate, segment_coder
 from genvid.tokenizer.streams import fitted, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -42,7 +43,6 @@ from genvid.tokens.header import Header, TokenFileError
 
 DEFAULT_TOKENIZER = "genvid-tiny"
 """Installed with genvid."""
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def encode(options: EncodeOptions) -> None:
     Until it is complete the file is called OUTPUT.unfinished; the same command goes on with it after an interruption.
     """
     output, info = new_output(options.output, ".tok"), probe(options.video)
-    tokenizer = _open_coder(options.tokenizer, options.scorer).fitted((info.height, info.width))
+    tokenizer = _open_coder(options).fitted((info.height, info.width))
     model = _code_model(tokenizer.model, options.tokenizer, options.code_model)
     coder = segment_coder(tokenizer.model, tokenizer.predictor, None if model is None else model.most_blocks)
     spec, limit = coder.spec, None
@@ -150,8 +150,7 @@ def encode(options: EncodeOptions) -> None:
         for frames, video in tqdm(zip(segments, videos, strict=True), total=len(segments), unit="segment"):
             end += frames
             if end > writer.frames or not coder.independent:
-                with _products(options.precision):
-                    tokens = encode_next(video[None].to(device())).to("cpu")
+                tokens = encode_next(video[None].to(device())).to("cpu")
             if end > writer.frames:
                 writer.append(tokens, frames)
     _print_sizes(output, readable(options.video))
@@ -161,7 +160,7 @@ def encode(options: EncodeOptions) -> None:
 def decode(options: DecodeOptions) -> None:
     """Decode a token file into a video. Of a file that was cut, everything before the cut is decoded."""
     output = new_output(options.output, ".mp4")
-    tokenizer = open_tokenizer(options.tokenizer)
+    tokenizer = open_tokenizer(options.tokenizer, options.precision)
     with read_token_file(options.tokens) as file:
         tokenizer = fitted(tokenizer, (file.header.height, file.header.width))
         file.check_tokenizer(tokenizer.spec, fingerprint(resolve(options.tokenizer)))
@@ -178,9 +177,7 @@ def decode(options: DecodeOptions) -> None:
             bar = opened.enter_context(tqdm(total=frames, unit="frame"))
             decode_next = video_decoder(tokenizer)
             for segment, tokens in file.tokens(model):
-                with _products(options.precision):
-                    video = _pixels(decode_next, tokens)
-                append(video[:, : segment.frames])
+                append(_pixels(decode_next, tokens)[:, : segment.frames])
                 bar.update(segment.frames)
 
 
@@ -227,24 +224,20 @@ def new_output(output: Path, suffix: str) -> Path:
     return output
 
 
-def open_tokenizer(source: str) -> VideoTokenizer:
+def open_tokenizer(source: str, precision: Precision = "fp32") -> VideoTokenizer:
     """Load a tokenizer onto the device of this process."""
     tokenizer = load_model(source, VideoTokenizer)
     if isinstance(tokenizer, torch.nn.Module):
         tokenizer.to(device())
+    set_precision(tokenizer, precision)
     return tokenizer
 
 
-def _products(precision: Precision) -> torch.autocast:
-    """A context in which products are computed in `precision`."""
-    return torch.autocast(device().type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def _open_coder(source: str, scorer: str | None) -> Tokenizer:
+def _open_coder(options: EncodeOptions) -> Tokenizer:
     """A discrete tokenizer with its scorer, which makes its allocators."""
-    opened = load(source, scorer=scorer)
+    opened = load(options.tokenizer, scorer=options.scorer, precision=options.precision)
     if not isinstance(opened, Tokenizer):
-        raise ValueError(f"{source} holds no tokenizer: give the folder or Hub id of one")
+        raise ValueError(f"{options.tokenizer} holds no tokenizer: give the folder or Hub id of one")
     return opened
 
 

@@ -28,7 +28,7 @@ from genvid.device import device
 from genvid.eval.pages.page import Clip, Page
 from genvid.files import sha256, write_atomically
 from genvid.generation.budget import BudgetConfig, missing, with_budget
-from genvid.generation.engine.scheduler import PRECISIONS, Engine, Precision, RowEngine
+from genvid.generation.engine.scheduler import Engine, RowEngine
 from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill, fill_by_frames
 from genvid.generation.grammar import check_plan
 from genvid.generation.pipeline import (
@@ -41,6 +41,7 @@ from genvid.generation.pipeline import (
     prediction_job,
 )
 from genvid.generation.sampler import SamplingConfig
+from genvid.precision import PRECISIONS, Precision
 from genvid.tokenizer.streams import streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.blocks import LONGEST_CLIP

@@ -1,15 +1,17 @@
 """AdapTok is block-causal, reads kept tokens only, and does not care what else is in the batch."""
 
+import copy
 from dataclasses import replace
 
 import pytest
 import torch
 
 from genvid.checkpoint import CheckpointError, load_model
+from genvid.tokenizer.adaptok.attention import full_attention
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.patches import patchify, unpatchify
-from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.layers import StackConfig, initialise
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokens import VideoTokenizer
 
@@ -196,3 +198,17 @@ def test_parameter_count_of_the_published_size():
     with torch.device("meta"):
         model = AdapTok(AdapTokConfig())
     assert round(sum(p.numel() for p in model.parameters()) / 1e6, 2) == 172.97
+
+
+def test_rounded_blocks_compute_as_autocast_does():
+    """To the bit; the rest of a model stays in float32."""
+    block = StackConfig(64, 1, 4).build()[0]
+    initialise(block)
+    x, rounded = torch.randn(2, 50, 64), copy.deepcopy(block)
+    rounded.round(torch.bfloat16)
+    with torch.no_grad():
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = block(x, full_attention)
+        assert rounded(x, full_attention).equal(expected)
+        assert expected.dtype == torch.float32
+        assert not expected.equal(block(x, full_attention))

@@ -19,6 +19,7 @@ from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, distances
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 from genvid.tokenizer.lit.task import LITObjective, LITTask
+from genvid.tokenizer.precision import set_precision
 from genvid.tokens import BlockTokens, VideoTokenizer
 from genvid.tokens.blocks import MeanTokens
 
@@ -386,3 +387,10 @@ def test_the_codec_that_the_inpainter_was_trained_on_is_demanded(tmp_path, caplo
     (tmp_path / "codec" / "config.json").write_text("[]")
     with pytest.raises(ValueError, match=r"config\.json must hold keys and values, not a list"):
         load_model(tmp_path / "before")
+
+
+def test_products_of_other_tokenizers_than_adaptok_stay_in_fp32(folder):
+    lit = make_lit(cosmos(folder / "codec", window=9))
+    set_precision(lit, "fp32")
+    with pytest.raises(ValueError, match="bf16 is for AdapTok, and this tokenizer is LIT: use fp32"):
+        set_precision(lit, "bf16")

@@ -317,7 +317,7 @@ class AdapTok(Model):
     def _has_flash(self, device: torch.device) -> bool:
         """Whether the device has flash attention for the decoder in the precision of this moment."""
         network, autocast = self.config.decoder, torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.output.weight.dtype
+        dtype = torch.get_autocast_dtype(device.type) if autocast else self.decoder.get_parameter("0.qkv.weight").dtype
         return has_flash(device, dtype, network.width // network.heads)
 
     def _in_one_pass(self, keep: Tensor) -> bool:

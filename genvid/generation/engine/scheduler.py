@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -37,9 +37,6 @@ from genvid.generation.grammar import (
 from genvid.generation.sampler import SamplingConfig
 from genvid.tokens.rows import BlockLayout
 
-Precision = Literal["fp32", "bf16"]
-PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
-"""Of weights and cache. The default of commands and recipes is fp32 on every device."""
 SYNC_STEPS = (4, 64)
 """Fewest and most steps between two synchronisations."""
 

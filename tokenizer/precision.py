@@ -1,0 +1,34 @@
+"""Products of a tokenizer in half precision, for use alone: weights are rounded."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from genvid.allocation import DistortionPredictor
+from genvid.precision import PRECISIONS, Precision
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
+from genvid.tokenizer.layers import TransformerBlock
+from genvid.tokens import VideoTokenizer
+
+
+def set_precision(
+    tokenizer: VideoTokenizer, precision: Precision, predictor: DistortionPredictor | None = None
+) -> None:
+    """Compute products in the transformer blocks of a tokenizer and of its scorer in `precision`.
+
+    ValueError for another precision, and for bf16 with a tokenizer other than AdapTok.
+    """
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
+    if precision == "fp32":
+        return
+    if not isinstance(tokenizer, AdapTok):
+        raise ValueError(f"{precision} is for AdapTok, and this tokenizer is {type(tokenizer).__name__}: use fp32")
+    networks: list[nn.Module] = [tokenizer]
+    if isinstance(predictor, ScorerPredictor):
+        networks.append(predictor.scorer)
+    for network in networks:
+        for block in network.modules():
+            if isinstance(block, TransformerBlock):
+                block.round(PRECISIONS[precision])
