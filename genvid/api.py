@@ -33,7 +33,7 @@ from genvid.generation.frames import stream_frames
 from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
-from genvid.precision import PRECISIONS, Precision
+from genvid.precision import Precision, dtype_of
 from genvid.provenance import check_made_from
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.budget import load_predictor
@@ -147,8 +147,8 @@ class Tokenizer:
 class Generator:
     """An autoregressive model over the tokens of a tokenizer."""
 
-    def __init__(self, model: RowModel, draft: DraftHeads | None = None, precision: Precision = "fp32") -> None:
-        self.model, self.draft, self.precision = model, draft, precision
+    def __init__(self, model: RowModel, draft: DraftHeads | None = None, dtype: torch.dtype = torch.float32) -> None:
+        self.model, self.draft, self.dtype = model, draft, dtype
 
     @torch.no_grad()
     def sample(
@@ -225,8 +225,7 @@ class Generator:
             if label is not None:
                 raise ValueError(f"give a label or a prompt, not both: got label {label!r}")
             job, form = self._continuations(tokenizer, prompt, prompt_tokens, seeds)
-        dtype = PRECISIONS[self.precision]
-        engine = Engine(self.model, sampling, slots=min(BATCH, count), dtype=dtype, draft=self.draft)
+        engine = Engine(self.model, sampling, slots=min(BATCH, count), dtype=self.dtype, draft=self.draft)
         return engine, replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens))), form
 
     def _continuations(
@@ -258,6 +257,7 @@ def load(
     one. The scorer of an AdapTok tokenizer is that in its folder `scorer`, unless another is given. `draft`: draft
     heads of an autoregressive model, by which it samples the same distribution in fewer steps. `precision`: of the
     products of a tokenizer, or of the weights and the cache of an autoregressive model; bf16 is faster."""
+    dtype = dtype_of(precision)
     folder, place = resolve(source), default_device() if device is None else torch.device(device)
     model = load_model(folder).to(place)
     if scorer is not None and not isinstance(model, AdapTok):
@@ -274,7 +274,7 @@ def load(
         set_precision(model, precision)
         return Tokenizer(model, None, place)
     if isinstance(model, RowModel):
-        return Generator(model, None if draft is None else load_model(draft, DraftHeads), precision)
+        return Generator(model, None if draft is None else load_model(draft, DraftHeads), dtype)
     raise CheckpointError(
         f"{source} holds a model of type {model.model_type}; genvid.load opens tokenizers and autoregressive models"
     )

@@ -178,7 +178,7 @@ def test_products_in_bf16(models, tokenizer, pixels):
     assert 0 < np.abs(tokenizer.decode(given).astype(int) - frames).mean() < 4
     assert np.array_equal(half.fitted((16, 16)).decode(given), frames)
     with pytest.raises(ValueError, match="precision is one of fp32, bf16, got 'fp16'"):
-        genvid.load(models / "tokenizer", precision="fp16")
+        genvid.load(models / "ar", precision="fp16")
     videos = genvid.load(models / "ar", precision="bf16").sample(half, label="run", count=2)
     assert videos.shape == (2, 6, 16, 16, 3)
 

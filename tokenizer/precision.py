@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from genvid.allocation import DistortionPredictor
-from genvid.precision import PRECISIONS, Precision
+from genvid.precision import Precision, dtype_of
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.layers import TransformerBlock
@@ -19,9 +20,8 @@ def set_precision(
 
     ValueError for another precision, and for bf16 with a tokenizer other than AdapTok.
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is one of {', '.join(PRECISIONS)}, got {precision!r}")
-    if precision == "fp32":
+    dtype = dtype_of(precision)
+    if dtype == torch.float32:
         return
     if not isinstance(tokenizer, AdapTok):
         raise ValueError(f"{precision} is for AdapTok, and this tokenizer is {type(tokenizer).__name__}: use fp32")
@@ -31,4 +31,4 @@ def set_precision(
     for network in networks:
         for block in network.modules():
             if isinstance(block, TransformerBlock):
-                block.round(PRECISIONS[precision])
+                block.round(dtype)
