@@ -11,7 +11,8 @@ from functools import cache
 
 import torch
 
-_HALF = (torch.bfloat16, torch.float16)
+HALF = (torch.bfloat16, torch.float16)
+"""Half precision."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ def hardware(device: torch.device) -> Hardware:
 
 def has_flash(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
     """Whether flash attention over rows of any length takes heads of `channels` in `dtype` on a device."""
-    return dtype in _HALF and channels % 8 == 0 and channels <= 256 and hardware(device).flash
+    return dtype in HALF and channels % 8 == 0 and channels <= 256 and hardware(device).flash
 
 
 def has_dependent_launch() -> bool:

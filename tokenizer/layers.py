@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
+from genvid.hardware import HALF
+
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim), or of the last tokens alone."""
 
@@ -66,8 +68,7 @@ class TransformerBlock(nn.Module):
 
 def _product(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer` in the precision of its weights."""
-    rounded = layer.weight.dtype in (torch.bfloat16, torch.float16)
-    product: Tensor = layer(x.to(layer.weight.dtype) if rounded else x)
+    product: Tensor = layer(x.to(layer.weight.dtype) if layer.weight.dtype in HALF else x)
     return product
 
 

@@ -86,7 +86,7 @@ def _sample(
 
 
 def _beside(device: torch.device) -> AbstractContextManager[object]:
-    """Work that neither queues behind the steps of the engine nor shares the device with them evenly: it is awaited."""
+    """A stream of its own, whose kernels run before those of the engine: later tokens are not urgent, frames are."""
     if device.type != "cuda":
         return nullcontext()
     return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
