@@ -81,7 +81,7 @@ def tokens_of_a_second(coded: Path, source: str) -> tuple[int, float]:
         model = fitted(tokenizer.model, (file.header.height, file.header.width))
         codes = CodeCounts.load(resolve(source), model.spec) or UniformCodes(model.spec)
         lengths = torch.cat([tokens.lengths[0] for _, tokens in file.tokens(codes)])
-        blocks = math.ceil(file.header.fps / model.spec.frames_per_block)
+        blocks = model.spec.continued.covering(math.ceil(file.header.fps))
     sums = lengths.unfold(0, min(blocks, len(lengths)), 1).sum(1)
     return int(sums.max()), float(sums.double().mean())
 

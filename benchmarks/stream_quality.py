@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 from dataclasses import replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import torch
@@ -27,6 +27,7 @@ from genvid.data.video import VideoError, VideoInfo, probe, read_clip
 from genvid.device import device
 from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokens import TokenizerSpec
 
 CLIP = 16
 """Frames."""
@@ -79,9 +80,11 @@ def clip(video: Video, frames: int, resolution: tuple[int, int]) -> Tensor:
 
 
 def coded(tokenizer: AdapTok, video: Tensor, tokens: int) -> Tensor:
-    """The reconstruction with so many tokens of every block, in [-1, 1]."""
-    whole = tokenizer.encode(video)
-    return tokenizer.decode(whole.tail_drop(torch.full_like(whole.lengths, tokens))).clamp(-1, 1)
+    """The reconstruction with so many tokens of every block, in [-1, 1]; the last frame fills the last block."""
+    frames = video.shape[2]
+    filling = video[:, :, -1:].expand(-1, -1, tokenizer.spec.filled(frames) - frames, -1, -1)
+    whole = tokenizer.encode(torch.cat([video, filling], 2))
+    return tokenizer.decode(whole.tail_drop(torch.full_like(whole.lengths, tokens)))[:, :, :frames].clamp(-1, 1)
 
 
 def psnr(one: Tensor, other: Tensor, frames: int) -> Tensor:
@@ -99,8 +102,8 @@ def length(tokenizer: AdapTok, tokens: int, chosen: list[Video], frames: int) ->
         alone = torch.cat([coded(tokenizer, part, tokens) for part in torch.split(real, CLIP, 2)], 2)
         made = coded(tokenizer, real, tokens), alone
         by_block.append(torch.stack([psnr(again, real, per_block) for again in made]))
-        changes.append(torch.stack([change(again, per_block) for again in (real, *made)]))
-    print(f"\nPSNR in dB by block: {len(chosen)} videos of {frames} frames, {tokens} tokens a block")
+        changes.append(torch.stack([change(again, tokenizer.spec) for again in (real, *made)]))
+    print(f"\nPSNR in dB by {per_block} frames: {len(chosen)} videos of {frames} frames, {tokens} tokens a block")
     per_clip, index = CLIP // per_block, range(blocks)
     groups = {f"{i} of each clip": index[i::per_clip] for i in range(per_clip)}
     bounds = (0, per_clip, 4 * per_clip, max(4 * per_clip, blocks // 2), blocks)
@@ -114,12 +117,13 @@ def length(tokenizer: AdapTok, tokens: int, chosen: list[Video], frames: int) ->
         print(f"{name:16}" + "".join(f"{value:8.3f}" for value in row) + f"   clips / blocks {row[0] / row[1]:.3f}")
 
 
-def change(video: Tensor, per_block: int) -> Tensor:
+def change(video: Tensor, spec: TokenizerSpec) -> Tensor:
     """(3,): mean absolute change from one frame to the next, across borders of clips, of blocks alone, and inside."""
     steps = 127.5 * video.diff(dim=2).abs().mean((0, 1, 3, 4))
     after = torch.arange(1, video.shape[2], device=video.device)
-    clips, blocks = after % CLIP == 0, after % per_block == 0
-    return torch.stack([steps[which].mean() for which in (clips, blocks & ~clips, ~blocks)])
+    begins = [*accumulate(spec.block_frames(spec.covering(video.shape[2])))]
+    clips, blocks = after % CLIP == 0, torch.isin(after, torch.tensor(begins, device=video.device))
+    return torch.stack([steps[which].mean() for which in (clips, blocks & ~clips, ~(blocks | clips))])
 
 
 def sizes(tokenizer: AdapTok, tokens: int, chosen: list[Video]) -> None:
@@ -153,7 +157,7 @@ def pictures(tokenizer: AdapTok, tokens: int, chosen: list[Video]) -> None:
         for video in chosen:
             real = clip(video, CLIP, tokenizer.resolution)
             last = real[:, :, -1:]
-            still = last.expand(-1, -1, tokenizer.spec.frames_per_block, -1, -1)
+            still = last.expand(-1, -1, tokenizer.spec.frames_of(0), -1, -1)
             alone.append(float(psnr(coded(tokenizer, still, count)[:, :, -1:], last, 1)))
             within.append(float(psnr(coded(tokenizer, real, count)[:, :, -1:], last, 1)))
         print(f"{count:4} tokens a block: as a picture {mean(alone):6.2f}, in its video {mean(within):6.2f}")

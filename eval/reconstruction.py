@@ -51,7 +51,7 @@ class PieceEncoder(PerBatch[list[BlockTokens]]):
     def pieces(self, video: Tensor) -> tuple[Tensor, ...]:
         """(B, 3, T, H, W) -> the same, cut in time."""
         spec = self.tokenizer.spec
-        longest = video.shape[2] if spec.max_blocks is None else spec.max_blocks * spec.frames_per_block
+        longest = video.shape[2] if spec.max_blocks is None else spec.longest_clip(spec.max_blocks)
         return torch.split(video, longest, 2)
 
     def _encode(self, video: Tensor) -> list[BlockTokens]:

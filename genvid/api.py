@@ -42,7 +42,6 @@ from genvid.tokenizer.budgets import clip_budget
 from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.streams import fitted, stream_allocator, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
-from genvid.tokens.blocks import clip_frames
 
 BATCH = 16
 """Videos sampled at a time: memory, not results."""
@@ -126,16 +125,15 @@ class Tokenizer:
         if tokens is None:
             return None
         if streams(model):
-            return stream_allocator(model, self.predictor, tokens, model.config.grid[0])
+            return stream_allocator(model, self.predictor, tokens, model.config.frames)
         budget = self.budget(tokens)
         return lambda clip: budget.allocator(clip.keep.shape[1])(clip)
 
     def _clips(self, video: Tensor) -> Iterator[Tensor]:
         """(B, 3, T, H, W) -> its consecutive clips, of which the last repeats its last frame to fill its blocks."""
-        spec = self.model.spec
-        for clip in torch.split(video, clip_frames(video.shape[2], spec), 2):
-            missing = spec.filled(clip.shape[2]) - clip.shape[2]
-            yield torch.cat([clip, clip[:, :, -1:].expand(-1, -1, missing, -1, -1)], 2)
+        clips = self.model.spec.clips(video.shape[2])
+        for part, clip in zip(torch.split(video, [clip.frames for clip in clips], 2), clips, strict=True):
+            yield torch.cat([part, part[:, :, -1:].expand(-1, -1, clip.filling, -1, -1)], 2)
 
     def _shared_graphs(self, model: VideoTokenizer) -> Graphs | None:
         return self._graphs if model is self.model else None

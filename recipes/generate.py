@@ -179,7 +179,7 @@ class GenerationSession:
 
     @property
     def context_frames(self) -> int:
-        return self.model.config.context_blocks * self.tokenizer.spec.frames_per_block
+        return self.tokenizer.spec.longest_clip(self.model.config.context_blocks)
 
     def _check_counts(self) -> None:
         """ValueError, before anything is sampled, where there are too few clips for a distance and its floor."""

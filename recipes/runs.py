@@ -114,8 +114,9 @@ class BucketRun(ClipRun):
     """Lengths and sizes of training clips, for rotary geometry; by default those of `data.clip`, which are also those
     of held-out clips, and of the clips that `train.batch_size` counts."""
 
-    def open(self) -> ClipDataset | BucketedClips:
-        return BucketedClips(self.data, self.buckets) if self.buckets else self.data.open()
+    def open(self, model: AdapTokConfig) -> ClipDataset | BucketedClips:
+        """The clips, for a tokenizer."""
+        return BucketedClips(self.data, self.buckets, model.frame_blocks) if self.buckets else self.data.open()
 
     def check_clips(self, model: AdapTokConfig) -> None:
         """ValueError for clips that a tokenizer does not take."""
@@ -141,7 +142,7 @@ class AdapTokRun(BucketRun):
             self.objective.check_mixed()
 
     def build(self) -> tuple[TrainingTask, SizedDataset]:
-        dataset, distortion = self.open(), self.distortion.build()
+        dataset, distortion = self.open(self.model), self.distortion.build()
         made_from = {"data": dataset.describe(), "distortion": distortion.name}
         teacher = None if self.objective.semantic is None else self.objective.semantic.teacher.build()
         if teacher is not None:
@@ -179,7 +180,7 @@ class ScorerRun(BucketRun):
         )
         with trained_weights():
             scorer = Scorer(config)
-        dataset = self.open()
+        dataset = self.open(tokenizer.config)
         made_from = {"tokenizer": tokenizer.fingerprint, "data": dataset.describe(), "distortion": distortion.name}
         scorer.origin = Origin(made_from)
         return ScorerTask(scorer, tokenizer, self.tail_drop, distortion), dataset

@@ -21,7 +21,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
-from genvid.tokens import blocks
+from genvid.tokens import frame_blocks
 from genvid.tokens.entropy import UniformCodes
 from genvid.tokens.file import read_token_file
 from genvid.tokens.rows import BlockLayout
@@ -200,7 +200,7 @@ def test_sizes_within_the_bounds_are_taken_as_they_are(tokenizer, make_video, tm
 
 
 def test_a_reconstruction_keeps_its_budget_in_any_stretch(tokenizer, make_video, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(blocks, "LONGEST_CLIP", 3)
+    monkeypatch.setattr(frame_blocks, "LONGEST_CLIP", 3)
     budget = ("--scorer", tokenizer / "scorer", "--tokens", 12)
     run("reconstruct", make_video(80), tmp_path / "both.mp4", "--tokenizer", tokenizer, *budget)
     said = capsys.readouterr().out
@@ -234,7 +234,7 @@ def test_arrays_of_any_length_and_size(tokenizer, monkeypatch):
     assert loaded.decode(tokens).shape == image.shape
     video = generator.integers(0, 256, (2, 45, 16, 24, 3), dtype=np.uint8)
     whole = loaded.encode(video)
-    monkeypatch.setattr(blocks, "LONGEST_CLIP", 3)
+    monkeypatch.setattr(frame_blocks, "LONGEST_CLIP", 3)
     parts = loaded.encode(video)
     assert [len(tokens.clips) for tokens in (whole, parts)] == [1, 4]
     assert torch.cat([clip.codes for clip in parts.clips], 1).equal(whole.clips[0].codes)

@@ -101,12 +101,12 @@ class StreamCoder(SegmentCoder):
 
     def _allocator(self, rate: TokenRate) -> Allocator:
         """The rate in any second, or without a scorer in each block."""
-        per_block = self.spec.frames_per_block
         if self.predictor is not None:
-            # No second has parts of more tokens than these fewest blocks that outlast it.
-            blocks = math.ceil(rate.fps / per_block)
-            return stream_allocator(self.tokenizer, self.predictor, math.floor(rate.tokens), blocks)
-        tokens = rate.tokens_of(per_block)
+            return stream_allocator(self.tokenizer, self.predictor, math.floor(rate.tokens), math.ceil(rate.fps))
+        per_block = self.spec.frames_per_block
+        # A single first frame has the tokens of a block: the first second has as many as one of these frames more.
+        extra = per_block - self.spec.frames_of(0)
+        tokens = math.floor(rate.tokens * per_block / (rate.fps + extra))
         if not tokens:
             raise BudgetError(f"{float(rate.tokens):g} tokens a second are less than one of each block")
         return UniformAllocator(tokens)

@@ -54,15 +54,17 @@ def video_decoder(tokenizer: VideoTokenizer, graphs: Graphs | None = None) -> Ca
     return partial(tokenizer.decode, graphs=graphs or Graphs()) if isinstance(tokenizer, AdapTok) else tokenizer.decode
 
 
-def stream_allocator(tokenizer: AdapTok, predictor: DistortionPredictor | None, tokens: int, blocks: int) -> Allocator:
-    """At most `tokens` for any `blocks` consecutive blocks of one video; without a scorer as many for every block.
+def stream_allocator(tokenizer: AdapTok, predictor: DistortionPredictor | None, tokens: int, frames: int) -> Allocator:
+    """At most `tokens` for any `frames` consecutive frames of one video; without a scorer as many for every block.
 
-    BudgetError for fewer tokens than the blocks take.
+    BudgetError for fewer tokens than their blocks take.
     """
+    # No stretch of so many frames has parts of more tokens than the fewest blocks that outlast it.
+    first, blocks = (spec.covering(frames) for spec in (tokenizer.spec, tokenizer.spec.continued))
     if isinstance(predictor, ScorerPredictor):
         own = predictor if predictor.tokenizer is tokenizer else ScorerPredictor(tokenizer, predictor.scorer)
-        return StreamBudget(own, tokens, blocks)
-    return UniformBudget(tokens, blocks).allocator(blocks)
+        return StreamBudget(own, tokens, blocks, first)
+    return UniformBudget(tokens, first).allocator(first)
 
 
 def fitted(tokenizer: VideoTokenizer, resolution: tuple[int, int]) -> VideoTokenizer:

@@ -116,16 +116,18 @@ class StreamLedger:
 
 
 class WindowLedger:
-    """A stream without end: any `blocks` consecutive blocks take at most `tokens`."""
+    """A stream without end: any `blocks` consecutive blocks take at most `tokens`, and so do the `first` ones."""
 
-    def __init__(self, tokens: int, blocks: int, sizes: Tensor) -> None:
-        if tokens < blocks * int(sizes[0]):
+    def __init__(self, tokens: int, blocks: int, sizes: Tensor, first: int | None = None) -> None:
+        """`first` is at least `blocks`; None: so many."""
+        most = blocks if first is None else first
+        if tokens < most * int(sizes[0]):
             raise BudgetError(
-                f"{tokens} tokens cannot pay for any {blocks} blocks of at least {int(sizes[0])} tokens; "
-                f"allow {blocks * int(sizes[0])} or more"
+                f"{tokens} tokens cannot pay for any {most} blocks of at least {int(sizes[0])} tokens; "
+                f"allow {most * int(sizes[0])} or more"
             )
-        self._tokens, self._sizes = tokens, sizes
-        self._spent = deque([sizes[:1]] * (blocks - 1), maxlen=blocks - 1)
+        self._tokens, self._sizes, self._before, self._left_of_first = tokens, sizes, blocks - 1, most
+        self._spent = deque([sizes[:1]] * (most - 1))
         """(B,) sizes of the last blocks. As each leaves room for the next ones, the smallest size is always allowed."""
 
     def plan(self) -> tuple[int, Tensor]:
@@ -141,6 +143,11 @@ class WindowLedger:
 
     def spend(self, sizes: Tensor) -> None:
         self._spent.append(sizes)
+        self._spent.popleft()
+        self._left_of_first -= 1
+        if not self._left_of_first:  # later windows are shorter
+            while len(self._spent) > self._before:
+                self._spent.popleft()
 
 
 class OnlineController:

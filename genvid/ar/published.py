@@ -105,10 +105,10 @@ class PublishedTransformer(RowModel):
     def prompt_frames(self, spec: TokenizerSpec) -> int:
         """One frame of the first generated block, at most the context blocks; 0 where the model predicts no frames."""
         frames = super().prompt_frames(spec)
-        return min(self.config.first_block * spec.frames_per_block + 1, frames)
+        return min(spec.longest_clip(self.config.first_block) + 1, frames)
 
     def video_frames(self, spec: TokenizerSpec) -> int:
-        return (self.config.first_block + self.layout.num_blocks) * spec.frames_per_block
+        return spec.longest_clip(self.config.first_block + self.layout.num_blocks)
 
     def read_prompt(self, tokenizer: VideoTokenizer, video: Tensor, allocator: Cut | None) -> Prompt:
         """(N, 3, T0, H, W) first frames -> the context: the last frame repeated to fill the context blocks.
@@ -116,7 +116,7 @@ class PublishedTransformer(RowModel):
         The context is not cut. Blocks from `first_block` on are generated anew; earlier ones are decoded as encoded.
         """
         spec, first_block = tokenizer.spec, self.config.first_block
-        frames, fewest = self.config.context_blocks * spec.frames_per_block, self.prompt_frames(spec)
+        frames, fewest = spec.longest_clip(self.config.context_blocks), self.prompt_frames(spec)
         if not frames:
             raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
         if not fewest <= video.shape[2] <= frames:

@@ -92,11 +92,11 @@ class RowModel(Model):
 
     def prompt_frames(self, spec: TokenizerSpec) -> int:
         """Fewest frames of a prompt; 0 where the model predicts no frames."""
-        return self.config.context_blocks * spec.frames_per_block
+        return spec.longest_clip(self.config.context_blocks)
 
     def video_frames(self, spec: TokenizerSpec) -> int:
         """Frames of a generated video, with those of its prompt."""
-        return self.layout.num_blocks * spec.frames_per_block
+        return spec.longest_clip(self.layout.num_blocks)
 
     def read_prompt(self, tokenizer: VideoTokenizer, video: Tensor, allocator: Cut | None) -> Prompt:
         """(N, 3, T0, H, W) -> the context: the last `prompt_frames`, encoded alone and cut by `allocator`."""
@@ -105,7 +105,7 @@ class RowModel(Model):
             raise ValueError("this model generates classes; it was not trained to predict frames")
         if video.ndim == 5 and video.shape[2] < frames:
             raise ValueError(
-                f"this model reads the last {frames} frames of a prompt, in blocks of {spec.frames_per_block}, "
+                f"this model reads the last {frames} frames of a prompt, in {spec.described}, "
                 f"but the prompt has {video.shape[2]}"
             )
         context = video[:, :, -frames:]

@@ -35,7 +35,7 @@ from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.segments import TokenRate, segment_coder
 from genvid.tokenizer.streams import fitted, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
-from genvid.tokens.blocks import ContinuousTokenizer, clip_frames
+from genvid.tokens.blocks import ContinuousTokenizer
 from genvid.tokens.code_counts import CodeCounts
 from genvid.tokens.entropy import CodeModel, UniformCodes
 from genvid.tokens.file import TokenFile, read_token_file, resume_token_file
@@ -140,19 +140,19 @@ def encode(options: EncodeOptions) -> None:
     spec, limit = coder.spec, None
     if options.tokens_per_second is not None:
         limit = TokenRate(Fraction(options.tokens_per_second), frame_rate(info.fps))
-    segments = clip_frames(info.frames, spec)
-    encode_next = coder.encoder(limit, map(spec.filled, segments), options.refine)
+    segments = spec.clips(info.frames)
+    encode_next = coder.encoder(limit, [part.frames + part.filling for part in segments], options.refine)
     header = _header(options, tokenizer, info, None if model is None else model.record)
     with resume_token_file(output, header, model) as writer:
         if not writer.frames:
             writer.append_audio(_audio(options.video))
         end, videos = 0, read_clips(options.video, info, spec)
-        for frames, video in tqdm(zip(segments, videos, strict=True), total=len(segments), unit="segment"):
-            end += frames
+        for segment, video in tqdm(zip(segments, videos, strict=True), total=len(segments), unit="segment"):
+            end += segment.frames
             if end > writer.frames or not coder.independent:
                 tokens = encode_next(video[None].to(device())).to("cpu")
             if end > writer.frames:
-                writer.append(tokens, frames)
+                writer.append(tokens, segment.frames)
     _print_sizes(output, readable(options.video))
 
 
@@ -188,7 +188,7 @@ def reconstruct(options: ReconstructOptions) -> None:
     path, found = options.video, probe(options.video)
     tokenizer = fitted(open_tokenizer(options.tokenizer), (found.height, found.width))
     spec, encode_next, decode_next = tokenizer.spec, video_encoder(tokenizer), video_decoder(tokenizer)
-    blocks = [spec.num_blocks(spec.filled(frames)) for frames in clip_frames(found.frames, spec)]
+    blocks = [clip.blocks for clip in spec.clips(found.frames)]
     budget = options.budget.build(tokenizer)
     allocators: list[tuple[int, Allocator | None]] = [(1, None)] * len(blocks)
     if budget is not None:

@@ -44,7 +44,7 @@ from genvid.generation.sampler import SamplingConfig
 from genvid.precision import PRECISIONS, Precision
 from genvid.tokenizer.streams import streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
-from genvid.tokens.blocks import LONGEST_CLIP
+from genvid.tokens.frame_blocks import LONGEST_CLIP
 
 SHOWN, SHOWN_FRAMES = 32, 256
 """Videos on the contact sheet and the page, and the number of their last frames shown."""
@@ -245,8 +245,8 @@ def _continued_clips(
     engine: RowEngine, tokenizer: VideoTokenizer, allocator: Allocator | None, path: Path, num_frames: int
 ) -> Callable[[Tensor], Generated]:
     """(N,) seeds -> the next frames of a video file, the end of which is encoded anew before each part."""
-    spec, blocks = tokenizer.spec, engine.model.config.context_blocks
-    read = deque(read_frames(path, probe(path), spec), blocks * spec.frames_per_block)
+    spec = tokenizer.spec
+    read = deque(read_frames(path, probe(path), spec), engine.model.prompt_frames(spec))
     context = to_float(torch.cat(list(read), 1))[None]
 
     def go_on(seeds: Tensor) -> Generated:
@@ -261,8 +261,7 @@ def _continued_stream(
     engine: RowEngine, tokenizer: VideoTokenizer, allocator: Allocator | None, path: Path, num_frames: int
 ) -> Callable[[Tensor], Generated]:
     """The same for a tokenizer that streams: the video is encoded once, and its tokens go on."""
-    model, per_block = engine.model, tokenizer.spec.frames_per_block
-    sinks = model.config.sink_blocks
+    model, sinks = engine.model, engine.model.config.sink_blocks
     tokens = _ends_of_stream(tokenizer, path, sinks)
     context = model.stream_context(tokens)
     context = context if allocator is None else allocator(context.to(device())).to("cpu")
@@ -273,7 +272,7 @@ def _continued_stream(
     def go_on(seeds: Tensor) -> Generated:
         beginnings, decode_next = BlockTokens.concatenate([tokens] * len(seeds)), video_decoder(tokenizer)
         decode_next(beginnings.to(device()))
-        blocks, at_a_time = -(-num_frames // per_block), model.generated_blocks
+        blocks, at_a_time = tokenizer.spec.continued.covering(num_frames), model.generated_blocks
         made = [*continue_stream(engine, decode_next, beginnings, seeds, num_blocks=blocks, at_a_time=at_a_time)]
         videos = torch.cat([part.videos for part in made], 2)[:, :, :num_frames]
         return Generated(videos, BlockTokens.join_blocks([part.tokens for part in made]))
@@ -284,16 +283,18 @@ def _continued_stream(
 def _ends_of_stream(tokenizer: VideoTokenizer, path: Path, first: int) -> BlockTokens:
     """The `first` and the last blocks of a video file, `LONGEST_CLIP` together, encoded as a stream; its first frames
     are left out where they do not fill a block, so that the last block ends with the video."""
-    info, per_block = probe(path), tokenizer.spec.frames_per_block
-    frames = islice(read_frames(path, info, tokenizer.spec), info.frames % per_block, None)
+    info, spec = probe(path), tokenizer.spec
+    lengths = spec.block_frames(spec.complete(info.frames))
+    frames = islice(read_frames(path, info, spec), info.frames - sum(lengths), None)
     encode_next, blocks = video_encoder(tokenizer), list[BlockTokens]()
-    while block := list(islice(frames, per_block)):
-        blocks.append(encode_next(to_float(torch.cat(block, 1))[None].to(device())).to("cpu"))
+    for count in lengths:
+        block = to_float(torch.cat(list(islice(frames, count)), 1))[None]
+        blocks.append(encode_next(block.to(device())).to("cpu"))
         if len(blocks) > LONGEST_CLIP:
             del blocks[first]
     if not blocks:
         raise ValueError(
-            f"{path} has {info.frames} frames, fewer than the {per_block} of a block: give a longer prompt"
+            f"{path} has {info.frames} frames, fewer than the {spec.frames_of(0)} of a block: give a longer prompt"
         )
     return BlockTokens.join_blocks(blocks)
 

@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset, VideoData
+from genvid.tokens.frame_blocks import FrameBlocks
 
 
 @dataclass(frozen=True)
@@ -35,21 +36,22 @@ class BucketConfig:
         """The rule for clips as they are tokenized."""
         return replace(rule, frames=self.frames, resolution=self.resolution)
 
-    def batch_size(self, clips: int, rule: ClipConfig) -> int:
-        """Clips that are as many pixels as `clips` clips of `rule`.
+    def batch_size(self, clips: int, rule: ClipConfig, blocks: FrameBlocks) -> int:
+        """Clips that are as much work as `clips` clips of `rule`: the area of a frame times the number of blocks.
 
         A multiple of gcd(`clips`, 8), so that as many processes divide it, and independent of their number.
         """
         unit = math.gcd(clips, 8)
-        pixels = rule.frames * math.prod(rule.resolution) / (self.frames * math.prod(self.resolution))
-        return max(1, round(clips * pixels / unit)) * unit
+        whole, own = (blocks.num_blocks(clip.frames) * math.prod(clip.resolution) for clip in (rule, self.clip(rule)))
+        return max(1, round(clips * (whole / own) / unit)) * unit
 
 
 class BucketedClips(Dataset[dict[str, Tensor]]):
     """The clips of a source by the rule of each bucket: items of the first bucket, then those of the next."""
 
-    def __init__(self, data: VideoData, buckets: Sequence[BucketConfig]) -> None:
-        self.rule, self.buckets = data.clip, tuple(buckets)
+    def __init__(self, data: VideoData, buckets: Sequence[BucketConfig], blocks: FrameBlocks) -> None:
+        """`blocks`: of the tokenizer."""
+        self.rule, self.buckets, self.blocks = data.clip, tuple(buckets), blocks
         rules = [replace(bucket.clip(data.clip), frames=1 if bucket.still else bucket.frames) for bucket in buckets]
         self.parts = [ClipDataset(data.source, rule, strict=data.strict) for rule in rules]
         self.ends = torch.tensor([len(part) for part in self.parts]).cumsum(0)
@@ -68,7 +70,7 @@ class BucketedClips(Dataset[dict[str, Tensor]]):
 
     def batch_sizes(self, clips: int) -> list[int]:
         """Clips of a step of each bucket."""
-        return [bucket.batch_size(clips, self.rule) for bucket in self.buckets]
+        return [bucket.batch_size(clips, self.rule, self.blocks) for bucket in self.buckets]
 
     @property
     def failed(self) -> list[str]:

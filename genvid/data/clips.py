@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from genvid import noise
 from genvid.data.video import VideoError, VideoInfo, iterate_frames
-from genvid.tokens.blocks import TokenizerSpec, clip_frames
+from genvid.tokens.blocks import TokenizerSpec
 
 _COLOURS = [list(order) for order in permutations(range(3))]
 
@@ -169,7 +169,6 @@ def read_frames(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Itera
 def read_clips(path: str | Path, info: VideoInfo, spec: TokenizerSpec) -> Iterator[Tensor]:
     """The consecutive clips (3, T, H, W) of a video file, in [-1, 1]; the file is decoded once, from its beginning."""
     frames = read_frames(path, info, spec)
-    for count in clip_frames(info.frames, spec):
-        clip = list(islice(frames, count))
-        clip += [clip[-1]] * (spec.filled(count) - count)
-        yield to_float(torch.cat(clip, 1))
+    for clip in spec.clips(info.frames):
+        read = list(islice(frames, clip.frames))
+        yield to_float(torch.cat([*read, *read[-1:] * clip.filling], 1))

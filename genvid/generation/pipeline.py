@@ -128,8 +128,8 @@ def continue_video(
     The context slides: before each `at_a_time` blocks (by default `model.generated_blocks`) the last frames are encoded
     anew, as the beginning of a clip. Extra frames of the last block are dropped. `progress` counts blocks.
     """
-    model, frames = engine.model, tokenizer.spec.frames_per_block
-    given, wanted = model.config.context_blocks, -(-num_frames // frames)
+    model, spec = engine.model, tokenizer.spec
+    given, wanted = model.config.context_blocks, spec.continued.covering(num_frames)
     at_a_time = model.generated_blocks if at_a_time is None else at_a_time
     if num_frames < 1 or at_a_time < 1:
         raise ValueError(f"num_frames and at_a_time are at least 1, got {num_frames} and {at_a_time}")
@@ -138,7 +138,7 @@ def continue_video(
         blocks, seeds_here = min(at_a_time, wanted - start), noise.fold(seeds, start)
         job = prediction_job(model, tokenizer, allocator, video, seeds_here, num_blocks=blocks)
         clip = generate(engine, tokenizer, job)
-        video = torch.cat([video, clip.videos[:, :, given * frames :]], 2)
+        video = torch.cat([video, clip.videos[:, :, spec.longest_clip(given) :]], 2)
         made.append(clip.tokens.blocks(slice(given, None)))
         if progress is not None:
             progress(start + blocks, wanted)

@@ -64,7 +64,7 @@ class CodedVideo:
         """VideoError where the file is no video."""
         info, self.tokenizer, self.spec = probe(path), tokenizer, tokenizer.model.spec
         self.fps, self.frames = info.fps, min(info.frames, MOST_FRAMES)
-        cut = replace(self.spec, max_blocks=self.spec.max_blocks or CLIP_BLOCKS)
+        cut = replace(self.spec, max_blocks=self.spec.max_blocks or CLIP_BLOCKS, stream=False)
         clips = read_clips(path, replace(info, frames=self.frames), cut)
         self.clips = [to_uint8(clip) for clip in clips]
         self.blocks = [self.spec.num_blocks(clip.shape[1]) for clip in self.clips]
@@ -79,7 +79,8 @@ class CodedVideo:
         """The least and the most tokens a second."""
         predictor, spec = self.tokenizer.predictor, self.spec
         least = 1 if predictor is None else int(predictor.sizes[0])
-        blocks_per_second = self.fps / spec.frames_per_block
+        longest = spec.longest_clip(spec.max_blocks or CLIP_BLOCKS)
+        blocks_per_second = self.fps * spec.num_blocks(longest) / longest
         return math.ceil(least * blocks_per_second), math.ceil(spec.block_capacity * blocks_per_second)
 
     def original(self) -> list[Tensor]:

@@ -12,49 +12,21 @@ from typing import Protocol, Self, runtime_checkable
 import torch
 from torch import Tensor
 
+from genvid.tokens.frame_blocks import FrameBlocks
+
 BITS_PER_CHANNEL = 16
 """Of a continuous token: half precision, no entropy coding."""
 
 
 @dataclass(frozen=True)
-class TokenizerSpec:
+class TokenizerSpec(FrameBlocks):
     """Shapes of the videos that a tokenizer takes, and of the tokens that it makes."""
 
-    frames_per_block: int
     resolution: tuple[int, int]
     block_capacity: int
     token_dim: int
     codebook_size: int | None = None
     """None for continuous tokens."""
-    max_blocks: int | None = None
-    """Most blocks of a video; None: any number."""
-
-    def num_blocks(self, frames: int) -> int:
-        """Blocks of a clip of `frames` frames; raises ValueError when the tokenizer cannot take that length."""
-        blocks, rest = divmod(frames, self.frames_per_block)
-        if rest or not blocks:
-            raise ValueError(
-                f"a clip of {frames} frames does not fill blocks of {self.frames_per_block} frames; "
-                f"use a multiple of {self.frames_per_block}"
-            )
-        if self.max_blocks is not None and blocks > self.max_blocks:
-            raise ValueError(
-                f"a clip of {frames} frames needs {blocks} blocks but this tokenizer holds at most "
-                f"{self.max_blocks} ({self.max_blocks * self.frames_per_block} frames)"
-            )
-        return blocks
-
-    def filled(self, frames: int) -> int:
-        """`frames`, rounded up to complete blocks."""
-        return -(-frames // self.frames_per_block) * self.frames_per_block
-
-    def longest_clip(self, blocks: int) -> int:
-        """Frames of the longest clip of at most so many blocks."""
-        return blocks * self.frames_per_block
-
-    def block_frames(self, blocks: int) -> list[int]:
-        """Frames of each block of a clip of so many."""
-        return [self.frames_per_block] * blocks
 
     def check_video(self, video: Tensor) -> int:
         """Number of blocks of a (B, 3, T, H, W) video; raises ValueError in words when it does not fit."""
@@ -214,16 +186,6 @@ class ContinuousTokenizer(VideoTokenizer, Protocol):
     def latent_steps(self) -> LatentSteps: ...
 
 
-LONGEST_CLIP = 64
-"""Blocks of a clip where the tokenizer sets no limit."""
-
-
 def first_tokens(lengths: Tensor, capacity: int) -> Tensor:
     """(...) lengths of blocks -> (..., capacity) bool: their first so many tokens."""
     return torch.arange(capacity, device=lengths.device) < lengths[..., None]
-
-
-def clip_frames(frames: int, spec: TokenizerSpec) -> list[int]:
-    """Frames of each of the consecutive clips that a video is cut into."""
-    longest = spec.longest_clip(LONGEST_CLIP if spec.max_blocks is None else spec.max_blocks)
-    return [min(longest, frames - start) for start in range(0, frames, longest)]

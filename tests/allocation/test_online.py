@@ -89,12 +89,15 @@ def test_no_run_of_a_stream_exceeds_rate_and_burst(rate):
         assert float((total[:, run:] - total[:, :-run]).max()) <= burst + -(-rate * run // 1)
 
 
-@pytest.mark.parametrize(("tokens", "blocks"), [(448, 7), (1000, 6), (512, 2), (300, 1)])
-def test_no_window_of_a_stream_exceeds_its_tokens(tokens, blocks):
+@pytest.mark.parametrize(
+    ("tokens", "blocks", "first"), [(448, 7, None), (1000, 6, 7), (448, 6, 7), (512, 2, 3), (300, 1, 2), (300, 1, None)]
+)
+def test_no_window_of_a_stream_exceeds_its_tokens(tokens, blocks, first):
     generator = torch.Generator().manual_seed(1)
-    controller = OnlineController(WindowLedger(tokens, blocks, EVEN), EVEN)
+    controller = OnlineController(WindowLedger(tokens, blocks, EVEN, first), EVEN)
     chosen = torch.stack([controller.step(adversarial(generator, 250, EVEN, block)) for block in range(60)], 1)
     assert int(chosen.unfold(1, blocks, 1).sum(-1).max()) <= tokens
+    assert int(chosen[:, : first or blocks].sum(-1).max()) <= tokens
     assert int(chosen.min()) >= 64
 
 

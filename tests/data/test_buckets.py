@@ -20,6 +20,7 @@ from genvid.tokenizer.adaptok.tasks import ObjectiveConfig
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import DistortionConfig, DistortionSpec
 from genvid.tokenizer.quantizer import VQConfig
+from genvid.tokens.frame_blocks import FrameBlocks
 from genvid.train.config import TrainConfig
 
 RULE = ClipConfig(frames=8, resolution=(16, 16))
@@ -33,7 +34,7 @@ BUCKETS = (
 
 @pytest.fixture(scope="module")
 def clips() -> BucketedClips:
-    return BucketedClips(VideoData(SyntheticConfig(clips=6), RULE), BUCKETS)
+    return BucketedClips(VideoData(SyntheticConfig(clips=6), RULE), BUCKETS, FrameBlocks(4))
 
 
 def batches(clips, steps, **options):

@@ -158,9 +158,9 @@ def test_bad_input_is_said_in_words():
     tokenizer, one, three = PixelTokenizer(), torch.arange(1), torch.arange(3)
     with pytest.raises(ValueError, match="there are 3 classes"):
         class_job(model, torch.tensor([3]), one)
-    with pytest.raises(ValueError, match="last 2 frames of a prompt, in blocks of 2, but the prompt has 1"):
+    with pytest.raises(ValueError, match="last 2 frames of a prompt, in blocks of 2 frames, but the prompt has 1"):
         prediction_job(predictor, tokenizer, None, clip(1), three)
-    with pytest.raises(ValueError, match="last 4 frames of a prompt, in blocks of 2, but the prompt has 3"):
+    with pytest.raises(ValueError, match="last 4 frames of a prompt, in blocks of 2 frames, but the prompt has 3"):
         prediction_job(model_of(context_blocks=2), tokenizer, None, clip(3), three)
     with pytest.raises(ValueError, match="was not trained to predict frames"):
         prediction_job(model, tokenizer, None, clip(2), three)

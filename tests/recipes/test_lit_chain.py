@@ -16,7 +16,7 @@ from genvid.data.video import probe, write_video
 from genvid.eval.report import Report
 from genvid.recipes import compare_lit, train
 from genvid.recipes.compare_lit import METHODS, LITEvaluationRun
-from genvid.tokens import blocks
+from genvid.tokens import frame_blocks
 from genvid.train.start import start_from
 
 CONFIGS = Path(__file__).resolve().parents[2] / "recipes" / "configs" / "lit_tiny"
@@ -159,7 +159,7 @@ def test_a_video_is_reconstructed_at_a_budget(models: Path, tmp_path: Path, caps
 def test_a_long_video_is_reconstructed_in_clips_within_one_budget(
     models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(blocks, "LONGEST_CLIP", 3)
+    monkeypatch.setattr(frame_blocks, "LONGEST_CLIP", 3)
     write_video(tmp_path / "video.mp4", torch.randint(0, 256, (3, 21, 64, 64), dtype=torch.uint8), 8)
     command = ["reconstruct", str(tmp_path / "video.mp4"), str(tmp_path / "both.mp4")]
     command += ["--tokenizer", f"{models}/lit/export", "--tokens"]

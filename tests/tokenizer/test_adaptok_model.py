@@ -51,7 +51,11 @@ def test_patches_round_trip(video):
     patches = patchify(video, (4, 8, 8))
     assert patches.shape == (2, 3, 2, 3, 4 * 8 * 8 * 3)
     assert patches[0, 1, 0, 2].view(4, 8, 8, 3).permute(3, 0, 1, 2).equal(video[0, :, 4:8, :8, 16:])
-    assert unpatchify(patches, (4, 8, 8)).equal(video)
+    assert unpatchify(patches, (4, 8, 8), [4, 4, 4]).equal(video)
+    filled = patchify(video[:, :, 3:], (4, 8, 8))
+    assert filled[:, 1:].equal(patches[:, 1:])
+    assert unpatchify(filled, (4, 8, 8), [1, 4, 4]).equal(video[:, :, 3:])
+    assert unpatchify(filled, (4, 8, 8), [4, 4, 4])[:, :, :4].equal(video[:, :, 3:4].expand(-1, -1, 4, -1, -1))
 
 
 def test_is_a_video_tokenizer(model, video):

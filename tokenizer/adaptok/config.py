@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from genvid.config import Choice
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import QuantizerConfig, VQConfig
+from genvid.tokens.frame_blocks import FrameBlocks
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class AbsoluteGeometry(GeometryConfig):
 class RotaryGeometry(GeometryConfig):
     """Relative places (genvid.tokenizer.adaptok.rotary): videos of any length, and of sizes near the trained ones."""
 
-    IMPLIED: ClassVar[Mapping[str, Any]] = {"closed_loop": False}
+    IMPLIED: ClassVar[Mapping[str, Any]] = {"closed_loop": False, "single_first_frame": False}
 
     window: int = 2
     """Earlier blocks that a block attends to, and over which a dropped latent is carried. Clips of more than
@@ -40,6 +41,9 @@ class RotaryGeometry(GeometryConfig):
     closed_loop: bool = False
     """The encoder reads the kept tokens of earlier blocks, which the decoder has too, in place of their patches and
     latents. Blocks are then encoded one after the other in training as well."""
+    single_first_frame: bool = False
+    """The first block of a video has one frame, and videos have 1 + 4 n frames where a patch has 4: a picture is a
+    video of one frame. It is encoded as a block whose frames are equal, and decoded as the last frame of one."""
 
     def __post_init__(self) -> None:
         if self.window < 1:
@@ -69,8 +73,8 @@ class AdapTokConfig:
     IMPLIED: ClassVar[Mapping[str, Any]] = {"geometry": {"type": "absolute"}}
 
     frames: int = 16
-    """Of the longest clip. Shorter clips are a multiple of the block's frames. With rotary geometry this is the length
-    of a training clip, and videos are of any length."""
+    """Of the longest clip. Shorter clips have fewer blocks. With rotary geometry this is the length of a training clip,
+    and videos are of any length."""
     resolution: tuple[int, int] = (128, 128)
     patch: tuple[int, int, int] = (4, 8, 8)
     """Frames, height, width. A block has the frames of a patch."""
@@ -86,9 +90,8 @@ class AdapTokConfig:
     geometry: GeometryConfig = field(default_factory=AbsoluteGeometry)
 
     def __post_init__(self) -> None:
-        for name, size, part in zip(
-            ("frames", "height", "width"), (self.frames, *self.resolution), self.patch, strict=True
-        ):
+        self.frame_blocks.num_blocks(self.frames)
+        for name, size, part in zip(("height", "width"), self.resolution, self.patch[1:], strict=True):
             if size % part or size < part:
                 raise ValueError(f"{size} ({name}) is not a multiple of the patch's {part}")
         if isinstance(self.geometry, RotaryGeometry):
@@ -109,9 +112,16 @@ class AdapTokConfig:
         return isinstance(self.geometry, RotaryGeometry) and self.geometry.closed_loop
 
     @property
+    def frame_blocks(self) -> FrameBlocks:
+        """The blocks of videos of any length."""
+        geometry = self.geometry
+        single = isinstance(geometry, RotaryGeometry) and geometry.single_first_frame
+        return FrameBlocks(self.patch[0], single_first_frame=single, stream=isinstance(geometry, RotaryGeometry))
+
+    @property
     def grid(self) -> tuple[int, int, int]:
         """Blocks, patch rows and patch columns."""
-        return (self.frames // self.patch[0], *self.picture_grid(self.resolution))
+        return (self.frame_blocks.num_blocks(self.frames), *self.picture_grid(self.resolution))
 
     def picture_grid(self, resolution: tuple[int, int]) -> tuple[int, int]:
         """Patch rows and columns of frames (height, width)."""
@@ -135,11 +145,12 @@ class AdapTokConfig:
     def check_clip(self, frames: int, resolution: tuple[int, int]) -> None:
         """ValueError for clips that a tokenizer cannot be trained on."""
         self.check_resolution(resolution)
-        if frames % self.patch[0] or (self.window is None and frames > self.frames):
-            most = "any number of" if self.window is not None else f"up to {self.frames}"
+        blocks = self.frame_blocks
+        if frames != blocks.filled(frames) or (self.window is None and frames > self.frames):
+            most = "" if self.window is not None else f", {self.frames} at most"
             raise ValueError(
-                f"clips of {frames} frames at {resolution} do not fit a tokenizer of {most} frames "
-                f"at {self.resolution} in blocks of {self.patch[0]}: change data.clip"
+                f"clips of {frames} frames do not fill {blocks.described}: change data.clip, or the bucket, to "
+                f"{blocks.lengths()}{most}"
             )
 
 

@@ -18,12 +18,13 @@ def measure_curve(
     tokenizer: AdapTok, tokens: BlockTokens, video: Tensor, block: int, sizes: Sequence[int], distortion: Distortion
 ) -> Tensor:
     """Distortion (B, K) of `block` cut to each candidate size, from the kept tokens of earlier blocks."""
-    return distortion_of_each(decode_sizes(tokenizer, tokens, block, sizes), video, block, distortion)
+    original = video[:, :, tokenizer.spec.span(block)]
+    return distortion_of_each(decode_sizes(tokenizer, tokens, block, sizes), original, distortion)
 
 
 @torch.no_grad()
 def decode_sizes(tokenizer: AdapTok, tokens: BlockTokens, block: int, sizes: Sequence[int]) -> Tensor:
-    """Frames (B, K, 3, frames_per_block, H, W) in [-1, 1] of `block` cut to each of K sizes, from the kept tokens of
+    """Frames (B, K, 3, T, H, W) in [-1, 1] of `block` cut to each of K sizes, from the kept tokens of
     earlier blocks: `AdapTok.render_block` of each.
 
     Only the cut block is computed for every size: no latent of an earlier block attends to it.
@@ -46,16 +47,14 @@ def decode_sizes(tokenizer: AdapTok, tokens: BlockTokens, block: int, sizes: Seq
     attend = tokenizer.decoder_positions.placement(runs, blocks, tokenizer.pyramid)(attend)
     for decode in tokenizer.decoder:
         x = decode(x, attend)
-    frames = tokenizer.frames(x[:, latents.shape[1] :], len(blocks))
-    return torch.stack(torch.split(frames, tokenizer.spec.frames_per_block, 2), 1).clamp(-1, 1)
+    frames = tokenizer.frames(x[:, latents.shape[1] :], blocks)
+    return torch.stack(frames.chunk(len(sizes), 2), 1).clamp(-1, 1)
 
 
 @torch.no_grad()
-def distortion_of_each(decoded: Tensor, video: Tensor, block: int, distortion: Distortion) -> Tensor:
-    """Distortion (B, K) of each of K decodings (B, K, 3, t, H, W) of `block` of the video (B, 3, T, H, W)."""
-    frames = decoded.shape[3]
-    original = video[:, None, :, block * frames : (block + 1) * frames].expand_as(decoded)
-    measured: Tensor = distortion(decoded.flatten(0, 1), original.flatten(0, 1))
+def distortion_of_each(decoded: Tensor, original: Tensor, distortion: Distortion) -> Tensor:
+    """Distortion (B, K) of each of K decodings (B, K, 3, T, H, W) of the frames of a block (B, 3, T, H, W)."""
+    measured: Tensor = distortion(decoded.flatten(0, 1), original[:, None].expand_as(decoded).flatten(0, 1))
     return measured.view(decoded.shape[:2])
 
 

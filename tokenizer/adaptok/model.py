@@ -64,6 +64,8 @@ class AdapTok(Model):
     def spec(self) -> TokenizerSpec:
         return TokenizerSpec(
             frames_per_block=self.config.patch[0],
+            single_first_frame=self.config.frame_blocks.single_first_frame,
+            stream=self.window is not None,
             resolution=self.resolution,
             block_capacity=self.config.capacity_at(self.resolution),
             token_dim=self.quantizer.code_dim,
@@ -89,12 +91,12 @@ class AdapTok(Model):
         With rotary geometry one block after the other, as in a stream (genvid.tokenizer.adaptok.stream). Calls that
         share `graphs` replay launches (genvid.replay).
         """
-        self.spec.check_video(video)
+        blocks = self.spec.check_video(video)
         if self.window is None:
             codes, features = self._encode_clips(video) if graphs is None else graphs(self._encode_clips, video)
             return all_kept(codes, features)
         past = PastBlocks(self.window, graphs=graphs)
-        parts = torch.split(video, self.config.patch[0], 2)
+        parts = torch.split(video, self.spec.block_frames(blocks), 2)
         return BlockTokens.join_blocks([self.encode_next(part, past) for part in parts])
 
     @torch.no_grad()
@@ -147,7 +149,7 @@ class AdapTok(Model):
         """Decoder input (B, L, W) of one block, of which `keep` (B, L) -> its frames after those of `past`,
         differentiable; with `remember`, the block is then among these. `cut`: that of `kept_cut`."""
         assert self.memory is not None
-        known = past.latents_then(embeddings, keep)
+        known, blocks = past.latents_then(embeddings, keep), [0 if past.empty else 1]
         if remember:
             past.append_latents(embeddings, keep)
         filled, present = fill_from_past(*known, self.memory, self.window)
@@ -156,7 +158,7 @@ class AdapTok(Model):
         x = self.decoder_input(embeddings[:, : cut.length], mask, runs, [0], pooled)
         place = self.decoder_positions.placement(runs, [0], self.pyramid, past.count)
         x = past.run(self.decoder, x, mask, place, ragged=cut.ragged, remember=remember, room=cut.room)
-        return self.frames(x[:, cut.length :], 1)
+        return self.frames(x[:, cut.length :], blocks)
 
     def _encode_clips(self, video: Tensor) -> tuple[Tensor, Tensor]:
         """Codes and features of clips."""
@@ -201,9 +203,9 @@ class AdapTok(Model):
 
     def _closed_loop_features(self, reader: PastTokens, video: Tensor, keep: Tensor | None) -> Tensor:
         """`features`, one block after the other. No gradient flows from a block to those before it."""
-        past = PastBlocks(self.window)
+        past, lengths = PastBlocks(self.window), self.spec.block_frames(self.spec.num_blocks(video.shape[2]))
         features: list[Tensor] = []  # list[Tensor]() would break the graph of a compiled step
-        for block, part in enumerate(torch.split(video, self.config.patch[0], 2)):
+        for block, part in enumerate(torch.split(video, lengths, 2)):
             features.append(self._features_next(part, past))
             codes = self.quantizer.encode(features[-1])
             kept = torch.ones_like(codes, dtype=torch.bool) if keep is None else keep[:, block]
@@ -251,10 +253,10 @@ class AdapTok(Model):
         lengths, blocks = (keep.shape[2],) * keep.shape[1], range(keep.shape[1])
         last, states = self._pixel_states(embeddings, keep, keep.flatten(1), lengths, blocks, layer)
         grid = self.config.picture_grid(self.resolution)
-        return self.frames(last, len(blocks)), states.reshape(len(states), len(blocks), *grid, -1)
+        return self.frames(last, blocks), states.reshape(len(states), len(blocks), *grid, -1)
 
     def render_block(self, embeddings: Tensor, keep: Tensor, block: int) -> Tensor:
-        """The frames (B, 3, frames_per_block, H, W) of one block, as in `render`, from the latents up to it."""
+        """The frames (B, 3, T, H, W) of one block, as in `render`, from the latents up to it."""
         embeddings, keep = embeddings[:, : block + 1], keep[:, : block + 1]
         return self._render(embeddings, keep, keep.flatten(1), (keep.shape[2],) * (block + 1), [block])
 
@@ -270,7 +272,7 @@ class AdapTok(Model):
 
         `mask` (B, sum(lengths)): which of these latents are kept; None: all.
         """
-        return self.frames(self._pixel_states(embeddings, keep, mask, lengths, blocks, None)[0], len(blocks))
+        return self.frames(self._pixel_states(embeddings, keep, mask, lengths, blocks, None)[0], blocks)
 
     def _pixel_states(
         self,
@@ -312,7 +314,7 @@ class AdapTok(Model):
         for layer in layers:
             x = layer(x, place(packed.attend))
         x = last(x, place(packed.attend_pixels))
-        return self.frames(x.view(clips, -1, x.shape[-1]), blocks)
+        return self.frames(x.view(clips, -1, x.shape[-1]), range(blocks))
 
     def _has_flash(self, device: torch.device) -> bool:
         """Whether the device has flash attention for the decoder in the precision of this moment."""
@@ -337,12 +339,7 @@ class AdapTok(Model):
         return x
 
     def decoder_input(
-        self,
-        latents: Tensor,
-        mask: Tensor | None,
-        runs: Runs,
-        blocks: Sequence[int],
-        pooled: Tensor | None,
+        self, latents: Tensor, mask: Tensor | None, runs: Runs, blocks: Sequence[int], pooled: Tensor | None
     ) -> Tensor:
         """Latents (B, N, W) of `runs`, kept where `mask` (B, N), and `pooled` (B, len(blocks), P, W) -> (B, S, W):
         latents and pixel queries."""
@@ -351,11 +348,12 @@ class AdapTok(Model):
             latents = torch.where(mask[..., None], latents, 0)
         return torch.cat([latents + places, _pixel_queries(queries, latents, pooled)], 1)
 
-    def frames(self, x: Tensor, blocks: int) -> Tensor:
-        """Pixel queries after the last layer (B, blocks * P, W) -> (B, 3, T, H, W)."""
+    def frames(self, x: Tensor, blocks: Sequence[int]) -> Tensor:
+        """Pixel queries of `blocks` after the last layer (B, len(blocks) * P, W) -> their frames (B, 3, T, H, W)."""
         patches = self.output(self.output_norm(x))
         grid = self.config.picture_grid(self.resolution)
-        return unpatchify(patches.view(len(x), blocks, *grid, -1), self.config.patch)
+        lengths = [self.spec.frames_of(block) for block in blocks]
+        return unpatchify(patches.view(len(x), len(blocks), *grid, -1), self.config.patch, lengths)
 
     def check(self, tokens: BlockTokens) -> int:
         """Number of kept tokens; ValueError for tokens that were not made by this tokenizer."""

@@ -42,6 +42,11 @@ class PastBlocks:
         self._window, self._graphs = window, graphs
         self._blocks, self._latents = deque(blocks, maxlen=window), deque(latents, maxlen=window)
 
+    @property
+    def empty(self) -> bool:
+        """Whether the next block is the first one."""
+        return not self._blocks
+
     def step(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """`function(past, *arguments)` -> its value. `past` is this one, in which it remembers one block at most.
 

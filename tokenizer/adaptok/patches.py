@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor, nn
 
 Patch = tuple[int, int, int]
@@ -9,7 +12,7 @@ Patch = tuple[int, int, int]
 
 
 class PatchEmbedding(nn.Module):
-    """(B, 3, T, H, W) -> (B, T / t, H / h, W / w, width): one vector per patch."""
+    """(B, 3, T, H, W) -> (B, G, H / h, W / w, width): one vector for each of `patchify`."""
 
     def __init__(self, patch: Patch, width: int) -> None:
         super().__init__()
@@ -26,17 +29,28 @@ def channels(patch: Patch) -> int:
     return 3 * patch[0] * patch[1] * patch[2]
 
 
+def fill_first(video: Tensor, frames: int) -> Tensor:
+    """(B, 3, T, H, W) with as many copies of the first frame before it as make T a multiple of `frames`."""
+    missing = -video.shape[2] % frames
+    return torch.cat([video[:, :, :1].expand(-1, -1, missing, -1, -1), video], 2) if missing else video
+
+
 def patchify(video: Tensor, patch: Patch) -> Tensor:
-    """(B, 3, T, H, W) -> (B, T / t, H / h, W / w, t * h * w * 3)."""
+    """(B, 3, T, H, W) -> (B, G, H / h, W / w, t * h * w * 3), G = T / t rounded up: the first patches are filled
+    (`fill_first`)."""
     t, h, w = patch
+    video = fill_first(video, t)
     batch, colours, frames, height, width = video.shape
     grid = video.reshape(batch, colours, frames // t, t, height // h, h, width // w, w)
     return grid.permute(0, 2, 4, 6, 3, 5, 7, 1).flatten(4)
 
 
-def unpatchify(patches: Tensor, patch: Patch) -> Tensor:
-    """The inverse of `patchify`."""
+def unpatchify(patches: Tensor, patch: Patch, lengths: Sequence[int]) -> Tensor:
+    """The inverse of `patchify`: of the patches of each block the last `lengths[g]` frames."""
     t, h, w = patch
     batch, blocks, rows, columns, _ = patches.shape
     grid = patches.reshape(batch, blocks, rows, columns, t, h, w, 3).permute(0, 7, 1, 4, 2, 5, 3, 6)
-    return grid.reshape(batch, 3, blocks * t, rows * h, columns * w)
+    video = grid.reshape(batch, 3, blocks * t, rows * h, columns * w)
+    if sum(lengths) == video.shape[2]:
+        return video
+    return torch.cat([part[:, :, t - n :] for part, n in zip(torch.split(video, t, 2), lengths, strict=True)], 2)

@@ -38,7 +38,7 @@ class CodeRefiner:
         self._past = PastBlocks(tokenizer.window)
 
     def __call__(self, video: Tensor, tokens: BlockTokens) -> BlockTokens:
-        """Frames (B, 3, frames_per_block, H, W) of the next block and its tokens (B, 1, L) with features -> the tokens
+        """Frames (B, 3, T, H, W) of the next block and its tokens (B, 1, L) with features -> the tokens
         with better codes; the same are kept."""
         cut = kept_cut(tokens.keep)
 
@@ -71,7 +71,7 @@ def refine_clips(
 
 
 def _refine_together(tokenizer: AdapTok, video: Tensor, tokens: BlockTokens, steps: int) -> BlockTokens:
-    frames = torch.split(video, tokenizer.spec.frames_per_block, 2)
+    frames = torch.split(video, tokenizer.spec.block_frames(tokens.keep.shape[1]), 2)
     blocks = [tokens.select_blocks(slice(block, block + 1)) for block in range(len(frames))]
     if tokenizer.window is not None:
         refine_next = CodeRefiner(tokenizer, steps)

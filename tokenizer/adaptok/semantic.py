@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.patches import fill_first
 from genvid.tokenizer.layers import initialise, learned_table
 from genvid.tokenizer.teachers import Teacher, TeacherConfig
 
@@ -96,6 +97,7 @@ class SemanticLoss(nn.Module):
 
     def targets(self, video: Tensor) -> Targets:
         """Features of a clip (B, 3, T, H, W)."""
+        video = fill_first(video, self.block_frames)
         patches, pooled = self._teacher.network(video, video.shape[2] // self.block_frames)
         return Targets(patches, pooled)
 

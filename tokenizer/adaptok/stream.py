@@ -12,7 +12,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.refinement import CodeRefiner
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor, ScorerStream
-from genvid.tokens import BlockTokens
+from genvid.tokens import BlockTokens, TokenizerSpec
 
 
 class StreamEncoder:
@@ -48,10 +48,9 @@ class StreamEncoder:
             video = torch.cat([self._begun, video], 2)
         begun = 0 if self._begun is None else self._begun.shape[2]
         self.frames += video.shape[2] - begun
-        per_block = self.tokenizer.spec.frames_per_block
-        whole = video.shape[2] // per_block * per_block
-        self._begun = video[:, :, whole:].clone()  # a view would keep all frames in memory
-        blocks = torch.split(video[:, :, :whole], per_block, 2) if whole else ()
+        lengths = self._next.block_frames(self._next.complete(video.shape[2]))
+        *blocks, rest = torch.split(video, [*lengths, video.shape[2] - sum(lengths)], 2)
+        self._begun = rest.clone()  # a view would keep all frames in memory
         tokens = [self.tokenizer.encode_next(block, self._past, self._cut(block)) for block in blocks]
         return BlockTokens.join_blocks([self._no_blocks(video), *tokens])
 
@@ -59,12 +58,17 @@ class StreamEncoder:
         """Repeat the last frame to fill a block that was begun -> its tokens, of G = 0 or 1 blocks."""
         if self._begun is None:
             raise ValueError("this stream has no frames: push some before it is finished")
-        video, per_block = self._begun, self.tokenizer.spec.frames_per_block
-        missing = -video.shape[2] % per_block
-        frames = self.frames
+        video, frames = self._begun, self.frames
+        missing = self._next.filled(video.shape[2]) - video.shape[2]
         tokens = self(video[:, :, -1:].expand(-1, -1, missing, -1, -1))
         self.frames, self._finished = frames, True
         return tokens
+
+    @property
+    def _next(self) -> TokenizerSpec:
+        """Of the blocks from the next one on."""
+        spec = self.tokenizer.spec
+        return spec if self._past.empty else spec.continued
 
     def _cut(self, video: Tensor) -> Allocator | None:
         """The allocator of the block of these frames, which refines it too."""
@@ -117,11 +121,12 @@ class StreamBudget:
     """An allocator of streams: any `blocks` consecutive blocks of a video keep at most `tokens`, spent without
     look-ahead where the scorer predicts the greatest gain. It belongs to one stream."""
 
-    def __init__(self, predictor: ScorerPredictor, tokens: int, blocks: int) -> None:
-        """BudgetError for fewer tokens than the blocks take."""
+    def __init__(self, predictor: ScorerPredictor, tokens: int, blocks: int, first: int | None = None) -> None:
+        """`first`: blocks at the beginning of the video that keep at most `tokens` too, where these are more than
+        `blocks`. BudgetError for fewer tokens than the blocks take."""
         self._scorer = ScorerStream(predictor.passes)
         sizes = predictor.sizes.cpu()  # a few numbers a block, on which a GPU would wait for launches
-        self._controller = OnlineController(WindowLedger(tokens, blocks, sizes), sizes)
+        self._controller = OnlineController(WindowLedger(tokens, blocks, sizes, first), sizes)
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         """The next blocks (B, G, L), all kept, with their features -> the same, fewer kept."""

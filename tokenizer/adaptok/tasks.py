@@ -272,7 +272,8 @@ class ScorerTask(TrainingTask):
         video, tokenizer = batch["video"], self._tokenizer.network
         block = int(tokenizer.spec.num_blocks(video.shape[2]) * noise.uniform(torch.tensor([step]), "scored block"))
         decoded, scorer_inputs, keep = self._decode(batch, block)
-        curve = distortion_of_each(decoded, video, block, self._distortion.network)
+        original = video[:, :, tokenizer.spec.span(block)]
+        curve = distortion_of_each(decoded, original, self._distortion.network)
         # Copies: CUDA graphs reuse the memory of their outputs.
         losses, terms, sums = self._score(scorer_inputs.clone(), keep.clone(), curve, (video.shape[3], video.shape[4]))
         return StepOutput(losses.sum(), terms, sums=sums if step < self.STATISTICS_STEPS else {})
@@ -286,9 +287,8 @@ class ScorerTask(TrainingTask):
         scorer, spec = self.scorer.at(tokenizer), tokenizer.spec
         lengths = sample_tails(self.tail_drop, tokenizer, batch)[:, : block + 1]
         lengths[:, block] = spec.block_capacity
-        features = tokenizer.features(
-            video[:, :, : (block + 1) * spec.frames_per_block], first_tokens(lengths, spec.block_capacity)
-        )
+        upto = video[:, :, : spec.longest_clip(block + 1)]
+        features = tokenizer.features(upto, first_tokens(lengths, spec.block_capacity))
         tokens = tokenizer.quantized(features).tail_drop(lengths)
         decoded = decode_sizes(tokenizer, tokens, block, scorer.candidates)
         return decoded, scorer.scorer_inputs(tokenizer, tokens), tokens.keep

@@ -60,7 +60,7 @@ class CodecSpec(TokenizerSpec):
         if frames < 1 or (rest and (rest - 1) % self.chunk_frames):
             raise ValueError(f"a clip of {frames} frames does not fit this codec; use {self.lengths()}")
         blocks = windows * self.window_blocks if self.codec_window else 0
-        return blocks + (1 + (rest - 1) // self.frames_per_block if rest else 0)
+        return blocks + self.covering(rest)
 
     def filled(self, frames: int) -> int:
         windows, rest = divmod(frames, self.codec_window) if self.codec_window else (0, frames)
@@ -73,16 +73,15 @@ class CodecSpec(TokenizerSpec):
             return max(1, blocks // self.window_blocks) * self.codec_window
         return 1 + (blocks - 1) * self.frames_per_block // self.chunk_frames * self.chunk_frames
 
-    def block_frames(self, blocks: int) -> list[int]:
+    def frames_of(self, block: int) -> int:
         """1 for the first block of the clip, or of each window."""
-        window = self.window_blocks if self.codec_window else blocks
-        return [self.frames_per_block if block % window else 1 for block in range(blocks)]
+        return super().frames_of(block % self.window_blocks if self.codec_window else block)
 
     @property
     def window_blocks(self) -> int:
         """Blocks of a complete window."""
         assert self.codec_window is not None
-        return 1 + (self.codec_window - 1) // self.frames_per_block
+        return self.covering(self.codec_window)
 
     def lengths(self) -> str:
         """Clip lengths of the codec, for messages."""
@@ -128,6 +127,7 @@ class Codec(nn.Module, ABC):
             resolution=resolution,
             block_capacity=(height // space) * (width // space),
             token_dim=self.geometry.channels,
+            single_first_frame=True,
             columns=width // space,
             chunk_frames=self.geometry.chunk_frames,
             codec_window=self.codec_window,
