@@ -6,7 +6,9 @@ import pytest
 import torch
 from tiny_codecs import drifting, make_lit
 
+from genvid.provenance import Origin
 from genvid.tokenizer.lit.codecs.cells import CellAutoencoder, CellAutoencoderConfig, CellCodec, CellCodecConfig
+from genvid.tokenizer.lit.model import LIT
 
 
 def components(channels: int, video: torch.Tensor) -> CellAutoencoder:
@@ -48,6 +50,18 @@ def test_it_does_not_look_ahead_and_every_number_of_its_latents_counts() -> None
     codec.decode(latents).square().sum().backward()
     assert latents.grad is not None
     assert bool((latents.grad != 0).all())
+
+
+def test_lit_on_it_is_saved_and_loaded_and_leaves_it_as_it_is(tmp_path: Path) -> None:
+    model, video = trained(), drifting(2, 9, 32)
+    model.moments[0] += 0.5
+    model.save(tmp_path / "codec")
+    lit = make_lit(CellCodecConfig(str(tmp_path / "codec")))
+    lit.origin = Origin({"codec": lit.codec.fingerprint()})
+    lit.save(tmp_path / "lit")
+    again = LIT.load(tmp_path / "lit")
+    assert again.codec.fingerprint() == lit.codec.fingerprint()
+    assert again.decode(again.encode(video)).equal(lit.decode(lit.encode(video)))
 
 
 def test_a_folder_of_it_is_a_codec_of_lit(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ class LIT(Model):
         self.resolution = config.resolution
         channels = self.spec.token_dim
         mean, std = self.codec.statistics() or (torch.zeros(channels), torch.ones(channels))
-        self.register_buffer("mean", mean.float())
+        self.register_buffer("mean", mean.float().clone())  # the codec may give its own buffer
         self.register_buffer("metric", std.float().reciprocal().diag())
         self.register_buffer("inverse", std.float().diag())
         self.register_buffer("pixel_error", torch.tensor(0.1))
