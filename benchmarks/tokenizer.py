@@ -28,7 +28,6 @@ from pathlib import Path
 from unittest.mock import patch
 
 import torch
-import torch.nn.attention.varlen  # it registers ROWS
 import yaml
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -59,8 +58,6 @@ STEPS = 5
 """That are timed together."""
 OPERATIONS = {"aten::mm": "products", "aten::addmm": "products", "aten::bmm": "products", "aten::baddbmm": "products"}
 """By name in the profile. The others that have "att" in their name are attention."""
-ROWS = torch.ops.torch_attn._varlen_attn
-"""Attention of rows of any length."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ def main() -> None:
     for network in (of_clips.tokenizer, of_clips.scorer, of_streams.tokenizer, of_streams.scorer):
         network.requires_grad_(False)  # else the counter of operations looks for gradients
     if options.compile:
-        torch._dynamo.config.recompile_limit = 64  # of one layer, for all shapes and rules of attention
+        torch._dynamo.config.recompile_limit = 128  # of one layer, for all shapes and rules of attention
         for predictor in {id(of): of for of in (of_clips, of_streams)}.values():
             compile_layers(predictor)
     if options.bf16:
@@ -154,9 +151,9 @@ def clip_cases(predictor: ScorerPredictor, clips: int) -> Iterator[Case]:
     cut = joint(tokens)
     encode, decode = video_encoder(tokenizer), video_decoder(tokenizer)
     yield Case("encode clips", clips, frames, encoder, lambda: encode(video))
-    yield Case("encode clips, scorer and program", clips, frames, every, lambda: joint(encode(video)))
-    yield Case("encode clips, scorer and threshold", clips, frames, every, lambda: threshold(encode(video)))
     yield Case("decode clips as the program cuts", clips, frames, decoder, lambda: decode(cut))
+    yield Case("encode clips, scorer and threshold", clips, frames, every, lambda: threshold(encode(video)))
+    yield Case("encode clips, scorer and program", clips, frames, every, lambda: joint(encode(video)))
 
 
 def stream_cases(predictor: ScorerPredictor, streams: int) -> Iterator[Case]:
@@ -229,12 +226,12 @@ def flops(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def row_attention_flops(query: Tensor, key: Tensor, value: Tensor, *lengths: object, **others: object) -> int:
-    queries, keys = (starts.diff().long() for starts in lengths[:2] if isinstance(starts, Tensor))
-    return 2 * int((queries * keys).sum()) * query.shape[1] * (query.shape[2] + value.shape[2])
+def span_attention_flops(query: Tensor, key: Tensor, value: Tensor, places: Tensor, *_: object, **__: object) -> int:
+    queries, *keys = (spans.diff(dim=1).long() for spans in places.unbind(1))
+    return 2 * int((queries * sum(keys)).sum()) * query.shape[1] * (query.shape[2] + value.shape[2])
 
 
-flop_registry.setdefault(ROWS, row_attention_flops)  # later versions of torch have one of their own
+flop_registry[torch.ops.genvid.attend_spans] = span_attention_flops
 
 
 def as_written() -> AbstractContextManager[object]:
@@ -260,7 +257,7 @@ def profile(step: Callable[[], object]) -> dict[str, str]:
     kernels = 0
     for event in profiled.key_averages():
         if event.device_type == torch.autograd.DeviceType.CPU:
-            attention = event.key.startswith(("aten::", "torch_attn::")) and "att" in event.key
+            attention = event.key.startswith(("aten::", "genvid::")) and "att" in event.key
             kind = "attention" if attention else OPERATIONS.get(event.key, "others")
             spent[kind] += event.self_device_time_total if cuda else event.self_cpu_time_total
         else:

@@ -146,7 +146,7 @@ def _measure(
     for number, batch in zip(bar, clips, strict=True):
         video = batch["video"]
         tokens = tokenizer.encode(video)
-        lengths = middle.to(tokens.keep.device).expand_as(tokens.lengths)
+        lengths = middle.expand(tokens.lengths.shape)
         truth = MeasuredCurves(tokenizer, video, predictor.sizes, distortion, batch_size=run.batch_size)
         piece = {
             "predicted": predict_all_curves(predictor, tokens, lengths),

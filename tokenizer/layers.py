@@ -57,7 +57,7 @@ class TransformerBlock(nn.Module):
         queries, keys, values = projected.view(*projected.shape[:-1], 3, self.heads, -1).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
         x = x[:, x.shape[1] - attended.shape[2] :] + _product(self.out, attended.transpose(1, 2).flatten(2))
-        return x + _product(self.down, gelu(_product(self.up, self.mlp_norm(x))))
+        return x + _product(self.down, _gelu_product(self.up, self.mlp_norm(x)))
 
     def round(self, dtype: torch.dtype) -> None:
         """Round the weights of the products to `dtype` and compute these in it, as autocast does, which rounds them at
@@ -70,6 +70,19 @@ def _product(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer` in the precision of its weights."""
     product: Tensor = layer(x.to(layer.weight.dtype) if layer.weight.dtype in HALF else x)
     return product
+
+
+def _gelu_product(layer: nn.Linear, x: Tensor) -> Tensor:
+    """The GELU of `_product`. In half precision on a GPU, without gradients, it is computed within the product.
+
+    It then has the form with a tanh, but of unrounded products: of normal ones its root mean square error is 0.0016,
+    where the GELU of the rounded product has 0.0024.
+    """
+    weight, bias = layer.weight, layer.bias
+    if not (x.is_cuda and weight.dtype in HALF) or torch.is_grad_enabled():
+        return gelu(_product(layer, x))
+    rows = x.to(weight.dtype).flatten(0, -2)
+    return torch._addmm_activation(bias, rows, weight.t(), use_gelu=True).view(*x.shape[:-1], len(weight))
 
 
 def initialise(module: nn.Module) -> None:

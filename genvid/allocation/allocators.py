@@ -1,4 +1,4 @@
-"""Rules that decide how many tokens each block keeps. All are deterministic.
+"""Rules that decide how many tokens each block keeps. All are deterministic, and decide on the CPU.
 
 Budgets are mean tokens per video. `uniform`, `table` and `threshold` treat each clip alone. `group` and `joint` share
 one budget among the `group_size` consecutive clips of a group: pass whole groups, in a fixed order, and the result
@@ -57,7 +57,7 @@ class TableAllocator:
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         check_blocks(tokens, len(self.lengths), "the table of lengths")
-        return tokens.tail_drop(self.lengths.to(tokens.keep.device).expand(len(tokens.keep), -1))
+        return tokens.tail_drop(self.lengths.expand(len(tokens.keep), -1))
 
 
 class GroupAllocator:
@@ -76,7 +76,7 @@ class GroupAllocator:
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         check_blocks(tokens, len(self.block_budgets), "the table of block budgets")
-        lengths = tokens.lengths
+        lengths = tokens.lengths.cpu()
         for block, mean in enumerate(self.block_budgets):
             curves = predict_curves(self.predictor, tokens, lengths, block, monotone=not self.exact)
             groups = torch.split(curves, self.group_size)
@@ -84,7 +84,7 @@ class GroupAllocator:
         return tokens.tail_drop(lengths)
 
     def _solve(self, curves: Tensor, mean: float) -> Tensor:
-        sizes, budget = self.predictor.sizes.to(curves.device), whole_tokens(mean * len(curves))
+        sizes, budget = self.predictor.sizes, whole_tokens(mean * len(curves))
         if self.exact:
             smallest = int(sizes[0])
             step = math.gcd(*(sizes - smallest).tolist())
@@ -117,10 +117,10 @@ class JointAllocator:
         self.group_size, self.block_weights = check_group_size(group_size), block_weights
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        blocks = tokens.keep.shape[1]
-        sizes = self.predictor.sizes.to(tokens.keep.device)
+        clips, blocks, _ = tokens.keep.shape
+        sizes = self.predictor.sizes
         weights = weights_tensor(self.block_weights, tokens)
-        lengths = largest_size(sizes, self.tokens_per_video / blocks).expand_as(tokens.lengths).clone()
+        lengths = largest_size(sizes, self.tokens_per_video / blocks).repeat(clips, blocks)
         curves = predict_all_curves(self.predictor, tokens, lengths)
         best, least = lengths, self._predicted(curves, sizes, lengths)
         for _ in range(self.rounds):
@@ -174,7 +174,7 @@ class ThresholdAllocator:
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         weights = weights_tensor(self.block_weights, tokens)
-        lengths = tokens.lengths
+        lengths = tokens.lengths.cpu()
         for block in range(tokens.keep.shape[1]):
             curves = predict_curves(self.predictor, tokens, lengths, block) * weights[block]
             lengths[:, block] = self.step(curves)
@@ -182,7 +182,7 @@ class ThresholdAllocator:
 
     def step(self, curves: Tensor) -> Tensor:
         """(B, K) monotone (weighted) curves of one block -> (B,) sizes. The whole rule, for streaming callers."""
-        sizes = self.predictor.sizes.to(curves.device)
+        sizes = self.predictor.sizes
         return sizes[(gains(check_curves(curves), sizes) > self.multiplier).sum(-1)]
 
 
@@ -211,11 +211,11 @@ def check_group_size(group_size: int) -> int:
 
 
 def weights_tensor(block_weights: Sequence[float] | None, tokens: BlockTokens) -> Tensor:
-    """(G,) float64 weights on the device of the tokens; ones by default. A shorter clip has the weights of the first
+    """(G,) float64 weights; ones by default. A shorter clip has the weights of the first
     blocks."""
-    blocks, device = tokens.keep.shape[1], tokens.keep.device
+    blocks = tokens.keep.shape[1]
     if block_weights is None:
-        return torch.ones(blocks, dtype=torch.float64, device=device)
+        return torch.ones(blocks, dtype=torch.float64)
     if blocks > len(block_weights):
         raise ValueError(f"there are weights for {len(block_weights)} blocks, but the clips have {blocks}")
-    return torch.tensor(list(block_weights[:blocks]), dtype=torch.float64, device=device)
+    return torch.tensor(list(block_weights[:blocks]), dtype=torch.float64)

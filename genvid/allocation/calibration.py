@@ -233,7 +233,7 @@ def fit_block_weights(
     own, total = torch.zeros(blocks, dtype=torch.float64), torch.zeros(blocks, dtype=torch.float64)
     index = torch.tensor([sizes.index(length) for length in lengths])
     for batch in batches:
-        base = torch.tensor(list(lengths), device=batch.keep.device).expand(len(batch.keep), -1)
+        base = torch.tensor(list(lengths)).expand(len(batch.keep), -1)
         before = predict_all_curves(predictor, batch, base)
         for block in range(blocks):
             at = int(index[block])

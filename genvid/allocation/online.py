@@ -227,11 +227,11 @@ class OnlineBudgetAllocator:
         self.typical, self.block_weights = typical, block_weights
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        sizes = self.predictor.sizes.to(tokens.keep.device)
+        sizes = self.predictor.sizes
         weights_tensor(self.block_weights, tokens)
         ledger = VideoLedger(self.tokens_per_video, tokens.keep.shape[1], sizes, len(tokens.keep))
         controller = OnlineController(ledger, sizes, typical=self.typical, block_weights=self.block_weights)
-        lengths = tokens.lengths
+        lengths = tokens.lengths.cpu()
         for block in range(tokens.keep.shape[1]):
             lengths[:, block] = controller.step(predict_curves(self.predictor, tokens, lengths, block))
         return tokens.tail_drop(lengths)

@@ -16,7 +16,7 @@ class DistortionPredictor(Protocol):
 
     @property
     def sizes(self) -> Tensor:
-        """(K,) int64 ascending candidate sizes."""
+        """(K,) int64 ascending candidate sizes, on the CPU."""
         ...
 
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
@@ -46,11 +46,13 @@ def predict_curves(
 ) -> Tensor:
     """(B, K) float64 curves of `block`, earlier blocks cut to their (B, G) `lengths`; `monotone`: never rising.
 
+    Curves come to the CPU, where rules decide: the one wait for the device, and decisions that do not depend on it.
+
     ValueError when the predictor returns NaN or -inf.
     """
     earlier = lengths.clone()
     earlier[:, block:] = tokens.keep.shape[-1]
-    curves = check_curves(predictor.predict(tokens.tail_drop(earlier), block))
+    curves = check_curves(predictor.predict(tokens.tail_drop(earlier), block).cpu())
     return running_minimum(curves) if monotone else curves.double()
 
 

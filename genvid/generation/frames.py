@@ -1,24 +1,27 @@
-"""Frames as they come: the frames of each block, as soon as its tokens are complete, decoded beside the sampling.
+"""Frames as they come: the frames of each block, as soon as its tokens are complete.
 
-A thread samples; the caller's thread decodes, on a GPU in a stream of its own, and never waits for tokens of later
-blocks.
+A thread samples and decodes, and the caller has its own time for the frames. A GPU decodes a block before it samples
+the next one: side by side, the kernels of later tokens kept the first frames waiting until the end of the video.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
-from queue import SimpleQueue
+from queue import Empty, Queue
 from threading import Event
 
 import torch
 from torch import Tensor
 
-from genvid.generation.engine.scheduler import Engine, Request
+from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, check_match
 from genvid.tokens import BlockTokens, VideoTokenizer
+
+_AHEAD = 64
+"""Most parts of videos that wait for the caller."""
 
 
 @dataclass(frozen=True)
@@ -49,44 +52,33 @@ def stream_frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Iterat
 
 
 def _stream_frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Iterator[Frames]:
-    rows: SimpleQueue[tuple[int, Tensor, bool] | None] = SimpleQueue()
-    shown, stop = [0] * len(job.requests), Event()
+    made: Queue[Frames | None] = Queue(_AHEAD)
+    stop = Event()
     with ThreadPoolExecutor(1, "sampling") as thread:
-        sampling = thread.submit(_sample, engine, job.requests, rows, stop)
+        sampling = thread.submit(_sample, engine, tokenizer, job, made, stop)
         try:
-            beside = _beside(engine.model.device)
-            while (found := rows.get()) is not None:
-                number, row, last = found
-                tokens = job.unpack(number, row)
-                with beside, torch.no_grad():
-                    video = tokenizer.decode(tokens.to(engine.model.device)).float().clamp(-1, 1)[0].cpu()
-                yield Frames(number, shown[number], video[:, shown[number] :], tokens, last)
-                shown[number] = video.shape[1]
+            while (frames := made.get()) is not None:
+                yield frames
         finally:
             stop.set()
+            with suppress(Empty):  # room for the last frames of the thread
+                while True:
+                    made.get_nowait()
         sampling.result()
 
 
-def _sample(
-    engine: Engine,
-    requests: Sequence[Request],
-    rows: SimpleQueue[tuple[int, Tensor, bool] | None],
-    stop: Event,
-) -> None:
-    """Put every row into the queue at the end of each of its blocks, and None at the end of all."""
-    device = engine.model.device
+@torch.no_grad()
+def _sample(engine: Engine, tokenizer: VideoTokenizer, job: Job, made: Queue[Frames | None], stop: Event) -> None:
+    """Put the frames of every block into the queue, and None at the end of all."""
+    device, shown = engine.model.device, [0] * len(job.requests)
     try:
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            for found in engine.run_blocks(requests):
-                rows.put(found)
+            for number, row, last in engine.run_blocks(job.requests):
+                tokens = job.unpack(number, row)
+                video = tokenizer.decode(tokens.to(device)).float().clamp(-1, 1)[0].cpu()
+                made.put(Frames(number, shown[number], video[:, shown[number] :], tokens, last))
+                shown[number] = video.shape[1]
                 if stop.is_set():
                     return
     finally:
-        rows.put(None)
-
-
-def _beside(device: torch.device) -> AbstractContextManager[object]:
-    """A stream of its own, whose kernels run before those of the engine: later tokens are not urgent, frames are."""
-    if device.type != "cuda":
-        return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
+        made.put(None)

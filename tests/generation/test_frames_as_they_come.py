@@ -9,6 +9,7 @@ import torch
 from test_engine import END, LENGTH, class_requests, rotary, rows_of
 from test_pipeline import PixelTokenizer, clip, model_of
 
+from genvid.generation import frames
 from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.frames import stream_frames
@@ -66,7 +67,9 @@ def test_planned_videos_stream_too():
         assert sum(ends) <= 20
 
 
-def test_a_stream_that_is_left_or_fails_ends_its_thread():
+@pytest.mark.parametrize("ahead", [2, 64])
+def test_a_stream_that_is_left_or_fails_ends_its_thread(ahead, monkeypatch):
+    monkeypatch.setattr(frames, "_AHEAD", ahead)
     model, tokenizer, seeds, before = model_of(), PixelTokenizer(), torch.arange(3), active_count()
     job = class_job(model, seeds, seeds)
     engine = Engine(model, SamplingConfig(), slots=1)

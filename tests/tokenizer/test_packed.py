@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import math
+import os
 from dataclasses import replace
 
 import pytest
 import torch
 from disturbed import disturbed
-from torch.nn.attention import varlen
 from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.tokenizer.adaptok import model as model_module
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, attend_to_gathered
+from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, attend_spans
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import BlockTokens
@@ -55,17 +54,6 @@ def model(request) -> AdapTok:
     return disturbed(AdapTok(MODELS[request.param]))
 
 
-@pytest.fixture(scope="module")
-def gathered_flash():
-    """Flash attention on the CPU."""
-
-    @varlen._varlen_attn.register_kernel("cpu")
-    def attend(query, key, value, queries, keys, most_queries, most_keys, *others):
-        spans = Spans(queries.view(-1, 2), keys.view(-1, 2), (most_queries, most_keys))
-        attended, sums = attend_to_gathered(query, key, value, spans)
-        return attended, sums.masked_fill(sums == -math.inf, math.inf), torch.zeros(2, dtype=torch.uint64)
-
-
 @pytest.mark.parametrize("kept", [*LENGTHS, "any positions"])
 @torch.no_grad()
 def test_kept_tokens_alone_give_the_frames_of_the_masked_pass(model, kept):
@@ -80,11 +68,11 @@ def test_kept_tokens_alone_give_the_frames_of_the_masked_pass(model, kept):
 
 
 @pytest.mark.parametrize("kept", ["ragged", "empty blocks", "all", "any positions"])
-def test_decode_is_the_same_on_a_device_with_flash_attention(model, kept, gathered_flash, monkeypatch):
+def test_decode_is_the_same_on_a_device_with_the_kernel(model, kept, monkeypatch):
     keep = lengths_or_mask(kept)
     tokens = BlockTokens(keep, torch.randint(32, keep.shape))
     expected = model.decode(tokens)
-    monkeypatch.setattr(model_module, "has_flash", lambda *device: True)
+    monkeypatch.setattr(model_module, "has_kernel", lambda *device: True)
     torch.testing.assert_close(model.decode(tokens), expected, atol=1e-5, rtol=1e-5)
 
 
@@ -92,7 +80,7 @@ def test_decode_is_the_same_on_a_device_with_flash_attention(model, kept, gather
 def test_attention_equals_that_under_the_dense_mask(window):
     keep, pixels = lengths_or_mask("empty blocks"), 5
     keep[0, 2, 4] = True
-    tokens = PackedTokens(keep, int(keep.sum()), pixels, window, flash=False)
+    tokens = PackedTokens(keep, int(keep.sum()), pixels, window)
     clip, block, _ = keep.nonzero().unbind(1)
     queries = torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(pixels))
     clip, block = torch.cat([clip, queries[:, 0]]), torch.cat([block, queries[:, 1]])
@@ -107,21 +95,19 @@ def test_attention_equals_that_under_the_dense_mask(window):
 
 
 def test_a_span_without_keys_attends_to_nothing():
-    spans = Spans(torch.tensor([[0, 2], [2, 3]]), torch.tensor([[1, 1], [0, 3]]), (2, 3))
-    query, key, value = torch.randn(3, 3, 2, 4)
-    attended, sums = attend_to_gathered(query, key, value, spans)
-    assert attended[:2].eq(0).all()
-    assert sums[:, :2].eq(-math.inf).all()
-    scores = torch.einsum("hd, khd -> hk", query[2], key) / 2
-    torch.testing.assert_close(sums[:, 2], scores.logsumexp(1))
-    torch.testing.assert_close(attended[2], torch.einsum("hk, khd -> hd", scores.softmax(1), value))
+    places = torch.tensor([[[0, 2], [1, 1], [0, 0]], [[2, 3], [0, 2], [2, 3]]], dtype=torch.int32)
+    query, key, value = torch.randn(3, 1, 2, 3, 4)
+    attended = Spans(places, (2, 2, 1)).attend(query, key, value)
+    assert attended[:, :, :2].eq(0).all()
+    expected = scaled_dot_product_attention(query[:, :, 2:], key, value)
+    torch.testing.assert_close(attended[:, :, 2:], expected)
 
 
 @torch.no_grad()
-def test_one_compilation_serves_all_lengths(gathered_flash, monkeypatch):
+def test_one_compilation_serves_all_lengths(monkeypatch):
     """Of all layers but the last, and of the last one; the second length that occurs compiles both once more."""
     torch._dynamo.reset()
-    monkeypatch.setattr(model_module, "has_flash", lambda *device: True)
+    monkeypatch.setattr(model_module, "has_kernel", lambda *device: True)
     torch.manual_seed(0)
     model = disturbed(AdapTok(CONFIG)).requires_grad_(False)
     graphs = []
@@ -141,14 +127,15 @@ def test_one_compilation_serves_all_lengths(gathered_flash, monkeypatch):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("geometry", [AbsoluteGeometry(), RotaryGeometry(window=2)], ids=["absolute", "rotary"])
+@pytest.mark.parametrize(
+    "geometry", [AbsoluteGeometry(), RotaryGeometry(2, (64, 64), (1, 1))], ids=["absolute", "rotary"]
+)
 @torch.no_grad()
-def test_flash_attention_gives_the_same_frames(gpu, geometry):
+def test_the_kernel_gives_the_same_frames(gpu, geometry):
     torch.manual_seed(0)
-    stack = StackConfig(128, 3, 2)
     rotary = isinstance(geometry, RotaryGeometry)
-    sizes = replace(CONFIG, decoder=stack, block_capacity=200, pooled_queries=rotary, geometry=geometry)
-    model = disturbed(AdapTok(replace(sizes, resolution=(64, 64)))).to(gpu)
+    sizes = replace(CONFIG, resolution=(64, 64), decoder=StackConfig(128, 3, 2), block_capacity=200, geometry=geometry)
+    model = disturbed(AdapTok(replace(sizes, pooled_queries=rotary))).to(gpu)
     keep = (torch.arange(200) < torch.randint(0, 201, (5, 4, 1))).to(gpu)
     keep[0, 0] = False
     tokens = BlockTokens(keep, torch.randint(32, keep.shape, device=gpu))
@@ -156,3 +143,20 @@ def test_flash_attention_gives_the_same_frames(gpu, geometry):
     with torch.autocast("cuda", torch.bfloat16):
         frames, masked = model.decode(tokens), model.render(model.embed(tokens), keep)
     assert (frames - exact).norm() < 1.2 * (masked - exact).norm() + 1e-3 * exact.norm()
+
+
+@pytest.mark.parametrize("channels", [24, 64])
+def test_the_kernel_attends_as_padded_spans_do(channels):
+    """On a GPU, or interpreted on a CPU: TRITON_INTERPRET=1, before anything starts."""
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if not (torch.cuda.is_available() or interpreted):
+        pytest.skip("on a CPU the kernel is interpreted: TRITON_INTERPRET=1, before anything starts")
+    from genvid.tokenizer.adaptok.packed_kernels import attend
+
+    spans = [[[0, 150], [0, 150], [0, 0]], [[150, 150], [0, 150], [0, 0]], [[150, 160], [20, 90], [150, 160]]]
+    places = torch.tensor([*spans, [[160, 163], [5, 5], [0, 0]]], dtype=torch.int32)
+    query, key, value = torch.randn(163, 3, 2, channels).half().unbind(1)
+    expected = attend_spans(query.float(), key.float(), value.float(), places, 150, 150, 10)
+    device = "cpu" if interpreted else "cuda"
+    attended = attend(*(x.to(device) for x in (query, key, value, places)), 150)
+    torch.testing.assert_close(attended.cpu().float(), expected, atol=2e-3, rtol=0)

@@ -15,12 +15,11 @@ from torch import Tensor, nn
 
 from genvid.allocation import Allocator
 from genvid.checkpoint import Model
-from genvid.hardware import has_flash
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut, longest_kept, rounded
-from genvid.tokenizer.adaptok.packed import MOST_TOKENS, SPARE, PackedTokens
+from genvid.tokenizer.adaptok.packed import MOST_TOKENS, SPARE, PackedTokens, has_kernel
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
 from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, pool_latents
@@ -109,7 +108,7 @@ class AdapTok(Model):
         """
         kept = self.check(tokens)
         assert tokens.codes is not None
-        if self._has_flash(tokens.keep.device) and self._in_one_pass(tokens.keep):
+        if self._has_kernel(tokens.keep.device) and self._in_one_pass(tokens.keep):
             if graphs is None or not few(tokens.keep):
                 return self._decode_kept(tokens.codes, tokens.keep, kept)
             kept += -kept % SPARE
@@ -303,8 +302,7 @@ class AdapTok(Model):
         clips, blocks, capacity = keep.shape
         runs = [(block, capacity) for block in range(blocks)]
         places, queries = self.decoder_positions(runs, range(blocks), self.pyramid)
-        flash = self._has_flash(keep.device)
-        packed = PackedTokens(keep, count, len(queries) // blocks, self.window, flash=flash)
+        packed = PackedTokens(keep, count, len(queries) // blocks, self.window)
         latents = torch.where(packed.latents[:, None] < 0, 0, embeddings.flatten(0, 2)[packed.latents])
         latents = latents + places[packed.places[:count]]
         pixels = _pixel_queries(queries, embeddings, self._pooled(embeddings, keep))
@@ -316,11 +314,11 @@ class AdapTok(Model):
         x = last(x, place(packed.attend_pixels))
         return self.frames(x.view(clips, -1, x.shape[-1]), range(blocks))
 
-    def _has_flash(self, device: torch.device) -> bool:
-        """Whether the device has flash attention for the decoder in the precision of this moment."""
+    def _has_kernel(self, device: torch.device) -> bool:
+        """Whether the device has the kernel of packed tokens for the decoder in the precision of this moment."""
         network, autocast = self.config.decoder, torch.is_autocast_enabled(device.type)
         dtype = torch.get_autocast_dtype(device.type) if autocast else self.decoder.get_parameter("0.qkv.weight").dtype
-        return has_flash(device, dtype, network.width // network.heads)
+        return has_kernel(device, dtype, network.width // network.heads)
 
     def _in_one_pass(self, keep: Tensor) -> bool:
         """Whether blocks are decoded together: with rotary geometry, whose videos have any length, so many of them."""

@@ -125,7 +125,7 @@ class ScorerPredictor:
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.passes = BlockScorer(tokenizer, scorer)
         self.tokenizer, self.scorer = tokenizer, self.passes.scorer
-        self.sizes = self.scorer.sizes
+        self.sizes = self.scorer.sizes.cpu()
         self._stream: ScorerStream | None = None
         self._cached: BlockTokens | None = None
         """The blocks of `_stream`."""

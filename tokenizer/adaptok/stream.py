@@ -125,12 +125,12 @@ class StreamBudget:
         """`first`: blocks at the beginning of the video that keep at most `tokens` too, where these are more than
         `blocks`. BudgetError for fewer tokens than the blocks take."""
         self._scorer = ScorerStream(predictor.passes)
-        sizes = predictor.sizes.cpu()  # a few numbers a block, on which a GPU would wait for launches
+        sizes = predictor.sizes
         self._controller = OnlineController(WindowLedger(tokens, blocks, sizes, first), sizes)
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         """The next blocks (B, G, L), all kept, with their features -> the same, fewer kept."""
-        lengths = tokens.lengths
+        lengths = tokens.lengths.cpu()
         for block in range(tokens.keep.shape[1]):
             whole = tokens.select_blocks(slice(block, block + 1))
             lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole).cpu()))
