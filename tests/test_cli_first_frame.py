@@ -8,19 +8,29 @@ import torch
 from test_cli_streams import CONFIG, SIZES, STACK, coded, make_video, pixels, run
 
 import genvid
+from genvid.allocation.config import UniformConfig
 from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import load_model
 from genvid.cli import sampling
-from genvid.data.clips import to_float
+from genvid.data import SyntheticConfig
+from genvid.data.clips import ClipConfig, to_float
+from genvid.data.dataset import VideoData
+from genvid.generation.folder import png
+from genvid.recipes.cache_tokens import CacheRun, cache_tokens
+from genvid.recipes.runs import ARRun
+from genvid.recipes.train import train
 from genvid.tokenizer import segments
+from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.stream import StreamDecoder
 from genvid.tokens import BlockTokens, frame_blocks
+from genvid.tokens.cache import TokenCache
 from genvid.tokens.entropy import UniformCodes
 from genvid.tokens.file import read_token_file
 from genvid.tokens.rows import BlockLayout
+from genvid.train.config import TrainConfig
 
 __all__ = ["make_video"]
 SINGLE = replace(CONFIG, frames=17, geometry=replace(CONFIG.geometry, single_first_frame=True))
@@ -131,6 +141,34 @@ def test_frames_follow_a_prompt(tokenizer, make_video, tmp_path, monkeypatch, fr
     png = ("--stream", "--format", "png")
     run(*asked, *png, "--output", tmp_path / "live")
     assert len([*(tmp_path / "live" / "00000").iterdir()]) == 13
+
+
+def test_a_picture_is_coded_cached_and_animated(tokenizer, tmp_path):
+    model, picture = load_model(tokenizer, AdapTok), tmp_path / "picture.png"
+    frame = torch.randint(0, 256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    picture.write_bytes(png(frame))
+    run("encode", picture, tmp_path / "a.tok", "--tokenizer", tokenizer)
+    codes, _, _ = coded(tmp_path / "a.tok", model)
+    assert codes.equal(model.encode(to_float(frame)[None, :, None]).codes)
+    rule = ClipConfig(frames=17, resolution=(16, 16))
+    tokens = AllocatedTokenizer(str(tokenizer), UniformConfig(tokens_per_video=40))
+    data = VideoData(SyntheticConfig(clips=3), rule)
+    cache_tokens(CacheRun(output_dir=str(tmp_path / "cache"), data=data, tokens=tokens, batch_size=2, workers=0))
+    assert TokenCache.open(tmp_path / "cache").info.num_blocks == 5
+    sizes = TransformerConfig(width=16, depth=1, heads=2, kv_heads=2, hidden=24, max_positions=80)
+    training = TrainConfig(steps=1, batch_size=2, workers=0)
+    run_ = ARRun(
+        task="ar",
+        output_dir=str(tmp_path / "ar"),
+        cache=str(tmp_path / "cache"),
+        model=sizes,
+        context_blocks=1,
+        train=training,
+    )
+    asked = ("sample", "--model", train(run_), "--tokenizer", tokenizer, "--prompt", picture, "--format", "npz")
+    run(*asked, "--output", tmp_path / "animated")
+    with np.load(tmp_path / "animated" / "00000.npz") as made:
+        assert made["frames"].shape == (17, 16, 16, 3)
 
 
 def test_the_page_cuts_a_video_into_clips_of_such_blocks(tokenizer, make_video):

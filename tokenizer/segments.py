@@ -100,13 +100,13 @@ class StreamCoder(SegmentCoder):
         return lambda video: replace(stream(video), features=None)
 
     def _allocator(self, rate: TokenRate) -> Allocator:
-        """The rate in any second, or without a scorer in each block."""
+        """The rate in any second, without a scorer by equally many tokens for every block."""
         if self.predictor is not None:
             return stream_allocator(self.tokenizer, self.predictor, math.floor(rate.tokens), math.ceil(rate.fps))
         per_block = self.spec.frames_per_block
-        # A single first frame has the tokens of a block: the first second has as many as one of these frames more.
-        extra = per_block - self.spec.frames_of(0)
-        tokens = math.floor(rate.tokens * per_block / (rate.fps + extra))
+        # A shorter first block has the tokens of a whole one: the first second has those of so many frames more.
+        more = per_block - self.spec.frames_of(0)
+        tokens = math.floor(rate.tokens * per_block / (rate.fps + more))
         if not tokens:
             raise BudgetError(f"{float(rate.tokens):g} tokens a second are less than one of each block")
         return UniformAllocator(tokens)

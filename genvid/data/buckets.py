@@ -24,7 +24,7 @@ class BucketConfig:
     resolution: tuple[int, int]
     """Height and width."""
     still: bool = False
-    """Repeat one frame: a picture as it is coded."""
+    """Repeat one frame: a picture as it is coded, unless the first block has a single frame (`frames` 1)."""
     share: int = 1
     """Steps of each cycle that are of this bucket."""
 

@@ -50,11 +50,13 @@ def test_adaptok_gives_the_same_tokens_and_videos(gpu: torch.device) -> None:
     torch.testing.assert_close(tokenizer.decode(again).cpu(), decoded, rtol=1e-3, atol=1e-4)
 
 
-def test_streams_and_clips_are_replayed_to_the_same_tokens_and_videos(gpu: torch.device) -> None:
+@pytest.mark.parametrize("single", [False, True])
+def test_streams_and_clips_are_replayed_to_the_same_tokens_and_videos(gpu: torch.device, single: bool) -> None:
     """By CUDA graphs from the second use of a shape on."""
     torch.manual_seed(0)
-    rotary = RotaryGeometry(window=2, sides=(16, 16), aspect=(1, 1))
-    stream, clip = disturbed(AdapTok(replace(MODEL, pooled_queries=True, geometry=rotary))), make_tokenizer()
+    rotary = RotaryGeometry(window=2, sides=(16, 16), aspect=(1, 1), single_first_frame=single)
+    config = replace(MODEL, frames=MODEL.frames + single, pooled_queries=True, geometry=rotary)
+    stream, clip = disturbed(AdapTok(config)), make_tokenizer()
     sizes = ScorerConfig.for_tokenizer(stream.config, NETWORK, sizes=(1, 3, 6), metric="x", gains=True)
     scorer, video = disturbed(Scorer(sizes)), torch.rand(1, 3, 40, *MODEL.resolution) * 2 - 1
 
