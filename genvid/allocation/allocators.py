@@ -99,7 +99,8 @@ class JointAllocator:
     cut on. A round goes block by block: it predicts the curves of the block under the lengths set so far, solves the
     program over this and all later blocks (with their curves of the round before) for the remaining budget, and sets
     the length of the block. Every round keeps to the budget; each group gets the lengths with the least predicted
-    distortion. `block_weights` (G,) multiply the gains of each block (see `fit_block_weights`).
+    distortion. On real clips one round is as good as three (docs/allocation.md). `block_weights` (G,) multiply the
+    gains of each block (see `fit_block_weights`).
     """
 
     def __init__(
@@ -109,7 +110,7 @@ class JointAllocator:
         group_size: int,
         *,
         block_weights: Sequence[float] | None = None,
-        rounds: int = 3,
+        rounds: int = 1,
     ) -> None:
         if rounds < 1:
             raise ValueError(f"the joint rule needs at least 1 round, got {rounds}")

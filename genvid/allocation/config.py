@@ -124,7 +124,7 @@ class JointConfig(AllocatorConfig):
     """One budget over all blocks of all clips of a group."""
 
     group_size: int = 64
-    rounds: int = 3
+    rounds: int = 1
 
     @property
     def clips_per_budget(self) -> int:

@@ -44,7 +44,8 @@ class Spans:
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys."""
         tokens = (x[0].transpose(0, 1) for x in (query, key, value))
-        return attend_spans(*tokens, self.places, *self.longest).transpose(0, 1)[None]
+        attended: Tensor = attend_spans(*tokens, self.places, *self.longest)
+        return attended.transpose(0, 1)[None]
 
 
 class PackedTokens:
