@@ -133,9 +133,8 @@ def test_one_compilation_serves_all_lengths(monkeypatch):
 @torch.no_grad()
 def test_the_kernel_gives_the_same_frames(gpu, geometry):
     torch.manual_seed(0)
-    rotary = isinstance(geometry, RotaryGeometry)
-    sizes = replace(CONFIG, resolution=(64, 64), decoder=StackConfig(128, 3, 2), block_capacity=200, geometry=geometry)
-    model = disturbed(AdapTok(replace(sizes, pooled_queries=rotary))).to(gpu)
+    large = replace(CONFIG, resolution=(64, 64), decoder=StackConfig(128, 3, 2), block_capacity=200)
+    model = disturbed(AdapTok(replace(large, pooled_queries=True, geometry=geometry))).to(gpu)
     keep = (torch.arange(200) < torch.randint(0, 201, (5, 4, 1))).to(gpu)
     keep[0, 0] = False
     tokens = BlockTokens(keep, torch.randint(32, keep.shape, device=gpu))

@@ -207,6 +207,24 @@ def test_training_reaches_every_parameter_at_every_size(closed_loop):
         assert [name for name, p in scoring.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0] == []
 
 
+def test_compiled_layers_of_a_closed_loop_share_the_graphs_of_a_block():
+    """Of its frames and of its tokens, after no, one and two blocks."""
+    torch._dynamo.reset()
+    geometry = replace(CONFIG.geometry, closed_loop=True)
+    model, graphs = AdapTok(replace(CONFIG, encoder=StackConfig(24, 3, 2), geometry=geometry)), []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    for layer in model.encoder:
+        layer.compile(backend=backend)
+    for seed in range(2):
+        keep = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(seed)) < 0.5
+        model.features(torch.rand(2, 3, 20, 16, 24) * 2 - 1, keep)
+    assert len(graphs) == 6
+
+
 def test_compiled_layers_share_one_graph_a_stack():
     torch._dynamo.reset()
     task = AdapTokTask(CONFIG, ObjectiveConfig(tail_drop=TailDropConfig(3, 2, 1, 7), prior=None), distortion())

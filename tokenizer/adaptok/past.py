@@ -97,7 +97,9 @@ class PastBlocks:
             masks = _masks(seen, x.shape[1] - keep.shape[1], outside)
         record: list[tuple[Tensor, Tensor]] = []
         for index, layer in enumerate(layers):
-            x = layer(x, place(_after([block[0][index] for block in self._blocks], masks, keep, outside, record)))
+            own: list[tuple[Tensor, Tensor]] = []  # a compiled layer is one for this length of the list
+            x = layer(x, place(_after([block[0][index] for block in self._blocks], masks, keep, outside, own)))
+            record += own
         if remember:
             more = max(0, room - keep.shape[1])
             known = torch.stack([part for pair in record for part in pair]).view(len(record), 2, *record[0][0].shape)
