@@ -6,12 +6,11 @@ the next one: side by side, the kernels of later tokens kept the first frames wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext, suppress
+from collections.abc import Generator, Iterator
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
-from queue import Empty, Queue
-from threading import Event
+from queue import Full, Queue
+from threading import Event, Thread, main_thread
 
 import torch
 from torch import Tensor
@@ -48,37 +47,52 @@ def stream_frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Iterat
     """
     check_match(engine.model, tokenizer)
     engine.check(job.requests)
-    return _stream_frames(engine, tokenizer, job)
-
-
-def _stream_frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Iterator[Frames]:
-    made: Queue[Frames | None] = Queue(_AHEAD)
-    stop = Event()
-    with ThreadPoolExecutor(1, "sampling") as thread:
-        sampling = thread.submit(_sample, engine, tokenizer, job, made, stop)
-        try:
-            while (frames := made.get()) is not None:
-                yield frames
-        finally:
-            stop.set()
-            with suppress(Empty):  # room for the last frames of the thread
-                while True:
-                    made.get_nowait()
-        sampling.result()
+    return _ahead(_frames(engine, tokenizer, job))
 
 
 @torch.no_grad()
-def _sample(engine: Engine, tokenizer: VideoTokenizer, job: Job, made: Queue[Frames | None], stop: Event) -> None:
-    """Put the frames of every block into the queue, and None at the end of all."""
+def _frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Generator[Frames]:
+    """`stream_frames`, in one thread."""
     device, shown = engine.model.device, [0] * len(job.requests)
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        for number, row, last in engine.run_blocks(job.requests):
+            tokens = job.unpack(number, row)
+            video = tokenizer.decode(tokens.to(device)).float().clamp(-1, 1)[0].cpu()
+            yield Frames(number, shown[number], video[:, shown[number] :], tokens, last)
+            shown[number] = video.shape[1]
+
+
+def _ahead(parts: Generator[Frames]) -> Iterator[Frames]:
+    """Yield `parts`, which a thread makes while `_AHEAD` or fewer wait for the caller.
+
+    The thread ends at the next part where the caller leaves the loop, or the program ends inside it.
+    """
+    made: Queue[Frames | BaseException | None] = Queue(_AHEAD)
+    left = Event()
+
+    def put(part: Frames | BaseException | None) -> bool:
+        while not left.is_set() and main_thread().is_alive():
+            with suppress(Full):
+                made.put(part, timeout=0.1)
+                return True
+        return False
+
+    def make() -> None:
+        end: BaseException | None = None
+        try:
+            with closing(parts):
+                all(put(part) for part in parts)
+        except BaseException as error:
+            end = error
+        put(end)
+
+    thread = Thread(target=make, name="sampling")
+    thread.start()
     try:
-        with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            for number, row, last in engine.run_blocks(job.requests):
-                tokens = job.unpack(number, row)
-                video = tokenizer.decode(tokens.to(device)).float().clamp(-1, 1)[0].cpu()
-                made.put(Frames(number, shown[number], video[:, shown[number] :], tokens, last))
-                shown[number] = video.shape[1]
-                if stop.is_set():
-                    return
+        while isinstance(part := made.get(), Frames):
+            yield part
     finally:
-        made.put(None)
+        left.set()
+        thread.join()
+    if part is not None:
+        raise part

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from threading import active_count
+import threading
 
 import pytest
 import torch
@@ -67,18 +67,34 @@ def test_planned_videos_stream_too():
         assert sum(ends) <= 20
 
 
-@pytest.mark.parametrize("ahead", [2, 64])
+@pytest.mark.parametrize("ahead", [1, 64])
 def test_a_stream_that_is_left_or_fails_ends_its_thread(ahead, monkeypatch):
     monkeypatch.setattr(frames, "_AHEAD", ahead)
-    model, tokenizer, seeds, before = model_of(), PixelTokenizer(), torch.arange(3), active_count()
+    model, tokenizer, seeds, before = model_of(), PixelTokenizer(), torch.arange(3), threading.active_count()
     job = class_job(model, seeds, seeds)
     engine = Engine(model, SamplingConfig(), slots=1)
     parts = stream_frames(engine, tokenizer, job)
     next(parts)
     parts.close()
-    engine.slots.step = lambda reach: 1 / 0
+    monkeypatch.setattr(tokenizer, "decode", lambda tokens: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(stream_frames(engine, tokenizer, job))
-    assert active_count() == before
+    engine.slots.step = lambda reach: [][0]
+    with pytest.raises(IndexError):
+        list(stream_frames(engine, tokenizer, job))
+    assert threading.active_count() == before
     with pytest.raises(ValueError, match="another tokenizer"):
         stream_frames(engine, type("Other", (), {"spec": PixelTokenizer.spec.__class__(2, (2, 1), 9, 1, 8)})(), job)
+
+
+def test_a_program_may_end_inside_a_stream(monkeypatch):
+    """Its threads are joined before the generator is closed."""
+    monkeypatch.setattr(frames, "_AHEAD", 1)
+    model, seeds = model_of(), torch.arange(3)
+    parts = stream_frames(Engine(model, SamplingConfig(), slots=1), PixelTokenizer(), class_job(model, seeds, seeds))
+    next(parts)
+    [thread] = [thread for thread in threading.enumerate() if thread.name == "sampling"]
+    ended = threading.Thread()
+    monkeypatch.setattr(frames, "main_thread", lambda: ended)
+    thread.join(30)
+    assert not thread.is_alive()
