@@ -50,10 +50,10 @@ class TableAllocator:
     """
 
     def __init__(self, lengths: Sequence[float], sizes: Tensor) -> None:
-        grid, table = sizes.double().cpu(), torch.tensor(list(lengths), dtype=torch.float64)
+        grid, table = sizes.double(), torch.tensor(list(lengths), dtype=torch.float64)
         misfit = (grid - table[:, None]) ** 2
         spend_first = misfit.amax(1).sum() + 1  # more than any misfit: a spent token always wins
-        self.lengths = solve_budget(misfit - spend_first * grid, sizes.cpu(), whole_tokens(sum(lengths)))
+        self.lengths = solve_budget(misfit - spend_first * grid, sizes, whole_tokens(sum(lengths)))
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         check_blocks(tokens, len(self.lengths), "the table of lengths")
@@ -182,7 +182,8 @@ class ThresholdAllocator:
         return tokens.tail_drop(lengths)
 
     def step(self, curves: Tensor) -> Tensor:
-        """(B, K) monotone (weighted) curves of one block -> (B,) sizes. The whole rule, for streaming callers."""
+        """(B, K) monotone (weighted) curves of one block, on the CPU -> (B,) sizes. The whole rule, for streaming
+        callers."""
         sizes = self.predictor.sizes
         return sizes[(gains(check_curves(curves), sizes) > self.multiplier).sum(-1)]
 
@@ -212,8 +213,7 @@ def check_group_size(group_size: int) -> int:
 
 
 def weights_tensor(block_weights: Sequence[float] | None, tokens: BlockTokens) -> Tensor:
-    """(G,) float64 weights; ones by default. A shorter clip has the weights of the first
-    blocks."""
+    """(G,) float64 weights; ones by default. A shorter clip has the weights of the first blocks."""
     blocks = tokens.keep.shape[1]
     if block_weights is None:
         return torch.ones(blocks, dtype=torch.float64)

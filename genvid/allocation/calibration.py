@@ -138,7 +138,7 @@ def calibrate(
     curves = running_minimum(curves)
     clips, blocks, _ = curves.shape
     weights = torch.ones(blocks) if block_weights is None else torch.tensor(list(block_weights))
-    weighted = curves * weights.double().to(curves.device)[:, None]
+    weighted = curves * weights.double()[:, None]
     ordered = sorted(budgets)
     solutions = [solve_program(weighted.flatten(0, 1), sizes, whole_tokens(budget * clips)) for budget in ordered]
     return Calibration(
@@ -159,7 +159,7 @@ def calibrate(
 def _typical_gains(curves: Tensor, sizes: Tensor) -> tuple[tuple[float, ...], ...]:
     """Mean gains after every clip is scaled to the median activity (total gain), so that busy clips do not dominate."""
     each = gains(curves, sizes)
-    activity = (each * sizes.to(each.device).diff()).sum((1, 2), keepdim=True)
+    activity = (each * sizes.diff()).sum((1, 2), keepdim=True)
     typical = (each * (activity.median() / activity.clamp(min=1e-300))).mean(0)
     return tuple(map(tuple, typical.tolist()))
 
@@ -241,8 +241,8 @@ def fit_block_weights(
             changed = base.clone()
             changed[:, block] = sizes[moved]
             after = predict_all_curves(predictor, batch, changed)
-            own[block] += (before[:, block, at] - before[:, block, moved]).sum().cpu()
+            own[block] += (before[:, block, at] - before[:, block, moved]).sum()
             later = torch.arange(block + 1, blocks)
-            total[block] += (before[:, later, index[later]] - after[:, later, index[later]]).sum().cpu()
+            total[block] += (before[:, later, index[later]] - after[:, later, index[later]]).sum()
     weights = 1 + torch.where(own != 0, total / own, 0.0)
     return tuple(weights.clamp(min=0).tolist())

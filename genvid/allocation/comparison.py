@@ -55,8 +55,8 @@ def choices(budget: float, group_size: int) -> dict[str, AllocatorConfig]:
 
 
 def _mean_distortion(choice: AllocatorConfig, calibration: Calibration, curves: Tensor, truth: Tensor) -> float:
-    sizes = torch.tensor(calibration.sizes, device=curves.device)
-    keep = torch.ones(*curves.shape[:2], calibration.sizes[-1], dtype=torch.bool, device=curves.device)
+    sizes = torch.tensor(calibration.sizes)
+    keep = torch.ones(*curves.shape[:2], calibration.sizes[-1], dtype=torch.bool)
     allocator = build_allocator(choice, calibration.blocks, FixedCurves(curves, sizes), calibration)
     index = torch.searchsorted(sizes, allocator(BlockTokens(keep)).lengths)
     return float(truth.gather(2, index[..., None]).sum()) / len(truth)

@@ -58,7 +58,7 @@ class VideoLedger:
                 f"{tokens} tokens cannot pay for {blocks} blocks of at least {grid[0]} tokens; "
                 f"allow {blocks * grid[0]} or more"
             )
-        self._sizes, self._left, self._blocks_left = sizes, torch.full((streams,), tokens, device=sizes.device), blocks
+        self._sizes, self._left, self._blocks_left = sizes, torch.full((streams,), tokens), blocks
         self._unit, self._first = grid_unit(grid), grid[0]
         self._sums = _reachable_sums([(size - grid[0]) // self._unit for size in grid], tokens // self._unit, blocks)
 
@@ -71,7 +71,7 @@ class VideoLedger:
         later = self._blocks_left - 1
         rest = self._left[:, None] - self._sizes - later * self._first
         sums = self._sums[later]
-        largest = torch.tensor(np.maximum.accumulate(np.where(sums, np.arange(len(sums)), 0)), device=rest.device)
+        largest = torch.tensor(np.maximum.accumulate(np.where(sums, np.arange(len(sums)), 0)))
         usable = largest[(rest // self._unit).clamp(0, len(sums) - 1)] * self._unit
         return (rest - usable).double().masked_fill(rest < 0, torch.inf)
 
@@ -94,7 +94,7 @@ class StreamLedger:
         if burst < tokens_per_block:
             raise BudgetError(f"a bucket of {burst} tokens cannot hold the {tokens_per_block:g} tokens of one block")
         self._sizes, self._rate, self._burst, self._block = sizes, tokens_per_block, burst, 0
-        self._level = torch.full((streams,), burst, device=sizes.device)
+        self._level = torch.full((streams,), burst)
 
     def plan(self) -> tuple[int, Tensor]:
         """The bucket should be half full again after as many blocks as it could pay for."""
@@ -123,11 +123,11 @@ class WindowLedger:
         most = blocks if first is None else first
         if tokens < most * int(sizes[0]):
             raise BudgetError(
-                f"{tokens} tokens cannot pay for any {most} blocks of at least {int(sizes[0])} tokens; "
+                f"{tokens} tokens cannot pay for {most} blocks of at least {int(sizes[0])} tokens; "
                 f"allow {most * int(sizes[0])} or more"
             )
         self._tokens, self._sizes, self._before, self._left_of_first = tokens, sizes, blocks - 1, most
-        self._spent = deque([sizes[:1]] * (most - 1))
+        self._spent = deque([sizes[:1]] * (most - 1), maxlen=most - 1)
         """(B,) sizes of the last blocks. As each leaves room for the next ones, the smallest size is always allowed."""
 
     def plan(self) -> tuple[int, Tensor]:
@@ -143,11 +143,9 @@ class WindowLedger:
 
     def spend(self, sizes: Tensor) -> None:
         self._spent.append(sizes)
-        self._spent.popleft()
         self._left_of_first -= 1
         if not self._left_of_first:  # later windows are shorter
-            while len(self._spent) > self._before:
-                self._spent.popleft()
+            self._spent = deque(self._spent, maxlen=self._before)
 
 
 class OnlineController:
@@ -172,12 +170,12 @@ class OnlineController:
             raise ValueError(f"typical gains of {len(sizes)} sizes are {wanted}, got {tuple(typical.shape)}")
         self._ledger, self._sizes, self._block = ledger, sizes, 0
         self._weights = [1.0] if block_weights is None else list(block_weights)
-        self._typical = None if typical is None else typical.double().to(sizes.device)
+        self._typical = None if typical is None else typical.double()
         self._seen = torch.empty(0)
         """(B, up to 16, K - 1) gains of the last blocks."""
 
     def step(self, curves: Tensor) -> Tensor:
-        """(B, K) predicted distortion of the next block -> (B,) sizes, booked in the ledger."""
+        """(B, K) predicted distortion of the next block, on the CPU -> (B,) sizes, booked in the ledger."""
         if not bool(curves.isfinite().all()):
             raise ValueError("a predicted distortion is NaN or infinite; fix the predictor")
         curves = running_minimum(curves) * self._weights[min(self._block, len(self._weights) - 1)]
@@ -200,14 +198,14 @@ class OnlineController:
         """(B, U, K - 1) gains of the kinds of blocks to come, and (U,) how many of each are expected."""
         seen = self._seen.shape[1]
         if self._typical is None or self._block + 1 >= len(self._typical):
-            return self._seen, torch.full((seen,), ahead / seen, dtype=torch.float64, device=self._sizes.device)
+            return self._seen, torch.full((seen,), ahead / seen, dtype=torch.float64)
         widths = self._sizes.diff()
         totals = (self._typical * widths).sum(1)
         prior = _TRUST * totals.mean() + 1e-300
         expected = totals[self._block + 1 - seen : self._block + 1].sum()
         activity = ((self._seen * widths).sum((1, 2)) + prior) / (expected + prior)
         kinds = self._typical[self._block + 1 :][:ahead]
-        counts = torch.ones(len(kinds), dtype=torch.float64, device=kinds.device)
+        counts = torch.ones(len(kinds), dtype=torch.float64)
         counts[-1:] += ahead - len(kinds)  # none where this is the last block
         return activity[:, None, None] * kinds, counts
 
@@ -240,7 +238,7 @@ class OnlineBudgetAllocator:
 def _price(steps: Tensor, widths: Tensor, pool: Tensor) -> Tensor:
     """(B,) gain of the step at which (B,) `pool` runs out, steps taken by falling gain; 0 when it suffices for all."""
     if not steps.shape[1]:  # a single candidate size: nothing to choose
-        return torch.zeros(len(pool), dtype=torch.float64, device=pool.device)
+        return torch.zeros(len(pool), dtype=torch.float64)
     ordered, order = steps.sort(dim=1, descending=True, stable=True)
     over = widths[order].cumsum(1) > pool[:, None]
     first = over.int().argmax(1, keepdim=True)

@@ -12,19 +12,19 @@ from genvid.allocation.program import BudgetError, grid_unit
 def solve_clips(distortion: Tensor, sizes: Tensor, budgets: Tensor) -> Tensor:
     """(B, G, K) curves, (K,) ascending sizes and (B,) budgets in tokens -> (B, G) sizes of least summed distortion.
 
-    Exact, in float64 on the device of the curves. +inf forbids a size. Of choices of equal worth the one
-    with the fewest tokens, then with the larger sizes in earlier blocks. BudgetError where a budget cannot be met.
+    Exact, in float64. +inf forbids a size. Of choices of equal worth the one with the fewest tokens, then with the
+    larger sizes in earlier blocks. BudgetError where a budget cannot be met.
     """
     clips, blocks, _ = distortion.shape
     grid: list[int] = sizes.tolist()
     unit = grid_unit(grid)
-    offsets = (sizes.to(distortion.device) - grid[0]) // unit
-    room = ((budgets.to(distortion.device) - blocks * grid[0]) // unit).clamp(max=blocks * int(offsets[-1]))
+    offsets = (sizes - grid[0]) // unit
+    room = ((budgets - blocks * grid[0]) // unit).clamp(max=blocks * int(offsets[-1]))
     if int(room.min()) < 0:
         raise BudgetError(
             f"a budget of {int(budgets.min())} tokens cannot be met: {blocks} blocks take at least {blocks * grid[0]}"
         )
-    states = torch.arange(int(room.max()) + 1, device=distortion.device)
+    states = torch.arange(int(room.max()) + 1)
     before = states - offsets[:, None] + 1  # (K, S), 0 where the size does not fit
     least = distortion.new_full((clips, len(states)), torch.inf, dtype=torch.float64)
     least[:, 0] = 0
@@ -42,4 +42,4 @@ def solve_clips(distortion: Tensor, sizes: Tensor, budgets: Tensor) -> Tensor:
         size = best.gather(1, state)
         lengths.append(size)
         state = state - offsets[size]
-    return sizes.to(distortion.device)[torch.cat(lengths[::-1], 1)]
+    return sizes[torch.cat(lengths[::-1], 1)]

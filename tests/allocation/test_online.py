@@ -207,7 +207,7 @@ def test_a_budget_beyond_every_size_costs_no_memory():
 def test_errors_say_the_way_out():
     with pytest.raises(BudgetError, match="allow 256 or more"):
         VideoLedger(255, 4, EVEN)
-    with pytest.raises(BudgetError, match="any 4 blocks of at least 64 tokens; allow 256 or more"):
+    with pytest.raises(BudgetError, match="pay for 4 blocks of at least 64 tokens; allow 256 or more"):
         WindowLedger(255, 4, EVEN)
     with pytest.raises(BudgetError, match="60 tokens per block"):
         StreamLedger(60, 1000, EVEN)
