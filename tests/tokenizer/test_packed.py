@@ -10,10 +10,12 @@ import torch
 from disturbed import disturbed
 from torch.nn.functional import scaled_dot_product_attention
 
+from genvid.hardware import Hardware
 from genvid.tokenizer.adaptok import model as model_module
+from genvid.tokenizer.adaptok import packed as packed_module
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, attend_spans
+from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, attend_spans, has_kernel
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import BlockTokens
@@ -27,10 +29,13 @@ CONFIG = AdapTokConfig(
     decoder=StackConfig(24, 3, 3),
     quantizer=VQConfig(codebook_size=32, code_dim=8),
 )
+ROTARY = RotaryGeometry(window=2, sides=(16, 40), aspect=(2, 1))
+SINGLE = replace(ROTARY, single_first_frame=True)
 MODELS = {
     "absolute": CONFIG,
     "pooled": replace(CONFIG, pooled_queries=True),
-    "rotary": replace(CONFIG, pooled_queries=True, geometry=RotaryGeometry(window=2, sides=(16, 40), aspect=(2, 1))),
+    "rotary": replace(CONFIG, pooled_queries=True, geometry=ROTARY),
+    "single first frame": replace(CONFIG, frames=13, pooled_queries=True, geometry=SINGLE),
 }
 LENGTHS = {
     "ragged": [[7, 3, 1, 5], [2, 4, 7, 1], [1, 1, 1, 1]],
@@ -74,6 +79,16 @@ def test_decode_is_the_same_on_a_device_with_the_kernel(model, kept, monkeypatch
     expected = model.decode(tokens)
     monkeypatch.setattr(model_module, "has_kernel", lambda *device: True)
     torch.testing.assert_close(model.decode(tokens), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_kernel_takes_half_precision_and_heads_of_at_most_128_channels(monkeypatch):
+    device = torch.device("cpu")
+    assert not has_kernel(device, torch.bfloat16, 64)
+    for found, taken in ((Hardware((8, 0), True), True), (Hardware((8, 0), False), False)):
+        monkeypatch.setattr(packed_module, "hardware", lambda device, found=found: found)
+        assert has_kernel(device, torch.bfloat16, 128) is has_kernel(device, torch.float16, 24) is taken
+        assert not has_kernel(device, torch.float32, 64)
+        assert not has_kernel(device, torch.bfloat16, 129)
 
 
 @pytest.mark.parametrize("window", [None, 0, 1, 2])

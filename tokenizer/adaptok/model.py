@@ -61,10 +61,11 @@ class AdapTok(Model):
 
     @property
     def spec(self) -> TokenizerSpec:
+        blocks = self.config.frame_blocks
         return TokenizerSpec(
-            frames_per_block=self.config.patch[0],
-            single_first_frame=self.config.frame_blocks.single_first_frame,
-            stream=self.window is not None,
+            frames_per_block=blocks.frames_per_block,
+            single_first_frame=blocks.single_first_frame,
+            stream=blocks.stream,
             resolution=self.resolution,
             block_capacity=self.config.capacity_at(self.resolution),
             token_dim=self.quantizer.code_dim,
