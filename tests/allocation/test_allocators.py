@@ -47,6 +47,25 @@ def test_a_clip_is_treated_the_same_in_any_batch(allocator):
     assert torch.equal(allocator(TOKENS[shuffled]).keep, batch[shuffled].keep)
 
 
+@pytest.mark.gpu
+def test_tokens_and_curves_on_a_gpu_are_cut_alike(gpu):
+    curves = predict_all_curves(CLIPS, TOKENS, TOKENS.lengths)
+    typical = gains(curves, CLIPS.sizes).median(0).values
+    predictors = FixedCurves(curves, CLIPS.sizes), FixedCurves(curves.to(gpu), CLIPS.sizes)
+
+    def rules(predictor):
+        yield UniformAllocator(192)
+        yield TableAllocator([320.0, 200.0, 150.0, 98.0], CLIPS.sizes)
+        yield GroupAllocator(predictor, [256.0] * 4, 16)
+        yield JointAllocator(predictor, 1024, 16)
+        yield JointAllocator(predictor, 1024, 1, block_weights=(2.0, 1.0, 1.0, 1.0))
+        yield ThresholdAllocator(predictor, 1e-3)
+        yield OnlineBudgetAllocator(predictor, 768, typical=typical)
+
+    for here, there in zip(*map(rules, predictors), strict=True):
+        assert there(TOKENS.to(gpu)).keep.cpu().equal(here(TOKENS).keep)
+
+
 def test_single_clips_are_treated_differently():
     lengths = alone(ThresholdAllocator(CLIPS, 1e-3)).lengths
     assert len(lengths.sum(1).unique()) > 5

@@ -11,6 +11,7 @@ import torch
 from disturbed import disturbed
 from test_adaptok_tasks import DROP, MODEL, NETWORK, OBJECTIVE, make_batch, make_distortion, make_tokenizer
 from tiny_codecs import cosmos, drifting, make_lit
+from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.allocation import UniformAllocator
 from genvid.tokenizer.adaptok.config import RotaryGeometry
@@ -20,6 +21,7 @@ from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ScorerTask
+from genvid.tokenizer.layers import TransformerBlock
 from genvid.tokenizer.lit.budget import BudgetAllocator
 from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig
@@ -91,6 +93,18 @@ def test_the_scorer_gives_the_same_curves(gpu: torch.device) -> None:
     tokenizer.to(gpu)
     scorer.to(gpu)
     torch.testing.assert_close(curves(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_the_gelu_within_a_product_is_as_near_to_the_exact_one(gpu: torch.device) -> None:
+    torch.manual_seed(0)
+    layer, x = TransformerBlock(64, 2).to(gpu), torch.randn(3, 50, 64, device=gpu)
+    with torch.no_grad():
+        exact = layer(x, scaled_dot_product_attention)
+        layer.round(torch.bfloat16)
+        within = layer(x, scaled_dot_product_attention)
+    plain = layer(x, scaled_dot_product_attention)  # with gradients
+    assert not within.equal(plain)
+    assert (within - exact).norm() < 1.1 * (plain - exact).norm()
 
 
 def adversarial() -> TrainingTask:
