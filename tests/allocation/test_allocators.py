@@ -102,10 +102,23 @@ def test_exact_budgets_are_rounded_down_to_whole_steps():
     assert torch.equal(lengths, torch.tensor([448, 192, 128, 128]).expand(48, -1))
 
 
-def test_joint_budget_holds_in_every_group():
-    lengths = JointAllocator(CLIPS, 1000, 20)(TOKENS).lengths
+@pytest.mark.parametrize("rounds", [1, 3])
+def test_joint_budget_holds_in_every_group(rounds):
+    lengths = JointAllocator(CLIPS, 1000, 20, rounds=rounds)(TOKENS).lengths
     for group in lengths.split(20):
         assert 1000 * len(group) - 64 < int(group.sum()) <= 1000 * len(group)
+
+
+def test_more_rounds_cost_no_group_distortion():
+    def predicted(rounds):
+        lengths = JointAllocator(CLIPS, 1000, 16, rounds=rounds)(TOKENS).lengths
+        curves = predict_all_curves(CLIPS, TOKENS, lengths)
+        at = torch.searchsorted(CLIPS.sizes, lengths)
+        return curves.gather(2, at[..., None]).view(3, -1).sum(1)
+
+    one, three = predicted(1), predicted(3)
+    assert bool((three <= one + 1e-9).all())
+    assert bool((three < one).any())
 
 
 def test_joint_and_threshold_are_the_program_on_curves_that_do_not_react():

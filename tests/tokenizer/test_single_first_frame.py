@@ -229,7 +229,8 @@ def test_lengths_that_do_not_fit_are_refused_with_the_way_out(tmp_path, model, f
         ValueError, match=f"{frames + 1} frames do not fill blocks of 4 frames: change data.clip.* to a mul"
     ):
         CONFIG.check_clip(frames + 1, (16, 16))
-    assert AdapTokConfig().grid[0] == 4
+    with pytest.raises(ValueError, match="clips of 32 frames are longer than the 16 of this tokenizer"):
+        AdapTokConfig().check_clip(32, (128, 128))
 
 
 def test_an_objective_of_the_published_tokenizer_has_the_blocks_of_such_clips():

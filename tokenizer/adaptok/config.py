@@ -146,11 +146,15 @@ class AdapTokConfig:
         """ValueError for clips that a tokenizer cannot be trained on."""
         self.check_resolution(resolution)
         blocks = self.frame_blocks
-        if frames != blocks.filled(frames) or (self.window is None and frames > self.frames):
-            most = "" if self.window is not None else f", {self.frames} at most"
+        if frames != blocks.filled(frames):
             raise ValueError(
                 f"clips of {frames} frames do not fill {blocks.described}: change data.clip, or the bucket, to "
-                f"{blocks.lengths()}{most}"
+                f"{blocks.lengths()}"
+            )
+        if self.window is None and frames > self.frames:
+            raise ValueError(
+                f"clips of {frames} frames are longer than the {self.frames} of this tokenizer, whose geometry is "
+                "absolute: change data.clip"
             )
 
 
