@@ -28,6 +28,7 @@ from genvid.device import device
 from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokens import TokenizerSpec
+from genvid.tokens.blocks import repeat_last
 
 CLIP = 16
 """Frames."""
@@ -82,8 +83,7 @@ def clip(video: Video, frames: int, resolution: tuple[int, int]) -> Tensor:
 def coded(tokenizer: AdapTok, video: Tensor, tokens: int) -> Tensor:
     """The reconstruction with so many tokens of every block, in [-1, 1]; the last frame fills the last block."""
     frames = video.shape[2]
-    filling = video[:, :, -1:].expand(-1, -1, tokenizer.spec.filled(frames) - frames, -1, -1)
-    whole = tokenizer.encode(torch.cat([video, filling], 2))
+    whole = tokenizer.encode(repeat_last(video, tokenizer.spec.filled(frames) - frames))
     return tokenizer.decode(whole.tail_drop(torch.full_like(whole.lengths, tokens)))[:, :, :frames].clamp(-1, 1)
 
 

@@ -14,6 +14,7 @@ from genvid.allocation import Budget
 from genvid.batch import Batch
 from genvid.eval.evaluation import Output
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.blocks import repeat_last
 from genvid.tokens.coding import decode, encode
 
 DECODED = 16
@@ -59,8 +60,7 @@ class PieceEncoder(PerBatch[list[BlockTokens]]):
 
     def filled(self, piece: Tensor) -> Tensor:
         """The piece with its last frame repeated to fill its blocks."""
-        filling = self.tokenizer.spec.filled(piece.shape[2]) - piece.shape[2]
-        return torch.cat([piece, piece[:, :, -1:].expand(-1, -1, filling, -1, -1)], 2)
+        return repeat_last(piece, self.tokenizer.spec.filled(piece.shape[2]) - piece.shape[2])
 
 
 class Reconstruction:

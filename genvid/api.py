@@ -42,6 +42,7 @@ from genvid.tokenizer.budgets import clip_budget
 from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.streams import fitted, stream_allocator, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
+from genvid.tokens.blocks import repeat_last
 
 BATCH = 16
 """Videos sampled at a time: memory, not results."""
@@ -133,7 +134,7 @@ class Tokenizer:
         """(B, 3, T, H, W) -> its consecutive clips, of which the last repeats its last frame to fill its blocks."""
         clips = self.model.spec.clips(video.shape[2])
         for part, clip in zip(torch.split(video, [clip.frames for clip in clips], 2), clips, strict=True):
-            yield torch.cat([part, part[:, :, -1:].expand(-1, -1, clip.filling, -1, -1)], 2)
+            yield repeat_last(part, clip.filling)
 
     def _shared_graphs(self, model: VideoTokenizer) -> Graphs | None:
         return self._graphs if model is self.model else None

@@ -25,6 +25,7 @@ from genvid.ar.row_model import RowModel
 from genvid.checkpoint import CheckpointError, describe_mismatch, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokens.blocks import repeat_last
 from genvid.tokens.rows import BlockLayout
 
 _LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"
@@ -121,7 +122,7 @@ class PublishedTransformer(RowModel):
             raise ValueError("this published model generates classes; frames are predicted by AdapTok-FP")
         if not fewest <= video.shape[2] <= frames:
             raise ValueError(f"this model takes {fewest} to {frames} first frames, got {video.shape[2]}")
-        padded = torch.cat([video, video[:, :, -1:].expand(-1, -1, frames - video.shape[2], -1, -1)], 2)
+        padded = repeat_last(video, frames - video.shape[2])
         spec.check_video(padded)
         context = BlockTokens.concatenate([part.to("cpu") for part in encode_in_parts(tokenizer, padded, self.device)])
         prefixes = self.context_prefix(context)

@@ -97,7 +97,7 @@ class PastBlocks:
             masks = _masks(seen, x.shape[1] - keep.shape[1], outside)
         record: list[tuple[Tensor, Tensor]] = []
         for index, layer in enumerate(layers):
-            own: list[tuple[Tensor, Tensor]] = []  # a compiled layer is one for this length of the list
+            own: list[tuple[Tensor, Tensor]] = []  # new for each layer: compiled code depends on its length
             x = layer(x, place(_after([block[0][index] for block in self._blocks], masks, keep, outside, own)))
             record += own
         if remember:
