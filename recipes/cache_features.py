@@ -18,8 +18,10 @@ from genvid.command import command
 from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
 from genvid.device import device
+from genvid.tokenizer.adaptok.patches import fill_first
 from genvid.tokenizer.teachers import TeacherConfig
 from genvid.tokenizer.teachers.stored import FeatureRecord, store_features
+from genvid.tokens.frame_blocks import FrameBlocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +33,8 @@ class FeatureRun:
     teacher: TeacherConfig
     block_frames: int = 4
     """Frames of a block of the tokenizer."""
+    single_first_frame: bool = False
+    """As in the geometry of the tokenizer."""
     batch_size: int = 16
     """Clips at a time; affects memory, not results."""
     workers: int = 2
@@ -42,18 +46,24 @@ class FeatureRun:
                 "features are of clips that are the same in every epoch: set data.clip.window to first or all and "
                 "data.clip.crop to center, and leave out zoom, flip, turn, reverse and recolour"
             )
-        if clip.frames % self.block_frames:
-            raise ValueError(f"clips of {clip.frames} frames are no blocks of block_frames {self.block_frames}")
+        self.frame_blocks.num_blocks(clip.frames)
+
+    @property
+    def frame_blocks(self) -> FrameBlocks:
+        """The blocks of the tokenizer."""
+        return FrameBlocks(self.block_frames, single_first_frame=self.single_first_frame)
 
 
 def cache_features(run: FeatureRun) -> Path:
     """Write the features; returns their folder."""
     dataset, teacher, folder = run.data.open(), run.teacher.build().to(device()), Path(run.output_dir)
     dataset.strict = True  # another clip in the place of a broken one would be stored twice
-    record = FeatureRecord(teacher.name, dataset.fingerprint(), run.data.clip.frames // run.block_frames)
+    blocks = run.frame_blocks.num_blocks(run.data.clip.frames)
+    record = FeatureRecord(teacher.name, dataset.fingerprint(), blocks)
     batches = one_pass(dataset, batch_size=run.batch_size, workers=run.workers, device=device())
     bar = tqdm(batches, desc="features", unit="batch", total=-(-len(dataset) // run.batch_size))
-    store_features(folder, teacher, bar, record, len(dataset))
+    videos = (fill_first(batch["video"], run.block_frames) for batch in bar)  # as a tokenizer's blocks are filled
+    store_features(folder, teacher, videos, record, len(dataset))
     return folder
 
 

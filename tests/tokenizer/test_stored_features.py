@@ -1,6 +1,7 @@
 """Features in files: those of the network, found by the pixels of a clip, refused where they are of something else."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +10,14 @@ from test_adaptok_tasks import DROP, MODEL
 from torch import nn
 
 from genvid.data import SyntheticConfig
-from genvid.data.clips import ClipConfig
+from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import VideoData
 from genvid.data.loader import load_batches
 from genvid.recipes import cache_features
 from genvid.recipes.cache_features import FeatureRun
 from genvid.recipes.runs import AdapTokRun, HeldOutClips
-from genvid.tokenizer.adaptok.semantic import SemanticConfig
+from genvid.tokenizer.adaptok.config import RotaryGeometry
+from genvid.tokenizer.adaptok.semantic import DecoderAlignmentConfig, SemanticConfig, SemanticLoss
 from genvid.tokenizer.adaptok.tasks import ObjectiveConfig
 from genvid.tokenizer.teachers import ModuleTeacher, ModuleTeacherConfig, StoredTeacher, StoredTeacherConfig
 from genvid.tokenizer.teachers.stored import clip_keys
@@ -53,9 +55,10 @@ def folders(tmp_path):
     return [str(tmp_path / name) for name in SOURCES]
 
 
-def cache(folder, source, network="Quarters", clip=CLIP):
+def cache(folder, source, network="Quarters", clip=CLIP, **options):
     teacher = ModuleTeacherConfig(f"{__name__}:{network}")
-    run = FeatureRun(output_dir=str(folder), data=VideoData(source, clip), teacher=teacher, batch_size=4, workers=0)
+    data = VideoData(source, clip)
+    run = FeatureRun(output_dir=str(folder), data=data, teacher=teacher, batch_size=4, workers=0, **options)
     return cache_features.cache_features(run)
 
 
@@ -72,6 +75,23 @@ def test_stored_features_are_the_network_s_in_any_order_and_of_held_out_clips(fo
         for found, wanted in zip(stored(video, 2), network(video, 2), strict=True):
             torch.testing.assert_close(found, wanted, atol=1e-3, rtol=0)
     stored.check([VideoData(source, CLIP).open() for source in SOURCES.values()])
+
+
+def test_the_blocks_of_a_single_first_frame_have_features(tmp_path):
+    clip = replace(CLIP, frames=9)
+    with pytest.raises(ValueError, match="9 frames does not fill blocks of 4 frames; use a multiple of 4"):
+        cache(tmp_path / "single", SOURCES["train"], clip=clip)
+    folder = str(cache(tmp_path / "single", SOURCES["train"], clip=clip, single_first_frame=True))
+    semantic = SemanticConfig(StoredTeacherConfig((folder,)), decoder=DecoderAlignmentConfig())
+    geometry = RotaryGeometry(sides=(16, 16), aspect=(1, 1), single_first_frame=True)
+    config = replace(MODEL, frames=9, pooled_queries=True, geometry=geometry)
+    video = VideoData(SOURCES["train"], clip).open()[3]["video"]
+    stored, network = (
+        SemanticLoss(semantic, teacher, config, 8).targets(to_float(video)[None])
+        for teacher in (StoredTeacher([folder]), ModuleTeacher(f"{__name__}:Quarters"))
+    )
+    assert stored.patches.shape == (1, 3, 2, 2, 3)
+    torch.testing.assert_close(stored.patches, network.patches, atol=1e-3, rtol=0)
 
 
 def test_keys_are_of_all_pixels_and_their_places():

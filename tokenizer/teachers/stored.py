@@ -19,7 +19,6 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid import noise
-from genvid.batch import Batch
 from genvid.config import read_json
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import ClipDataset
@@ -91,13 +90,12 @@ class StoredTeacherConfig(TeacherConfig):
         return StoredTeacher(self.folders)
 
 
-def store_features(folder: Path, teacher: Teacher, batches: Iterable[Batch], record: FeatureRecord, clips: int) -> None:
-    """Write the features of `clips` clips, of batches with "video" (B, 3, T, H, W) in [-1, 1]."""
+def store_features(folder: Path, teacher: Teacher, videos: Iterable[Tensor], record: FeatureRecord, clips: int) -> None:
+    """Write the features of `clips` clips, of batches (B, 3, T, H, W) in [-1, 1]."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / RECORD).unlink(missing_ok=True)
     keys, files, row = np.empty(clips, np.int64), list[np.memmap](), 0
-    for batch in batches:
-        video = batch["video"]
+    for video in videos:
         made = [part.half().cpu().numpy() for part in teacher(video, record.blocks)]
         if not files:
             names = ("patches", "pooled")
