@@ -10,7 +10,8 @@ from collections.abc import Generator, Iterator
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from queue import Full, Queue
-from threading import Event, Thread, main_thread
+from threading import Event, Thread
+from weakref import finalize
 
 import torch
 from torch import Tensor
@@ -65,34 +66,39 @@ def _frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Generator[Fr
 def _ahead(parts: Generator[Frames]) -> Iterator[Frames]:
     """Yield `parts`, which a thread makes while `_AHEAD` or fewer wait for the caller.
 
-    The thread ends at the next part where the caller leaves the loop, or the program ends inside it.
+    The thread ends with its part where the caller leaves the loop, or the program ends inside it.
     """
     made: Queue[Frames | BaseException | None] = Queue(_AHEAD)
     left = Event()
 
     def put(part: Frames | BaseException | None) -> bool:
-        while not left.is_set() and main_thread().is_alive():
+        while not left.is_set():
             with suppress(Full):
                 made.put(part, timeout=0.1)
                 return True
         return False
 
     def make() -> None:
-        end: BaseException | None = None
+        failure: BaseException | None = None
         try:
             with closing(parts):
                 all(put(part) for part in parts)
         except BaseException as error:
-            end = error
-        put(end)
+            failure = error
+        put(failure)
 
-    thread = Thread(target=make, name="sampling")
+    thread = Thread(target=make, name="sampling", daemon=True)
+
+    def end() -> None:
+        left.set()
+        thread.join()
+
     thread.start()
+    leave = finalize(thread, end)  # a program that ends calls it too
     try:
         while isinstance(part := made.get(), Frames):
             yield part
     finally:
-        left.set()
-        thread.join()
+        leave()
     if part is not None:
         raise part
