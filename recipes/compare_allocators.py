@@ -20,7 +20,8 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid import noise
-from genvid.allocation import Allocator, DistortionPredictor, build_allocator, choices
+from genvid.allocation import Allocator, AllocatorConfig, DistortionPredictor, build_allocator, choices
+from genvid.allocation.config import JointConfig
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
@@ -54,7 +55,7 @@ from genvid.tokens.coding import decode, encode
 from genvid.train.accelerator import make_state
 
 ORACLES = ("oracle", "clip_oracle")
-"""Joint programs on measured curves: what perfect prediction would give."""
+"""Joint programs on measured curves, in three rounds: what perfect prediction would give."""
 CLIP_PROGRAMS = ("clip", "clip_oracle")
 """Joint programs of each clip alone."""
 ALLOCATORS = ("uniform", "group", "joint", "threshold", "online", "clip", *ORACLES, "table")
@@ -144,9 +145,14 @@ class Comparison:
     def allocator(self, name: str, budget: float, blocks: int, measured: DistortionPredictor) -> Allocator:
         """`measured`: the curves of the group, for the oracles."""
         predictor = measured if name in ORACLES else self.predictor
-        rule = "joint" if name in (*CLIP_PROGRAMS, *ORACLES) else name
-        choice = choices(budget, 1 if name in CLIP_PROGRAMS else self.run.group_size)[rule]
-        return build_allocator(choice, blocks, predictor, self.calibration)
+        return build_allocator(self.choice(name, budget), blocks, predictor, self.calibration)
+
+    def choice(self, name: str, budget: float) -> AllocatorConfig:
+        """The rule of an allocator."""
+        group_size = 1 if name in CLIP_PROGRAMS else self.run.group_size
+        if name in ORACLES:
+            return JointConfig(budget, group_size, rounds=3)
+        return choices(budget, group_size)["joint" if name in CLIP_PROGRAMS else name]
 
     def autocast(self) -> torch.autocast:
         """The precision of tokenizer and scorer."""
@@ -217,6 +223,8 @@ class Allocated:
         run = self.comparison.run
         made_from = {**self.comparison.weights, "calibration": sha256(run.calibration)[:16]}
         about = {**made_from, "allocator": self.name, "budget": self.budget}
+        if isinstance(choice := self.comparison.choice(self.name, self.budget), JointConfig):
+            about["rounds"] = choice.rounds
         if run.precision != "fp32":
             about["precision"] = run.precision
         if run.refine:

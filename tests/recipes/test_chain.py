@@ -222,6 +222,9 @@ def test_a_killed_evaluation_goes_on_and_groups_are_whole_in_two_processes(stage
     groups.append([])
     reports, _ = compare_allocators.evaluate(replace(run, shown=0))
     assert groups == [list(range(GROUP)), [], list(range(GROUP, 2 * GROUP))]
+    about = {name: model.describe() for (name, _), model in compare_allocators.Comparison(run).models.items()}
+    rounds = {name: described.get("rounds") for name, described in about.items()}
+    assert rounds == dict.fromkeys(ALLOCATORS) | {"joint": 1, "clip": 1, "oracle": 3, "clip_oracle": 3}
     two = stages.launch("evaluation", "evaluation_killed_two", shown=0)
     for report in reports:
         file = f"{report.title.replace(' @ ', '_')}.json"
