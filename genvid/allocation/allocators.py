@@ -16,7 +16,7 @@ from torch import Tensor
 
 from genvid.allocation.curves import check_curves, gains
 from genvid.allocation.per_clip import solve_clips
-from genvid.allocation.predictor import DistortionPredictor, predict_all_curves, predict_curves
+from genvid.allocation.predictor import DistortionPredictor, predict_all_curves, predict_curves, unset_lengths
 from genvid.allocation.program import BudgetError
 from genvid.allocation.solver import solve_budget
 from genvid.tokens import BlockTokens
@@ -76,7 +76,7 @@ class GroupAllocator:
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         check_blocks(tokens, len(self.block_budgets), "the table of block budgets")
-        lengths = tokens.lengths.cpu()
+        lengths = unset_lengths(tokens)
         for block, mean in enumerate(self.block_budgets):
             curves = predict_curves(self.predictor, tokens, lengths, block, monotone=not self.exact)
             groups = torch.split(curves, self.group_size)
@@ -175,7 +175,7 @@ class ThresholdAllocator:
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         weights = weights_tensor(self.block_weights, tokens)
-        lengths = tokens.lengths.cpu()
+        lengths = unset_lengths(tokens)
         for block in range(tokens.keep.shape[1]):
             curves = predict_curves(self.predictor, tokens, lengths, block) * weights[block]
             lengths[:, block] = self.step(curves)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from genvid.allocation.allocators import weights_tensor, whole_tokens
 from genvid.allocation.curves import gains, running_minimum
-from genvid.allocation.predictor import DistortionPredictor, predict_curves
+from genvid.allocation.predictor import DistortionPredictor, predict_curves, unset_lengths
 from genvid.allocation.program import BudgetError, grid_unit
 from genvid.tokens import BlockTokens
 
@@ -229,7 +229,7 @@ class OnlineBudgetAllocator:
         weights_tensor(self.block_weights, tokens)
         ledger = VideoLedger(self.tokens_per_video, tokens.keep.shape[1], sizes, len(tokens.keep))
         controller = OnlineController(ledger, sizes, typical=self.typical, block_weights=self.block_weights)
-        lengths = tokens.lengths.cpu()
+        lengths = unset_lengths(tokens)
         for block in range(tokens.keep.shape[1]):
             lengths[:, block] = controller.step(predict_curves(self.predictor, tokens, lengths, block))
         return tokens.tail_drop(lengths)

@@ -41,6 +41,11 @@ class FixedCurves:
         return self._curves[:, block]
 
 
+def unset_lengths(tokens: BlockTokens) -> Tensor:
+    """(B, G) int64 on the CPU, to be set block by block. Those kept so far are not read, a wait for the device."""
+    return torch.zeros(tokens.keep.shape[:2], dtype=torch.int64)
+
+
 def predict_curves(
     predictor: DistortionPredictor, tokens: BlockTokens, lengths: Tensor, block: int, *, monotone: bool = True
 ) -> Tensor:

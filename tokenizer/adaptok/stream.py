@@ -7,6 +7,7 @@ from torch import Tensor
 
 from genvid.allocation import Allocator, OnlineController, WindowLedger
 from genvid.allocation.curves import check_curves
+from genvid.allocation.predictor import unset_lengths
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
@@ -130,7 +131,7 @@ class StreamBudget:
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
         """The next blocks (B, G, L), all kept, with their features -> the same, fewer kept."""
-        lengths = tokens.lengths.cpu()
+        lengths = unset_lengths(tokens)
         for block in range(tokens.keep.shape[1]):
             whole = tokens.select_blocks(slice(block, block + 1))
             lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole).cpu()))
