@@ -28,7 +28,7 @@ from genvid.device import device
 from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokens import TokenizerSpec
-from genvid.tokens.blocks import repeat_last
+from genvid.tokens.frame_blocks import repeat_last
 
 CLIP = 16
 """Frames."""

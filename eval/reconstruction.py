@@ -14,8 +14,8 @@ from genvid.allocation import Budget
 from genvid.batch import Batch
 from genvid.eval.evaluation import Output
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
-from genvid.tokens.blocks import repeat_last
 from genvid.tokens.coding import decode, encode
+from genvid.tokens.frame_blocks import repeat_last
 
 DECODED = 16
 """Clips that go through a tokenizer at a time: memory, not results."""

@@ -42,7 +42,7 @@ from genvid.tokenizer.budgets import clip_budget
 from genvid.tokenizer.precision import set_precision
 from genvid.tokenizer.streams import fitted, stream_allocator, streams, video_decoder, video_encoder
 from genvid.tokens import BlockTokens, VideoTokenizer
-from genvid.tokens.blocks import repeat_last
+from genvid.tokens.frame_blocks import repeat_last
 
 BATCH = 16
 """Videos sampled at a time: memory, not results."""

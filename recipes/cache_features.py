@@ -18,10 +18,9 @@ from genvid.command import command
 from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
 from genvid.device import device
-from genvid.tokenizer.adaptok.patches import fill_first
 from genvid.tokenizer.teachers import TeacherConfig
 from genvid.tokenizer.teachers.stored import FeatureRecord, store_features
-from genvid.tokens.frame_blocks import FrameBlocks
+from genvid.tokens.frame_blocks import FrameBlocks, fill_first
 
 
 @dataclass(frozen=True, kw_only=True)

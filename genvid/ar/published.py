@@ -25,7 +25,7 @@ from genvid.ar.row_model import RowModel
 from genvid.checkpoint import CheckpointError, describe_mismatch, load_weights, read_config, read_weights, resolve
 from genvid.provenance import Origin
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
-from genvid.tokens.blocks import repeat_last
+from genvid.tokens.frame_blocks import repeat_last
 from genvid.tokens.rows import BlockLayout
 
 _LARP = " (LARP's kind: its names, positions and prefixes are not known to genvid, see docs/published.md)"

@@ -189,8 +189,3 @@ class ContinuousTokenizer(VideoTokenizer, Protocol):
 def first_tokens(lengths: Tensor, capacity: int) -> Tensor:
     """(...) lengths of blocks -> (..., capacity) bool: their first so many tokens."""
     return torch.arange(capacity, device=lengths.device) < lengths[..., None]
-
-
-def repeat_last(video: Tensor, count: int) -> Tensor:
-    """(B, 3, T, H, W) -> (B, 3, T + count, H, W): its last frame so many times more."""
-    return torch.cat([video, video[:, :, -1:].expand(-1, -1, count, -1, -1)], 2)

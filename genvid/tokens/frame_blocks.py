@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Self
 
+import torch
+from torch import Tensor
+
 LONGEST_CLIP = 64
 """Blocks of a clip where the tokenizer sets no limit."""
 
@@ -101,3 +104,14 @@ class FrameBlocks:
     def _missing(self) -> int:
         """Frames that the first block has fewer than the others."""
         return self.frames_per_block - 1 if self.single_first_frame else 0
+
+
+def fill_first(video: Tensor, frames: int) -> Tensor:
+    """(B, 3, T, H, W) with as many copies of the first frame before it as make T a multiple of `frames`."""
+    missing = -video.shape[2] % frames
+    return torch.cat([video[:, :, :1].expand(-1, -1, missing, -1, -1), video], 2) if missing else video
+
+
+def repeat_last(video: Tensor, count: int) -> Tensor:
+    """(B, 3, T, H, W) -> (B, 3, T + count, H, W): its last frame so many times more."""
+    return torch.cat([video, video[:, :, -1:].expand(-1, -1, count, -1, -1)], 2)

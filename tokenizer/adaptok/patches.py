@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genvid.tokens.frame_blocks import fill_first
+
 Patch = tuple[int, int, int]
 """Frames, height and width of a patch."""
 
@@ -27,12 +29,6 @@ class PatchEmbedding(nn.Module):
 def channels(patch: Patch) -> int:
     """Values in an RGB patch."""
     return 3 * patch[0] * patch[1] * patch[2]
-
-
-def fill_first(video: Tensor, frames: int) -> Tensor:
-    """(B, 3, T, H, W) with as many copies of the first frame before it as make T a multiple of `frames`."""
-    missing = -video.shape[2] % frames
-    return torch.cat([video[:, :, :1].expand(-1, -1, missing, -1, -1), video], 2) if missing else video
 
 
 def patchify(video: Tensor, patch: Patch) -> Tensor:

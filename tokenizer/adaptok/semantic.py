@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
-from genvid.tokenizer.adaptok.patches import fill_first
 from genvid.tokenizer.layers import initialise, learned_table
 from genvid.tokenizer.teachers import Teacher, TeacherConfig
+from genvid.tokens.frame_blocks import fill_first
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from torch.nn.functional import gelu, pad
 
 from genvid.checkpoint import Model, load_model
 from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, Geometry
+from genvid.tokens.frame_blocks import fill_first
 
 _REFINEMENT = 0.1
 """Unit of the encoder's network, in standard deviations of a component."""
@@ -73,8 +74,7 @@ class CellAutoencoder(Model):
     def encode(self, video: Tensor) -> Tensor:
         """(B, 3, 1 + n * temporal_stride, H, W) -> latents (B, C, 1 + n, h, w)."""
         time, space = self.config.temporal_stride, self.config.spatial_stride
-        first = video[:, :, :1].expand(-1, -1, time - 1, -1, -1)
-        cells = torch.cat([first, video], 2).unfold(2, time, time).unfold(3, space, space).unfold(4, space, space)
+        cells = fill_first(video, time).unfold(2, time, time).unfold(3, space, space).unfold(4, space, space)
         cells = cells.movedim(1, 4).flatten(4)  # (B, G, h, w, 3 * time * space * space)
         with torch.autocast(video.device.type, enabled=False):
             components = (cells.float() - self.mean) @ self.directions / self.scale
