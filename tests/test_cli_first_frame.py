@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_cli_streams import CONFIG, SIZES, STACK, coded, make_video, pixels, run
+from test_cli_streams import CONFIG, SIZES, coded, make_video, pixels, run, saved
 
 import genvid
 from genvid.allocation.config import UniformConfig
@@ -23,7 +23,6 @@ from genvid.recipes.train import train
 from genvid.tokenizer import segments
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.stream import StreamDecoder
 from genvid.tokens import BlockTokens, frame_blocks
 from genvid.tokens.cache import TokenCache
@@ -38,16 +37,7 @@ SINGLE = replace(CONFIG, frames=17, geometry=replace(CONFIG.geometry, single_fir
 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
-    """A folder with the scorer inside."""
-    folder = tmp_path_factory.mktemp("models") / "single"
-    torch.manual_seed(0)
-    model, scorer = AdapTok(SINGLE), Scorer(ScorerConfig.for_tokenizer(SINGLE, STACK, sizes=SIZES, metric="x"))
-    with torch.no_grad():
-        for parameter in [*model.parameters(), *scorer.parameters()]:
-            parameter.add_(0.2 * torch.randn_like(parameter))
-    model.save(folder)
-    scorer.save(folder / "scorer")
-    return folder
+    return saved(SINGLE, tmp_path_factory.mktemp("models") / "single")
 
 
 def tensor(file):

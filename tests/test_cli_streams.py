@@ -41,18 +41,21 @@ CONFIG = AdapTokConfig(
 SIZES = (1, 2, 4, 8)
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    """A folder with the scorer inside."""
-    folder = tmp_path_factory.mktemp("models") / "rotary"
+def saved(config, folder):
+    """The folder, with a tokenizer and its scorer inside."""
     torch.manual_seed(0)
-    model, scorer = AdapTok(CONFIG), Scorer(ScorerConfig.for_tokenizer(CONFIG, STACK, sizes=SIZES, metric="x"))
+    model, scorer = AdapTok(config), Scorer(ScorerConfig.for_tokenizer(config, STACK, sizes=SIZES, metric="x"))
     with torch.no_grad():
         for parameter in [*model.parameters(), *scorer.parameters()]:
             parameter.add_(0.2 * torch.randn_like(parameter))
     model.save(folder)
     scorer.save(folder / "scorer")
     return folder
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    return saved(CONFIG, tmp_path_factory.mktemp("models") / "rotary")
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compiled import graphs_of
 from disturbed import disturbed
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -121,18 +122,10 @@ def test_a_span_without_keys_attends_to_nothing():
 @torch.no_grad()
 def test_one_compilation_serves_all_lengths(monkeypatch):
     """Of all layers but the last, and of the last one; the second length that occurs compiles both once more."""
-    torch._dynamo.reset()
     monkeypatch.setattr(model_module, "has_kernel", lambda *device: True)
     torch.manual_seed(0)
     model = disturbed(AdapTok(CONFIG)).requires_grad_(False)
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    for layer in model.decoder:
-        layer.compile(backend=backend)
+    graphs = graphs_of(model.decoder)
     for step in range(6):
         keep = torch.rand(3, 4, 7, generator=torch.Generator().manual_seed(step)) < 0.5
         embeddings = torch.randn(*keep.shape, 24)

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from compiled import graphs_of
 from disturbed import disturbed
 
 from genvid.checkpoint import load_model
@@ -209,16 +210,9 @@ def test_training_reaches_every_parameter_at_every_size(closed_loop):
 
 def test_compiled_layers_of_a_closed_loop_share_the_graphs_of_a_block():
     """Of its frames and of its tokens, after no, one and two blocks."""
-    torch._dynamo.reset()
     geometry = replace(CONFIG.geometry, closed_loop=True)
-    model, graphs = AdapTok(replace(CONFIG, encoder=StackConfig(24, 3, 2), geometry=geometry)), []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    for layer in model.encoder:
-        layer.compile(backend=backend)
+    model = AdapTok(replace(CONFIG, encoder=StackConfig(24, 3, 2), geometry=geometry))
+    graphs = graphs_of(model.encoder)
     for seed in range(2):
         keep = torch.rand(2, 5, 7, generator=torch.Generator().manual_seed(seed)) < 0.5
         model.features(torch.rand(2, 3, 20, 16, 24) * 2 - 1, keep)
@@ -226,16 +220,8 @@ def test_compiled_layers_of_a_closed_loop_share_the_graphs_of_a_block():
 
 
 def test_compiled_layers_share_one_graph_a_stack():
-    torch._dynamo.reset()
     task = AdapTokTask(CONFIG, ObjectiveConfig(tail_drop=TailDropConfig(3, 2, 1, 7), prior=None), distortion())
-    graphs = []
-
-    def backend(graph, _):
-        graphs.append(graph)
-        return graph.forward
-
-    for layer in task.layers():
-        layer.compile(backend=backend, dynamic=False)
+    graphs = graphs_of(task.layers(), dynamic=False)
     for step in range(3):
         batch = {"video": torch.rand(2, 3, 16, 16, 24), "seed": torch.arange(2) + step}
         task(batch, "model", step, {}).loss.backward()
