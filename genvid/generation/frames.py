@@ -82,7 +82,9 @@ def _ahead(parts: Generator[Frames]) -> Iterator[Frames]:
         failure: BaseException | None = None
         try:
             with closing(parts):
-                all(put(part) for part in parts)
+                for part in parts:
+                    if not put(part):
+                        break
         except BaseException as error:
             failure = error
         put(failure)
