@@ -30,6 +30,9 @@ from genvid.data.frames import VideoError as VideoError
 from genvid.data.images import list_images, read_image
 from genvid.files import write_atomically
 
+REPEATABLE = {"threads": "1", "mbtree": "0"}
+"""Options of libx264 under which the same frames give the same file: its macroblock tree reads memory beyond a row at
+most sizes (112 x 112, 240 x 320). Files are 12 % larger without the tree."""
 _POINT_DISTANCE = 16
 """Fewest frames between two seek points that are kept."""
 
@@ -145,7 +148,7 @@ def video_writer(
         options = {"movflags": "+faststart"}
         source = None if audio is None else opened.enter_context(open_audio(audio))
         container = opened.enter_context(av.open(str(temporary), "w", format="mp4", options=options))
-        stream: Any = container.add_stream("libx264", rate=rate, options={"crf": "16", "threads": "1"})
+        stream: Any = container.add_stream("libx264", rate=rate, options=REPEATABLE | {"crf": "16"})
         stream.pix_fmt, size, written = "yuv420p", None, 0
         copy = None if source is None else AudioCopy(*source, container)
 

@@ -99,10 +99,10 @@ def test_complexity_is_what_compression_finds() -> None:
     size = {}
     container = len(video_bytes(torch.zeros(3, 16, 32, 32, dtype=torch.uint8), 8))
     for complexity in COMPLEXITIES:
-        videos = [clips(motion, complexity, 3) for motion in MOTIONS]
+        videos = [clips(motion, complexity, 12) for motion in MOTIONS]
         size[complexity] = np.mean([len(video_bytes(v.to(torch.uint8), 8)) - container for v in torch.cat(videos)])
     assert size["slow"] < size["plain"] < size["cut"] < size["busy"]
-    assert size["busy"] > 2 * size["plain"]
+    assert size["busy"] > 1.5 * size["plain"]
 
 
 def test_cuts_change_the_scene_once_or_twice_and_no_other_clip_has_one() -> None:

@@ -361,6 +361,19 @@ def test_floats_are_not_written_silently(tmp_path: Path) -> None:
         write_video(tmp_path / "a.mp4", torch.zeros(4, 3, 32, 32, dtype=torch.uint8), 25)
 
 
+def test_the_same_frames_are_written_as_the_same_file(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(1, 3, 8, 6, 6, generator=generator) * 200
+    smooth = torch.nn.functional.interpolate(coarse, (15, 112, 112), mode="trilinear")[0].to(torch.uint8)
+    files = set()
+    for number in range(4):
+        garbage = [bytes([number + 1]) * size for size in range(300, 60_000, 300)]
+        write_video(tmp_path / f"{number}.mp4", smooth, 12)
+        files.add((tmp_path / f"{number}.mp4").read_bytes())
+        del garbage
+    assert len(files) == 1
+
+
 def test_a_video_is_written_as_its_frames_come(tmp_path: Path) -> None:
     video = torch.randint(0, 256, (3, 11, 15, 18), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     write_video(tmp_path / "whole.mp4", video, 12)

@@ -20,7 +20,7 @@ import torch
 from av.error import FFmpegError
 
 from genvid.data.clips import ClipConfig
-from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
+from genvid.data.video import REPEATABLE, Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
 from genvid.files import sha256, write_atomically
 
 _VERSION = 2
@@ -144,8 +144,8 @@ def _resized(source: Path, info: VideoInfo, clip: ClipConfig) -> Iterator[Frames
 
 def _encode(path: Path, frames: Iterable[Frames], fps: float, how: Preparation) -> None:
     """Constant frame rate, no frame that depends on a later one, and no coding tool that slows decoding down."""
-    options = {"crf": str(how.quality), "tune": "fastdecode", "g": str(how.keyframe_every)}
-    options |= {"bf": "0", "sc_threshold": "0", "threads": "1"}
+    options = REPEATABLE | {"crf": str(how.quality), "tune": "fastdecode", "g": str(how.keyframe_every)}
+    options |= {"bf": "0", "sc_threshold": "0"}
     try:
         with av.open(str(path), "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", frame_rate(fps), options=options)
