@@ -8,9 +8,11 @@ import torch
 from test_adaptok_tasks import DROP, MODEL, NETWORK, make_batch, make_distortion
 from torch import nn
 
+from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.semantic import (
     DecoderAlignmentConfig,
+    EncoderInputConfig,
     PrefixHead,
     PrefixHeadsConfig,
     SemanticConfig,
@@ -150,6 +152,38 @@ def test_the_encoder_learns_what_the_teacher_sees(teacher, part):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("closed_loop", [False, True])
+def test_features_enter_the_encoder_of_some_training_clips_and_of_none_in_use(teacher, closed_loop):
+    model = MODEL
+    if closed_loop:
+        geometry = RotaryGeometry(window=1, sides=(16, 16), aspect=(1, 1), closed_loop=True)
+        model = dataclasses.replace(MODEL, geometry=geometry, pooled_queries=True)
+    semantic = dataclasses.replace(SEMANTIC, encoder=EncoderInputConfig(0.4))
+    torch.manual_seed(0)
+    objective = ObjectiveConfig(tail_drop=DROP, prior=None, semantic=semantic)
+    task = AdapTokTask(model, objective, make_distortion(), teacher=teacher).train()
+    batch, added = make_batch(24), []
+    features = task.tokenizer.features
+    task.tokenizer.features = lambda video, keep, beside: added.append(beside) or features(video, keep, beside)
+    task(batch, "model", 0, {}).loss.backward()
+    assert added[0].eq(0).all(), "training begins as without"
+    nn.init.normal_(task.semantic.enter[1].weight)
+    task(batch, "model", 0, {}).loss.backward()
+    without = added[1].eq(0).flatten(1).all(1)
+    assert 4 < without.sum() < 15
+    plain, given = features(batch["video"]), features(batch["video"], None, added[1])
+    assert given[without].equal(plain[without])
+    assert (given[~without] != plain[~without]).flatten(1).any(1).all()
+    first = added[1].clone()
+    first[:, 1] = 0
+    assert features(batch["video"], None, first)[:, 0].equal(given[:, 0])
+    task(({k: v[5:9] for k, v in batch.items()}), "model", 0, {})
+    torch.testing.assert_close(added[2], added[1][5:9])
+    task.eval()(batch, "model", 0, {})
+    assert added[3] is None
+    assert not any("enter" in name for name in task.exportable().state_dict())
+
+
 def test_with_a_discriminator_too(teacher):
     objective = ObjectiveConfig(tail_drop=DROP, prior=None, semantic=SEMANTIC)
     adversary = DiscriminatorConfig(transformer=NETWORK)
@@ -164,5 +198,7 @@ def test_what_does_not_belong_together_is_refused(teacher):
         make_task(teacher, dataclasses.replace(SEMANTIC, decoder=DecoderAlignmentConfig(layer=2)))
     with pytest.raises(ValueError, match="trains nothing"):
         SemanticConfig(ModuleTeacherConfig("x:y"), prefix=None)
+    with pytest.raises(ValueError, match="between 0 and 1, got 0: an encoder in use has no features"):
+        EncoderInputConfig(0.0)
     with pytest.raises(ValueError, match="not both 0"):
         PrefixHeadsConfig(0.0, 0.0)

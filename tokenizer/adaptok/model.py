@@ -185,15 +185,16 @@ class AdapTok(Model):
         embeddings = self.embed(BlockTokens(keep, codes))
         return self.render_next(embeddings[:, 0], keep[:, 0], cut, past, remember=True)
 
-    def features(self, video: Tensor, keep: Tensor | None = None) -> Tensor:
+    def features(self, video: Tensor, keep: Tensor | None = None, added: Tensor | None = None) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck.
 
-        `keep` (B, G, L): in a closed loop, the tokens of each block that later blocks read; None: all.
+        `keep` (B, G, L): in a closed loop, the tokens of each block that later blocks read; None: all. `added` (B, G,
+        P, W): to the embedded patches.
         """
         blocks = self.spec.check_video(video)
         if self.past_tokens is not None:
-            return self._closed_loop_features(self.past_tokens, video, keep)
-        x = self._encoder_input(video)
+            return self._closed_loop_features(self.past_tokens, video, keep, added)
+        x = self._encoder_input(video, added)
         attend = block_causal((x.shape[2],) * blocks, window=self.window)
         attend = self.encoder_positions.placement(range(blocks), self.pyramid)(attend)
         x = x.flatten(1, 2)
@@ -201,21 +202,24 @@ class AdapTok(Model):
             x = layer(x, attend)
         return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.spec.block_capacity :]
 
-    def _closed_loop_features(self, reader: PastTokens, video: Tensor, keep: Tensor | None) -> Tensor:
+    def _closed_loop_features(
+        self, reader: PastTokens, video: Tensor, keep: Tensor | None, added: Tensor | None
+    ) -> Tensor:
         """`features`, one block after the other. No gradient flows from a block to those before it."""
         past, lengths = PastBlocks(self.window), self.spec.block_frames(self.spec.num_blocks(video.shape[2]))
         features: list[Tensor] = []  # list[Tensor]() would break the graph of a compiled step
         for block, part in enumerate(torch.split(video, lengths, 2)):
-            features.append(self._features_next(part, past))
+            own = None if added is None else added[:, block : block + 1]
+            features.append(self._features_next(part, past, own))
             codes = self.quantizer.encode(features[-1])
             kept = torch.ones_like(codes, dtype=torch.bool) if keep is None else keep[:, block]
             self._remember(reader, codes, kept, past)
         return torch.stack(features, 1)
 
-    def _features_next(self, video: Tensor, past: PastBlocks) -> Tensor:
+    def _features_next(self, video: Tensor, past: PastBlocks, added: Tensor | None = None) -> Tensor:
         """Frames of one block -> its features (B, L, W), after those of `past`. In a closed loop `_remember` follows,
         with the tokens that are kept."""
-        x = self._encoder_input(video)[:, 0]
+        x = self._encoder_input(video, added)[:, 0]
         place = self.encoder_positions.placement([0], self.pyramid, past.count)
         every = torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
         x = past.run(self.encoder, x, every, place, ragged=False, remember=self.past_tokens is None)
@@ -332,9 +336,10 @@ class AdapTok(Model):
             return None
         return pool_latents(embeddings, keep, self.pyramid.cells, self.memory, self.window)
 
-    def _encoder_input(self, video: Tensor) -> Tensor:
-        """(B, 3, T, H, W) -> (B, G, S, W): patches and latent queries of each block."""
-        x: Tensor = self.encoder_positions(self.patches(video).flatten(2, 3), self.pyramid)
+    def _encoder_input(self, video: Tensor, added: Tensor | None) -> Tensor:
+        """(B, 3, T, H, W) -> (B, G, S, W): patches, plus `added` (B, G, P, W), and latent queries of each block."""
+        patches = self.patches(video).flatten(2, 3)
+        x: Tensor = self.encoder_positions(patches if added is None else patches + added, self.pyramid)
         return x
 
     def decoder_input(

@@ -5,6 +5,9 @@ patches and its pooled vector. What a head reads is what an autoregressive model
 Decoder alignment (EVATok, arXiv 2603.12267): states of the pixel queries in the middle of the decoder, for comparison.
 They also see earlier blocks and everything else that the decoder adds.
 
+The teacher's features may enter the encoder beside the patches (SemanTok). There they are read at inference too; here
+they are left out for a share of the training clips, and always in use, so that a tokenizer needs no teacher.
+
 Distances are 1 - cosine. The papers do not give the sizes of their heads; these are ours.
 """
 
@@ -17,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from genvid import noise
 from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.layers import initialise, learned_table
@@ -52,12 +56,28 @@ class DecoderAlignmentConfig:
 
 
 @dataclass(frozen=True)
+class EncoderInputConfig:
+    """The teacher's features beside the encoder's patches, in training alone."""
+
+    dropped: float = 0.5
+    """Share of the clips whose encoder does not read them."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.dropped < 1:
+            raise ValueError(
+                f"semantic.encoder.dropped is a share between 0 and 1, got {self.dropped:g}: an encoder in use has no "
+                "features, so it is trained without them too"
+            )
+
+
+@dataclass(frozen=True)
 class SemanticConfig:
     """A teacher, and the parts of the tokenizer that learn to predict its features."""
 
     teacher: TeacherConfig
     prefix: PrefixHeadsConfig | None = field(default_factory=PrefixHeadsConfig)
     decoder: DecoderAlignmentConfig | None = None
+    encoder: EncoderInputConfig | None = None
 
     def __post_init__(self) -> None:
         if self.prefix is None and self.decoder is None:
@@ -82,7 +102,7 @@ class SemanticLoss(nn.Module):
         self.layer: int | None = None
         """Of the decoder, whose states are aligned."""
         self._teacher = Frozen(teacher)
-        self.patches = self.pooled = self.align = None
+        self.patches = self.pooled = self.align = self.enter = None
         if config.prefix is not None:
             cells = config.prefix.grid[0] * config.prefix.grid[1]
             self.patches = PrefixHead(config.prefix, code_dim, cells, teacher.width)
@@ -94,12 +114,26 @@ class SemanticLoss(nn.Module):
                 raise ValueError(f"semantic.decoder.layer {self.layer} is not among the decoder's {depth} layers")
             self.align = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.Linear(width, teacher.width))
             initialise(self.align)
+        if config.encoder is not None:
+            self.grid = model.grid[1], model.grid[2]
+            read = nn.Linear(teacher.width, model.encoder.width, bias=False)
+            nn.init.zeros_(read.weight)
+            self.enter = nn.Sequential(nn.LayerNorm(teacher.width), read)
 
     def targets(self, video: Tensor) -> Targets:
         """Features of a clip (B, 3, T, H, W)."""
         video = fill_first(video, self.block_frames)
         patches, pooled = self._teacher.network(video, video.shape[2] // self.block_frames)
         return Targets(patches, pooled)
+
+    def encoder_input(self, targets: Targets, seeds: Tensor) -> Tensor | None:
+        """(B, G, P, W) to be added to the encoder's patches, 0 for the clips of these `seeds` (B,) that go without;
+        None: for all, as in use."""
+        if self.config.encoder is None or self.enter is None or not self.training:
+            return None
+        added: Tensor = self.enter(averaged(targets.patches, self.grid))
+        given = noise.uniform(seeds, "teacher's features") > self.config.encoder.dropped
+        return torch.where(given[:, None, None, None], added, 0)
 
     def forward(self, targets: Targets, vectors: Tensor, keep: Tensor, states: Tensor) -> dict[str, Tensor]:
         """Weighted losses (B,) by name.

@@ -140,7 +140,8 @@ class AdapTokTask(TrainingTask):
         tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
         lengths = sample_tails(self.objective.tail_drop, tokenizer, batch)
         keep = first_tokens(lengths, tokenizer.spec.block_capacity)
-        features = tokenizer.features(video, keep)
+        added = None if self.semantic is None or targets is None else self.semantic.encoder_input(targets, seeds)
+        features = tokenizer.features(video, keep, added)
         quantized = tokenizer.quantizer(features, keep, seeds)
         embeddings = tokenizer.quantizer.project(quantized.vectors)
         layer = None if self.semantic is None else self.semantic.layer
