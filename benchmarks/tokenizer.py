@@ -1,9 +1,10 @@
 """Speed of a tokenizer on clips and streams, beside its limit: python benchmarks/tokenizer.py [--published-size]
 
-Clips: as many at once as `--clips` names, to tokens without and with the scorer, by the joint program and by the
-threshold rule, and the ragged tokens of the program back to frames. Streams: one block after the other, as `genvid
-encode` and `genvid decode` do it: frames to tokens without and with the scorer that holds a budget of half the tokens,
-and tokens to frames of all and of half the tokens. Frames are noise and wait on the device.
+Clips: as many at once as `--clips` names, to tokens without and with the scorer, by the threshold rule, by the
+published program of one block after the other and by the joint program, whose tokens then go back to frames. Streams:
+one block after the other, as `genvid encode` and `genvid decode` do it: frames to tokens without and with the scorer
+that holds a budget of half the tokens, and tokens to frames of all and of half the tokens. Frames are noise and wait on
+the device.
 
 The limit of a step is its floating-point operations at the rate of a large matrix product, or its weights read once at
 the rate of a large copy, whichever takes longer; both rates are measured in the same run. MFU is the share of the
@@ -35,7 +36,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import genvid
 from genvid import config
-from genvid.allocation import JointAllocator, ThresholdAllocator
+from genvid.allocation import GroupAllocator, JointAllocator, ThresholdAllocator
 from genvid.allocation.curves import gains
 from genvid.allocation.predictor import predict_all_curves
 from genvid.device import device
@@ -143,7 +144,9 @@ def clip_cases(predictor: ScorerPredictor, clips: int) -> Iterator[Case]:
     frames, blocks = tokenizer.config.frames, tokenizer.config.grid[0]
     video = torch.rand(clips, 3, frames, *tokenizer.spec.resolution, device=device()) * 2 - 1
     tokens = tokenizer.encode(video)
-    joint = JointAllocator(predictor, tokenizer.spec.block_capacity // 2 * blocks, GROUP_SIZE)
+    half = tokenizer.spec.block_capacity // 2
+    group = GroupAllocator(predictor, [half] * blocks, GROUP_SIZE, exact=True)
+    joint = JointAllocator(predictor, half * blocks, GROUP_SIZE)
     curves = predict_all_curves(predictor, tokens, tokens.lengths)
     threshold = ThresholdAllocator(predictor, float(gains(curves, predictor.sizes).median()))
     encoder, decoder = coders(tokenizer)
@@ -151,9 +154,10 @@ def clip_cases(predictor: ScorerPredictor, clips: int) -> Iterator[Case]:
     cut = joint(tokens)
     encode, decode = video_encoder(tokenizer), video_decoder(tokenizer)
     yield Case("encode clips", clips, frames, encoder, lambda: encode(video))
-    yield Case("decode clips as the program cuts", clips, frames, decoder, lambda: decode(cut))
+    yield Case("decode clips as the joint program cuts", clips, frames, decoder, lambda: decode(cut))
     yield Case("encode clips, scorer and threshold", clips, frames, every, lambda: threshold(encode(video)))
-    yield Case("encode clips, scorer and program", clips, frames, every, lambda: joint(encode(video)))
+    yield Case("encode clips, scorer and program by block", clips, frames, every, lambda: group(encode(video)))
+    yield Case("encode clips, scorer and joint program", clips, frames, every, lambda: joint(encode(video)))
 
 
 def stream_cases(predictor: ScorerPredictor, streams: int) -> Iterator[Case]:
