@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from types import FrameType, TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -31,11 +32,12 @@ T = TypeVar("T")
 
 class LookAhead(Generic[T]):
     """Items of a stream, the next `steps` of them read ahead. When the stream fails on one of several processes, that
-    process can still take part in so many steps, until all have agreed to stop."""
+    process can still take part in so many steps, until all have agreed to stop. Errors of the first items are raised:
+    with fewer steps ahead the other processes would wait for this one."""
 
     def __init__(self, stream: Iterator[T], steps: int) -> None:
         self.stream, self.steps = stream, steps
-        self.held: deque[T] = deque()
+        self.held = deque(islice(stream, steps + 1))
         self.failure: Exception | None = None
 
     def take(self) -> T | None:

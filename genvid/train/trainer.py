@@ -116,8 +116,7 @@ class Trainer:
         config, shard = self.config, self._shard(start)
         with self.stop.shield():
             validation = self._validation()
-            stream = batches(shard)
-            needed = islice(chain([next(stream)], stream), config.steps - start)
+            needed = islice(batches(shard), config.steps - start)
             upcoming = LookAhead(needed, 0 if self.stop.alone else self.stop.LAG + 1)
         self.step.model.train()
         journal = Journal(self.accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)

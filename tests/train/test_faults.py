@@ -23,7 +23,7 @@ from genvid.data.loader import step_batches
 from genvid.train import checkpoints
 from genvid.train.optim import OptimizerConfig
 from genvid.train.run import RunError, damage, newest_complete, read_journal
-from genvid.train.stop import STOPPED, Stopped, StopRequest
+from genvid.train.stop import STOPPED, LookAhead, Stopped, StopRequest
 
 pytestmark = pytest.mark.gpu
 MEASURED = {"items_per_second", "clips_per_second", "data_wait", "memory"}
@@ -151,6 +151,16 @@ def test_data_that_fails_in_one_of_two_processes_stops_both_with_all_steps_saved
     assert runs.attempt(tmp_path / "run") == [0]
     for name, value in exported(tmp_path / "run").items():
         assert torch.allclose(value, exported(straight)[name], atol=1e-6), name
+
+
+@pytest.mark.parametrize("bad", [0, 1, 3])
+def test_data_that_fails_before_all_could_agree_to_stop_is_an_error_at_once(bad):
+    def items():
+        yield from range(bad)
+        raise OSError("clips are gone")
+
+    with pytest.raises(OSError, match="clips are gone"):
+        LookAhead(items(), 3)
 
 
 def test_data_that_no_step_needs_may_fail(tmp_path, runs):
