@@ -14,6 +14,9 @@ from av.stream import Disposition
 
 from genvid.data.frames import VideoError
 
+_COUNTED_FROM_ZERO = ("asf", "matroska,webm", "nut")
+"""Formats in whose headers FFmpeg writes the time of the end as the duration, however late the first frame is."""
+
 
 @contextmanager
 def open_stream(path: str | Path) -> Iterator[tuple[Any, Any]]:
@@ -110,6 +113,8 @@ class Timeline:
             return float(self._ends[self._stream.index] * unit), float(self._stream.frames * unit)
         ends = [float(end * self._container.streams[stream].time_base) for stream, end in self._ends.items()]
         begin, duration = self._container.start_time or 0, self._container.duration or 0
+        if self._container.format.name in _COUNTED_FROM_ZERO:
+            begin = 0
         return max(ends, default=0) - begin / av.time_base, duration / av.time_base
 
 

@@ -250,6 +250,16 @@ def test_files_without_a_count_that_are_cut_short(tmp_path: Path, name: str, cod
         probe(cut_short(file, frames=16))
 
 
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mp4"])
+def test_a_video_that_begins_late_is_not_cut_short(tmp_path: Path, name: str) -> None:
+    """A part of a recording keeps its time stamps; Matroska's header then has the time of the end."""
+    stamps = [1000 + 4 * number for number in range(40)]
+    file = make_video(tmp_path / name, codec="libvpx-vp9" if name == "a.webm" else "libx264", stamps=stamps)
+    info = probe(file)
+    assert (info.frames, info.fps) == (40, 25)
+    assert numbers(read_clip(file, 20, 8, info=info)) == list(range(20, 28))
+
+
 def test_a_gif_that_is_cut_short(tmp_path: Path) -> None:
     file = make_video(tmp_path / "a.gif", codec="gif")
     data = file.read_bytes()
