@@ -168,13 +168,14 @@ def blocks_of(file, tokenizer):
 
 
 def test_encode_and_decode_a_video_longer_than_a_clip(models, video, tmp_path, capsys):
-    run("encode", video, tmp_path / "a.tok", "--tokenizer", models / "tokenizer")
+    file = tmp_path / "new" / "folder" / "a.tok"
+    run("encode", video, file, "--tokenizer", models / "tokenizer")
     said = capsys.readouterr().out
     assert "15 frames, 8 blocks, 64 tokens" in said  # 3 + 3 + 2 blocks of 8
     assert "the codes alone take 35 bytes packed, 128 as 16-bit numbers" in said
-    run("info", tmp_path / "a.tok")
+    run("info", file)
     assert "3 segments, 8 blocks, 64 tokens, 15 frames" in capsys.readouterr().out
-    run("decode", tmp_path / "a.tok", tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
+    run("decode", file, tmp_path / "a.mp4", "--tokenizer", models / "tokenizer")
     run("reconstruct", video, tmp_path / "both.mp4", "--tokenizer", models / "tokenizer")
     decoded, both = pixels(tmp_path / "a.mp4"), pixels(tmp_path / "both.mp4")
     assert decoded.shape == (15, 16, 16, 3)

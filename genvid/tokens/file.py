@@ -308,6 +308,7 @@ def resume_token_file(path: str | Path, header: Header, model: CodeModel | None)
     """Write a token file segment by segment. Until it is complete it is called PATH.unfinished, where the same command
     goes on behind the last whole segment; TokenFileError where that file has another header."""
     unfinished = Path(f"{path}.unfinished")
+    unfinished.parent.mkdir(parents=True, exist_ok=True)
     frames, end = _whole(unfinished, header) if unfinished.exists() else (0, 0)
     with unfinished.open("r+b" if end else "wb") as stream:
         stream.truncate(end)
