@@ -24,6 +24,7 @@ from genvid.cli.evaluation_options import EvaluateOptions
 from genvid.cli.options import add_options, read_options
 from genvid.cli.sampling import SampleOptions
 from genvid.data.clips import ClipConfig
+from genvid.data.images import jpeg
 from genvid.data.video import probe, read_clip, write_video
 from genvid.device import device
 from genvid.generation.engine.scheduler import Engine
@@ -152,6 +153,10 @@ def test_info(models, video, tmp_path, capsys):
     assert "1.25" in said
     run("info", video)
     assert "15 frames at 12 a second, 1.25 s" in capsys.readouterr().out
+    for number in range(3):
+        (tmp_path / f"frame_{number}.jpg").write_bytes(jpeg(torch.zeros(3, 16, 24, dtype=torch.uint8)))
+    run("info", tmp_path)
+    assert "3 frames at 24 a second" in capsys.readouterr().out
     refused(capsys, "holds neither a model", "info", models)
     refused(capsys, "no model folder", "info", "./nothing")
     (tmp_path / "unfinished.json").write_text("{}")
@@ -319,6 +324,8 @@ def test_encoding_goes_on_after_an_interruption(models, video, tmp_path, monkeyp
     (tmp_path / "a.tok").unlink()
     calls_of(monkeypatch, "encode", *asked, stop_after=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tok.unfinished", "video.mp4"]
+    run("info", tmp_path / "a.tok.unfinished")
+    assert "12 frames of 15" in capsys.readouterr().out
     with (tmp_path / "a.tok.unfinished").open("ab") as stream:
         stream.write(b"\3\6")  # a segment that a kill cut short
     assert calls_of(monkeypatch, "encode", *asked) == 1  # of three clips

@@ -10,6 +10,7 @@ import yaml
 
 from genvid.ar.config import is_published
 from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
+from genvid.data.images import list_images
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
 from genvid.tokens.cache_info import FINGERPRINT, UNFINISHED
@@ -26,18 +27,23 @@ class InfoOptions:
 
 
 def info(options: InfoOptions) -> None:
-    """Describe a model folder, run folder, token cache, token file or video."""
+    """Describe a model folder, run folder, token cache, token file, or video (a file, or a folder of pictures)."""
     path = Path(options.source)
     if path.is_file():
-        lines = _token_file(path) if path.suffix in (".tok", ".npz") else _video(path)
+        tokens = path.name.removesuffix(".unfinished").endswith((".tok", ".npz"))
+        lines = _token_file(path) if tokens else _video(path)
     elif (path / "config.yaml").is_file():
         lines = _training_run(path)
     elif (path / FINGERPRINT).is_file() or (path / UNFINISHED).is_file():
         lines = _cache(path)
-    elif path.is_dir() and not (path / "config.json").is_file():
-        raise ValueError(f"{path} holds neither a model (config.json), a run (config.yaml) nor a token cache")
-    else:
+    elif (path / "config.json").is_file() or not path.is_dir():
         lines = _model(resolve(options.source))
+    elif list_images(path):
+        lines = _video(path)
+    else:
+        raise ValueError(
+            f"{path} holds neither a model (config.json), a run (config.yaml), a token cache nor pictures of a video"
+        )
     width = max(map(len, lines))
     for name, value in lines.items():
         print(f"{name:{width}}  {value}")
