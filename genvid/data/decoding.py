@@ -21,6 +21,8 @@ _COUNTED_FROM_ZERO = ("asf", "matroska,webm", "nut")
 @contextmanager
 def open_stream(path: str | Path) -> Iterator[tuple[Any, Any]]:
     """The container and its main video stream, decoded in one thread: data workers are the parallelism."""
+    if Path(path).is_fifo():
+        raise VideoError(f"{path} is a pipe, and a video is read several times: write it to a file first")
     try:
         # The protocol is explicit: FFmpeg would read one from a file name with a colon.
         with av.open(f"file:{path}", metadata_errors="replace") as container:

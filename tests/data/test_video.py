@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import math
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -334,6 +335,9 @@ def test_bad_files_are_errors_in_words(tmp_path: Path) -> None:
         probe(foreign)
     with pytest.raises(VideoError, match=r"absent\.mp4 cannot be decoded \(No such file"):
         probe(tmp_path / "absent.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(VideoError, match=r"pipe\.mp4 is a pipe"):
+        probe(tmp_path / "pipe.mp4")
     whole = make_video(tmp_path / "whole.mp4")
     with pytest.raises(VideoError, match=r"has 40 frames, but frames 30 to 45 were requested"):
         read_clip(whole, 30, 16)
