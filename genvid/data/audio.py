@@ -37,6 +37,8 @@ def audio_file(video: Path) -> Iterator[Path | None]:
             with av.open(str(file), "w", format="mp4") as target:
                 copy = AudioCopy(container, audio, target, shift=round(begin / audio.time_base))
                 copy.up_to(None)
+        except OSError:  # a full disk says nothing about the audio
+            raise
         except (FFmpegError, ValueError):
             raise AudioError(f"its audio ({audio.name}) cannot be copied into mp4") from None
         yield file

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from pathlib import Path
 
 import av
@@ -88,6 +89,17 @@ def test_videos_without_audio_and_other_codecs(tmp_path: Path) -> None:
         audio_file(tmp_path / "law.avi"),
     ):
         pass
+
+
+def test_a_full_disk_does_not_leave_the_audio_out(tmp_path: Path) -> None:
+    write_with_audio(tmp_path / "a.mp4")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"), audio_file(tmp_path / "a.mp4"):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_damaged_audio_is_refused(tmp_path: Path) -> None:
