@@ -20,7 +20,10 @@ _STALE_SECONDS = 24 * 3600.0
 
 @contextmanager
 def write_atomically(target: str | Path) -> Iterator[Path]:
-    """Yield a temporary path; on success it becomes `target` (file or folder), on any error it is removed."""
+    """Yield a temporary path; on success it becomes `target` (file or folder), on any error it is removed.
+
+    IsADirectoryError where a file would replace a folder and all that is in it.
+    """
     target = Path(target)
     if target.is_dir():
         target = target.resolve()  # a link stays one, and its folder is replaced
@@ -30,6 +33,8 @@ def write_atomically(target: str | Path) -> Iterator[Path]:
     try:
         yield temporary
         if target.is_dir():
+            if not temporary.is_dir():
+                raise IsADirectoryError(f"{target} is a folder: give the name of a file in its place")
             # A folder cannot be replaced in one step: move the old one aside first.
             old = temporary.with_suffix(".old")
             target.rename(old)

@@ -51,6 +51,15 @@ def test_a_linked_folder_is_replaced_behind_its_link(tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "of days").write_text("")
+    with pytest.raises(IsADirectoryError, match="work is a folder"), write_atomically(tmp_path / "work") as temporary:
+        temporary.write_text("a page")
+    assert [path.name for path in tmp_path.iterdir()] == ["work"]
+    assert (tmp_path / "work" / "of days").is_file()
+
+
 def test_what_killed_writers_left_is_removed_when_it_is_old(tmp_path):
     files._remove_stale.cache_clear()
     old, fresh, folder = (files.temporary_path(tmp_path / name) for name in ("old", "fresh", "folder"))
