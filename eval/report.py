@@ -91,7 +91,7 @@ class Report:
             raise ValueError(f"no report {path}")
         try:
             data: dict[str, Any] = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
+        except ValueError as error:  # no JSON, or no text
             raise ValueError(f"{path} is not a report: {error}") from None
         return configuration.decode(Report, data, source=str(path))
 

@@ -388,6 +388,7 @@ def test_two_processes_give_the_very_numbers_of_one(
         ("k600-rfvd-first", ["--features", "none"], "needs the CSV file of the val split (--lists)"),
         ("ucf101-rfvd-first", ["--i3d", __file__], "test_evaluate_command.py is no PyTorch checkpoint"),
         ("ucf101-rfvd-first", ["--features", "none", "--partial", "--count", "0"], "--count is at least 1, got 0"),
+        ("ucf101-rfvd-first", ["--features", "none", "--workers", "-1"], "--workers is at least 0, got -1"),
         ("ucf101-gfvd-larp-10k", ["--model", "m", "--scorer", "s", "--tokens", "8", "32"], "it would change nothing"),
         ("ucf101-gfvd-tats-2048", ["--videos", "v", "--tokens", "8"], "cut the input of a model: it would"),
         ("ucf101-gfvd-larp-10k", ["--model", "m", "--lpips", "vgg"], "--lpips compares reconstructions"),

@@ -142,9 +142,10 @@ def test_different_protocols_do_not_stand_in_one_column() -> None:
 def test_bad_reports_are_refused_in_words(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no report"):
         Report.load(tmp_path / "absent.json")
-    (tmp_path / "bad.json").write_text("{")
-    with pytest.raises(ValueError, match="is not a report"):
-        Report.load(tmp_path / "bad.json")
+    for content in (b"{", b"\xa9 a video"):
+        (tmp_path / "bad.json").write_bytes(content)
+        with pytest.raises(ValueError, match=r"bad\.json is not a report"):
+            Report.load(tmp_path / "bad.json")
 
 
 def test_provenance_names_the_code() -> None:
