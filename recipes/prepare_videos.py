@@ -54,11 +54,9 @@ class PreparationRun:
     parts: int = 1
 
     def __post_init__(self) -> None:
-        if not 0 <= self.part < self.parts or self.workers < 1:
-            raise ValueError(
-                f"part is 0 to parts - 1 and workers at least 1, got part {self.part} of {self.parts} and "
-                f"{self.workers} workers"
-            )
+        configuration.check_counts(self, "workers")
+        if not 0 <= self.part < self.parts:
+            raise ValueError(f"part is 0 to parts - 1, got part {self.part} of {self.parts}")
 
 
 def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[str, str]]:
@@ -122,11 +120,14 @@ def _prepare(
             pool.submit(prepare_video, source / path, info, root / target, how): target
             for target, (path, info) in videos.items()
         }
-        for future in tqdm(as_completed(running), total=len(running), desc="preparing", unit="video"):
-            try:
-                yield running[future], future.result()
-            except VideoError as error:
-                yield running[future], error
+        try:
+            for future in tqdm(as_completed(running), total=len(running), desc="preparing", unit="video"):
+                try:
+                    yield running[future], future.result()
+                except VideoError as error:
+                    yield running[future], error
+        finally:
+            pool.shutdown(cancel_futures=True)  # a full disk ends the command before the other videos, not after them
 
 
 @command

@@ -1,6 +1,8 @@
 """Preparing videos: all that can be read, once; what cannot is named; an interruption costs nothing."""
 
 import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,25 @@ def test_videos_are_prepared_once(recipe, tmp_path, capsys):
     assert [name for name in first if first[name] != second[name]] == ["a/two.mp4", "b/three.mp4"]
     dataset = ClipDataset(FolderConfig(str(root)), ClipConfig(frames=4, resolution=(16, 16)), strict=True)
     assert (len(dataset), dataset.classes) == (3, ["a", "b"])
+
+
+def test_an_error_that_is_not_of_a_video_ends_the_command_before_the_other_videos(monkeypatch, tmp_path):
+    prepared = []
+
+    def fail_first(source, info, target, how):
+        prepared.append(target)
+        time.sleep(0.05)
+        raise OSError("No space left on device")
+
+    def threads(workers, context, **others):
+        return ThreadPoolExecutor(workers)
+
+    monkeypatch.setattr(prepare_videos, "ProcessPoolExecutor", threads)
+    monkeypatch.setattr(prepare_videos, "prepare_video", fail_first)
+    videos = {f"{number}.mp4": (f"{number}.mp4", None) for number in range(200)}
+    with pytest.raises(OSError, match="No space left"):
+        list(prepare_videos._prepare(tmp_path, tmp_path / "out", videos, None, workers=1))
+    assert len(prepared) < 200
 
 
 def test_a_video_that_changed_is_prepared_again(recipe, tmp_path):
