@@ -181,8 +181,9 @@ class SampleFolder:
 
     def samples(self) -> dict[int, dict[str, Any]]:
         """Lines of the indices of all processes, by number."""
-        parts = [_read_index(path) for path in sorted(self.path.glob("index*.jsonl"))]
-        return dict(sorted((line["number"], line) for lines in parts for line in lines))
+        lines = chain.from_iterable(_read_index(path) for path in sorted(self.path.glob("index*.jsonl")))
+        found = {line["number"]: line for line in lines}
+        return dict(sorted(found.items()))
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """Append samples to the index, after their files."""

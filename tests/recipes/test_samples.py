@@ -109,7 +109,7 @@ def test_two_processes_make_the_samples_that_one_does(stages, run):
         ({"budget": {"tokens_per_video": 1}}, "1 tokens cannot pay for 1 videos of 2 blocks, which need at least 2"),
         ({"budget": {"tokens_per_video": 9, "total": 9}}, "either tokens_per_video or total"),
         ({"format": "gif"}, "written as mp4, npz, png, not 'gif'"),
-        ({"slots": 0}, "at least 1 slot"),
+        ({"slots": 0}, "slots must be at least 1"),
         ({"seed": 2**70}, "seed must be an integer of 64 bits"),
         ({"fps": 0}, "a frame rate is 0.0001 to 1000000 frames per second, got 0"),
         ({"precision": "auto"}, "precision must be one of fp32, bf16, got 'auto'"),
@@ -187,6 +187,13 @@ def test_a_line_that_was_cut_short_is_sampled_again(tmp_path):
     (path / "index.jsonl").write_bytes(b"{\n" + whole)
     with pytest.raises(SampleFolderError, match=r"index.jsonl is damaged"):
         SampleFolder(path, about).samples()
+
+
+def test_the_last_line_of_a_video_that_was_sampled_again_counts(tmp_path):
+    samples = SampleFolder(tmp_path / "samples", {"seed": 0})
+    samples.add([{"number": 1, "tokens": [2]}, {"number": 0, "tokens": [4]}])
+    samples.add([{"number": 1, "tokens": [1]}])  # a group that was interrupted, whose rounding is another on a GPU
+    assert samples.samples() == {0: {"number": 0, "tokens": [4]}, 1: {"number": 1, "tokens": [1]}}
 
 
 def test_the_index_grows_by_its_new_lines_alone(tmp_path, monkeypatch):
