@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from genvid import config as configuration
-from genvid.checkpoint import CONFIG, WEIGHTS, load_model
+from genvid.checkpoint import CONFIG, WEIGHTS, load_model, resolve
 from genvid.command import command
 from genvid.eval.gaps import UNIFORM
 from genvid.eval.report import format_column
@@ -63,7 +63,7 @@ def package(run: PackageRun) -> Path:
             assert model.folder is not None
             for file in (CONFIG, WEIGHTS):
                 shutil.copyfile(model.folder / file, part / file)
-        counts = Path(run.tokenizer) / CODE_COUNTS
+        counts = resolve(run.tokenizer) / CODE_COUNTS
         if counts.is_file():
             shutil.copyfile(counts, temporary / CODE_COUNTS)
         parameters = sum(value.numel() for model in (tokenizer, scorer) for value in model.parameters())

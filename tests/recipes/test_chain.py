@@ -26,7 +26,7 @@ from genvid.provenance import ProvenanceError
 from genvid.recipes import calibrate, compare_allocators
 from genvid.recipes.compare_allocators import ALLOCATORS
 from genvid.recipes.generate import GenerationRun, Samples, generate
-from genvid.recipes.package_model import PackageRun, package
+from genvid.recipes.package_model import CODE_COUNTS, PackageRun, package
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.cache_info import CacheError
@@ -188,6 +188,9 @@ def test_a_packaged_model_is_loaded_by_its_name_and_its_card_holds_the_numbers(s
     tokenizer = genvid.load("toy", device="cpu")
     video = torch.rand(1, 3, 8, 16, 16)
     assert tokenizer.encode(video, tokens=10).lengths.sum() <= 10
+    (folder / CODE_COUNTS).write_bytes(b"counts")  # of a model that is given by its name, too
+    packaged = package(replace(run, output_dir=f"{folder}_again", tokenizer="toy"))
+    assert (packaged / CODE_COUNTS).read_bytes() == b"counts"
     with pytest.raises(ValueError, match="exists already"):
         package(run)
     stages.run("scorer", "another_scorer", seed=1)
