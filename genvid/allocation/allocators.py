@@ -17,7 +17,7 @@ from torch import Tensor
 from genvid.allocation.curves import check_curves, gains
 from genvid.allocation.per_clip import solve_clips
 from genvid.allocation.predictor import DistortionPredictor, predict_all_curves, predict_curves, unset_lengths
-from genvid.allocation.program import BudgetError
+from genvid.allocation.program import BudgetError, grid_unit
 from genvid.allocation.solver import solve_budget
 from genvid.tokens import BlockTokens
 
@@ -86,9 +86,7 @@ class GroupAllocator:
     def _solve(self, curves: Tensor, mean: float) -> Tensor:
         sizes, budget = self.predictor.sizes, whole_tokens(mean * len(curves))
         if self.exact:
-            smallest = int(sizes[0])
-            step = math.gcd(*(sizes - smallest).tolist())
-            budget -= (budget - smallest * len(curves)) % max(step, 1)
+            budget -= (budget - int(sizes[0]) * len(curves)) % grid_unit(sizes.tolist())
         return solve_budget(curves, sizes, budget, exact=self.exact)
 
 

@@ -216,8 +216,8 @@ def _bisect(
 
 def _spend_all(table: Tensor, budget: float, multiplier: float) -> tuple[float, ...]:
     """Mean lengths scaled to sum to the budget: the last fraction of a step is lost to rounding. Where tokens are worth
-    nothing any more (multiplier 0) they are left unspent."""
-    return tuple((table * (budget / table.sum() if multiplier > 0 else 1.0)).tolist())
+    nothing any more (multiplier 0), or the budget is below the first step, they are left unspent."""
+    return tuple((table * (budget / table.sum() if multiplier > 0 and table.any() else 1.0)).tolist())
 
 
 def fit_block_weights(

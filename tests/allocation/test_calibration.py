@@ -20,6 +20,7 @@ from genvid.allocation import (
     with_expected,
 )
 from genvid.config import ConfigError, decode
+from genvid.tokens import BlockTokens
 
 CLIPS = SyntheticClips()
 TOKENS = CLIPS.tokens()
@@ -33,6 +34,14 @@ def test_tables_sum_to_their_budgets_and_tokens_lose_worth():
     for budget, table in zip(CALIBRATION.budgets, CALIBRATION.tables, strict=True):
         assert sum(table) == pytest.approx(budget)
     assert list(CALIBRATION.multipliers) == sorted(CALIBRATION.multipliers, reverse=True)
+
+
+def test_a_budget_below_the_first_step_is_left_unspent():
+    curves = torch.tensor([[[1.0, 0.5], [1.0, 0.2]]])
+    calibration = calibrate(curves, torch.tensor([0, 4]), [3, 4], PROVENANCE)
+    assert calibration.tables == ((0, 0), (0, 4))
+    allocator = build_allocator(decode(AllocatorConfig, {"type": "table", "tokens_per_video": 3}), 2, None, calibration)
+    assert allocator(BlockTokens(torch.ones(1, 2, 4, dtype=torch.bool))).lengths.tolist() == [[0, 0]]
 
 
 def test_interpolation():
