@@ -75,7 +75,8 @@ class ByTokens(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if len(self.scales) != len(self.ends) + 1 or list(self.ends) != sorted(set(self.ends)) or min(self.ends) < 1:
+        ascending = sorted({end for end in self.ends if end >= 1})
+        if len(self.scales) != len(self.ends) + 1 or list(self.ends) != ascending:
             raise ValueError(f"guidance by_tokens has one scale more than ends, which ascend from 1; got {self}")
 
     def scale(self, progress: Progress) -> Tensor:

@@ -31,6 +31,7 @@ def predictor(**changes: bool) -> BlockTransformer:
 def test_scales_follow_the_place_of_the_token():
     place = Progress(torch.tensor([0, 0, 1, 2]), torch.tensor([0, 3, 4, 32]), torch.tensor([0.0, 0.25, 0.5, 1.0]))
     assert ByTokens().scale(place).tolist() == [3, 3, 2, 1]
+    assert ByTokens((2.0,), ()).scale(place).tolist() == [2] * 4
     assert ByBlock((3.0, 1.5)).scale(place).tolist() == [3, 3, 1.5, 1.5]
     assert Constant(2.5).scale(place).tolist() == [2.5] * 4
     wanted = [1 + 3 * (1 - math.cos(math.pi * share**2)) / 2 for share in (0, 0.25, 0.5, 1)]
