@@ -27,6 +27,7 @@ from genvid.values import ConfigError, Loader, Word, parse_word, typed
 __all__ = [
     "Choice",
     "ConfigError",
+    "check_counts",
     "decode",
     "difference",
     "dump",
@@ -110,6 +111,14 @@ def parse(cls: type[T], argv: Sequence[str], *, usage: str) -> T:
     if not argv or argv[0].startswith("-"):
         raise ConfigError(f"usage: {usage}")
     return load(cls, argv[0], argv[1:])
+
+
+def check_counts(config: Any, *names: str, section: str = "") -> None:
+    """ValueError unless these fields of a config are at least 1 or None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < 1:
+            raise ValueError(f"{section}{name} must be at least 1, got {value}")
 
 
 def dump(config: Any, path: str | Path) -> None:

@@ -39,6 +39,7 @@ class FeatureRun:
     workers: int = 2
 
     def __post_init__(self) -> None:
+        configuration.check_counts(self, "batch_size")
         clip = self.data.clip
         if clip.drawn:
             raise ValueError(

@@ -47,8 +47,9 @@ class CacheRun:
     workers: int = 2
 
     def __post_init__(self) -> None:
+        configuration.check_counts(self, "passes", "group_size", "batch_size")
         shared = self.tokens.allocator.clips_per_budget
-        if self.group_size < 1 or self.group_size % shared:
+        if self.group_size % shared:
             raise ValueError(
                 f"group_size is a multiple of tokens.allocator.group_size, {shared} clips, got {self.group_size}"
             )

@@ -75,6 +75,11 @@ class CalibrationRun:
     batch_size: int = 32
     workers: int = 2
 
+    def __post_init__(self) -> None:
+        configuration.check_counts(self, "clips", "batch_size")
+        if not self.budgets or len(set(self.budgets)) < len(self.budgets):
+            raise ValueError(f"budgets are one or more numbers of tokens, all different, got {self.budgets}")
+
 
 @torch.no_grad()
 def run_calibration(run: CalibrationRun) -> Path:
@@ -94,7 +99,7 @@ def run_calibration(run: CalibrationRun) -> Path:
         )
     if len(dataset) < run.clips:
         logger.warning("calibrating on %d clips: the data has no more, and clips is %d", len(dataset), run.clips)
-    middle = largest_size(sizes, run.budgets[len(run.budgets) // 2] / blocks)
+    middle = largest_size(sizes, sorted(run.budgets)[len(run.budgets) // 2] / blocks)
     provenance = CalibrationOrigin(
         tokenizer=fingerprint(resolve(run.tokenizer)),
         scorer=fingerprint(resolve(run.scorer)),

@@ -112,8 +112,9 @@ class EvaluationRun:
                 f"at least one budget and one of the allocators {', '.join(ALLOCATORS)} are needed, "
                 f"got budgets {self.budgets} and allocators {self.allocators}"
             )
-        if self.clips is not None and self.clips < 1:
-            raise ValueError(f"clips is at least 1, got {self.clips}")
+        configuration.check_counts(self, "training_clips", "clips", "group_size", "batch_size")
+        if self.shown < 0:
+            raise ValueError(f"shown is at least 0, got {self.shown}")
 
 
 class Comparison:

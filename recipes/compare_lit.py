@@ -97,11 +97,14 @@ class LITEvaluationRun:
                 f"keep rates in (0, 1] and some of the methods {', '.join(METHODS)} are needed, "
                 f"got rates {self.rates} and methods {self.methods}"
             )
-        if min(self.priced_clips, self.batch_size) < 1 or self.targets < 2:
-            raise ValueError(
-                "priced_clips and batch_size are at least 1 and targets at least 2, "
-                f"got {self.priced_clips}, {self.batch_size} and {self.targets}"
-            )
+        configuration.check_counts(self, "priced_clips", "batch_size")
+        if self.targets < 2 or self.shown < 0:
+            raise ValueError(f"targets is at least 2 and shown is at least 0, got {self.targets} and {self.shown}")
+
+    @property
+    def nearest_rate(self) -> float:
+        """The rate of the clips that are shown."""
+        return min(self.rates, key=lambda rate: abs(rate - self.shown_rate))
 
 
 @dataclass(frozen=True)
@@ -158,10 +161,9 @@ class Comparison:
         """The first clips and their versions at the rate to be shown."""
         run, real = self.run, self.evaluation.clips.real
         parts = torch.split(torch.arange(min(run.shown, len(real))), run.batch_size) if run.shown else ()
-        rate = min(run.rates, key=lambda rate: abs(rate - run.shown_rate))
         found = []
         for part, batch in zip(parts, real.load(parts, workers=0, device=device()), strict=True):
-            outputs = {name: self.methods[name, rate](batch, part) for name in run.methods}
+            outputs = {name: self.methods[name, run.nearest_rate](batch, part) for name in run.methods}
             for row, video in enumerate(batch["video"]):
                 videos = {"original": video}
                 if "LIT" in outputs and (tokens := outputs["LIT"].tokens) is not None:
@@ -303,7 +305,7 @@ def write_results(
     if examples:
         captions = list(examples[0].videos)
         rows = {clip.name: [Clip(video_bytes(video, fps)) for video in clip.videos.values()] for clip in examples}
-        page.section(f"Clips at a keep rate of {run.shown_rate:g}").comparison(captions, rows)
+        page.section(f"Clips at a keep rate of {run.nearest_rate:g}").comparison(captions, rows)
         wall = torch.cat([torch.cat(list(clip.videos.values()), 3) for clip in examples], 2)
         write_video(folder / "side_by_side.mp4", wall, fps)
         write_animation(folder / "side_by_side.webp", wall, fps)

@@ -88,6 +88,7 @@ class GenerationRun:
     protocol: str = "samples against clips of the source"
 
     def __post_init__(self) -> None:
+        configuration.check_counts(self, "count", "slots", "batch_size")
         check_held_out(self.protocol, self.data)
 
 

@@ -17,6 +17,7 @@ from genvid.ar.rows import PackedRows, RowConfig
 from genvid.ar.task import ARTask
 from genvid.batch import Batch
 from genvid.checkpoint import load_model
+from genvid.config import check_counts
 from genvid.data.buckets import BucketConfig, BucketedClips
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import ClipDataset, VideoData
@@ -218,6 +219,7 @@ class CellAutoencoderRun(ClipRun):
     """Clips whose cells have these components."""
 
     def __post_init__(self) -> None:
+        check_counts(self, "component_clips")
         _check_codec_clip(self.data.clip, self.model.temporal_stride)
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
@@ -237,6 +239,9 @@ class LITRun(ClipRun):
     objective: LITObjective = field(default_factory=LITObjective)
     metric_clips: int = 16
     """Clips on which the codec's metric is measured."""
+
+    def __post_init__(self) -> None:
+        check_counts(self, "metric_clips")
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
         if self.data.clip.resolution != self.model.resolution:
@@ -285,7 +290,7 @@ class ARRun(Run):
         layout = BlockLayout(
             codebook_size=cache.info.codebook_size,
             num_classes=cache.num_classes,
-            num_blocks=self.num_blocks or cache.info.num_blocks,
+            num_blocks=cache.info.num_blocks if self.num_blocks is None else self.num_blocks,
             block_capacity=cache.info.block_capacity,
             sizes=tuple(cache.info.sizes),
             framing=self.framing,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from genvid.config import check_counts
 from genvid.tokens.rows import BlockLayout
 
 
@@ -29,10 +30,7 @@ class TransformerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads, self.kv_heads) < 1:
-            raise ValueError(
-                f"width, heads and kv_heads are at least 1, got {self.width}, {self.heads} and {self.kv_heads}"
-            )
+        check_counts(self, "width", "depth", "heads", "kv_heads", "hidden", section="model.")
         if self.width % self.heads or (self.width // self.heads) % 2:
             raise ValueError(f"width {self.width} must be heads ({self.heads}) times an even number")
         if self.heads % self.kv_heads:

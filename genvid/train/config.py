@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from genvid.config import check_counts
 from genvid.train.optim import OptimizerConfig
 
 
@@ -42,9 +43,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         counts = ("steps", "batch_size", "accumulation", "log_every", "save_every", "keep_checkpoints", "max_skipped")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ValueError(f"train.{name} must be at least 1, got {getattr(self, name)}")
+        check_counts(self, *counts, section="train.")
 
     def check_phases(self, task: str, phases: Sequence[str]) -> None:
         """ValueError unless every phase of a task, and nothing else, has an optimizer."""
@@ -62,8 +61,7 @@ class ValidationConfig:
     """Held-out batches of `train.batch_size`, the same ones at every measurement."""
 
     def __post_init__(self) -> None:
-        if self.every < 1 or self.batches < 1:
-            raise ValueError(f"validation.every and validation.batches must be at least 1, got {self}")
+        check_counts(self, "every", "batches", section="validation.")
 
     def check_records(self, log_every: int) -> None:
         """ValueError unless every measurement falls on a step that has a record."""

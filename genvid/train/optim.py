@@ -26,7 +26,7 @@ class OptimizerConfig:
     """Length of the decay at the end of the run; until it begins, `train.steps` may be changed on resume. Null: decay
     from the end of the warm-up, which fixes `train.steps`."""
     final_lr: float = 0.01
-    """Learning rate at the last step, as a fraction of `lr`."""
+    """Learning rate at the end of the decay, as a fraction of `lr`."""
     clip_norm: float | None = 1.0
     muon: bool = False
     """Orthogonalise the updates of the task's matrices (Muon, Jordan et al. 2024) at AdamW's step size; AdamW for the
@@ -37,6 +37,9 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         if self.lr <= 0:
             raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("weight_decay", "warmup_steps", "final_lr"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
         if self.clip_norm is not None and self.clip_norm <= 0:
             raise ValueError(f"clip_norm must be positive or null, got {self.clip_norm}")
         if self.decay_steps is not None and self.decay_steps < 0:

@@ -212,7 +212,9 @@ def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[s
         compare_lit.main, "keep_rates.yaml", **{**evaluation, "data.clip.frames": 10}
     )
     assert "below the floor" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, rates=[0.1])
-    assert "targets at least 2, got 64, 16 and 1" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, targets=1)
+    assert "targets is at least 2 and shown is at least 0, got 1 and" in fails(
+        compare_lit.main, "keep_rates.yaml", **evaluation, targets=1
+    )
     assert "keep rates in (0, 1]" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, rates=[1.5])
     assert "no codec at" in fails(
         train.main, "inpainter.yaml", **{"model.codec.source": f"{models}/none", "output_dir": f"{models}/x"}

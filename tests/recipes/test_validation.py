@@ -71,7 +71,7 @@ def test_validation_may_begin_in_the_middle_of_a_run(stages, validations):
     [
         ("classifier", {"source": clips()["source"]}, "validation.source is data.source"),
         ("ar", {"cache": "cache"}, "holds the clips that are trained on"),
-        ("tokenizer", {"every": 0}, "validation.every and validation.batches must be at least 1"),
+        ("tokenizer", {"every": 0}, "validation.every must be at least 1, got 0"),
     ],
 )
 def test_bad_held_out_data_is_refused_before_training(stages, validations, capsys, stage, change, reason):
