@@ -126,7 +126,9 @@ class EvaluationProtocol:
         if self.count is None or self.count == items:
             return list(range(items))
         if self.count > items:
-            raise ValueError(f"{self.name} compares {self.count:,} clips, but the data hold {items:,}: compare fewer (--count)")
+            raise ValueError(
+                f"{self.name} compares {self.count:,} clips, but the data hold {items:,}: compare fewer (--count)"
+            )
         return self._sample(range(items), self.count)
 
     def draw_others(self, items: int, drawn: Sequence[int]) -> list[int]:
