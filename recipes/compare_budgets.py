@@ -31,20 +31,20 @@ COST = "tokens per clip"
 
 def compare_budgets(comparison: Comparison) -> list[Report]:
     """The report of free samples, then those of every budget."""
-    free = comparison.measured("free")
-    if free.context_frames:
+    if comparison.model().context_blocks:
         raise ValueError(f"{comparison.run.model} predicts frames; this recipe compares samples of classes")
-    reports = [free.report]
-    for tokens in sorted({int(share * free.report.value(COST)) for share in SHARES}):
-        for name, budget in budgets(tokens, comparison).items():
+    free = comparison.measured("free").report
+    reports = [free]
+    for tokens in sorted({int(share * free.value(COST)) for share in SHARES}):
+        for name, budget in budgets(tokens, comparison, free).items():
             reports.append(comparison.measured(f"{name} @ {tokens}", budget=budget).report)
     return reports
 
 
-def budgets(tokens: int, comparison: Comparison) -> dict[str, BudgetConfig]:
+def budgets(tokens: int, comparison: Comparison, free: Report) -> dict[str, BudgetConfig]:
     """Ways to spend as many tokens per video."""
     return {
-        "planned together": comparison.planned_together(tokens),
+        "planned together": comparison.planned_together(tokens, free),
         "planned each": BudgetConfig(tokens_per_video=tokens),
         "cut": BudgetConfig(tokens_per_video=tokens, plan=False),
     }

@@ -40,10 +40,15 @@ GUIDANCE: dict[str, float | Guidance] = {
 
 def compare_guidance(comparison: Comparison) -> list[Report]:
     """The report of every guidance at every budget."""
-    free = comparison.measured("free").report.value("tokens per clip")
+    model = comparison.model()
+    if not (model.null_context if model.context_blocks else model.layout.num_classes):
+        raise ValueError(
+            f"{comparison.run.model} has no condition to guide by: a class, or a context and objective.context_dropout"
+        )
+    free = comparison.measured("free").report
     reports = []
-    for tokens in [int(share * free) for share in SHARES]:
-        budget = comparison.planned_together(tokens)
+    for tokens in [int(share * free.value("tokens per clip")) for share in SHARES]:
+        budget = comparison.planned_together(tokens, free)
         for name, guidance in GUIDANCE.items():
             sampling = replace(comparison.run.sampling, guidance=guidance)
             reports.append(comparison.measured(f"{name} @ {tokens}", budget=budget, sampling=sampling).report)

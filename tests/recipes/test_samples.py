@@ -15,7 +15,7 @@ from genvid.eval.report import Report
 from genvid.generation import folder
 from genvid.generation.folder import SampleFolder, SampleFolderError
 from genvid.generation.guidance import ByBlock
-from genvid.recipes import compare_budgets, compare_guidance
+from genvid.recipes import compare_budgets, compare_guidance, comparison
 from genvid.recipes import generate as recipe
 from genvid.recipes.generate import GenerationRun, Samples, generate
 
@@ -136,6 +136,30 @@ def test_budgets_are_compared_over_the_same_requests(stages, run, monkeypatch, c
     with pytest.raises(SystemExit):
         compare_budgets.main([str(stages.folder / "generation_samples.yaml"), "--budget.total=100"])
     assert "sets the budgets itself" in capsys.readouterr().err
+
+
+def test_models_that_cannot_be_compared_are_refused_before_anything_is_sampled(stages, run, monkeypatch):
+    monkeypatch.setattr(comparison, "generate", lambda run: pytest.fail("sampled"))
+    predictor = stages.run("ar", "ar_unguided", context_blocks=1) / "export"
+    ends = stages.run("ar", "ar_ends", framing="end") / "export"
+    for compare, model, words in (
+        (compare_budgets.compare_budgets, predictor, "predicts frames"),
+        (compare_budgets.compare_budgets, ends, "cannot be planned"),
+        (compare_guidance.compare_guidance, predictor, "no condition to guide by"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compare(comparison.Comparison(replace(run, model=str(model)), "compared"))
+
+
+def test_predictions_of_few_clips_share_the_budget_of_these(stages, run, monkeypatch):
+    monkeypatch.setattr(compare_guidance, "SHARES", (0.5,))
+    monkeypatch.setattr(compare_guidance, "GUIDANCE", {"2": 2.0})
+    model = stages.run("ar", "ar_guided", context_blocks=1, objective={"context_dropout": 0.5}) / "export"
+    path, source = stages.path("samples_few"), replace(run.data.source, clips=8)
+    few = replace(run, output_dir=path, model=str(model), count=100, data=replace(run.data, source=source))
+    [report] = compare_guidance.compare_guidance(comparison.Comparison(few, "guidance"))
+    lines = index(stages.folder / "samples_few" / "guidance" / report.title.replace(" ", "_"))
+    assert sum(sum(line["tokens"][1:]) for line in lines) <= 8 * int(report.title.removeprefix("2 @ "))
 
 
 def test_guidance_is_compared_at_the_same_budgets(stages, run, monkeypatch, capsys):
