@@ -131,6 +131,9 @@ class Comparison:
         self.weights = {"tokenizer": fingerprint(resolve(run.tokenizer)), "scorer": fingerprint(resolve(run.scorer))}
         self.encoded = PerBatch(self._encode)
         self.evaluation = self._evaluation()
+        for data in (run.training, run.pictures):
+            if data is not None:
+                data.open()  # clips that are not there are found before anything is measured
         every_token = self.tokenizer.spec.num_blocks(run.data.clip.frames) * self.tokenizer.spec.block_capacity
         self.models = {
             (name, budget): Allocated(self, name, budget)

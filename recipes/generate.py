@@ -31,6 +31,7 @@ from genvid.data.loader import one_pass
 from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
+from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier
 from genvid.eval.features.loading import ClassifierFeatures, load_features
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_name
@@ -139,6 +140,9 @@ class GenerationSession:
         if not self.context_frames:
             self.labels = self._classes()
         self._check_counts()
+        own = ClassifierFeatures(self.classifier, FEATURES, fingerprint(resolve(run.classifier)))
+        self.evaluation = self._evaluation(own)
+        self.by_features = None if run.features is None else self._evaluation(load_features(run.features))
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
         self.about = self._about()
         self.folder = SampleFolder(Path(run.output_dir) / "samples", self.about, part=self.state.process_index)
@@ -193,6 +197,18 @@ class GenerationSession:
                 f"got {real} and {made}"
             )
 
+    def _evaluation(self, features: FeatureNetwork) -> Evaluation:
+        """Of the samples beside the real clips."""
+        run, state, frames = self.run, self.state, self.context_frames
+        protocol = data_protocol(run.data, run.protocol, "prediction" if frames else "generation", len(self.labels))
+        protocol = replace(protocol, seed=run.seed, condition_frames=frames, features=features.name)
+        real = Selection(self.dataset, [(index, index) for index in range(len(self.dataset))])
+        clips = EvaluationClips(protocol, protocol, real, ClassRequests(self.labels.tolist()))
+        execution = Execution(
+            SCORED, workers=run.workers, device=device(), rank=state.process_index, world_size=state.num_processes
+        )
+        return Evaluation(clips, Measures(features, examples=0), execution)
+
     def real(self, items: Sequence[int], batch_size: int) -> Iterator[Batch]:
         """Held-out clips in batches, read as they are needed."""
         return one_pass(self.dataset, batch_size=batch_size, items=items, workers=self.run.workers, device=device())
@@ -221,9 +237,8 @@ class GenerationSession:
 
     def _fill(self, job: Job, done: set[int]) -> None:
         run, state, labels = self.run, self.state, self.labels
-        dtype = PRECISIONS[run.precision]
         slots = min(run.slots, len(job.requests))
-        engine = Engine(self.model, run.sampling, slots=slots, dtype=dtype, draft=self.draft)
+        engine = Engine(self.model, run.sampling, slots=slots, dtype=PRECISIONS[run.precision], draft=self.draft)
         requests = with_budget(engine, job.requests, run.budget)
         missing = [group for group in groups(requests) if not done.issuperset(group)]
         numbers = [number for group in missing[state.process_index :: state.num_processes] for number in group]
@@ -290,45 +305,29 @@ def generate(run: GenerationRun) -> Samples:
 
 def score(session: GenerationSession) -> Report:
     """Frechet distance and its floor, agreement with the class, and tokens spent."""
-    run, state, frames = session.run, session.state, session.context_frames
+    run, evaluation = session.run, session.evaluation
     weights = {"model": run.model, "tokenizer": run.tokens.tokenizer, "classifier": run.classifier}
     weights |= {} if run.draft is None else {"draft": run.draft}
     prints = {role: fingerprint(resolve(folder)) for role, folder in weights.items()}
-    protocol = replace(
-        data_protocol(run.data, run.protocol, "prediction" if frames else "generation", len(session.labels)),
-        seed=run.seed,
-        condition_frames=frames,
-        features=FEATURES,
-    )
-    real = Selection(session.dataset, [(index, index) for index in range(len(session.dataset))])
-    clips = EvaluationClips(protocol, protocol, real, ClassRequests(session.labels.tolist()))
-    features = ClassifierFeatures(session.classifier, FEATURES, prints["classifier"])
-    execution = Execution(
-        SCORED, workers=run.workers, device=device(), rank=state.process_index, world_size=state.num_processes
-    )
-    evaluation = Evaluation(clips, Measures(features, examples=0), execution)
-    title = "frame prediction" if frames else "class-conditional"
+    title = "frame prediction" if session.context_frames else "class-conditional"
     candidate = Candidate(title, FolderSamples(session), Path(run.output_dir))
     evaluation.measure(candidate)
-    state.wait_for_everyone()
+    session.state.wait_for_everyone()
     summary = Summary(evaluation, candidate)
     report = summary.report(Provenance.now(prints))
-    return replace(report, numbers=[*report.numbers, *distances(session, evaluation), *agreement(session, summary)])
+    return replace(report, numbers=[*report.numbers, *distances(session), *agreement(session, summary)])
 
 
-def distances(session: GenerationSession, evaluation: Evaluation) -> list[Number]:
-    """The Frechet distances of `features`, on the clips of an evaluation; none where no network is named."""
-    if session.run.features is None:
+def distances(session: GenerationSession) -> list[Number]:
+    """The Frechet distances of `features`; none where no network is named."""
+    evaluation = session.by_features
+    if evaluation is None or evaluation.features is None:
         return []
-    features = load_features(session.run.features)
-    protocol = replace(evaluation.clips.protocol, features=features.name)
-    clips = replace(evaluation.clips, protocol=protocol)
-    evaluation = Evaluation(clips, Measures(features, examples=0), evaluation.execution)
     candidate = Candidate("samples", FolderSamples(session), Path(session.run.output_dir) / "features")
     evaluation.measure(candidate)
     session.state.wait_for_everyone()
     numbers = Summary(evaluation, candidate).report(Provenance.now({})).numbers
-    return [number for number in numbers if number.name.startswith(frechet_name(features))]
+    return [number for number in numbers if number.name.startswith(frechet_name(evaluation.features))]
 
 
 @torch.no_grad()

@@ -88,6 +88,16 @@ def test_a_model_of_another_kind(stages, capsys, stage, change, words):
     assert words in complaint(capsys, lambda: stages.run(stage, f"bad_{stage}_model", **change))
 
 
+@pytest.mark.parametrize(
+    ("stage", "key"), [("generation", "features"), ("evaluation", "training"), ("evaluation", "pictures")]
+)
+def test_what_is_read_last_is_looked_for_first(stages, capsys, tmp_path, stage, key):
+    name = f"bad_{stage}_{key}"
+    absent = folder_of(stages, tmp_path / "absent") if stage == "evaluation" else str(tmp_path / "absent")
+    assert "absent" in complaint(capsys, lambda: stages.run(stage, name, **{key: absent}))
+    assert not (stages.folder / name).exists()
+
+
 def test_a_scorer_of_another_distortion(stages, capsys):
     message = complaint(capsys, lambda: stages.run("calibration", "bad_metric", "--distortion.weights.mse=1"))
     assert "the scorer predicts 20 mse" in message
