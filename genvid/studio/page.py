@@ -85,20 +85,26 @@ def build(tokenizers: Mapping[str, Tokenizer], generators: Mapping[str, Generato
 
 
 def serve(page: gr.Blocks, port: int) -> str:
-    """Serve the page to browsers on this machine alone, from threads of this process; returns its address."""
-    page.launch(
-        server_name="127.0.0.1",
-        server_port=port,
-        share=False,
-        ssr_mode=False,
-        quiet=True,
-        footer_links=[],
-        run_history=False,
-        prevent_thread_lock=True,
-        css=_asset("studio.css"),
-        head=f"<script>{_asset('screen.js')}</script>",
-        theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
-    )
+    """Serve the page to browsers on this machine alone, from threads of this process; returns its address.
+
+    ValueError where the port is taken.
+    """
+    try:
+        page.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=False,
+            ssr_mode=False,
+            quiet=True,
+            footer_links=[],
+            run_history=False,
+            prevent_thread_lock=True,
+            css=_asset("studio.css"),
+            head=f"<script>{_asset('screen.js')}</script>",
+            theme=gr.themes.Base(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]),
+        )
+    except OSError:  # gradio names a variable of its own
+        raise ValueError(f"port {port} is taken by another program: give another one (--port)") from None
     return f"http://127.0.0.1:{port}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import socket
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,16 @@ def test_without_gradio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"pip install 'genvid\[studio\]'"):
         studio(StudioOptions(tokenizer=("a",)))
+
+
+def test_a_port_that_is_taken(models: Path) -> None:
+    pytest.importorskip("gradio", reason="the studio needs the extra genvid[studio]")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=rf"port {port} is taken by another program: .*--port"):
+            studio(StudioOptions(tokenizer=(str(models / "plain"),), port=port))
 
 
 def test_models_that_do_not_fit(models: Path) -> None:

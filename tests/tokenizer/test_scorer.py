@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from genvid.checkpoint import CheckpointError, load_model
+from genvid.checkpoint import CheckpointError, fingerprint, load_model
+from genvid.provenance import Origin, ProvenanceError
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.loading import load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
@@ -160,6 +162,15 @@ def test_save_and_load(scorer, tokenizer, tokens, tmp_path):
 def test_tokens_without_features_are_refused(tokenizer, scorer, tokens):
     with pytest.raises(ValueError, match="encoder features"):
         ScorerPredictor(tokenizer, scorer).predict(replace(tokens, features=None), 0)
+
+
+def test_the_scorer_of_a_larger_tokenizer_is_refused_by_its_origin(tokenizer, scorer, tmp_path):
+    tokenizer.save(tmp_path / "tokenizer")
+    AdapTok(replace(tokenizer.config, block_capacity=4)).save(tmp_path / "small")
+    scorer.origin = Origin({"tokenizer": fingerprint(tmp_path / "tokenizer")})
+    scorer.save(tmp_path / "scorer")
+    with pytest.raises(ProvenanceError, match=r"scorer was not made from this tokenizer .*: use the tokenizer that"):
+        load_scorer(tmp_path / "scorer", load_model(tmp_path / "small", AdapTok))
 
 
 @pytest.mark.parametrize("sizes", [(), (0, 2), (4, 2), (2, 2), (2, 7)])

@@ -20,6 +20,7 @@ from genvid.tokenizer.layers import StackConfig
 def load_scorer(source: str | Path, tokenizer: AdapTok) -> Scorer:
     """The scorer of `tokenizer`; ValueError when it was trained for another one."""
     scorer = load_model(source, Scorer)
+    scorer.check_made_from(tokenizer=tokenizer)
     fits = ScorerConfig.for_tokenizer(
         tokenizer.config,
         StackConfig(scorer.config.width, scorer.config.depth, scorer.config.heads),
@@ -29,7 +30,6 @@ def load_scorer(source: str | Path, tokenizer: AdapTok) -> Scorer:
     )
     if fits != scorer.config:
         raise ValueError(f"the scorer {source} was trained for a tokenizer of another shape")
-    scorer.check_made_from(tokenizer=tokenizer)
     return scorer
 
 
