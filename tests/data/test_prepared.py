@@ -38,6 +38,12 @@ def test_frame_i_is_frame_i(tmp_path: Path, codec: str) -> None:
         assert numbers(read_clip(tmp_path / "out" / "a.mp4", start, 4, info=copy)) == list(range(start, start + 4))
 
 
+def test_a_video_of_one_frame_is_prepared(tmp_path: Path) -> None:
+    file = make_video(tmp_path / "a.mp4", 1)
+    copy = prepare_video(file, probe(file), tmp_path / "b.mp4", Preparation(CLIP)).video.info
+    assert numbers(read_clip(tmp_path / "b.mp4", 0, 1, info=copy)) == [0]
+
+
 def test_clips_are_those_of_the_source(tmp_path: Path) -> None:
     for name in ("x/a.mp4", "y/b.mp4"):
         make_video(tmp_path / "in" / name, 30)

@@ -79,7 +79,8 @@ def prepare_video(source: Path, info: VideoInfo, target: Path, how: Preparation)
     with write_atomically(target) as temporary:
         _encode(temporary, _resized(source, info, how.clip), info.fps, how)
         copy = probe(temporary)
-        if copy.frames != info.frames or copy.pts_step is None:
+        regular = copy.pts_step is not None or copy.frames == 1
+        if copy.frames != info.frames or not regular:
             raise VideoError(f"{source} has {info.frames} frames, but {copy.frames} could be prepared")
         return PreparedVideo(IndexedVideo(copy, sha256(temporary)[:16]), temporary.stat().st_size)
 
