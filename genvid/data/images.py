@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,12 @@ IMAGES = (".jpg", ".jpeg", ".png")
 
 def list_images(folder: Path) -> list[Path]:
     """The pictures of a folder, in natural order of their names. Hidden files are none."""
-    names = (path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
-    return sorted(names, key=lambda path: natural_order(path.name))
+    return sorted(find_images(folder), key=lambda path: natural_order(path.name))
+
+
+def find_images(folder: Path) -> Iterator[Path]:
+    """The same in any order."""
+    return (path for path in folder.iterdir() if path.suffix.lower() in IMAGES and not path.name.startswith("."))
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:

@@ -90,6 +90,15 @@ TABLES = {
 }
 
 
+def test_a_picture_that_is_written_over_is_another_video(folder: Path) -> None:
+    """Its folder has the same time of change."""
+    write_pictures(folder / "walk" / "frames", 9)
+    before = ClipDataset(FolderConfig(str(folder)), CLIP).fingerprint()
+    assert ClipDataset(FolderConfig(str(folder)), CLIP).fingerprint() == before
+    shutil.copyfile(folder / "walk" / "frames" / "00007.png", folder / "walk" / "frames" / "00003.png")
+    assert ClipDataset(FolderConfig(str(folder)), CLIP).fingerprint() != before
+
+
 @pytest.mark.parametrize("table", TABLES.values(), ids=TABLES)
 def test_manifests_as_spreadsheets_save_them(folder: Path, table: bytes) -> None:
     (folder / "list.csv").write_bytes(table)

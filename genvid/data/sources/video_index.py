@@ -20,6 +20,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from genvid.data.images import find_images
 from genvid.data.sources.prepared import IndexedVideo, PreparedVideo
 from genvid.data.video import VideoError, VideoInfo, probe
 from genvid.files import readable, sha256, write_atomically
@@ -134,11 +135,13 @@ def _probe(file: Path) -> IndexedVideo | VideoError:
 
 
 def _key(file: Path) -> str:
+    """Path, size and time of change; those of the pictures too where a video is a folder of them."""
     try:
-        status = file.stat()
+        found = [part.stat() for part in (file, *(find_images(file) if file.is_dir() else ()))]
     except OSError:
         return f"{file.absolute()}|absent"
-    return f"{file.absolute()}|{status.st_size}|{status.st_mtime_ns}"
+    size, changed = sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)
+    return f"{file.absolute()}|{size}|{changed}"
 
 
 def _memory(root: Path) -> Path:
