@@ -88,7 +88,7 @@ class Tokenizer:
         With rotary geometry a video is one stream, of any size within the tokenizer's bounds, and `tokens` is the most
         that any of its stretches of `model.frames` frames keeps.
 
-        `refine`: steps by which the codes of AdapTok are refined (genvid.tokenizer.adaptok.refinement): the same number
+        `refine`: steps by which the tokens are refined (genvid.tokenizer.refinement): the same number
         of tokens, decoded nearer to the video. ValueError for another tokenizer.
         """
         pixels, form = read_array(video)

@@ -47,9 +47,9 @@ from genvid.perceptual import PerceptualConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.losses import DistortionSpec
+from genvid.tokenizer.refinement import check_refined, refine_clips
 from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.tokens.coding import decode, encode
 from genvid.train.accelerator import make_state
@@ -76,7 +76,7 @@ class EvaluationRun:
     allocators: tuple[str, ...] = ALLOCATORS
     """The oracles take longer than all the others together: they decode each clip many times."""
     refine: int = 0
-    """Steps by which the kept codes are refined, whatever the allocator (genvid.tokenizer.adaptok.refinement)."""
+    """Steps by which the kept codes are refined, whatever the allocator (genvid.tokenizer.refinement)."""
     distortion: DistortionSpec = field(default_factory=DistortionSpec)
     """The distortion that the scorer predicts: measured here, and minimised by the oracle."""
     perceptual: PerceptualConfig | None = None
@@ -124,7 +124,7 @@ class Comparison:
         self.run = run
         self.tokenizer = load_model(run.tokenizer, AdapTok).to(device())
         scorer = load_scorer(run.scorer, self.tokenizer).to(device())
-        check_steps(self.tokenizer, run.refine)
+        check_refined(self.tokenizer, run.refine)
         self.predictor = ScorerPredictor(self.tokenizer, scorer)
         self.calibration = load_calibration(run.calibration, self.tokenizer, scorer)
         self.distortion = run.distortion.build().to(device())

@@ -46,8 +46,9 @@ from genvid.eval.summary import Summary
 from genvid.perceptual import PerceptualConfig, StructureConfig
 from genvid.tokenizer.lit.budget import BudgetAllocator, PriceAllocator, calibrate_prices, check_floor
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule
-from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying, fill_by_interpolation
-from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
+from genvid.tokenizer.lit.model import LIT, Filler, fill_by_copying, fill_by_interpolation
+from genvid.tokenizer.lit.refinement import refine_latents
+from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.train.accelerator import make_state
 
 ONE_PRICE = ", one price"
@@ -78,6 +79,9 @@ class LITEvaluationRun:
     """Clips that the one price of all is calibrated on, drawn among all; ElasticTok's rule on their first batch."""
     targets: int = 8
     """Target errors that calibrate ElasticTok's rule."""
+    refine: int = 0
+    """Steps by which the kept latents of every method are refined, for its own filler
+    (genvid.tokenizer.lit.refinement)."""
     perceptual: PerceptualConfig = field(default_factory=StructureConfig)
     features: str | None = None
     """Feature network of a Frechet distance: a file or a model folder."""
@@ -98,8 +102,11 @@ class LITEvaluationRun:
                 f"got rates {self.rates} and methods {self.methods}"
             )
         configuration.check_counts(self, "priced_clips", "batch_size")
-        if self.targets < 2 or self.shown < 0:
-            raise ValueError(f"targets is at least 2 and shown is at least 0, got {self.targets} and {self.shown}")
+        if self.targets < 2 or min(self.shown, self.refine) < 0:
+            raise ValueError(
+                f"targets is at least 2, shown and refine are at least 0, "
+                f"got {self.targets}, {self.shown} and {self.refine}"
+            )
 
     @property
     def nearest_rate(self) -> float:
@@ -175,9 +182,10 @@ class Comparison:
 
     def _evaluation(self) -> Evaluation:
         run, state = self.run, make_state()
+        refined = f"; latents are refined by {run.refine} steps" if run.refine else ""
         protocol = replace(
             data_protocol(run.data, run.protocol, "reconstruction", len(self.dataset)),
-            note=f"codec {self.lit.codec.name}, window {self.lit.codec.codec_window}",
+            note=f"codec {self.lit.codec.name}, window {self.lit.codec.codec_window}{refined}",
         )
         features = None if run.features is None else mirrored(load_features(run.features), protocol.frames)
         followed = replace(protocol, features="" if features is None else features.name)
@@ -209,11 +217,10 @@ class Comparison:
             return PriceAllocator(self.prices[means, rate], self.lit.metric, means=means)
         return BudgetAllocator(budget, self.lit.metric, means=means)
 
-    def tokenizer(self, name: str) -> VideoTokenizer:
+    def filler(self, name: str) -> Filler:
         copied = dict.fromkeys(("means copied", "copy-forward"), fill_by_copying)
         fillers = copied | {"interpolation": fill_by_interpolation}
-        filler = fillers.get(name.removesuffix(ONE_PRICE))
-        return self.lit if filler is None else FilledCodec(self.lit, filler)
+        return fillers.get(name.removesuffix(ONE_PRICE), self.lit.fill)
 
     def _find_targets(self, video: Tensor, tokens: BlockTokens) -> None:
         """Keep rates that target errors lead to, from the codec's own error to that of dropping all."""
@@ -250,6 +257,8 @@ class Method:
     def describe(self) -> Mapping[str, Any]:
         run = self.comparison.run
         about = {**self.comparison.weights, "method": self.name, "rate": self.rate}
+        if run.refine:
+            about["refine"] = run.refine
         calibration = {"priced_clips": run.priced_clips, "targets": run.targets}
         return about | calibration if is_calibrated(self.name) else about
 
@@ -257,7 +266,10 @@ class Method:
     def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         comparison, video = self.comparison, conditioning["video"]
         kept = comparison.allocator(self.name, self.rate, video)(comparison.encoded(video))
-        restored = comparison.tokenizer(self.name).decode(kept).float()
+        fill = comparison.filler(self.name)
+        if comparison.run.refine:
+            kept = refine_latents(comparison.lit, video, kept, comparison.run.refine, fill)
+        restored = comparison.lit.render(fill(kept)).float()
         spec, pixels = comparison.spec, video[0, 0].numel()
         measured = {
             "keep rate": kept.keep.double().mean((1, 2)),

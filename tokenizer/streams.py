@@ -13,9 +13,9 @@ from genvid.allocation import Allocator, DistortionPredictor
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.budget import UniformBudget
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
+from genvid.tokenizer.refinement import check_refined, refine_clips
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 
@@ -28,12 +28,12 @@ def video_encoder(
     tokenizer: VideoTokenizer, allocator: Allocator | None = None, refine: int = 0, graphs: Graphs | None = None
 ) -> Callable[[Tensor], BlockTokens]:
     """Encodes the consecutive clips of one video and cuts each by `allocator`, of a stream each block; None: all tokens
-    are kept. `refine`: steps by which their codes are refined then (genvid.tokenizer.adaptok.refinement). `graphs`:
+    are kept. `refine`: steps by which these are refined then (genvid.tokenizer.refinement). `graphs`:
     those that other videos share with this one.
 
-    ValueError for steps below 0, or with a tokenizer other than AdapTok.
+    ValueError for steps below 0, or with a tokenizer other than AdapTok and LIT.
     """
-    check_steps(tokenizer, refine)
+    check_refined(tokenizer, refine)
     if streams(tokenizer):
         return StreamEncoder(tokenizer, allocator, refine, graphs)
 

@@ -86,7 +86,7 @@ class EncodeOptions:
     """Autoregressive model by whose probabilities the codes are coded: folder or Hub id (default: the counts in the
     tokenizer's folder, if any)."""
     refine: int = 0
-    """Steps by which the codes of each block are refined: nearer to the video, slower (5 to 20 are of use)."""
+    """Steps by which the tokens are refined: nearer to the video, slower (5 to 20 are of use)."""
     precision: Precision = "fp32"
     """Precision of products. bf16 is about three times as fast on a GPU and picks a few other codes."""
 

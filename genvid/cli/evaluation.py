@@ -41,7 +41,7 @@ from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
 from genvid.generation.pipeline import check_match
 from genvid.perceptual import LPIPS
-from genvid.tokenizer.adaptok.refinement import check_steps, refine_clips
+from genvid.tokenizer.refinement import check_refined, refine_clips
 from genvid.tokens import ResizableTokenizer, VideoTokenizer
 from genvid.train.accelerator import make_state
 
@@ -191,8 +191,8 @@ def _sized(
 
 
 def _refinement(options: EvaluateOptions, tokenizer: VideoTokenizer) -> Refinement | None:
-    """ValueError for a tokenizer whose codes cannot be refined."""
-    check_steps(tokenizer, options.refine)
+    """ValueError for a tokenizer whose tokens cannot be refined."""
+    check_refined(tokenizer, options.refine)
     if not options.refine:
         return None
     return lambda video, tokens: refine_clips(tokenizer, video, tokens, options.refine, DECODED)

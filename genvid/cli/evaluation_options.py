@@ -40,7 +40,7 @@ class EvaluateOptions:
     published: bool = False
     """Share --tokens among the blocks of a clip as the published evaluation of AdapTok does."""
     refine: int = 0
-    """Steps by which the kept codes of AdapTok are refined before they are decoded."""
+    """Steps by which the kept tokens are refined before they are decoded."""
     model: str | None = None
     """Autoregressive model: model folder or Hub id. Of a reconstruction protocol: the bits of the tokens under it are
     measured too."""
@@ -108,7 +108,7 @@ class EvaluateOptions:
         grouped = self.tokens and self.batch_size
         unused = {
             "--tokens, --scorer and --published cut the input of a model": budget and record.task == "generation",
-            "--refine changes the codes of reconstructed clips": self.refine and record.task != "reconstruction",
+            "--refine changes the tokens of reconstructed clips": self.refine and record.task != "reconstruction",
             "--probe is of reconstructed clips of equal length": self.probe
             and (record.task != "reconstruction" or record.frames is None),
             "a --model measures the tokens of clips of equal length": self.model and record.frames is None,

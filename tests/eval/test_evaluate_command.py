@@ -399,7 +399,7 @@ def test_two_processes_give_the_very_numbers_of_one(
         (
             "ucf101-gfvd-larp-10k",
             ["--model", "m", "--refine", "2"],
-            "--refine changes the codes of reconstructed clips",
+            "--refine changes the tokens of reconstructed clips",
         ),
         ("ucf101-rfvd-first", ["--lpips-weights", "f"], "is the trunk of --lpips"),
         ("ucf101-rfvd-first", ["--tokens", "8", "--batch-size", "4"], "clips share --tokens in groups of 64"),

@@ -123,6 +123,19 @@ def test_the_table_has_every_method_at_every_rate(models: Path) -> None:
     assert "kept by LIT" in (models / "rates" / "page.html").read_text()
 
 
+def test_refined_latents_are_nearer_under_every_filler(models: Path) -> None:
+    settings = {"model": f"{models}/lit/export", "rates": [0.5], "methods": ["LIT", "means copied"]}
+    psnr = {}
+    for steps in (0, 3):
+        changes = {**CLIPS, "batch_size": 4, "shown": 0, "refine": steps, "output_dir": f"{models}/refined_{steps}"}
+        compare_lit.main([str(CONFIGS / "keep_rates.yaml"), *overrides(**settings, **changes)])
+        reports = [Report.load(models / f"refined_{steps}" / f"{name}_0.5.json") for name in ("LIT", "means_copied")]
+        psnr[steps] = [report.value("PSNR") for report in reports]
+        assert reports[0].value("budget met, %") == 100
+        assert ("refined by 3 steps" in reports[0].numbers[0].protocol.note) == (steps == 3)
+    assert all(refined > plain for refined, plain in zip(psnr[3], psnr[0], strict=True))
+
+
 def test_a_table_of_two_processes_after_a_kill_is_that_of_one(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = {**CLIPS, "model": f"{models}/lit/export", "rates": [0.5], "batch_size": 2, "targets": 2, "shown": 0}
     methods = ["LIT", "copy-forward, one price"]
@@ -212,7 +225,7 @@ def test_bad_input_is_one_sentence(models: Path, capsys: pytest.CaptureFixture[s
         compare_lit.main, "keep_rates.yaml", **{**evaluation, "data.clip.frames": 10}
     )
     assert "below the floor" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, rates=[0.1])
-    assert "targets is at least 2 and shown is at least 0, got 1 and" in fails(
+    assert "targets is at least 2, shown and refine are at least 0, got 1, " in fails(
         compare_lit.main, "keep_rates.yaml", **evaluation, targets=1
     )
     assert "keep rates in (0, 1]" in fails(compare_lit.main, "keep_rates.yaml", **evaluation, rates=[1.5])

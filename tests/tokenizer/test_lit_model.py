@@ -15,7 +15,7 @@ from genvid.tokenizer.lit.codecs.diffusers_codec import DiffusersCodecConfig
 from genvid.tokenizer.lit.comparators import ElasticTokRule, InfoTokRule, cell_errors
 from genvid.tokenizer.lit.inpainter import Tiles
 from genvid.tokenizer.lit.metric import by_metric
-from genvid.tokenizer.lit.model import LIT, FilledCodec, fill_by_copying
+from genvid.tokenizer.lit.model import LIT, fill_by_copying
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig, distances
 from genvid.tokenizer.lit.stream import StreamDecoder, StreamEncoder
 from genvid.tokenizer.lit.task import LITObjective, LITTask
@@ -259,7 +259,7 @@ def test_convolutions_see_the_whole_frame_and_no_padding() -> None:
 def test_a_dropped_first_block_is_one_sentence_unless_a_stream_knows_more(lit: LIT) -> None:
     tokens = lit.encode(drifting(1, 9))
     headless = replace(tokens, keep=tokens.keep & (torch.arange(3)[:, None] > 0))
-    for decode in (lit.decode, FilledCodec(lit, fill_by_copying).decode, StreamDecoder(lit)):
+    for decode in (lit.decode, StreamDecoder(lit)):
         with pytest.raises(ValueError, match="first block must be complete"):
             decode(headless)
     decoder = StreamDecoder(lit)
@@ -297,7 +297,7 @@ def test_elastictoks_rule_finds_the_fewest_tokens_that_reach_the_target(folder: 
     loose, strict = (ElasticTokRule(lit, video, target)(tokens) for target in (1.0, 0.0))
     assert loose.lengths.tolist() == [[16, 0, 0]]
     assert strict.keep.all()
-    probe = FilledCodec(lit, fill_by_copying).decode(BudgetAllocator(30, lit.metric)(tokens))
+    probe = lit.render(fill_by_copying(BudgetAllocator(30, lit.metric)(tokens))).detach()
     target = float(cell_errors(lit.codec, ((probe.clamp(-1, 1) - video) / 2).square().mean(1))[:, 1:].mean())
     kept = ElasticTokRule(lit, video, target)(tokens)
     error = cell_errors(lit.codec, ((lit.decode(kept).clamp(-1, 1) - video) / 2).square().mean(1)).mean(2)[0]

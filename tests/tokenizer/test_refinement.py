@@ -9,10 +9,10 @@ from disturbed import disturbed
 from genvid.allocation import UniformAllocator
 from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.refinement import refine_clips
 from genvid.tokenizer.adaptok.stream import StreamDecoder, StreamEncoder
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
+from genvid.tokenizer.refinement import refine_clips
 from genvid.tokenizer.streams import video_encoder
 from genvid.tokens import BlockTokens
 
@@ -116,5 +116,5 @@ def test_steps_that_cannot_be_are_refused(model):
         video_encoder(model, refine=-1)
     with pytest.raises(ValueError, match="at least 0 steps, got -1"):
         StreamEncoder(AdapTok(ROTARY), refine=-1)
-    with pytest.raises(ValueError, match="only the codes of AdapTok can be refined, not the tokens of object"):
+    with pytest.raises(ValueError, match="tokens of AdapTok and LIT can be refined, not those of object"):
         video_encoder(object(), refine=1)

@@ -21,13 +21,13 @@ from genvid.tokenizer.adaptok.curves import measure_curve
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.packed import SPARE
-from genvid.tokenizer.adaptok.refinement import refine_clips
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
 from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
 from genvid.tokenizer.losses import Distortion, DistortionConfig, DistortionSpec
+from genvid.tokenizer.refinement import refine_clips
 from genvid.tokens import BlockTokens
 from genvid.train.config import TrainConfig
 

@@ -149,7 +149,8 @@ class Inpainter(nn.Module):
     def _least(self, change: Tensor, memory: Memory | None) -> Tensor:
         """(B, G, L, C) changes of kept latents, zero elsewhere -> (B, G) the least so far (without `causal`: of all).
         It is near the threshold or price by which the other latents were dropped."""
-        size = change.square().mean(-1).sqrt()
+        # No gradient: that of the root of no change is infinite.
+        size = change.detach().square().mean(-1).sqrt()
         least = torch.where(size > 0, size, torch.inf).amin(2)
         if not self.config.causal:
             return least.amin(1, keepdim=True).expand_as(least)

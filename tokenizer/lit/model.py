@@ -162,26 +162,6 @@ class LIT(Model):
         return tokens.latents
 
 
-class FilledCodec:
-    """A codec with a filler without weights, as a tokenizer: LIT is compared with `fill_by_copying` and
-    `fill_by_interpolation`."""
-
-    def __init__(self, lit: LIT, filler: Filler) -> None:
-        self.lit, self.filler = lit, filler
-
-    @property
-    def spec(self) -> CodecSpec:
-        return self.lit.spec
-
-    def encode(self, video: Tensor) -> BlockTokens:
-        return self.lit.encode(video)
-
-    @torch.no_grad()
-    def decode(self, tokens: BlockTokens) -> Tensor:
-        self.lit.check(tokens)
-        return self.lit.render(self.filler(tokens))
-
-
 def fill_by_copying(tokens: BlockTokens) -> Tensor:
     """Copy-forward of the last kept latent."""
     assert tokens.latents is not None
