@@ -38,15 +38,19 @@ STATE, AVERAGE = "state.safetensors", "average.safetensors"
 
 
 def check_steps(run: Path, config: TrainConfig) -> None:
-    """RunError when `train.steps` of a config would change learning rates of steps that the run has finished."""
+    """RunError when `train.steps` of a config would change learning rates of steps that the run has finished, or is
+    less than these."""
     checkpoints = list_checkpoints(run)
     if checkpoints:
+        done = checkpoint_step(checkpoints[0])
         held = yaml.safe_load((run / "config.yaml").read_text())["train"]["steps"]
         for phase, settings in config.optimizers.items():
             try:
-                settings.check_extension(checkpoint_step(checkpoints[0]), held, config.steps)
+                settings.check_extension(done, held, config.steps)
             except ValueError as error:
                 raise RunError(f"{run}, optimizer {phase}: {error}") from None
+        if config.steps < done:
+            raise RunError(f"{run} has finished {done} steps: train.steps cannot become {config.steps}")
 
 
 class TrainingState:

@@ -287,6 +287,10 @@ def test_a_constant_learning_rate_may_go_on_until_its_decay(tmp_path):
     assert_equal_runs(tmp_path / "straight", tmp_path / "run")
     with pytest.raises(RunError, match=r"cannot become 12 after 9 of 9 steps"):
         train(tmp_path / "run", steps=12, **settings)
+    constant = {"optimizers": {"model": OptimizerConfig(lr=0.05, final_lr=1.0)}}
+    train(tmp_path / "constant", steps=4, **constant)
+    with pytest.raises(RunError, match=r"has finished 4 steps: train\.steps cannot become 2"):
+        train(tmp_path / "constant", steps=2, **constant)
     with pytest.raises(ValueError, match="decay_steps must be at least 0 or null, got -1"):
         OptimizerConfig(decay_steps=-1)
 
