@@ -277,9 +277,13 @@ class ARRun(Run):
         cache = TokenCache.open(self.cache)
         config = self._config(cache)
         with trained_weights():
-            model = BlockTransformer(config)
-        model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
-        return ARTask(model), PackedRows(cache, config, self.objective)
+            task = self._task(config)
+        made_from = {"tokenizer": cache.info.tokenizer, "cache": cache.describe()}
+        task.exportable().origin = Origin(made_from, cache.classes)
+        return task, PackedRows(cache, config, self.objective)
+
+    def _task(self, config: ARConfig) -> ARTask:
+        return ARTask(BlockTransformer(config))
 
     def held_out(self) -> PackedRows:
         assert self.validation is not None
@@ -307,14 +311,9 @@ class GroupRun(ARRun):
     groups: tuple[int, ...] = (1, 1, 2, 4, 8)
     """Codes of the consecutive groups of a block; the last number repeats."""
 
-    def build(self) -> tuple[TrainingTask, PackedRows]:
-        cache = TokenCache.open(self.cache)
-        plain = self._config(cache)
-        shape = {field.name: getattr(plain, field.name) for field in fields(plain)}
-        with trained_weights():
-            model = GroupTransformer(GroupConfig(**shape, groups=self.groups))
-        model.origin = Origin({"tokenizer": cache.info.tokenizer, "cache": cache.describe()}, cache.classes)
-        return GroupTask(model), PackedRows(cache, plain, self.objective)
+    def _task(self, config: ARConfig) -> ARTask:
+        shape = {field.name: getattr(config, field.name) for field in fields(config)}
+        return GroupTask(GroupTransformer(GroupConfig(**shape, groups=self.groups)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from genvid.ar.row_model import RowModel
 from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 
-Progress = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 """Called with the number of finished videos and of all videos."""
 
 
@@ -96,7 +96,7 @@ def stream(
 
 
 def generate(
-    engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: Progress | None = None
+    engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: OnProgress | None = None
 ) -> Generated:
     """All videos of a job, in the order of its requests."""
     found: list[tuple[int, Generated]] = []
@@ -121,7 +121,7 @@ def continue_video(
     *,
     num_frames: int,
     at_a_time: int | None = None,
-    progress: Progress | None = None,
+    progress: OnProgress | None = None,
 ) -> Generated:
     """(N, 3, T0, H, W) videos of any length -> the same with `num_frames` more frames; tokens of the new blocks only.
 
