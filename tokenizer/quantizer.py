@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding, normalize
 
 from genvid import noise
-from genvid.config import Choice
+from genvid.config import Choice, check_counts
 from genvid.tokenizer.statistics import Whiten
 
 _SIMILARITIES, _SIMILARITIES_ON_GPU = 1 << 23, 1 << 27
@@ -128,6 +128,11 @@ class VQConfig(QuantizerConfig):
     temperature: float = 0.03
     commitment_weight: float = 0.25
     codebook_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_counts(self, "codebook_size", "code_dim", section="quantizer.")
+        if self.temperature <= 0 or min(self.commitment_weight, self.codebook_weight) < 0:
+            raise ValueError(f"the temperature of a quantizer is above 0 and its weights are at least 0, got {self}")
 
     def build(self, features_width: int, embeddings_width: int) -> Quantizer:
         return VectorQuantizer(self, features_width, embeddings_width)

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from genvid import noise
+from genvid.config import check_counts
 from genvid.tokenizer.adaptok.attention import full_attention
 from genvid.tokenizer.adaptok.patches import PatchEmbedding
 from genvid.tokenizer.adaptok.positions import patch_positions
@@ -33,6 +34,13 @@ class DiscriminatorConfig:
     """Real targets are 1 - |N(0, s)|, at least 0.7; fake ones |N(0, s)|, at most 0.3."""
     lecam_weight: float = 0.001
     lecam_decay: float = 0.999
+
+    def __post_init__(self) -> None:
+        check_counts(self, "every", section="discriminator.")
+        if min(self.weight, self.label_noise, self.lecam_weight) < 0 or not 0 <= self.lecam_decay < 1:
+            raise ValueError(
+                f"weights and label_noise of a discriminator are at least 0 and lecam_decay is in [0, 1), got {self}"
+            )
 
 
 class Discriminator(nn.Module):

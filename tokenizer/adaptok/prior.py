@@ -29,6 +29,13 @@ class PriorConfig:
     context_noise: float = 0.5
     """The share of a clip's context replaced by random codes is drawn uniformly from [0, context_noise]."""
 
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.weight < 0 or not 0 <= self.context_noise <= 1:
+            raise ValueError(
+                "the temperature of a prior is above 0, its weight at least 0 and its context_noise in [0, 1], "
+                f"got {self}"
+            )
+
 
 class TokenPrior(nn.Module):
     """Next-code cross entropy over the kept tokens of a clip."""

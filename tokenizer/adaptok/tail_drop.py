@@ -25,6 +25,15 @@ class TailDropConfig:
             raise ValueError(f"tail_drop needs 1 <= minimum <= maximum, got {self.minimum} and {self.maximum}")
         if self.std <= 0:
             raise ValueError(f"tail_drop.std must be positive, got {self.std}")
+        low, high = self.bounds
+        if self.minimum < self.maximum and (not high or low == 1):
+            raise ValueError(f"tail_drop draws nothing between minimum and maximum: move its mean there, got {self}")
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Values of the distribution function at minimum and maximum."""
+        normal = NormalDist(self.mean, self.std)
+        return normal.cdf(self.minimum), normal.cdf(self.maximum)
 
     def scaled(self, share: float) -> TailDropConfig:
         """The same shares of blocks of `share` times as many tokens."""
@@ -36,7 +45,7 @@ class TailDropConfig:
 
 def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Tensor:
     """(B,) clip seeds -> (B, G) int64 lengths, by inversion of the truncated normal's distribution function."""
-    low, high = (NormalDist(config.mean, config.std).cdf(bound) for bound in (config.minimum, config.maximum))
+    low, high = config.bounds
     position = low + noise.uniform(seeds, "tail drop", num_blocks) * (high - low)
     lengths: Tensor = config.mean + config.std * torch.special.ndtri(position)
     return lengths.round().long().clamp(config.minimum, config.maximum)
