@@ -96,10 +96,15 @@ def _display_matrix(frame: Any) -> tuple[float, float, float, float]:
     return 1, 0, 0, 1
 
 
+def colours_of(height: int, width: int) -> Colorspace:
+    """The colours of untagged video for players: BT.709 from HD on, where FFmpeg takes all of it for BT.601."""
+    return Colorspace.ITU709 if width >= 1280 or height > 576 else Colorspace.ITU601
+
+
 def _colorspace(frame: Any) -> Colorspace | None:
-    """Players take untagged video for BT.709 from HD on, where FFmpeg takes all of it for BT.601."""
-    large = frame.width >= 1280 or frame.height > 576
-    return Colorspace.ITU709 if large and frame.colorspace == _UNTAGGED and not frame.format.is_rgb else None
+    """The colours of a frame where FFmpeg may not find them; None: its own."""
+    untagged = frame.colorspace == _UNTAGGED and not frame.format.is_rgb
+    return colours_of(frame.height, frame.width) if untagged else None
 
 
 @cache

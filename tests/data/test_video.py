@@ -361,6 +361,14 @@ def test_written_video_reads_back(tmp_path: Path, size: tuple[int, int], scale: 
     assert [p.name for p in tmp_path.iterdir()] == ["a.mp4"]
 
 
+@pytest.mark.parametrize("size", [(32, 64), (584, 64), (32, 1280)])
+def test_colours_are_kept_at_any_size(tmp_path: Path, size: tuple[int, int]) -> None:
+    """Players take untagged HD video for BT.709, and smaller video for BT.601."""
+    green = torch.tensor([0, 255, 0], dtype=torch.uint8)[:, None, None, None].expand(3, 2, *size)
+    write_video(tmp_path / "a.mp4", green, 8)
+    assert np.abs(read_clip(tmp_path / "a.mp4", 0, 1).astype(int) - [0, 255, 0]).max() <= 3
+
+
 def test_embedded_bytes_are_a_browser_mp4() -> None:
     data = video_bytes(torch.zeros(3, 4, 32, 32, dtype=torch.uint8), 25.0, scale=2)
     assert data[4:8] == b"ftyp"

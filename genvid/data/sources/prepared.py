@@ -20,7 +20,8 @@ import torch
 from av.error import FFmpegError
 
 from genvid.data.clips import ClipConfig
-from genvid.data.video import REPEATABLE, Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
+from genvid.data.encoding import REPEATABLE, ImageEncoder
+from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
 from genvid.files import sha256, write_atomically
 
 _VERSION = 2
@@ -151,10 +152,9 @@ def _encode(path: Path, frames: Iterable[Frames], fps: float, how: Preparation) 
         with av.open(str(path), "w", format="mp4") as container:
             stream: Any = container.add_stream("libx264", frame_rate(fps), options=options)
             stream.pix_fmt = "yuv444p"
-            for number, image in enumerate(frames):
-                if number == 0:
-                    stream.height, stream.width = image.shape[:2]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+            encode = ImageEncoder(stream)
+            for image in frames:
+                container.mux(encode(image))
             container.mux(stream.encode())
     except FFmpegError as error:
         # No fault of the video: a full or unwritable disk ends the whole preparation.
