@@ -127,9 +127,9 @@ class GenerationSession:
         check_match(model, self.tokenizer)
         self.draft = None if run.draft is None else load_model(run.draft, DraftHeads)
         classes = self.dataset.classes
-        self.judged = torch.tensor(class_numbers(classifier.folder, classifier.origin.classes, classes))
+        self.classified = torch.tensor(class_numbers(classifier.folder, classifier.origin.classes, classes))
         """Number in the classifier of each class of the data."""
-        self.sampled = self.judged
+        self.sampled = self.classified
         """Number in the autoregressive model of each class of the data."""
         if not self.context_frames:
             self.sampled = torch.tensor(class_numbers(model.folder, class_names(model), classes))
@@ -337,7 +337,7 @@ def agreement(session: GenerationSession, summary: Summary) -> list[Number]:
 
     def share(features: Tensor, labels: Tensor) -> float:
         found = head(features.to(head.weight)).argmax(-1).cpu()
-        return float((found == session.judged[labels]).double().mean())
+        return float((found == session.classified[labels]).double().mean())
 
     real, count = len(clips.real), len(clips.conditioning)
     asked = share(summary.seeds[0]["features"], clips.conditioning.labels())
