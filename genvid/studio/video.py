@@ -77,11 +77,15 @@ class CodedVideo:
     @property
     def rates(self) -> tuple[int, int]:
         """The least and the most tokens a second."""
-        predictor, spec = self.tokenizer.predictor, self.spec
+        predictor, blocks = self.tokenizer.predictor, self._blocks_per_second
         least = 1 if predictor is None else int(predictor.sizes[0])
-        longest = spec.longest_clip(spec.max_blocks or CLIP_BLOCKS)
-        blocks_per_second = self.fps * spec.num_blocks(longest) / longest
-        return math.ceil(least * blocks_per_second), math.ceil(spec.block_capacity * blocks_per_second)
+        return math.ceil(least * blocks), math.ceil(self.spec.block_capacity * blocks)
+
+    @property
+    def _blocks_per_second(self) -> float:
+        """Of clips of full length."""
+        longest = self.spec.longest_clip(self.spec.max_blocks or CLIP_BLOCKS)
+        return self.fps * self.spec.num_blocks(longest) / longest
 
     def original(self) -> list[Tensor]:
         """The frames (3, T, H, W) uint8 of each block."""
@@ -97,7 +101,8 @@ class CodedVideo:
         before it. Of the first one, the first block is yielded alone before the complete clip, where tokens are codes:
         that takes a third of the time.
 
-        The budget holds for each clip by itself. BudgetError where it is too small for the tokenizer.
+        The budget holds for each clip by itself, in proportion to its blocks: a clip of a single first frame has the
+        tokens of a block. BudgetError where it is too small for the tokenizer.
         """
         first_blocks = [0, *accumulate(self.blocks)]
         ends = accumulate(clip.shape[1] for clip in self.clips)
@@ -112,7 +117,7 @@ class CodedVideo:
         """The tokens of a clip at a budget."""
         count, device = self.blocks[number], self.tokenizer.device
         full = count if self.spec.max_blocks is None else self.spec.max_blocks
-        tokens = int(tokens_per_second * self.spec.longest_clip(full) / self.fps + 1e-6)
+        tokens = int(tokens_per_second * full / self._blocks_per_second + 1e-6)
         return self.tokenizer.budget(tokens).allocator(count)(self._encoded(number).to(device))
 
     def _decoded(self, number: int, first_block: int, tokens: BlockTokens) -> CodedClip:

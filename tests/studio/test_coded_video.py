@@ -10,11 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import genvid
 from genvid.allocation import BudgetError
 from genvid.api import Generator, Tokenizer
-from genvid.data import VideoError
+from genvid.data import VideoError, write_video
 from genvid.studio.session import Requests, Session
 from genvid.studio.video import CodedClip, CodedVideo
+from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
+from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.layers import StackConfig
+from genvid.tokenizer.quantizer import VQConfig
 
 FRAMES, FPS, FULL = 15, 10.0, 24
 """Of the video, and the tokens of a clip of full length."""
@@ -94,6 +99,29 @@ def test_the_slider_ends_where_budgets_do(tokenizers: dict[str, Tokenizer], vide
         assert name == "scored" or [block.tokens for clip in most for block in clip.blocks] == [8] * 8
         with pytest.raises(BudgetError):
             next(coded.at(coded.rates[0] - 2))
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 8, 15])
+def test_the_slider_ends_where_budgets_do_behind_a_single_first_frame(frames: int, tmp_path: Path) -> None:
+    network = StackConfig(16, 1, 2)
+    config = AdapTokConfig(
+        frames=7,
+        resolution=(32, 32),
+        patch=(2, 8, 8),
+        block_capacity=8,
+        encoder=network,
+        decoder=network,
+        quantizer=VQConfig(codebook_size=20, code_dim=4),
+        pooled_queries=True,
+        geometry=RotaryGeometry(window=1, sides=(16, 32), single_first_frame=True),
+    )
+    AdapTok(config).save(tmp_path / "single")
+    tokenizer = genvid.load(tmp_path / "single", device="cpu")
+    assert isinstance(tokenizer, Tokenizer)
+    write_video(tmp_path / "a.mp4", torch.zeros(3, frames, 32, 32, dtype=torch.uint8), FPS)
+    coded = CodedVideo(tokenizer, tmp_path / "a.mp4")
+    for rate, kept in zip(coded.rates, (1, 8), strict=True):
+        assert {block.tokens for clip in complete(coded, rate) for block in clip.blocks} == {kept}
 
 
 def test_a_long_video_is_cut(tokenizers: dict[str, Tokenizer], video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
