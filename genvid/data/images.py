@@ -30,7 +30,7 @@ def find_images(folder: Path) -> Iterator[Path]:
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
     """A key for sorting: numbers within names count as numbers."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)], name
+    return [int(part) if place % 2 else part for place, part in enumerate(re.split(r"([0-9]+)", name))], name
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:

@@ -11,7 +11,7 @@ from numbered_video import make_video
 from PIL import Image
 
 from genvid.data import ClipConfig
-from genvid.data.images import list_images, read_image
+from genvid.data.images import list_images, natural_order, read_image
 from genvid.data.sources.prepared import Preparation, prepare_video
 from genvid.data.video import VideoError, iterate_frames, probe, read_clip
 
@@ -173,6 +173,8 @@ def test_pictures_are_in_natural_order_and_hidden_ones_are_none(tmp_path: Path) 
     (tmp_path / "._frame_1.png").write_bytes(b"\0")
     names = [path.name for path in list_images(tmp_path)]
     assert names == [f"frame_{number}.png" for number in (1, 2, 9, 10, 11, 100)]
+    wide = "\uff13"  # a digit that is not ASCII's
+    assert sorted([f"{wide}1.png", "a1.png", "1.png"], key=natural_order) == ["1.png", "a1.png", f"{wide}1.png"]
 
 
 def test_a_picture_that_is_cut_short_is_named(tmp_path: Path) -> None:
