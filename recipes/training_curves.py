@@ -1,7 +1,8 @@
 """Loss curves of runs: python recipes/training_curves.py FOLDER RUN [RUN ...] [--beside RECORDS.jsonl]
 
-Writes NAME.svg, training and held-out loss over the steps, and NAME.jsonl, the records that it draws, for each run
-folder NAME. --beside adds the losses of such records, of another run of the same recipe, to the chart.
+Writes NAME.svg, training and held-out loss over the steps (with a discriminator the generator's), and NAME.jsonl, the
+records that it draws, for each run folder NAME. --beside adds the losses of such records, of another run of the same
+recipe, to the chart.
 """
 
 from __future__ import annotations
@@ -29,10 +30,12 @@ DIGITS = 5
 
 
 def loss_chart(title: str, runs: Mapping[str, Records]) -> LineChart:
-    """Training and held-out loss of runs; their keys end the names of the lines."""
+    """Training and held-out loss of runs, of two networks in turn that of the first; their keys end the names of the
+    lines."""
     series = []
     for name, records in runs.items():
-        for label, key in (("training", "loss"), ("held out", PREFIX + "loss")):
+        loss = next((key for record in records for key in record if key.rpartition("/")[2] == "loss"), "loss")
+        for label, key in (("training", loss), ("held out", PREFIX + loss)):
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
                 series.append(Series(f"{label}{name}", *zip(*points, strict=True)))
@@ -42,7 +45,7 @@ def loss_chart(title: str, runs: Mapping[str, Records]) -> LineChart:
 def thinned(records: Records) -> list[dict[str, Any]]:
     """At most so many records with few digits and without speeds; of a longer run every n-th, and held-out losses."""
     every = -(-len(records) // MOST_RECORDS)
-    kept = [r for number, r in enumerate(records, 1) if number % every == 0 or PREFIX + "loss" in r]
+    kept = [r for number, r in enumerate(records, 1) if number % every == 0 or any(key.startswith(PREFIX) for key in r)]
     return [
         {key: value if isinstance(value, int) else float(f"{value:.{DIGITS}g}") for key, value in record.items()}
         for record in ({k: v for k, v in record.items() if k not in SPEEDS} for record in kept)

@@ -35,6 +35,18 @@ def test_a_run_beside_another(tmp_path):
     assert points == [7, 3, 9, 3]
 
 
+def test_of_a_run_with_a_discriminator_the_loss_of_the_generator_is_drawn(tmp_path):
+    def of_phases(record):
+        names = {"loss": "generator/loss", "held_out/loss": "held_out/generator/loss"}
+        return {names.get(key, key): value for key, value in record.items()} | {"discriminator/loss": 1.4}
+
+    write(tmp_path / "run", [of_phases(record) for record in records(6, every=3)])
+    main([str(tmp_path / "curves"), str(tmp_path / "run")])
+    drawing = ElementTree.parse(tmp_path / "curves" / "run.svg").getroot()
+    points = [len(e.attrib["points"].split()) for e in drawing.iter() if e.tag.endswith("polyline")]
+    assert points == [6, 2]
+
+
 def test_records_are_thinned_but_keep_held_out_losses():
     kept = thinned(records(1000, every=250))
     assert len(kept) <= MOST_RECORDS + 4
