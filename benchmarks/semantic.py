@@ -1,14 +1,15 @@
 """Balance of a tokenizer's losses: python benchmarks/semantic.py CONFIG.yaml [--section.key value ...]
 
 For each part of the loss of a recipe its value, and the root mean square over clips of the norm of its gradient at the
-quantized tokens, where the encoder's gradient begins: after the steps of `train.steps`, at the start with 0. Then the
-time of a forward and backward pass with and without `objective.semantic`.
+quantized tokens, where the encoder's gradient begins: after the steps of `train.steps`. Then the time of a forward and
+backward pass with and without `objective.semantic`.
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -16,6 +17,7 @@ import torch
 
 from genvid import config as configuration
 from genvid.batch import Batch
+from genvid.command import command
 from genvid.data.loader import step_batches
 from genvid.device import device
 from genvid.recipes.runs import AdapTokRun
@@ -24,8 +26,10 @@ from genvid.tokenizer.adaptok.tasks import AdapTokTask
 REPEATS = 5
 
 
-def main() -> None:
-    run = configuration.load(AdapTokRun, sys.argv[1], sys.argv[2:])
+@command
+def main(argv: Sequence[str]) -> None:
+    usage = "python benchmarks/semantic.py CONFIG.yaml [--section.key value ...]"
+    run = configuration.parse(AdapTokRun, argv, usage=usage)
     torch.manual_seed(run.seed)
     task, dataset = run.build()
     assert isinstance(task, AdapTokTask)
@@ -81,4 +85,4 @@ def seconds(task: AdapTokTask, batch: Batch) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
