@@ -66,7 +66,9 @@ def gradients(task: AdapTokTask, batch: Batch) -> dict[str, tuple[float, float]]
     _, quantized, _, parts = task.loss_parts(batch)
     found = {}
     for name, losses in parts.items():
-        (gradient,) = torch.autograd.grad(losses.sum(), quantized.vectors, retain_graph=True, allow_unused=True)
+        gradient = None
+        if losses.requires_grad:  # that of FSQ is a constant
+            (gradient,) = torch.autograd.grad(losses.sum(), quantized.vectors, retain_graph=True, allow_unused=True)
         norm = 0.0 if gradient is None else float(gradient.flatten(1).square().sum(1).mean().sqrt())
         found[name] = float(losses.detach().mean()), norm
     return found
