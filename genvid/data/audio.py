@@ -50,6 +50,9 @@ class AudioCopy:
     def __init__(self, source: Any, audio: Any, target: Any, *, shift: int = 0) -> None:
         """`shift`: time that is subtracted, in units of the audio's time base."""
         self._target, self._stream, self._shift = target, target.add_stream_from_template(audio), shift
+        channels = audio.layout.nb_channels
+        if audio.layout.name == f"{channels} channels":  # AVI has their number alone, and mp4 names PCM's channels
+            self._stream.codec_context.layout = f"{channels}c"
         self._packets = _packets(source, audio)
         self._next: Any = next(self._packets, None)
 

@@ -17,7 +17,9 @@ from genvid.data.video import probe, video_writer, write_video
 RATE = 16000
 
 
-def write_with_audio(path: Path, codec: str = "aac", *, seconds: float = 2, begin: float = 0) -> None:
+def write_with_audio(
+    path: Path, codec: str = "aac", *, seconds: float = 2, begin: float = 0, layout: str = "mono"
+) -> None:
     """Ten pictures a second, from `begin` on, beside a tone that rises by 100 Hz every tenth of a second."""
     times = np.arange(int(seconds * RATE)) / RATE
     tone = np.sin(2 * np.pi * (200 + 100 * np.floor(times * 10)) * times)
@@ -25,7 +27,7 @@ def write_with_audio(path: Path, codec: str = "aac", *, seconds: float = 2, begi
         video = container.add_stream("libx264", rate=10)
         video.width = video.height = 32
         video.pix_fmt = "yuv420p"
-        audio = container.add_stream(codec, rate=RATE, layout="mono")
+        audio = container.add_stream(codec, rate=RATE, layout=layout)
         for number in range(int(seconds * 10)):
             frame = av.VideoFrame.from_ndarray(np.full((32, 32, 3), 10 * number, np.uint8), format="rgb24")
             frame.pts = number + round(10 * begin)
@@ -33,7 +35,7 @@ def write_with_audio(path: Path, codec: str = "aac", *, seconds: float = 2, begi
         container.mux(video.encode())
         sound = av.AudioFrame.from_ndarray((tone * 20000).astype(np.int16)[None], format="s16", layout="mono")
         sound.rate, sound.pts = RATE, 0
-        for part in [*av.AudioResampler(audio.format, "mono", RATE).resample(sound)]:
+        for part in [*av.AudioResampler(audio.format, layout, RATE).resample(sound)]:
             container.mux(audio.encode(part))
         container.mux(audio.encode())
 
@@ -59,6 +61,15 @@ def test_audio_is_copied_sample_for_sample(tmp_path: Path) -> None:
     assert len(after) >= 2 * RATE
     assert np.allclose(copied, times[: len(copied)], atol=1e-3)
     assert probe(tmp_path / "b.mp4").frames == 20
+
+
+def test_pcm_of_avi_is_copied(tmp_path: Path) -> None:
+    """AVI has the number of channels, and not which they are."""
+    write_with_audio(tmp_path / "a.avi", "pcm_s16le", layout="stereo")
+    copy(tmp_path / "a.avi", tmp_path / "b.mp4", frames=20)
+    before, after = samples(tmp_path / "a.avi")[0], samples(tmp_path / "b.mp4")[0]
+    assert len(after) >= 2 * 1.9 * RATE
+    assert np.array_equal(after, before[: len(after)])
 
 
 def test_audio_ends_with_the_video(tmp_path: Path) -> None:
