@@ -97,7 +97,7 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
     if start < 0 or wanted[-1] >= info.frames:
         raise VideoError(f"{path} has {info.frames} frames, but frames {start} to {wanted[-1]} were requested")
     if Path(path).is_dir():
-        return _read_images(Path(path), wanted, info)
+        return np.stack(list(_read_images(Path(path), wanted, info)))
     clip = _decode(path, wanted, info, seek=True) if start and (info.pts_step or info.seek_points) else None
     if clip is None:
         clip = _decode(path, wanted, info, seek=False)
@@ -109,8 +109,7 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
 def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:
     """Every frame of a file, (H, W, 3) uint8, one at a time. VideoError when it cannot be decoded."""
     if Path(path).is_dir():
-        for index in range(info.frames):
-            yield _read_images(Path(path), range(index, index + 1), info)[0]
+        yield from _read_images(Path(path), range(info.frames), info)
         return
     with open_stream(path) as (container, stream):
         convert = FrameConverter(path, stream)
@@ -199,15 +198,17 @@ def _probe_images(folder: Path) -> VideoInfo:
     return VideoInfo(len(sizes), height, width, fps=24.0, first_pts=0, pts_step=None)
 
 
-def _read_images(folder: Path, wanted: range, info: VideoInfo) -> Frames:
+def _read_images(folder: Path, wanted: range, info: VideoInfo) -> Iterator[Frames]:
+    """The wanted pictures; the folder is listed once."""
     images = list_images(folder)
-    clip = np.empty((len(wanted), info.height, info.width, 3), np.uint8)
-    for row, index in enumerate(wanted):
+    for index in wanted:
         try:
-            clip[row] = read_image(images[index])
+            picture = read_image(images[index])
         except (ValueError, IndexError) as error:
             raise VideoError(f"{folder} changed after it was probed: {error}") from None
-    return clip
+        if picture.shape[:2] != (info.height, info.width):
+            raise VideoError(_resized(folder, (info.height, info.width), picture.shape[:2], index))
+        yield picture
 
 
 def _timing(stamps: list[int | None]) -> tuple[int, float | None]:

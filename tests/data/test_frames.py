@@ -10,7 +10,7 @@ import pytest
 from numbered_video import make_video
 from PIL import Image
 
-from genvid.data import ClipConfig
+from genvid.data import ClipConfig, video
 from genvid.data.images import list_images, natural_order, read_image
 from genvid.data.sources.prepared import Preparation, prepare_video
 from genvid.data.video import VideoError, iterate_frames, probe, read_clip
@@ -175,6 +175,25 @@ def test_pictures_are_in_natural_order_and_hidden_ones_are_none(tmp_path: Path) 
     assert names == [f"frame_{number}.png" for number in (1, 2, 9, 10, 11, 100)]
     wide = "\uff13"  # a digit that is not ASCII's
     assert sorted([f"{wide}1.png", "a1.png", "1.png"], key=natural_order) == ["1.png", "a1.png", f"{wide}1.png"]
+
+
+def test_a_folder_of_pictures_is_listed_once_however_long_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(12):
+        Image.fromarray(corners(0, (16, 16))).save(tmp_path / f"{number}.png")
+    info, listed = probe(tmp_path), []
+
+    def counted(folder: Path) -> list[Path]:
+        listed.append(folder)
+        return list_images(folder)
+
+    monkeypatch.setattr(video, "list_images", counted)
+    assert len(list(iterate_frames(tmp_path, info))) == 12
+    assert listed == [tmp_path]
+    Image.fromarray(corners(0, (16, 32))).save(tmp_path / "7.png")
+    with pytest.raises(VideoError, match="changes its size from 16 x 16 to 32 x 16 at frame 7"):
+        list(iterate_frames(tmp_path, info))
 
 
 def test_a_picture_that_is_cut_short_is_named(tmp_path: Path) -> None:
