@@ -48,7 +48,8 @@ def llama_config(config: TransformerConfig, vocab_size: int, pad_id: int | None)
 
 def run_llama(model: LlamaModel, embedded: Tensor, cache: DynamicCache | None) -> Tensor:
     """(B, S, width) embeddings -> (B, S, width) final states; causal, and right-padded rows need no mask."""
-    output = model(inputs_embeds=embedded, past_key_values=cache, use_cache=cache is not None)
+    # By position: transformers renames the argument of the cache.
+    output = model(None, None, None, cache, embedded, use_cache=cache is not None)
     return cast(Tensor, output.last_hidden_state)
 
 
