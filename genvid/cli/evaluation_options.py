@@ -78,6 +78,8 @@ class EvaluateOptions:
             number = getattr(self, name)
             if number is not None and number < 1:
                 raise ValueError(f"--{name.replace('_', '-')} is at least 1, got {number}")
+        if len(set(self.tokens)) < len(self.tokens):
+            raise ValueError(f"--tokens are budgets that differ, got {', '.join(map(str, self.tokens))}")
         if self.workers < 0:
             raise ValueError(f"--workers is at least 0, got {self.workers}")
         if self.i3d is not None and self.features is not None:

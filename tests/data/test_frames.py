@@ -196,6 +196,13 @@ def test_a_folder_of_pictures_is_listed_once_however_long_it_is(
         list(iterate_frames(tmp_path, info))
 
 
+def test_a_picture_beyond_the_limit_of_pillow_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(corners(0, (16, 16))).save(tmp_path / "0.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(VideoError, match=r"0\.png cannot be decoded \(Image size \(256 pixels\)"):
+        probe(tmp_path)
+
+
 def test_a_picture_that_is_cut_short_is_named(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     for suffix in (".jpg", ".png"):

@@ -402,6 +402,7 @@ def test_two_processes_give_the_very_numbers_of_one(
             "--refine changes the tokens of reconstructed clips",
         ),
         ("ucf101-rfvd-first", ["--lpips-weights", "f"], "is the trunk of --lpips"),
+        ("ucf101-rfvd-first", ["--tokens", "8", "32", "8"], "--tokens are budgets that differ, got 8, 32, 8"),
         ("ucf101-rfvd-first", ["--tokens", "8", "--batch-size", "4"], "clips share --tokens in groups of 64"),
     ],
 )
