@@ -88,8 +88,8 @@ class Tokenizer:
         With rotary geometry a video is one stream, of any size within the tokenizer's bounds, and `tokens` is the most
         that any of its stretches of `model.frames` frames keeps.
 
-        `refine`: steps by which the tokens are refined (genvid.tokenizer.refinement): the same number
-        of tokens, decoded nearer to the video. ValueError for another tokenizer.
+        `refine`: steps by which the tokens are refined (genvid.tokenizer.refinement): the same number of them, decoded
+        nearer to the video. ValueError below 0.
         """
         pixels, form = read_array(video)
         height, width = pixels.shape[-2:]

@@ -104,7 +104,7 @@ class LITEvaluationRun:
         configuration.check_counts(self, "priced_clips", "batch_size")
         if self.targets < 2 or min(self.shown, self.refine) < 0:
             raise ValueError(
-                f"targets is at least 2, shown and refine are at least 0, "
+                "targets is at least 2, shown and refine are at least 0, "
                 f"got {self.targets}, {self.shown} and {self.refine}"
             )
 
@@ -266,6 +266,7 @@ class Method:
     def __call__(self, conditioning: Batch, seeds: Tensor, /) -> Output:
         comparison, video = self.comparison, conditioning["video"]
         kept = comparison.allocator(self.name, self.rate, video)(comparison.encoded(video))
+        comparison.lit.check(kept)
         fill = comparison.filler(self.name)
         if comparison.run.refine:
             kept = refine_latents(comparison.lit, video, kept, comparison.run.refine, fill)

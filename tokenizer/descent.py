@@ -1,4 +1,4 @@
-"""Gradient steps at encoding: what a decoder reads is changed so that it comes nearer to one video."""
+"""Gradient steps at encoding that bring the decoder nearer to one video."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def video_encoder(
     tokenizer: VideoTokenizer, allocator: Allocator | None = None, refine: int = 0, graphs: Graphs | None = None
 ) -> Callable[[Tensor], BlockTokens]:
     """Encodes the consecutive clips of one video and cuts each by `allocator`, of a stream each block; None: all tokens
-    are kept. `refine`: steps by which these are refined then (genvid.tokenizer.refinement). `graphs`:
-    those that other videos share with this one.
+    are kept. `refine`: steps by which these are refined then (genvid.tokenizer.refinement). `graphs`: those that other
+    videos share with this one.
 
     ValueError for steps below 0, or with a tokenizer other than AdapTok and LIT.
     """

@@ -189,7 +189,7 @@ class AdapTok(Model):
         """(B, 3, T, H, W) in [-1, 1] -> (B, G, L, W): the encoder's latents before the bottleneck.
 
         `keep` (B, G, L): in a closed loop, the tokens of each block that later blocks read; None: all. `added` (B, G,
-        P, W): to the embedded patches.
+        P, W) is added to the embedded patches.
         """
         blocks = self.spec.check_video(video)
         if self.past_tokens is not None:

@@ -5,8 +5,8 @@ patches and its pooled vector. What a head reads is what an autoregressive model
 Decoder alignment (EVATok, arXiv 2603.12267): states of the pixel queries in the middle of the decoder, for comparison.
 They also see earlier blocks and everything else that the decoder adds.
 
-The teacher's features may enter the encoder beside the patches (SemanTok). There they are read at inference too; here
-they are left out for a share of the training clips, and always in use, so that a tokenizer needs no teacher.
+The teacher's features may enter the encoder beside the patches (SemanTok). SemanTok reads them at inference too. Here
+inference goes without a teacher, and so does a share of the training clips.
 
 Distances are 1 - cosine. The papers do not give the sizes of their heads; these are ours.
 """

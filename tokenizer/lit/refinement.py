@@ -1,4 +1,4 @@
-"""Refined latents: those that are sent are changed for what the inpainter and the codec's decoder make of them."""
+"""Refined latents: the kept ones are changed by steps through the inpainter and the codec's decoder."""
 
 from __future__ import annotations
 
