@@ -6,14 +6,16 @@ Which tokens attend to which is decided by an `attend` function of queries, keys
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import gelu
 
-from genvid.hardware import HALF
+from genvid.hardware import HALF, hardware
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim), or of the last tokens alone."""
@@ -53,11 +55,28 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend) -> Tensor:
         """(B, S, dim) -> (B, S, dim): of all tokens, or of the last ones if `attend` returns these alone."""
-        projected = _product(self.qkv, self.attention_norm(x))
+        kernels, dtype = self._kernels(x), self.qkv.weight.dtype
+        normed = self.attention_norm(x) if kernels is None else kernels.normed(self.attention_norm, x, None, dtype)
+        projected = product(self.qkv, normed)
         queries, keys, values = projected.view(*projected.shape[:-1], 3, self.heads, -1).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        x = x[:, x.shape[1] - attended.shape[2] :] + _product(self.out, attended.transpose(1, 2).flatten(2))
-        return x + _product(self.down, _gelu_product(self.up, self.mlp_norm(x)))
+        x, added = x[:, x.shape[1] - attended.shape[2] :], product(self.out, attended.transpose(1, 2).flatten(2))
+        if kernels is None:
+            x = x + added
+            return x + self._mixed(self.mlp_norm(x))
+        total: Tensor = kernels.summed(x, added, self._mixed(kernels.normed(self.mlp_norm, x, added, dtype)))
+        return total
+
+    def _mixed(self, normed: Tensor) -> Tensor:
+        return product(self.down, _gelu_product(self.up, normed))
+
+    def _kernels(self, x: Tensor) -> ModuleType | None:
+        """Triton kernels of sums and norms, in use without gradients where `round` was called and the GPU has them. The
+        compiler makes such ones by itself."""
+        if self.qkv.weight.dtype not in HALF or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return None
+        # Imported here: Triton is not installed everywhere.
+        return importlib.import_module("genvid.tokenizer.layer_kernels") if hardware(x.device).kernels else None
 
     def round(self, dtype: torch.dtype) -> None:
         """Round the weights of the products to `dtype` and compute these in it, as autocast does, which rounds them at
@@ -66,21 +85,21 @@ class TransformerBlock(nn.Module):
             layer.to(dtype)
 
 
-def _product(layer: nn.Linear, x: Tensor) -> Tensor:
+def product(layer: nn.Linear, x: Tensor) -> Tensor:
     """`layer` in the precision of its weights."""
-    product: Tensor = layer(x.to(layer.weight.dtype) if layer.weight.dtype in HALF else x)
-    return product
+    y: Tensor = layer(x.to(layer.weight.dtype) if layer.weight.dtype in HALF else x)
+    return y
 
 
 def _gelu_product(layer: nn.Linear, x: Tensor) -> Tensor:
-    """The GELU of `_product`. In half precision on a GPU, without gradients, it is computed within the product.
+    """The GELU of `product`. In half precision on a GPU, without gradients, it is computed within the product.
 
     It then has the form with a tanh, but of unrounded products: of normal ones its root mean square error is 0.0016,
     where the GELU of the rounded product has 0.0024.
     """
     weight, bias = layer.weight, layer.bias
     if not (x.is_cuda and weight.dtype in HALF) or torch.is_grad_enabled():
-        return gelu(_product(layer, x))
+        return gelu(product(layer, x))
     rows = x.to(weight.dtype).flatten(0, -2)
     return torch._addmm_activation(bias, rows, weight.t(), use_gelu=True).view(*x.shape[:-1], len(weight))
 

@@ -16,7 +16,7 @@ from genvid.tokens import VideoTokenizer
 def set_precision(
     tokenizer: VideoTokenizer, precision: Precision, predictor: DistortionPredictor | None = None
 ) -> None:
-    """Compute products in the transformer blocks of a tokenizer and of its scorer in `precision`.
+    """Compute the products of a tokenizer and its scorer in `precision`, but for the quantizer and the scorer's head.
 
     ValueError for another precision, and for bf16 with a tokenizer other than AdapTok.
     """
@@ -26,8 +26,12 @@ def set_precision(
     if not isinstance(tokenizer, AdapTok):
         raise ValueError(f"{precision} is for AdapTok, and this tokenizer is {type(tokenizer).__name__}: use fp32")
     networks: list[nn.Module] = [tokenizer]
+    layers = [tokenizer.patches.linear, tokenizer.output]
     if isinstance(predictor, ScorerPredictor):
         networks.append(predictor.scorer)
+        layers.append(predictor.scorer.input)
+    for layer in layers:
+        layer.to(dtype)
     for network in networks:
         for block in network.modules():
             if isinstance(block, TransformerBlock):

@@ -26,7 +26,7 @@ from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, 
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
-from genvid.tokenizer.layers import initialise
+from genvid.tokenizer.layers import initialise, product
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
@@ -354,7 +354,7 @@ class AdapTok(Model):
 
     def frames(self, x: Tensor, blocks: Sequence[int]) -> Tensor:
         """Pixel queries of `blocks` after the last layer (B, len(blocks) * P, W) -> their frames (B, 3, T, H, W)."""
-        patches = self.output(self.output_norm(x))
+        patches = product(self.output, self.output_norm(x)).to(x.dtype)
         grid = self.config.picture_grid(self.resolution)
         lengths = [self.spec.frames_of(block) for block in blocks]
         return unpatchify(patches.view(len(x), len(blocks), *grid, -1), self.config.patch, lengths)

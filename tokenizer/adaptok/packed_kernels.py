@@ -73,9 +73,8 @@ def _attend_tile(
     end = tl.load(span + 1)
     if start < end:
         channel = tl.arange(0, PADDED)
-        inside = channel < CHANNELS
         row = (start + tl.arange(0, QUERIES)).to(tl.int64)
-        cells = (row < end)[:, None] & inside[None, :]
+        cells = (row < end)[:, None] & (channel < CHANNELS)[None, :]
         query = tl.load(
             queries + row[:, None] * query_stride + head * query_head + channel[None, :], mask=cells, other=0.0
         )
@@ -83,25 +82,69 @@ def _attend_tile(
         weight = tl.full([QUERIES], 0.0, tl.float32)
         summed = tl.full([QUERIES, PADDED], 0.0, tl.float32)
         for part in tl.static_range(1, 3):
-            last = tl.load(span + 2 * part + 1)
-            for first in range(tl.load(span + 2 * part), last, KEYS):
-                place = (first + tl.arange(0, KEYS)).to(tl.int64)
-                there = place < last
-                mask = there[:, None] & inside[None, :]
-                key = tl.load(keys + place[:, None] * key_stride + head * key_head + channel[None, :], mask, 0.0)
-                value = tl.load(
-                    values + place[:, None] * value_stride + head * value_head + channel[None, :], mask, 0.0
-                )
-                score = tl.where(there[None, :], tl.dot(query, tl.trans(key)) * scale, -float("inf"))
-                higher = tl.maximum(tl.max(score, axis=1), highest)
-                faded = tl.exp2(highest - higher)
-                share = tl.exp2(score - higher[:, None])
-                weight = weight * faded + tl.sum(share, axis=1)
-                summed = tl.dot(share.to(value.dtype), value, summed * faded[:, None])
-                highest = higher
+            begin = tl.load(span + 2 * part)
+            count = tl.load(span + 2 * part + 1) - begin
+            whole = count // KEYS * KEYS
+            own_keys = keys + begin.to(tl.int64) * key_stride + head * key_head
+            own_values = values + begin.to(tl.int64) * value_stride + head * value_head
+            for first in range(0, whole, KEYS):
+                highest, weight, summed = _attend_keys(
+                    query, highest, weight, summed, own_keys, own_values, key_stride, value_stride, first, count, scale,
+                    CHANNELS, PADDED, KEYS, False,
+                )  # fmt: skip
+            if whole < count:
+                highest, weight, summed = _attend_keys(
+                    query, highest, weight, summed, own_keys, own_values, key_stride, value_stride, whole, count, scale,
+                    CHANNELS, PADDED, KEYS, True,
+                )  # fmt: skip
         result = summed / tl.where(weight > 0, weight, 1.0)[:, None]
         tl.store(
             attended + row[:, None] * attended_stride + head * attended_head + channel[None, :],
             result.to(attended.dtype.element_ty),
             mask=cells,
         )
+
+
+@triton.jit
+def _attend_keys(
+    query,
+    highest,
+    weight,
+    summed,
+    keys,
+    values,
+    key_stride,
+    value_stride,
+    first,
+    count,
+    scale,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+    PARTIAL: tl.constexpr,
+):
+    """A tile of keys from `first` on, of a span of `count`; if `PARTIAL`, the span may end within it."""
+    place = first + tl.arange(0, KEYS)
+    key = _rows(keys, place, key_stride, count, CHANNELS, PADDED, PARTIAL)
+    value = _rows(values, place, value_stride, count, CHANNELS, PADDED, PARTIAL)
+    score = tl.dot(query, tl.trans(key))
+    if PARTIAL:
+        score = tl.where((place < count)[None, :], score, -float("inf"))
+    higher = tl.maximum(tl.max(score, axis=1) * scale, highest)
+    faded = tl.exp2(highest - higher)
+    share = tl.exp2(score * scale - higher[:, None])
+    weight = weight * faded + tl.sum(share, axis=1)
+    return higher, weight, tl.dot(share.to(value.dtype), value, summed * faded[:, None])
+
+
+@triton.jit
+def _rows(tokens, place, stride, count, CHANNELS: tl.constexpr, PADDED: tl.constexpr, PARTIAL: tl.constexpr):
+    """One head of the tokens at `place`: zeros beyond `count` and beyond its channels, masked only where needed."""
+    channel = tl.arange(0, PADDED)[None, :]
+    cells = tokens + place[:, None] * stride + channel
+    if PARTIAL:
+        return tl.load(cells, mask=(place < count)[:, None] & (channel < CHANNELS), other=0.0)
+    elif CHANNELS < PADDED:
+        return tl.load(cells, mask=tl.broadcast_to(channel < CHANNELS, cells.shape), other=0.0)
+    else:
+        return tl.load(cells)

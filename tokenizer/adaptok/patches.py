@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from genvid.tokenizer.layers import product
 from genvid.tokens.frame_blocks import fill_first
 
 Patch = tuple[int, int, int]
@@ -22,8 +23,7 @@ class PatchEmbedding(nn.Module):
         self.linear = nn.Linear(channels(patch), width)
 
     def forward(self, video: Tensor) -> Tensor:
-        vectors: Tensor = self.linear(patchify(video, self.patch))
-        return vectors
+        return product(self.linear, patchify(video, self.patch))
 
 
 def channels(patch: Patch) -> int:

@@ -18,7 +18,7 @@ from genvid.tokenizer.adaptok.pooled_queries import carry_over, novelty
 from genvid.tokenizer.adaptok.positions import Placement, Runs, unchanged
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells
 from genvid.tokenizer.adaptok.rotary import LevelVectors, rotated
-from genvid.tokenizer.layers import StackConfig, learned_table
+from genvid.tokenizer.layers import StackConfig, learned_table, product
 from genvid.tokenizer.statistics import Standardize
 from genvid.tokens import BlockTokens
 
@@ -201,7 +201,7 @@ class Scorer(Model):
 
         L below the block capacity: the first positions of each block.
         """
-        tokens: Tensor = self.input(torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
+        tokens = product(self.input, torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
         blocks, count = scorer_inputs.shape[1:3]
         if self.pyramid is None:
             return tokens + self.positions[first : first + blocks, :count]
