@@ -90,6 +90,7 @@ def test_predictor_forgets_what_does_not_match(tokenizer, scorer, tokens):
         (tokens.tail_drop(LENGTHS), 0),
         (replace(tokens, features=tokens.features.flip(0)), 1),
         (replace(tokens, codes=tokens.codes.flip(0)), 1),
+        (tokens.tail_drop(LENGTHS), 2),
     ]
     for asked, block in questions:
         expected = plain(tokenizer, scorer, asked, block)

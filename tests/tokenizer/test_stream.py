@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genvid.allocation import BudgetError, OnlineController, UniformAllocator, WindowLedger
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok import cuts, past
 from genvid.tokenizer.adaptok import model as adaptok
+from genvid.tokenizer.adaptok import past, scorer_stream
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
@@ -21,6 +21,7 @@ from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamE
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import FSQConfig, VQConfig
 from genvid.tokens import BlockTokens
+from genvid.tokens.blocks import first_tokens
 
 STACK = StackConfig(24, 2, 2)
 CONFIG = AdapTokConfig(
@@ -266,12 +267,12 @@ def test_the_few_shapes_of_a_gpu_give_the_same_stream(model, predictor, monkeypa
         stream, curves = ScorerStream(predictor.passes), []
         for block, cut in zip(blocks, lengths.split(1, 1), strict=True):
             curves.append(stream.score(block))
-            stream.append(block.tail_drop(cut))
+            stream.append(block, first_tokens(cut, 8))
         frames = decoded(StreamDecoder(model), whole.tail_drop(lengths), (1,))
         return [*curves, frames, absolute.decode(clips, graphs=Graphs())]
 
     expected = coded()
-    for module in (adaptok, cuts):
+    for module in (adaptok, scorer_stream):
         monkeypatch.setattr(module, "few", lambda keep: True)
     monkeypatch.setattr(PastBlocks, "_count", lambda past, arguments: torch.tensor(past.count))
     torch.testing.assert_close(coded(), expected, rtol=1e-5, atol=1e-5)
@@ -297,11 +298,11 @@ def test_replayed_functions_do_not_wait_for_the_device(model, predictor, monkeyp
             return function(*arguments)
 
     monkeypatch.setattr(Graphs, "__call__", call)
-    for module in (adaptok, cuts):
+    for module in (adaptok, scorer_stream):
         monkeypatch.setattr(module, "few", lambda keep: True)
     video = random_video(48)
     tokens = StreamEncoder(model, StreamBudget(predictor, 14, 4))(video)
     StreamDecoder(model)(tokens)
     absolute = disturbed(AdapTok(replace(CONFIG, geometry=AbsoluteGeometry())))
     absolute.decode(absolute.encode(video[:, :, :16], graphs=Graphs()), graphs=Graphs())
-    assert ran == {"_encode_block", "_decode_block", "score", "kept_input", "_encode_clips", "_decode_clips"}
+    assert ran == {"_encode_block", "_decode_block", "score", "_encode_clips", "_decode_clips"}

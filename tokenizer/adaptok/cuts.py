@@ -22,18 +22,18 @@ class Cut(NamedTuple):
     """Tokens of the block among the past ones."""
 
 
-def kept_cut(keep: Tensor) -> Cut:
-    """(B, 1, L) kept tokens -> the shortest cut; of few videos on a GPU one of four, with room for all tokens, so that
-    few shapes occur and graphs are replayed."""
+def kept_cut(keep: Tensor, repeated: bool) -> Cut:
+    """(B, 1, L) kept tokens -> the shortest cut; with `repeated` one of four, with room for all tokens, so that few
+    shapes occur and graphs are replayed."""
     (longest,), capacity = longest_kept(keep), keep.shape[2]
-    if few(keep):
+    if repeated:
         return Cut(rounded(longest, capacity), True, capacity)
     return Cut(longest, not keep[:, :, :longest].all(), longest)
 
 
-def few(keep: Tensor) -> bool:
-    """Whether tokens are of few videos on a GPU."""
-    return keep.is_cuda and len(keep) <= _FEW
+def few(tokens: Tensor) -> bool:
+    """Whether values (B, ...) of tokens are of few videos on a GPU."""
+    return tokens.is_cuda and len(tokens) <= _FEW
 
 
 def rounded(length: int, capacity: int) -> int:
@@ -44,7 +44,7 @@ def rounded(length: int, capacity: int) -> int:
 
 def longest_kept(keep: Tensor) -> list[int]:
     """(B, G, L) kept tokens -> for each block, the length up to the last token that any clip keeps."""
-    used = keep.any(0)
-    positions = torch.arange(1, used.shape[1] + 1, device=used.device)
+    used = keep.any(0).cpu()
+    positions = torch.arange(1, used.shape[1] + 1)
     lengths: list[int] = (used * positions).amax(1).tolist()
     return lengths

@@ -143,7 +143,7 @@ class AdapTok(Model):
     def decode_next(self, tokens: BlockTokens, past: PastBlocks) -> Tensor:
         """`decode` of one block, after those of `past`."""
         assert tokens.codes is not None
-        return past.step(self._decode_block, tokens.codes, tokens.keep, kept_cut(tokens.keep))
+        return past.step(self._decode_block, tokens.codes, tokens.keep, kept_cut(tokens.keep, few(tokens.keep)))
 
     def render_next(self, embeddings: Tensor, keep: Tensor, cut: Cut, past: PastBlocks, *, remember: bool) -> Tensor:
         """Decoder input (B, L, W) of one block, of which `keep` (B, L) -> its frames after those of `past`,

@@ -9,7 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from genvid.tokenizer.adaptok.cuts import kept_cut
+from genvid.tokenizer.adaptok.cuts import few, kept_cut
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.descent import check_steps, least_error
@@ -31,7 +31,7 @@ class CodeRefiner:
     def __call__(self, video: Tensor, tokens: BlockTokens) -> BlockTokens:
         """Frames (B, 3, T, H, W) of the next block and its tokens (B, 1, L) with features -> the tokens
         with better codes; the same are kept."""
-        cut = kept_cut(tokens.keep)
+        cut = kept_cut(tokens.keep, few(tokens.keep))
 
         def render(embeddings: Tensor) -> Tensor:
             return self.tokenizer.render_next(embeddings[:, 0], tokens.keep[:, 0], cut, self._past, remember=False)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok.cuts import Cut, kept_cut
+from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.pooled_queries import carry_over
@@ -16,12 +17,18 @@ from genvid.tokenizer.adaptok.scorer import Scorer
 from genvid.tokens import BlockTokens
 
 
-class Last(NamedTuple):
-    """The layer input (B, S, width) of a block, kept where (B, S), after a cut."""
+class CutBlock(NamedTuple):
+    """A block as it was cut."""
 
-    inputs: Tensor
+    features: Tensor
+    """(B, 1, L, F)."""
+    codes: Tensor
+    """(B, 1, L)."""
     keep: Tensor
+    """(B, 1, L)."""
     cut: Cut
+    number: int
+    """Of the block in the table of absolute positions."""
 
 
 class BlockScorer:
@@ -34,48 +41,48 @@ class BlockScorer:
         self.tokenizer, self.scorer = tokenizer, scorer.at(tokenizer)
         self.graphs = Graphs()
 
-    def score(self, past: PastBlocks, features: Tensor, codes: Tensor, index: int, last: Last | None) -> Tensor:
-        """Distortion (B, K) of the next block at each size, from all of its tokens. `last` is then a past one.
-
-        `index`: number of the block in the table of absolute positions.
-        """
-        every = torch.ones_like(codes, dtype=torch.bool)
-        tokens, layers = BlockTokens(every, codes, features=features), self.scorer.layers
-        x = self._layer_input(past, tokens, index, codes.shape[2])
+    def score(self, past: PastBlocks, features: Tensor, codes: Tensor, number: int, last: CutBlock | None) -> Tensor:
+        """Distortion (B, K) of the next block at each size, from all of its tokens; `last` comes before it, and is then
+        a past block. `number`: of the block in the table of absolute positions."""
+        every, capacity = torch.ones_like(codes, dtype=torch.bool), codes.shape[2]
+        whole, layers = BlockTokens(every, codes, features=features), self.scorer.layers
         if last is None:
-            place = self.scorer.placement([(0, x.shape[1])], past.count)
+            x = self._layer_input(past, whole, number, capacity)
+            place = self.scorer.placement([(0, capacity)], past.count)
             x = past.run(layers, x, every[:, 0], place, ragged=False, remember=False)
         else:
-            inputs, keep, cut = last
-            place = self.scorer.placement([(0, cut.length), (1, x.shape[1])], past.count)
-            both = torch.cat([inputs, x], 1)
-            x = past.run(layers, both, keep, place, ragged=cut.ragged, ahead=True, room=cut.room)[:, cut.length :]
+            cut, inputs = last.cut, self._kept_input(past, last)  # its latents are past ones of this block
+            x = torch.cat([inputs, self._layer_input(past, whole, number, capacity)], 1)
+            place = self.scorer.placement([(0, cut.length), (1, capacity)], past.count)
+            keep = last.keep[:, 0, : cut.length]
+            x = past.run(layers, x, keep, place, ragged=cut.ragged, ahead=True, room=cut.room)[:, cut.length :]
         return self.scorer.denormalize(self.scorer.read_out(x[:, None])[:, 0].float())
 
-    def remember(self, past: PastBlocks, inputs: Tensor, keep: Tensor, cut: Cut) -> None:
-        """The last block is then a past one."""
+    def remember(self, past: PastBlocks, *last: Any) -> None:
+        """The block of these fields of `CutBlock` is then a past one."""
+        block = CutBlock(*last)
+        cut, inputs = block.cut, self._kept_input(past, block)
         place = self.scorer.placement([(0, cut.length)], past.count)
+        keep = block.keep[:, 0, : cut.length]
         past.run(self.scorer.layers, inputs, keep, place, ragged=cut.ragged, room=cut.room)
 
-    def kept_input(
-        self, past: PastBlocks, features: Tensor, codes: Tensor, keep: Tensor, cut: Cut, index: int
-    ) -> Tensor:
-        """Layer input (B, S, width) of the cut block, whose latents are then among the past ones."""
-        tokens = BlockTokens(keep, codes, features=features)
-        inputs = self._layer_input(past, tokens, index, cut.length)
+    def _kept_input(self, past: PastBlocks, block: CutBlock) -> Tensor:
+        """Layer input (B, S, width) of the block, whose latents are then among the past ones."""
+        tokens = BlockTokens(block.keep, block.codes, features=block.features)
+        inputs = self._layer_input(past, tokens, block.number, block.cut.length)
         if self.scorer.config.novelty:
-            past.append_latents(self.tokenizer.embed(tokens)[:, 0], keep[:, 0])
+            past.append_latents(self.tokenizer.embed(tokens)[:, 0], block.keep[:, 0])
         return inputs
 
-    def _layer_input(self, past: PastBlocks, tokens: BlockTokens, index: int, length: int) -> Tensor:
-        """The first `length` tokens of the next block (B, 1, L), which is number `index` -> (B, length, width)."""
+    def _layer_input(self, past: PastBlocks, tokens: BlockTokens, number: int, length: int) -> Tensor:
+        """The first `length` tokens of the next block (B, 1, L), which has this `number` -> (B, length, width)."""
         carried = None
         if self.scorer.config.novelty:
             assert self.tokenizer.memory is not None
             known = past.latents_then(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
             carried = carry_over(*known, self.tokenizer.memory, self.scorer.config.window)[0][:, -1:]
         scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, tokens, carried)[:, :, :length]
-        return self.scorer.embed(scorer_inputs, tokens.keep[:, :, :length], index)[:, 0]
+        return self.scorer.embed(scorer_inputs, tokens.keep[:, :, :length], number)[:, 0]
 
 
 class ScorerStream:
@@ -90,26 +97,28 @@ class ScorerStream:
         """Blocks so far."""
         self._scorer = scorer
         self._past = PastBlocks(scorer.scorer.config.window, graphs=scorer.graphs)
-        self._last: Last | None = None
+        self._last: CutBlock | None = None
         """The last block, until it is among the past ones."""
 
     @torch.no_grad()
     def score(self, tokens: BlockTokens) -> Tensor:
         """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
         last, self._last = self._last, None
-        return self._past.step(self._scorer.score, tokens.features, tokens.codes, self._index(), last)
+        return self._past.step(self._scorer.score, tokens.features, tokens.codes, self._number(), last)
 
     @torch.no_grad()
-    def append(self, tokens: BlockTokens) -> None:
-        """Go on to the block after this one (B, 1, L), of which later scores read the kept tokens."""
+    def append(self, tokens: BlockTokens, keep: Tensor) -> None:
+        """Go on to the block after this one (B, 1, L), of which later scores read the tokens in `keep` (B, 1, L), on
+        the CPU."""
+        assert tokens.features is not None
+        assert tokens.codes is not None
         if self._last is not None:
             self._past.step(self._scorer.remember, *self._last)
-        cut, scorer = kept_cut(tokens.keep), self._scorer
-        inputs = self._past.step(scorer.kept_input, tokens.features, tokens.codes, tokens.keep, cut, self._index())
-        self._last = Last(inputs, tokens.keep[:, 0, : cut.length], cut)
+        cut, kept = kept_cut(keep, few(tokens.codes)), keep.to(tokens.codes.device, non_blocking=True)
+        self._last = CutBlock(tokens.features, tokens.codes, kept, cut, self._number())
         self.count += 1
 
-    def _index(self) -> int:
+    def _number(self) -> int:
         """Of the next block; rotary positions, of blocks without end, need none."""
         return self.count if self._scorer.scorer.pyramid is None else 0
 
@@ -128,7 +137,7 @@ class ScorerPredictor:
         self.sizes = self.scorer.sizes.cpu()
         self._stream: ScorerStream | None = None
         self._cached: BlockTokens | None = None
-        """The blocks of `_stream`."""
+        """The blocks of `_stream`; `keep` is on the CPU."""
 
     @torch.no_grad()
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
@@ -138,20 +147,22 @@ class ScorerPredictor:
         """
         if tokens.features is None or tokens.codes is None:
             raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
-        stream = self._stream
-        if stream is None or not self._precedes(tokens, block):
+        stream, keep = self._stream, tokens.keep[:, :block].cpu()
+        if stream is None or not self._precedes(tokens, keep):
             stream = ScorerStream(self.passes)
         while stream.count < block:
-            stream.append(tokens.select_blocks(slice(stream.count, stream.count + 1)))
-        goes_on = block + 1 < tokens.keep.shape[1]
-        self._stream, self._cached = (stream, tokens.select_blocks(slice(block))) if goes_on else (None, None)
+            following = slice(stream.count, stream.count + 1)
+            stream.append(tokens.select_blocks(following), keep[:, following])
+        earlier, goes_on = replace(tokens.select_blocks(slice(block)), keep=keep), block + 1 < tokens.keep.shape[1]
+        self._stream, self._cached = (stream, earlier) if goes_on else (None, None)
         return stream.score(tokens.select_blocks(slice(block, block + 1)))
 
-    def _precedes(self, tokens: BlockTokens, block: int) -> bool:
-        """Whether the cached blocks are the first ones of `tokens`, and none of them is `block` or later."""
+    def _precedes(self, tokens: BlockTokens, keep: Tensor) -> bool:
+        """Whether the cached blocks are the first ones of `tokens`, and among those of `keep`, on the CPU."""
         ours = self._cached
-        if ours is None or not 0 < ours.keep.shape[1] <= block:
+        if ours is None or not 0 < ours.keep.shape[1] <= keep.shape[1]:
             return False
-        theirs = tokens.select_blocks(slice(ours.keep.shape[1]))
-        pairs = ((ours.keep, theirs.keep), (ours.codes, theirs.codes), (ours.features, theirs.features))
+        first = slice(ours.keep.shape[1])
+        theirs = tokens.select_blocks(first)
+        pairs = ((ours.keep, keep[:, first]), (ours.codes, theirs.codes), (ours.features, theirs.features))
         return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)

@@ -9,11 +9,12 @@ from genvid.allocation import Allocator, OnlineController, WindowLedger
 from genvid.allocation.curves import check_curves
 from genvid.allocation.predictor import unset_lengths
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.model import AdapTok, all_kept
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.refinement import CodeRefiner
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor, ScorerStream
 from genvid.tokens import BlockTokens, TokenizerSpec
+from genvid.tokens.blocks import first_tokens
 
 
 class StreamEncoder:
@@ -78,11 +79,10 @@ class StreamEncoder:
             return allocator
         return lambda tokens: refine_next(video, tokens if allocator is None else allocator(tokens))
 
-    @torch.no_grad()
     def _no_blocks(self, video: Tensor) -> BlockTokens:
         """(B, 0, L) tokens, with the fields of others."""
         shape = (len(video), 0, self.tokenizer.spec.block_capacity, self.tokenizer.config.encoder.width)
-        return self.tokenizer.quantized(video.new_zeros(shape))
+        return all_kept(video.new_zeros(shape[:3], dtype=torch.int64), video.new_zeros(shape))
 
 
 class StreamDecoder:
@@ -135,7 +135,7 @@ class StreamBudget:
         for block in range(tokens.keep.shape[1]):
             whole = tokens.select_blocks(slice(block, block + 1))
             lengths[:, block] = self._controller.step(check_curves(self._scorer.score(whole).cpu()))
-            self._scorer.append(whole.tail_drop(lengths[:, block : block + 1]))
+            self._scorer.append(whole, first_tokens(lengths[:, block : block + 1], whole.keep.shape[2]))
         return tokens.tail_drop(lengths)
 
 
