@@ -78,7 +78,9 @@ class _Graph:
             self._graph, self._result = capture(lambda: function(*own), pool)
 
     def __call__(self, tensors: list[Tensor]) -> Any:
-        torch._foreach_copy_(self._arguments, tensors)  # one launch
+        for dtype in {tensor.dtype for tensor in tensors}:  # one launch copies tensors of one type
+            own, given = ([tensor for tensor in side if tensor.dtype == dtype] for side in (self._arguments, tensors))
+            torch._foreach_copy_(own, given)
         self._graph.replay()
         return _rebuilt(self._result, (tensor.clone() for tensor in [*_tensors(self._result)]))
 

@@ -93,7 +93,8 @@ class BlockTokens:
 
     def tail_drop(self, lengths: Tensor) -> Self:
         """Keep the first `lengths` (B, G) tokens of each block, of those that were kept before."""
-        return replace(self, keep=self.keep & first_tokens(lengths.to(self.keep.device), self.keep.shape[-1]))
+        first = first_tokens(lengths, self.keep.shape[-1])  # of lengths on the CPU: one copy, and no wait for the GPU
+        return replace(self, keep=self.keep & first.to(self.keep.device, non_blocking=self.keep.is_cuda))
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Select videos."""

@@ -114,7 +114,9 @@ class PastBlocks:
     def _count(self, arguments: tuple[Any, ...]) -> int | Tensor:
         """`count`, which in a graph is an argument."""
         device = arguments[0].device
-        return self.count if self._graphs is None or device.type == "cpu" else torch.tensor(self.count, device=device)
+        if self._graphs is None or device.type == "cpu":
+            return self.count
+        return torch.full((), int(self.count), device=device)  # without a wait for the device
 
 
 def _step(
