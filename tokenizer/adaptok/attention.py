@@ -47,7 +47,7 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None, window: int |
             for size, run, mask in zip(sizes, seen, masks, strict=True)
             if size
         ]
-        return alone(torch.cat(parts, 2), values, keep) if parts else values
+        return alone(joined(parts), values, keep) if parts else values
 
     return attend
 
@@ -79,7 +79,7 @@ def latents_then_pixels(
             own = slice(total + index * pixels, total + (index + 1) * pixels)
             key, value = (torch.cat([x[:, :, seen[block]], x[:, :, own]], 2) for x in (keys, values))
             parts.append(scaled_dot_product_attention(queries[:, :, own], key, value, attn_mask=mask))
-        return torch.cat(parts, 2)
+        return joined(parts)
 
     return attend
 
@@ -114,7 +114,7 @@ def lengths_then_pixels(
                     )
                 )
         earlier = among_earlier(queries[:, :, :total], keys[:, :, :total], values[:, :, :total])
-        return torch.cat([earlier, *latents, *others], 2)
+        return joined([earlier, *latents, *others])
 
     return attend
 
@@ -132,6 +132,12 @@ def key_mask(keep: Tensor) -> Tensor:
     The queries of such a row are all dropped and their result is replaced (`alone`); an empty softmax would be NaN.
     """
     return (keep | ~keep.any(-1, keepdim=True))[:, None, None]
+
+
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Attended tokens (B, heads, S, head_dim) of each part, one after the other. In memory the heads of a token are
+    beside each other, as attention writes them and as the product after it reads them."""
+    return torch.cat([part.transpose(1, 2) for part in parts], 1).transpose(1, 2)
 
 
 def alone(attended: Tensor, values: Tensor, keep: Tensor | None) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok.attention import alone, key_mask
+from genvid.tokenizer.adaptok.attention import alone, joined, key_mask
 from genvid.tokenizer.adaptok.positions import Placement
 from genvid.tokenizer.layers import Attend
 
@@ -164,6 +164,6 @@ def _after(
         other = scaled_dot_product_attention(
             queries[:, :, count:], keys[:, :, outside:], values[:, :, outside:], attn_mask=of_others
         )
-        return torch.cat([tokens, other], 2)
+        return joined([tokens, other])
 
     return attend
