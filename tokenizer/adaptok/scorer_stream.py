@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -136,8 +135,8 @@ class ScorerPredictor:
         self.tokenizer, self.scorer = tokenizer, self.passes.scorer
         self.sizes = self.scorer.sizes.cpu()
         self._stream: ScorerStream | None = None
-        self._cached: BlockTokens | None = None
-        """The blocks of `_stream`; `keep` is on the CPU."""
+        self._cached: tuple[Tensor, ...] = ()
+        """Kept tokens of the blocks of `_stream`, on the CPU; codes and features of these, and of blocks after them."""
 
     @torch.no_grad()
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
@@ -147,22 +146,21 @@ class ScorerPredictor:
         """
         if tokens.features is None or tokens.codes is None:
             raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
-        stream, keep = self._stream, tokens.keep[:, :block].cpu()
-        if stream is None or not self._precedes(tokens, keep):
+        stream, earlier = self._stream, (tokens.keep[:, :block].cpu(), tokens.codes, tokens.features)
+        if stream is None or not self._precedes(earlier):
             stream = ScorerStream(self.passes)
         while stream.count < block:
             following = slice(stream.count, stream.count + 1)
-            stream.append(tokens.select_blocks(following), keep[:, following])
-        earlier, goes_on = replace(tokens.select_blocks(slice(block)), keep=keep), block + 1 < tokens.keep.shape[1]
-        self._stream, self._cached = (stream, earlier) if goes_on else (None, None)
+            stream.append(tokens.select_blocks(following), earlier[0][:, following])
+        goes_on = block + 1 < tokens.keep.shape[1]
+        self._stream, self._cached = (stream, earlier) if goes_on else (None, ())
         return stream.score(tokens.select_blocks(slice(block, block + 1)))
 
-    def _precedes(self, tokens: BlockTokens, keep: Tensor) -> bool:
-        """Whether the cached blocks are the first ones of `tokens`, and among those of `keep`, on the CPU."""
-        ours = self._cached
-        if ours is None or not 0 < ours.keep.shape[1] <= keep.shape[1]:
+    def _precedes(self, earlier: tuple[Tensor, ...]) -> bool:
+        """Whether `earlier`, as in `_cached`, begins with the cached blocks."""
+        blocks = self._cached[0].shape[1]
+        if not 0 < blocks <= earlier[0].shape[1]:
             return False
-        first = slice(ours.keep.shape[1])
-        theirs = tokens.select_blocks(first)
-        pairs = ((ours.keep, keep[:, first]), (ours.codes, theirs.codes), (ours.features, theirs.features))
-        return all(a is not None and b is not None and torch.equal(a, b) for a, b in pairs)
+        # Between calls allocators change the kept tokens alone.
+        pairs = zip(self._cached, earlier, strict=True)
+        return all(ours is theirs or torch.equal(ours[:, :blocks], theirs[:, :blocks]) for ours, theirs in pairs)
