@@ -91,6 +91,13 @@ def product(layer: nn.Linear, x: Tensor) -> Tensor:
     return y
 
 
+def dtype_of_products(layers: nn.ModuleList, device: torch.device) -> torch.dtype:
+    """In which `TransformerBlock`s compute products at this moment."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return layers[0].get_parameter("qkv.weight").dtype
+
+
 def _gelu_product(layer: nn.Linear, x: Tensor) -> Tensor:
     """The GELU of `product`. In half precision on a GPU, without gradients, it is computed within the product.
 

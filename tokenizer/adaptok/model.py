@@ -26,7 +26,7 @@ from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, 
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
-from genvid.tokenizer.layers import initialise, product
+from genvid.tokenizer.layers import dtype_of_products, initialise, product
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
@@ -321,9 +321,8 @@ class AdapTok(Model):
 
     def _has_kernel(self, device: torch.device) -> bool:
         """Whether the device has the kernel of packed tokens for the decoder in the precision of this moment."""
-        network, autocast = self.config.decoder, torch.is_autocast_enabled(device.type)
-        dtype = torch.get_autocast_dtype(device.type) if autocast else self.decoder.get_parameter("0.qkv.weight").dtype
-        return has_kernel(device, dtype, network.width // network.heads)
+        network = self.config.decoder
+        return has_kernel(device, dtype_of_products(self.decoder, device), network.width // network.heads)
 
     def _in_one_pass(self, keep: Tensor) -> bool:
         """Whether blocks are decoded together: with rotary geometry, whose videos have any length, so many of them."""

@@ -13,7 +13,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import alone, joined, key_mask
 from genvid.tokenizer.adaptok.positions import Placement
-from genvid.tokenizer.layers import Attend
+from genvid.tokenizer.layers import Attend, dtype_of_products
 
 Result = TypeVar("Result")
 PastBlock = tuple[Tensor, Tensor, bool]
@@ -73,7 +73,7 @@ class PastBlocks:
 
     def run(
         self,
-        layers: Iterable[nn.Module],
+        layers: nn.ModuleList,
         x: Tensor,
         keep: Tensor,
         place: Placement,
@@ -94,7 +94,7 @@ class PastBlocks:
         masks: tuple[Tensor, Tensor] | None = None
         if ragged or any(block[2] for block in self._blocks):
             seen = torch.cat([*(block[1] for block in self._blocks), keep], 1)
-            masks = _masks(seen, x.shape[1] - keep.shape[1], outside)
+            masks = _masks(seen, x.shape[1] - keep.shape[1], outside, dtype_of_products(layers, x.device))
         record: list[tuple[Tensor, Tensor]] = []
         for index, layer in enumerate(layers):
             own: list[tuple[Tensor, Tensor]] = []  # new for each layer: compiled code depends on its length
@@ -132,10 +132,16 @@ def _step(
     return value, *past.added
 
 
-def _masks(seen: Tensor, others: int, outside: int) -> tuple[Tensor, Tensor]:
+def _masks(seen: Tensor, others: int, outside: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Tokens of the past and the next block, kept where `seen` (B, S) -> the key masks of its tokens, and of its
-    `others`, which do not see the first tokens `outside` their window. They are the same in every layer."""
-    return key_mask(seen), key_mask(torch.cat([seen[:, outside:], seen.new_ones(len(seen), others)], 1))
+    `others`, which do not see the first tokens `outside` their window.
+
+    They are the same in every layer, and of the form in which attention adds them: of a bool, every layer would make
+    one for itself.
+    """
+    masks = key_mask(seen), key_mask(torch.cat([seen[:, outside:], seen.new_ones(len(seen), others)], 1))
+    of_tokens, of_others = (torch.where(mask, 0.0, -torch.inf).to(dtype) for mask in masks)
+    return of_tokens, of_others
 
 
 def _after(
