@@ -67,7 +67,14 @@ def weights_differ(one: Path, two: Path) -> float:
     return max(float((a[name] - b[name]).abs().max()) for name in a if a[name].is_floating_point())
 
 
-CROSSINGS = [("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "fsdp2"), ("zero2", "zero2"), ("zero3", "zero3")]
+CROSSINGS = [
+    ("ddp", "fsdp2"),
+    ("fsdp2", "ddp"),
+    ("fsdp2", "fsdp2"),
+    ("fsdp2", "fsdp2_at_once"),
+    ("zero2", "zero2"),
+    ("zero3", "zero3"),
+]
 """Saved under one, resumed under the other."""
 
 
