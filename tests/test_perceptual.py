@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,68 @@ def test_float32_under_autocast(trunk_files: dict[str, Path]) -> None:
         expected = distance(blur(video, 1), video)
         with torch.autocast("cpu", torch.bfloat16):
             assert torch.equal(distance(blur(video, 1), video), expected)
+
+
+class HalfLPIPS(LPIPS):
+    """In training in float16 on a CPU too."""
+
+    def precision(self, video: Tensor, recorded: bool) -> torch.autocast:
+        return torch.autocast("cpu", torch.float16, enabled=recorded)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("net", ["squeeze", "vgg"])
+def test_networks_in_half_precision_in_training_alone(net: str, compiled: bool, trunk_files: dict[str, Path]) -> None:
+    exact, half = (kind(net, trunk_files[net]) for kind in (LPIPS, HalfLPIPS))  # type: ignore[arg-type]
+    if compiled:
+        half.compile(backend="aot_eager", dynamic=False)
+    target = textured(64, frames=1)
+    assert torch.equal(half(blur(target, 2), target), exact(blur(target, 2), target))
+    for video in (blur(target, 2), target + 0.01 * torch.randn(target.shape)):
+        _assert_near(half, exact, video, target)
+    assert half(target.clone().requires_grad_(), target) == 0
+
+
+@pytest.mark.gpu
+def test_networks_on_a_gpu_in_half_precision_in_training_alone(gpu: torch.device, trunk_files: dict[str, Path]) -> None:
+    target = textured(64).to(gpu)
+    for net in trunk_files:
+        distance = LPIPS(net, trunk_files[net])  # type: ignore[arg-type]
+
+        def autocast(video: Tensor, target: Tensor, distance: LPIPS = distance) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16):
+                return distance(video, target)
+
+        assert torch.equal(autocast(blur(target, 2), target), distance(blur(target, 2), target))
+        _assert_near(autocast, distance, blur(target, 2), target)
+
+
+def _assert_near(
+    half: Callable[[Tensor, Tensor], Tensor], exact: Callable[[Tensor, Tensor], Tensor], video: Tensor, target: Tensor
+) -> None:
+    """Other distances, but within 1 %, with gradients within 5 degrees, whose lengths are within 1 %."""
+    found, expected = (
+        (value := distance(leaf := video.clone().requires_grad_(), target), *torch.autograd.grad(value.sum(), leaf))
+        for distance in (half, exact)
+    )
+    assert not torch.equal(found[0], expected[0])
+    assert_close(found[0], expected[0], rtol=1e-2, atol=0)
+    assert_close(found[1].norm(), expected[1].norm(), rtol=1e-2, atol=0)
+    assert F.cosine_similarity(found[1].flatten(), expected[1].flatten(), dim=0) > 0.9962
+
+
+@pytest.mark.parametrize("net", ["vgg", "alex", "squeeze"])
+def test_convolutions_are_channels_last_and_weights_stay_in_place(net: str, trunk_files: dict[str, Path]) -> None:
+    """Every convolution gets its input in the layout of its weights, which copies of the network keep."""
+    distance = copy.deepcopy(LPIPS(net, trunk_files[net]))  # type: ignore[arg-type]
+    convolutions = [layer for layer in distance._instrument[0].modules() if isinstance(layer, nn.Conv2d)]
+    places, inputs = [layer.weight.data_ptr() for layer in convolutions], []
+    for layer in convolutions[1:]:
+        layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
+    distance(blur(textured(64), 1), textured(64))
+    assert len(inputs) == 2 * len(convolutions[1:])
+    assert all(features.is_contiguous(memory_format=torch.channels_last) for features in inputs)
+    assert [layer.weight.data_ptr() for layer in convolutions] == places
 
 
 def test_gradient_reaches_the_video_only_and_is_finite_at_zero(trunk_files: dict[str, Path]) -> None:

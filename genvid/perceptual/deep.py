@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genvid.checkpoint import load_weights, read_pickled
 from genvid.files import sha256
@@ -25,7 +25,12 @@ _ONNX_SQUEEZENET = "d7fd216e0ce54552160efd0620bc0da833d70726a5e1c0094b8ce3af948e
 
 
 class FeatureDistance(PerceptualDistance):
-    """Weighted squared difference of unit-length feature vectors, averaged over places, summed over layers."""
+    """Weighted squared difference of unit-length feature vectors, averaged over places, summed over layers.
+
+    On a GPU under autocast, features of which a gradient is recorded are computed in float16, whatever the autocast's
+    own type: its 10 bits are those of TF32, in which a GPU computes convolutions of float32. The 7 bits of bfloat16
+    change the gradient (docs/training.md). A distance without a gradient, as a metric, is computed in float32.
+    """
 
     def __init__(self, trunk: Trunk, heads: list[Tensor], *, name: str, min_size: int, frames_per_pass: int) -> None:
         """`heads`: one (C,) weight vector for each tap of the trunk."""
@@ -34,11 +39,18 @@ class FeatureDistance(PerceptualDistance):
         self.min_size = min_size
         # A frozen instrument, not a part of the model that is trained: kept out of the module tree, it is in no
         # checkpoint, optimizer, moving average or gradient synchronisation, and stays in float32.
-        self._instrument = (trunk.eval().requires_grad_(False), heads)
+        # Channels last, which convolutions hand on: elsewhere a GPU converts frames to it and back around each of them.
+        trunk = nn.utils.convert_conv2d_weight_memory_format(trunk.eval().requires_grad_(False), torch.channels_last)
+        self._instrument = trunk, nn.ParameterList(heads).requires_grad_(False)
 
     def per_frame(self, video: Tensor, target: Tensor) -> Tensor:
-        self._instrument[0].to(video.device)
+        for part in self._instrument:
+            part.to(video.device)
         return super().per_frame(video, target)
+
+    def precision(self, video: Tensor, recorded: bool) -> torch.autocast:
+        half = recorded and video.is_cuda and torch.is_autocast_enabled("cuda")
+        return torch.autocast(video.device.type, torch.float16, enabled=half)
 
     def frame_distance(self, frames: Tensor, target: Tensor) -> Tensor:
         trunk, heads = self._instrument
@@ -48,8 +60,8 @@ class FeatureDistance(PerceptualDistance):
             wanted = trunk((target - mean) / std)
         distance = frames.new_zeros(len(frames))
         for a, b, head in zip(found, wanted, heads, strict=True):
-            difference = (_unit(a) - _unit(b)).square()
-            distance = distance + torch.einsum("nchw,c->n", difference, head.to(a.device)) / difference[0, 0].numel()
+            difference = (_unit(a.float()) - _unit(b.float())).square().mean((2, 3))
+            distance = distance + (difference * head).sum(1)
         return distance
 
 

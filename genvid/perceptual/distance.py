@@ -11,12 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+_GRADIENT_SCALE = 2.0**10
+"""Factor of gradients on their way through a network: they are about 1e-7, and float16 ends at 6e-8."""
+
 
 class PerceptualDistance(nn.Module, ABC):
     """Frame-wise distance between a video and its target, >= 0, and 0 for equal videos.
 
-    Computed in float32 whatever the autocast state. Gradients flow to `video`, never to `target`. An instance owns no
-    parameters and no persistent buffers: it adds nothing to the state of the task that holds it.
+    Computed in float32 whatever the autocast state, networks in training excepted (`precision`). Gradients flow to
+    `video`, never to `target`. An instance owns no parameters and no persistent buffers: it adds nothing to the state
+    of the task that holds it.
     """
 
     name: str
@@ -51,7 +55,7 @@ class PerceptualDistance(nn.Module, ABC):
         if min(height, width) < self.min_size:
             raise ValueError(f"{self.name} needs frames of at least {self.min_size} pixels, got {height}x{width}")
         recorded = torch.is_grad_enabled() and video.requires_grad
-        with torch.autocast(video.device.type, enabled=False):
+        with self.precision(video, recorded):
             pairs = zip(
                 torch.split(video.float().transpose(1, 2).flatten(0, 1), self.frames_per_pass),
                 torch.split(target.detach().float().transpose(1, 2).flatten(0, 1), self.frames_per_pass),
@@ -67,13 +71,17 @@ class PerceptualDistance(nn.Module, ABC):
 
         def total(frames: Tensor) -> tuple[Tensor, Tensor]:
             distance = self.frame_distance(frames, target)
-            return distance.sum(), distance
+            return _GRADIENT_SCALE * distance.sum(), distance
 
         gradient, distance = torch.func.grad(total, has_aux=True)(frames.detach())
-        zero = ((frames - frames.detach()) * gradient).flatten(1).sum(1)
+        zero = ((frames - frames.detach()) * gradient / _GRADIENT_SCALE).flatten(1).sum(1)
         measured: Tensor = distance + zero
         return measured
 
+    def precision(self, video: Tensor, recorded: bool) -> torch.autocast:
+        """Context of `frame_distance`: no autocast. `recorded`: whether a gradient is computed too."""
+        return torch.autocast(video.device.type, enabled=False)
+
     @abstractmethod
     def frame_distance(self, frames: Tensor, target: Tensor) -> Tensor:
-        """(N, 3, H, W) twice, float32 in [-1, 1] -> (N,)."""
+        """(N, 3, H, W) twice, float32 in [-1, 1] -> (N,) float32."""
