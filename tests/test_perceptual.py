@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 from genvid import config
+from genvid.frozen import Frozen
 from genvid.perceptual import (
     LPIPS,
     PerceptualConfig,
@@ -138,7 +139,7 @@ def _assert_near(
 def test_convolutions_are_channels_last_and_weights_stay_in_place(net: str, trunk_files: dict[str, Path]) -> None:
     """Every convolution gets its input in the layout of its weights, which copies of the network keep."""
     distance = copy.deepcopy(LPIPS(net, trunk_files[net]))  # type: ignore[arg-type]
-    convolutions = [layer for layer in distance._instrument[0].modules() if isinstance(layer, nn.Conv2d)]
+    convolutions = [layer for layer in distance._trunk.network.modules() if isinstance(layer, nn.Conv2d)]
     places, inputs = [layer.weight.data_ptr() for layer in convolutions], []
     for layer in convolutions[1:]:
         layer.register_forward_pre_hook(lambda _, given: inputs.append(given[0]))
@@ -173,6 +174,14 @@ def test_the_gradient_is_computed_with_the_distance_and_kept_in_place_of_feature
             reached += [other for other, _ in node.next_functions if other is not None and other not in recorded]
         assert not {"ConvolutionBackward0", "ReluBackward0", "AbsBackward0"} & {node.name() for node in recorded}
         torch.testing.assert_close(torch.autograd.grad(measured, video)[0], expected)
+
+
+def test_networks_follow_the_task_that_holds_them(trunk_files: dict[str, Path]) -> None:
+    """And are on its device before a step is compiled, which could not move them in one piece."""
+    distance = SqueezeNetDistance(trunk_files["squeeze"])
+    nn.Sequential(Frozen(distance)).to("meta")
+    for weights in (distance.mean, *distance._trunk.network.parameters(), *distance._heads.network):
+        assert weights.is_meta
 
 
 def test_adds_nothing_to_the_state_of_a_task_and_survives_a_copy(trunk_files: dict[str, Path]) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from genvid.checkpoint import load_weights, read_pickled
 from genvid.files import sha256
+from genvid.frozen import Frozen
 from genvid.perceptual.distance import PerceptualDistance
 from genvid.perceptual.networks import BACKBONES, Trunk
 
@@ -32,20 +33,23 @@ class FeatureDistance(PerceptualDistance):
     change the gradient (docs/training.md). A distance without a gradient, as a metric, is computed in float32.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, trunk: Trunk, heads: list[Tensor], *, name: str, min_size: int, frames_per_pass: int) -> None:
         """`heads`: one (C,) weight vector for each tap of the trunk."""
         super().__init__(frames_per_pass)
         self.name = name
         self.min_size = min_size
-        # A frozen instrument, not a part of the model that is trained: kept out of the module tree, it is in no
-        # checkpoint, optimizer, moving average or gradient synchronisation, and stays in float32.
         # Channels last, which convolutions hand on: elsewhere a GPU converts frames to it and back around each of them.
         trunk = nn.utils.convert_conv2d_weight_memory_format(trunk.eval().requires_grad_(False), torch.channels_last)
-        self._instrument = trunk, nn.ParameterList(heads).requires_grad_(False)
+        self._trunk, self._heads = Frozen(trunk), Frozen(nn.ParameterList(heads).requires_grad_(False))
+        self.register_buffer("mean", torch.tensor(PIXEL_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(PIXEL_STD)[:, None, None], persistent=False)
 
     def per_frame(self, video: Tensor, target: Tensor) -> Tensor:
-        for part in self._instrument:
-            part.to(video.device)
+        if self.mean.device != video.device:
+            self.to(video.device)
         return super().per_frame(video, target)
 
     def precision(self, video: Tensor, recorded: bool) -> torch.autocast:
@@ -53,13 +57,12 @@ class FeatureDistance(PerceptualDistance):
         return torch.autocast(video.device.type, torch.float16, enabled=half)
 
     def frame_distance(self, frames: Tensor, target: Tensor) -> Tensor:
-        trunk, heads = self._instrument
-        mean, std = (frames.new_tensor(value)[:, None, None] for value in (PIXEL_MEAN, PIXEL_STD))
-        found = trunk((frames - mean) / std)
+        trunk = self._trunk.network
+        found = trunk((frames - self.mean) / self.std)
         with torch.no_grad():
-            wanted = trunk((target - mean) / std)
+            wanted = trunk((target - self.mean) / self.std)
         distance = frames.new_zeros(len(frames))
-        for a, b, head in zip(found, wanted, heads, strict=True):
+        for a, b, head in zip(found, wanted, self._heads.network, strict=True):
             difference = (_unit(a.float()) - _unit(b.float())).square().mean((2, 3))
             distance = distance + (difference * head).sum(1)
         return distance
