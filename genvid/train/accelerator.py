@@ -76,11 +76,10 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
-        if plugin.auto_wrap_policy is not None:  # each layer is gathered by itself
-            plugin.auto_wrap_policy = transformer_auto_wrap_policy
-            plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
-        # Weights stay in full precision under autocast, as with DDP: FSDP's own mixed precision would round codebooks,
-        # targets and losses to bf16.
+        # Each layer is gathered by itself. Weights stay in full precision under autocast, as with DDP: FSDP's own
+        # mixed precision would round codebooks, targets and losses to bf16.
+        plugin.auto_wrap_policy = transformer_auto_wrap_policy
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         plugin.cpu_ram_efficient_loading = False  # genvid.train.placement does it
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -111,7 +110,7 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
 def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
     """Set up activation checkpointing and compilation as configured; before `Accelerator.prepare`, on the device.
 
-    Where hooks of FSDP2 or DeepSpeed run between the layers, these are compiled one by one.
+    Under FSDP2 and DeepSpeed, whose hooks run between the layers, layers are compiled one by one.
     """
     if config.activation_checkpointing:
         for layer in task.layers():
@@ -120,9 +119,7 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         return
     # Once for each shape of a batch, and each stack of layers or scored block.
     torch._dynamo.config.recompile_limit = 64
-    fsdp = accelerator.distributed_type == DistributedType.FSDP
-    by_layer = accelerator.state.fsdp_plugin.auto_wrap_policy is not None if fsdp else False
-    if config.compile_layers or by_layer or accelerator.distributed_type == DistributedType.DEEPSPEED:
+    if config.compile_layers or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         task.compile_layers()
     else:
         # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.
@@ -132,8 +129,7 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         torch._functorch.config.ban_recompute_used_far_apart = False
         torch._functorch.config.ban_recompute_materialized_backward = False
         torch._functorch.config.ban_recompute_not_in_allowlist = False
-        # Gathered weights have other memory in every step, which graphs would be captured for anew.
-        task.use_compiler("reduce-overhead" if config.accumulation == 1 and not fsdp else None)
+        task.use_compiler("reduce-overhead" if config.accumulation == 1 else None)
 
 
 def make_state() -> PartialState:

@@ -91,7 +91,7 @@ class TrainingTask(nn.Module, ABC):
         return {layer.weight for layer in self.modules() if isinstance(layer, nn.Linear)}
 
     def layers(self) -> Iterable[nn.Module]:
-        """The layers of which trained networks are stacks: FSDP2 can gather one at a time, and
+        """The layers of which trained networks are stacks: FSDP2 gathers one at a time, and
         `train.activation_checkpointing` keeps only their inputs for the backward pass."""
         return ()
 
@@ -104,7 +104,7 @@ class TrainingTask(nn.Module, ABC):
         self.compile_layers()
 
     def compile_layers(self) -> None:
-        """Compile layer by layer, the only way where FSDP2 or DeepSpeed gather each one; all share one compilation."""
+        """Compile layer by layer, the only way under FSDP2 and DeepSpeed; all layers share one compilation."""
         for layer in self.layers():
             layer.compile()
 

@@ -97,9 +97,8 @@ class AdapTokTask(TrainingTask):
             layer.compile(dynamic=False)
 
     def use_compiler(self, mode: str | None) -> None:
-        """Forward and backward in one piece: shapes are fixed, and a small tokenizer is many small kernels. FSDP2's
-        hooks of the whole task run outside."""
-        self.reconstruct = torch.compile(self.reconstruct, mode=mode)  # type: ignore[method-assign]
+        """Forward and backward in one piece: shapes are fixed, and a small tokenizer is many small kernels."""
+        self.compile(mode=mode)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         _, losses, terms, sums = self.reconstruct(batch)
