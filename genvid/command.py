@@ -1,10 +1,11 @@
-"""Bad input of a command or recipe: one sentence on stderr and exit status 2, no traceback."""
+"""Bad input of a command or recipe: one sentence on stderr and exit status 2, no traceback; Ctrl+C: status 130."""
 
 from __future__ import annotations
 
 import functools
 import io
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -12,7 +13,7 @@ Main = Callable[[Sequence[str]], None]
 
 
 def command(main: Main) -> Main:
-    """Wrap the main function of a script: errors that a user can fix are printed, not raised."""
+    """Wrap the main function of a script: errors that a user can fix and Ctrl+C are printed, not raised."""
 
     @functools.wraps(main)
     def run(argv: Sequence[str]) -> None:
@@ -26,5 +27,8 @@ def command(main: Main) -> Main:
         except (ValueError, OSError, FloatingPointError) as error:
             print(f"error: {error}", file=sys.stderr)
             sys.exit(2)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     return run

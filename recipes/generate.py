@@ -135,6 +135,8 @@ class GenerationSession:
             self.sampled = torch.tensor(class_numbers(model.folder, class_names(model), classes))
         drawn = noise.permutation(run.seed, "prompts", len(self.dataset))[: run.count]
         self.prompts = drawn.sort().values.tolist() if self.context_frames else []
+        if 0 < len(self.prompts) < run.count and self.state.is_main_process:
+            print(f"{len(self.prompts)} clips can be continued, so there are as many samples, not {run.count}")
         """Items of the held-out clips that are continued, drawn among all of them."""
         self.labels = torch.tensor(self.dataset.source.labels)[self.prompts]
         if not self.context_frames:

@@ -55,6 +55,9 @@ def package(run: PackageRun) -> Path:
     given = {"tokenizer": tokenizer.fingerprint, "scorer": scorer.fingerprint}
     check_made_from(evaluation, summary["provenance"]["weights"], given, "evaluate these models")
     text = Path(run.card).read_text()
+    there = {row["rule"] for row in summary["rows"]}
+    if missing := ", ".join(rule for rule in run.rules if rule not in there):
+        raise ValueError(f"{evaluation} has no results of {missing}: set rules to some of {', '.join(sorted(there))}")
     for name, value in _results(summary, run.rules).items():
         text = text.replace(f"{{{name}}}", value)
     with write_atomically(folder) as temporary:

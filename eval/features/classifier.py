@@ -36,8 +36,8 @@ class VideoClassifierConfig:
                 "the classifier needs at least 4 frames of 16x16 after pooling, "
                 f"got {self.frames} of {self.resolution} pixels and pool {self.pool}"
             )
-        if self.width % 8:
-            raise ValueError(f"width must be a multiple of 8, got {self.width}")
+        if self.width < 8 or self.width % 8:
+            raise ValueError(f"width must be a multiple of 8, at least 8, got {self.width}")
 
 
 class VideoClassifier(Model):

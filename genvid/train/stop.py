@@ -1,9 +1,10 @@
-"""Stopping after a step: on SIGTERM or SIGUSR1 (preemption, the end of a Slurm job's time), or after a failure."""
+"""Stopping after a step: on Ctrl+C, SIGTERM or SIGUSR1 (preemption, the end of a Slurm job's time), or a failure."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from torch import Tensor
 
 STOPPED = os.EX_TEMPFAIL
 """Exit status of a run that was stopped and can be resumed: 75, "try again later" of sysexits(3)."""
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Stopped(SystemExit):
@@ -81,6 +82,9 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
+        if number == signal.SIGINT:
+            print("Ctrl+C: the run is saved after this step; a second one ends it at once", file=sys.stderr)
+            signal.signal(number, signal.default_int_handler)
 
     @contextmanager
     def shield(self) -> Iterator[None]:

@@ -142,8 +142,9 @@ def test_classifier_is_small_and_checks_its_configuration() -> None:
     assert 100_000 < sum(p.numel() for p in VideoClassifier(config).parameters()) < 300_000
     with pytest.raises(ValueError, match="at least 2 classes"):
         VideoClassifierConfig(num_classes=1)
-    with pytest.raises(ValueError, match="multiple of 8"):
-        VideoClassifierConfig(num_classes=2, width=12)
+    for width in (12, 0, -8):
+        with pytest.raises(ValueError, match="multiple of 8"):
+            VideoClassifierConfig(num_classes=2, width=width)
 
 
 def test_videomae_is_transformers_own_and_bears_its_name(tmp_path: Path) -> None:

@@ -175,6 +175,7 @@ def test_a_packaged_model_is_loaded_by_its_name_and_its_card_holds_the_numbers(s
         scorer=stages.path("scorer/export"),
         evaluation=str(summarised / "summary.json"),
         card=str(CARD),
+        rules=("uniform", "clip"),
     )
     package(run)
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
@@ -193,6 +194,8 @@ def test_a_packaged_model_is_loaded_by_its_name_and_its_card_holds_the_numbers(s
     assert (packaged / CODE_COUNTS).read_bytes() == b"counts"
     with pytest.raises(ValueError, match="exists already"):
         package(run)
+    with pytest.raises(ValueError, match=r"no results of jiont: set rules to some of clip, .*uniform"):
+        package(replace(run, output_dir=f"{folder}_jiont", rules=("uniform", "jiont")))
     stages.run("scorer", "another_scorer", seed=1)
     with pytest.raises(ProvenanceError, match=r"summary\.json"):
         package(replace(run, output_dir=str(folder) + "2", scorer=stages.path("another_scorer/export")))

@@ -151,13 +151,14 @@ def test_models_that_cannot_be_compared_are_refused_before_anything_is_sampled(s
             compare(comparison.Comparison(replace(run, model=str(model)), "compared"))
 
 
-def test_predictions_of_few_clips_share_the_budget_of_these(stages, run, monkeypatch):
+def test_predictions_of_few_clips_share_the_budget_of_these(stages, run, monkeypatch, capsys):
     monkeypatch.setattr(compare_guidance, "SHARES", (0.5,))
     monkeypatch.setattr(compare_guidance, "GUIDANCE", {"2": 2.0})
     model = stages.run("ar", "ar_guided", context_blocks=1, objective={"context_dropout": 0.5}) / "export"
     path, source = stages.path("samples_few"), replace(run.data.source, clips=8)
     few = replace(run, output_dir=path, model=str(model), count=100, data=replace(run.data, source=source))
     [report] = compare_guidance.compare_guidance(comparison.Comparison(few, "guidance"))
+    assert "8 clips can be continued, so there are as many samples, not 100" in capsys.readouterr().out
     lines = index(stages.folder / "samples_few" / "guidance" / report.title.replace(" ", "_"))
     assert sum(sum(line["tokens"][1:]) for line in lines) <= 8 * int(report.title.removeprefix("2 @ "))
 

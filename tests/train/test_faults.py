@@ -77,7 +77,7 @@ def test_twenty_kills_change_nothing(tmp_path, runs):
     assert not [path.name for path in (run / "checkpoints").iterdir() if not path.name.startswith("step_")]
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
     def signalled(shard):
         for step, batch in enumerate(stream(shard), shard.start_step):
@@ -94,6 +94,23 @@ def test_a_signal_saves_and_stops_after_the_step(tmp_path, straight, stop):
     train(tmp_path / "run", **SETTINGS)
     assert_same_states(state(tmp_path / "run"), state(straight))
     assert_same_states(exported(tmp_path / "run"), exported(straight))
+
+
+def test_a_second_interrupt_ends_a_run_at_once(tmp_path, straight, capsys):
+    def interrupted(shard):
+        for step, batch in enumerate(stream(shard), shard.start_step):
+            if step == 6:
+                signal.raise_signal(signal.SIGINT)
+                assert "saved after this step; a second one ends it at once" in capsys.readouterr().err
+                signal.raise_signal(signal.SIGINT)
+            yield batch
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "run", ToyTask, interrupted, **SETTINGS)
+    assert signal.getsignal(signal.SIGINT) is before
+    train(tmp_path / "run", **SETTINGS)
+    assert_same_states(state(tmp_path / "run"), state(straight))
 
 
 @pytest.mark.parametrize("task", [ToyTask, TwoPlayerTask])
