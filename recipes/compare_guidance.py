@@ -18,7 +18,7 @@ from genvid.command import command
 from genvid.eval.report import Report
 from genvid.generation.guidance import ByBlock, ByTokens, Guidance, PowerCosine
 from genvid.recipes.comparison import Comparison
-from genvid.recipes.generate import GenerationRun
+from genvid.recipes.generate import CONTINUED, GenerationRun
 from genvid.train.accelerator import make_state
 
 SHARES = (0.4, 0.6, 0.85)
@@ -47,7 +47,8 @@ def compare_guidance(comparison: Comparison) -> list[Report]:
         )
     free = comparison.measured("free").report
     reports = []
-    for tokens in [int(share * free.value("tokens per clip")) for share in SHARES]:
+    spent = free.value(CONTINUED if model.context_blocks else "tokens per clip")
+    for tokens in [int(share * spent) for share in SHARES]:
         budget = comparison.planned_together(tokens, free)
         for name, guidance in GUIDANCE.items():
             sampling = replace(comparison.run.sampling, guidance=guidance)

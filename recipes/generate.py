@@ -317,7 +317,18 @@ def score(session: GenerationSession) -> Report:
     session.state.wait_for_everyone()
     summary = Summary(evaluation, candidate)
     report = summary.report(Provenance.now(prints))
-    return replace(report, numbers=[*report.numbers, *distances(session), *agreement(session, summary)])
+    return replace(
+        report, numbers=[*report.numbers, *continued(session), *distances(session), *agreement(session, summary)]
+    )
+
+
+def continued(session: GenerationSession) -> list[Number]:
+    """Of continued clips, the tokens of the blocks after the context, which a budget is of."""
+    if not session.context_frames:
+        return []
+    context, protocol = session.model.config.context_blocks, session.evaluation.clips.protocol
+    spent = [sum(line["tokens"][context:]) for line in session.folder.samples().values()]
+    return [Number(CONTINUED, sum(spent) / len(spent), protocol, len(spent))]
 
 
 def distances(session: GenerationSession) -> list[Number]:
@@ -356,6 +367,8 @@ def _short_hash(numbers: Sequence[int]) -> str:
     return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
 
 
+CONTINUED = "generated tokens per clip"
+"""Name of the number of `continued`."""
 FEATURES = "video classifier of the same data"
 """Name of the feature network of the distance."""
 

@@ -159,7 +159,12 @@ def test_predictions_of_few_clips_share_the_budget_of_these(stages, run, monkeyp
     few = replace(run, output_dir=path, model=str(model), count=100, data=replace(run.data, source=source))
     [report] = compare_guidance.compare_guidance(comparison.Comparison(few, "guidance"))
     assert "8 clips can be continued, so there are as many samples, not 100" in capsys.readouterr().out
-    lines = index(stages.folder / "samples_few" / "guidance" / report.title.replace(" ", "_"))
+    free, lines = (
+        index(stages.folder / "samples_few" / "guidance" / title.replace(" ", "_")) for title in ("free", report.title)
+    )
+    generated = [sum(sum(line["tokens"][1:]) for line in part) / 8 for part in (free, lines)]
+    assert report.title == f"2 @ {int(generated[0] / 2)}"
+    assert report.value("generated tokens per clip") == generated[1]
     assert sum(sum(line["tokens"][1:]) for line in lines) <= 8 * int(report.title.removeprefix("2 @ "))
 
 
