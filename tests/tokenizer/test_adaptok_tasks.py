@@ -122,13 +122,21 @@ def test_each_phase_compiles_to_one_graph_that_gives_the_same_gradients(monkeypa
     torch.testing.assert_close(gradients(compiled), gradients(task))
 
 
-def test_compiled_layers_and_distance_give_the_same_gradients(monkeypatch):
+@pytest.mark.parametrize(
+    "discriminator", [(), (DiscriminatorConfig(transformer=NETWORK),)], ids=["alone", "adversarial"]
+)
+def test_compiled_layers_and_distance_give_the_same_gradients(monkeypatch, discriminator):
     def gradients(task):
-        task(make_batch(), "model", 0, {}).loss.backward()
+        carry = {}
+        for phase in task.phases:
+            output = task(make_batch(), phase, 0, carry)
+            output.loss.backward()
+            carry = output.carry
         return {name: p.grad for name, p in task.named_parameters()}
 
     torch.manual_seed(0)
-    task = AdapTokTask(MODEL, OBJECTIVE, make_distortion())
+    kind = AdversarialAdapTokTask if discriminator else AdapTokTask
+    task = kind(MODEL, OBJECTIVE, make_distortion(), *discriminator)
     torch.nn.init.normal_(task.tokenizer.output.weight, std=0.1)
     compiled = copy.deepcopy(task)
     seen = []
@@ -137,7 +145,8 @@ def test_compiled_layers_and_distance_give_the_same_gradients(monkeypatch):
         torch, "compile", lambda function, dynamic: seen.append(function) or original(function, backend="aot_eager")
     )
     compiled.compile_layers()
-    assert len(seen) == len([*task.layers()]) + 1
+    others = len(task.discriminator.blocks) if discriminator else 0
+    assert len(seen) == len([*task.layers()]) + others + 1
     torch.testing.assert_close(gradients(compiled), gradients(task))
 
 

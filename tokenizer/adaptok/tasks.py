@@ -181,6 +181,12 @@ class AdversarialAdapTokTask(AdapTokTask):
         self.discriminator = Discriminator(discriminator)
         self.lecam = LeCam(discriminator.lecam_decay)
 
+    def compile_layers(self) -> None:
+        """Also the discriminator's, which are no `layers`: run again in a backward pass they would be no constants."""
+        super().compile_layers()
+        for layer in self.discriminator.blocks:
+            layer.compile(dynamic=False)
+
     def use_compiler(self, mode: str | None) -> None:
         """Each phase in one piece. The reconstruction is copied from the first to the second."""
         self._generate = torch.compile(self._generate, mode=mode)  # type: ignore[method-assign]
