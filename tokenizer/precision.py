@@ -16,7 +16,7 @@ from genvid.tokens import VideoTokenizer
 def set_precision(
     tokenizer: VideoTokenizer, precision: Precision, predictor: DistortionPredictor | None = None
 ) -> None:
-    """Compute the products of a tokenizer and its scorer in `precision`, but for the quantizer and the scorer's head.
+    """Compute the products of a tokenizer and its scorer in `precision`, but for those of codes and the scorer's head.
 
     ValueError for another precision, and for bf16 with a tokenizer other than AdapTok.
     """
