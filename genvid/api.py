@@ -33,6 +33,7 @@ from genvid.generation.frames import stream_frames
 from genvid.generation.guidance import Guidance, by_name
 from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
 from genvid.generation.sampler import SamplingConfig
+from genvid.hardware import on
 from genvid.precision import Precision, dtype_of
 from genvid.provenance import check_made_from
 from genvid.replay import Graphs
@@ -97,8 +98,9 @@ class Tokenizer:
         model.spec.check_frames(pixels)
         encoder = video_encoder(model, self._allocator(model, tokens), refine, self._shared_graphs(model))
         clips = []
-        for clip in self._clips(pixels):
-            clips.append(replace(encoder(clip.to(self.device)), features=None).to("cpu"))
+        with on(self.device):
+            for clip in self._clips(pixels):
+                clips.append(replace(encoder(clip.to(self.device)), features=None).to("cpu"))
         return VideoTokens(tuple(clips), pixels.shape[2], (height, width), form, self._fingerprint())
 
     @torch.no_grad()
@@ -109,7 +111,8 @@ class Tokenizer:
             check_made_from("these tokens", {"tokenizer": tokens.tokenizer}, {"tokenizer": own}, way_out)
         model = fitted(self.model, tokens.resolution)
         decoder = video_decoder(model, self._shared_graphs(model))
-        clips = [decoder(clip.to(self.device)) for clip in tokens.clips]
+        with on(self.device):
+            clips = [decoder(clip.to(self.device)) for clip in tokens.clips]
         return tokens.form.restore(torch.cat(clips, 2)[:, :, : tokens.frames])
 
     def budget(self, tokens: int) -> Budget:
@@ -177,8 +180,9 @@ class Generator:
         if count < 1:
             raise ValueError(f"count is at least 1, got {count}")
         sampling = _sampling(temperature, top_k, top_p, guidance)
-        engine, job, form = self._prepare(tokenizer, label, prompt, count, seed, tokens, prompt_tokens, sampling)
-        return form.restore(generate(engine, tokenizer.model, job, batch_size=BATCH).videos)
+        with on(self.model.device):
+            engine, job, form = self._prepare(tokenizer, label, prompt, count, seed, tokens, prompt_tokens, sampling)
+            return form.restore(generate(engine, tokenizer.model, job, batch_size=BATCH).videos)
 
     def stream(
         self,
@@ -197,7 +201,8 @@ class Generator:
         """Yield the frames (T, H, W, 3) of each block of the video `sample(...)[0]`, as soon as its tokens are
         complete; the first of a continuation are the last ones of its prompt and its first block."""
         sampling = _sampling(temperature, top_k, top_p, guidance)
-        engine, job, form = self._prepare(tokenizer, label, prompt, 1, seed, tokens, prompt_tokens, sampling)
+        with on(self.model.device):
+            engine, job, form = self._prepare(tokenizer, label, prompt, 1, seed, tokens, prompt_tokens, sampling)
         parts, form = stream_frames(engine, tokenizer.model, job), replace(form, ndim=4)
         return (form.restore(part.video[None]) for part in parts)
 

@@ -6,6 +6,7 @@ ROCm calls its devices "cuda" too. Where an answer is no, plain torch serves.
 from __future__ import annotations
 
 import importlib
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -46,6 +47,11 @@ def hardware(device: torch.device) -> Hardware:
     if device.type != "cuda" or torch.version.hip is not None:
         return Hardware(None)
     return Hardware(torch.cuda.get_device_capability(device), has_dependent_launch())
+
+
+def on(device: torch.device) -> AbstractContextManager[object]:
+    """A context in which a GPU is the current one: there alone Triton's kernels and CUDA graphs are launched."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def has_flash(device: torch.device, dtype: torch.dtype, channels: int) -> bool:

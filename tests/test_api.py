@@ -10,6 +10,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.model import BlockTransformer
 from genvid.checkpoint import CheckpointError
+from genvid.hardware import on
 from genvid.provenance import Origin, ProvenanceError
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
@@ -181,6 +182,36 @@ def test_products_in_bf16(models, tokenizer, pixels):
         genvid.load(models / "ar", precision="fp16")
     videos = genvid.load(models / "ar", precision="bf16").sample(half, label="run", count=2)
     assert videos.shape == (2, 6, 16, 16, 3)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_work_on_a_gpu_that_is_not_the_current_one(gpu, models, pixels, precision):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    found = []
+    for place in ("cuda:0", "cuda:1"):
+        coder = genvid.load(models / "tokenizer", device=place, precision=precision)
+        model = genvid.load(models / "ar", device=place, precision=precision)
+        for _ in range(3):  # as written, captured as a graph, and replayed
+            tokens = coder.encode(pixels[:1], tokens=11)
+            frames = coder.decode(tokens)
+        videos = model.sample(coder, label=1, count=2, temperature=0)
+        found.append((tokens.lengths.numpy(), frames, videos, *model.stream(coder, label=1, temperature=0)))
+        assert torch.cuda.current_device() == 0
+    for one, other in zip(*found, strict=True):
+        assert np.abs(one.astype(int) - other).max() <= 1
+
+
+def test_all_work_is_done_on_the_device_of_the_model(models, pixels, monkeypatch):
+    """Kernels are launched on the current GPU, which need not be that of the weights."""
+    places = []
+    coder, model = (genvid.load(models / name, device="cpu") for name in ("tokenizer", "ar"))
+    monkeypatch.setattr(genvid.api, "on", lambda place: places.append(place) or on(place))
+    coder.decode(coder.encode(pixels, tokens=11))
+    model.sample(coder, label=1)
+    assert len([*model.stream(coder, label=1)]) > 1
+    assert places == 4 * [torch.device("cpu")]
 
 
 def test_samples_of_a_class_by_name_or_number(models, tokenizer):

@@ -7,7 +7,7 @@ the next one: side by side, the kernels of later tokens kept the first frames wa
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from queue import Full, Queue
 from threading import Event, Thread
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.pipeline import Job, check_match
+from genvid.hardware import on
 from genvid.tokens import BlockTokens, VideoTokenizer
 
 _AHEAD = 64
@@ -55,7 +56,7 @@ def stream_frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Iterat
 def _frames(engine: Engine, tokenizer: VideoTokenizer, job: Job) -> Generator[Frames]:
     """`stream_frames`, in one thread."""
     device, shown = engine.model.device, [0] * len(job.requests)
-    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+    with on(device):
         for number, row, last in engine.run_blocks(job.requests):
             tokens = job.unpack(number, row)
             video = tokenizer.decode(tokens.to(device)).float().clamp(-1, 1)[0].cpu()
