@@ -72,15 +72,17 @@ class _Graph:
 
     def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], pool: Any) -> None:
         self._arguments = [tensor.clone() for tensor in _tensors(arguments)]
+        types = [tensor.dtype for tensor in self._arguments]
+        self._places = [[i for i, dtype in enumerate(types) if dtype == one] for one in dict.fromkeys(types)]
+        """Of the arguments of each type, which one launch copies."""
         own = _rebuilt(arguments, iter(self._arguments))
         # Casts of weights that autocast remembers would be freed after the capture.
         with torch.autocast("cuda", enabled=torch.is_autocast_enabled("cuda"), cache_enabled=False):
             self._graph, self._result = capture(lambda: function(*own), pool)
 
     def __call__(self, tensors: list[Tensor]) -> Any:
-        for dtype in {tensor.dtype for tensor in tensors}:  # one launch copies tensors of one type
-            own, given = ([tensor for tensor in side if tensor.dtype == dtype] for side in (self._arguments, tensors))
-            torch._foreach_copy_(own, given)
+        for places in self._places:
+            torch._foreach_copy_([self._arguments[i] for i in places], [tensors[i] for i in places])
         self._graph.replay()
         return _rebuilt(self._result, (tensor.clone() for tensor in [*_tensors(self._result)]))
 

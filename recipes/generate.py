@@ -323,7 +323,7 @@ def score(session: GenerationSession) -> Report:
 
 
 def continued(session: GenerationSession) -> list[Number]:
-    """Of continued clips, the tokens of the blocks after the context, which a budget is of."""
+    """The mean number of tokens after the context, which budgets count; nothing for samples of classes."""
     if not session.context_frames:
         return []
     context, protocol = session.model.config.context_blocks, session.evaluation.clips.protocol

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,8 @@ from genvid.api import Generator, Tokenizer
 from genvid.data import VideoError, write_video
 from genvid.studio.session import Requests, Session
 from genvid.studio.video import CodedClip, CodedVideo
-from genvid.tokenizer.adaptok.config import AdapTokConfig, RotaryGeometry
+from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.layers import StackConfig
-from genvid.tokenizer.quantizer import VQConfig
 
 FRAMES, FPS, FULL = 15, 10.0, 24
 """Of the video, and the tokens of a clip of full length."""
@@ -102,20 +101,13 @@ def test_the_slider_ends_where_budgets_do(tokenizers: dict[str, Tokenizer], vide
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7, 8, 15])
-def test_the_slider_ends_where_budgets_do_behind_a_single_first_frame(frames: int, tmp_path: Path) -> None:
-    network = StackConfig(16, 1, 2)
-    config = AdapTokConfig(
-        frames=7,
-        resolution=(32, 32),
-        patch=(2, 8, 8),
-        block_capacity=8,
-        encoder=network,
-        decoder=network,
-        quantizer=VQConfig(codebook_size=20, code_dim=4),
-        pooled_queries=True,
-        geometry=RotaryGeometry(window=1, sides=(16, 32), single_first_frame=True),
-    )
-    AdapTok(config).save(tmp_path / "single")
+def test_the_slider_ends_where_budgets_do_behind_a_single_first_frame(
+    frames: int, tokenizers: dict[str, Tokenizer], tmp_path: Path
+) -> None:
+    plain = tokenizers["plain"].model
+    assert isinstance(plain, AdapTok)
+    single = RotaryGeometry(window=1, sides=(16, 32), single_first_frame=True)
+    AdapTok(replace(plain.config, frames=7, pooled_queries=True, geometry=single)).save(tmp_path / "single")
     tokenizer = genvid.load(tmp_path / "single", device="cpu")
     assert isinstance(tokenizer, Tokenizer)
     write_video(tmp_path / "a.mp4", torch.zeros(3, frames, 32, 32, dtype=torch.uint8), FPS)

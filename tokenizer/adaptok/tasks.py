@@ -182,7 +182,8 @@ class AdversarialAdapTokTask(AdapTokTask):
         self.lecam = LeCam(discriminator.lecam_decay)
 
     def compile_layers(self) -> None:
-        """Also the discriminator's, which are no `layers`: run again in a backward pass they would be no constants."""
+        """The discriminator's too. They are not among `layers`: activation checkpointing would run them again after
+        `as_constants` has ended."""
         super().compile_layers()
         for layer in self.discriminator.blocks:
             layer.compile(dynamic=False)
