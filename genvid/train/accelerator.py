@@ -76,10 +76,11 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
     """
     if accelerator.distributed_type == DistributedType.FSDP:
         plugin = accelerator.state.fsdp_plugin
-        # Each layer is gathered by itself. Weights stay in full precision under autocast, as with DDP: FSDP's own
-        # mixed precision would round codebooks, targets and losses to bf16.
+        # Each layer is gathered by itself, or all weights at once. They stay in full precision under autocast, as with
+        # DDP: FSDP's own mixed precision would round codebooks, targets and losses to bf16.
+        layers = () if gathers_at_once(accelerator, task, config) else task.layers()
         plugin.auto_wrap_policy = transformer_auto_wrap_policy
-        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in task.layers()})
+        plugin.transformer_cls_names_to_wrap = sorted({type(layer).__name__ for layer in layers})
         plugin.mixed_precision_policy = MixedPrecisionPolicy(cast_forward_inputs=False)
         plugin.cpu_ram_efficient_loading = False  # genvid.train.placement does it
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
@@ -107,10 +108,15 @@ def adapt(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> 
         }
 
 
+def gathers_at_once(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> bool:
+    """Whether FSDP2 gathers all weights before a forward pass, as compiled parts of the task span layers."""
+    return accelerator.is_fsdp2 and config.compile and not config.compile_layers and task.compiled_across_layers
+
+
 def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
     """Set up activation checkpointing and compilation as configured; before `Accelerator.prepare`, on the device.
 
-    Under FSDP2 and DeepSpeed, whose hooks run between the layers, layers are compiled one by one.
+    Where hooks of FSDP2 and DeepSpeed run between the layers, layers are compiled one by one.
     """
     if config.activation_checkpointing:
         for layer in task.layers():
@@ -119,7 +125,8 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         return
     # Once for each shape of a batch, and each stack of layers or scored block.
     torch._dynamo.config.recompile_limit = 64
-    if config.compile_layers or accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    hooked = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if config.compile_layers or (hooked and not gathers_at_once(accelerator, task, config)):
         task.compile_layers()
     else:
         # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.

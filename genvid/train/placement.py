@@ -33,9 +33,9 @@ def trained_weights() -> AbstractContextManager[None]:
 def place(task: TrainingTask, accelerator: Accelerator) -> dict[str, Tensor]:
     """Move a task to the device; before `Accelerator.prepare`.
 
-    Under FSDP2 its parameters stay in host memory, from where `prepare` shards them layer by layer: no GPU holds all of
-    them at any time. They are returned by name, for `share`; on other processes than the first their memory is
-    reserved and never touched. Otherwise nothing is returned.
+    Under FSDP2 its parameters stay in host memory, from where `prepare` shards them as they will be gathered: all at
+    once, or layer by layer, so that no GPU holds all of them at any time. They are returned by name, for `share`; on
+    other processes than the first their memory is reserved and never touched. Otherwise nothing is returned.
     """
     device = accelerator.device
     if not accelerator.is_fsdp2:

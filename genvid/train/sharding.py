@@ -65,6 +65,22 @@ def reshard(model: nn.Module) -> None:
             module.reshard()
 
 
+def keep_addresses(model: nn.Module) -> None:
+    """Gather all weights of an FSDP2 model at the same addresses in every step, where CUDA graphs read them.
+
+    The memory pool in which they are gathered before a forward pass is free by then, and the same sizes are allocated
+    from it in the same order: once it has stopped growing, after two or three steps, each weight has its address.
+    """
+    pool = torch.cuda.MemPool()
+
+    def unshard(module: nn.Module, _: object) -> None:
+        assert isinstance(module, FSDPModule)
+        with torch.cuda.use_mem_pool(pool):
+            module.unshard()
+
+    model.register_forward_pre_hook(unshard, prepend=True)  # before that of FSDP2, which then has nothing to gather
+
+
 def named_weights(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers of the `state_dict`, by name, as the objects themselves."""
     everything: Iterable[tuple[str, Any]] = (

@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from genvid.batch import Batch
-from genvid.train.accelerator import prepare_layers
+from genvid.train.accelerator import gathers_at_once, prepare_layers
 from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
 from genvid.train.journal import Journal
 from genvid.train.optim import make_optimizers, set_lr
 from genvid.train.placement import place, share
+from genvid.train.sharding import keep_addresses
 from genvid.train.stop import StopRequest
 from genvid.train.task import StepOutput, TrainingTask
 
@@ -43,6 +44,8 @@ class TrainingStep:
         self.guard = NonFiniteGuard(task, optimizers, accelerator.device, config.max_skipped)
         self.model, *prepared = accelerator.prepare(task, *optimizers)
         share(complete, task, accelerator)
+        if gathers_at_once(accelerator, task, config):
+            keep_addresses(self.model)
         remaining = iter(prepared)
         self.optimizers = {phase: [next(remaining) for _ in own] for phase, own in made.items()}
         # After `prepare`, when weights are sharded: each process averages its share.

@@ -41,6 +41,8 @@ class TrainingTask(nn.Module, ABC):
 
     phases: ClassVar[tuple[str, ...]] = ("model",)
     """One optimizer each, in the order in which they run."""
+    compiled_across_layers: ClassVar[bool] = False
+    """Whether parts that `use_compiler` compiles span layers: FSDP2 then gathers all weights at once."""
 
     @abstractmethod
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
@@ -104,7 +106,7 @@ class TrainingTask(nn.Module, ABC):
         self.compile_layers()
 
     def compile_layers(self) -> None:
-        """Compile layer by layer, the only way under FSDP2 and DeepSpeed; all layers share one compilation."""
+        """Compile layer by layer, the only way where FSDP2 or DeepSpeed gathers layers; they share one compilation."""
         for layer in self.layers():
             layer.compile()
 

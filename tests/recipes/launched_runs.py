@@ -9,6 +9,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -44,16 +45,18 @@ def launched_by(name: str) -> None:
     fsdp_on_cpu(environment.get("ACCELERATE_USE_FSDP") == "true")
 
 
-PREPARE_BACKEND, SET_DEVICE, CHECK_FSDP = (
+PREPARE_BACKEND, SET_DEVICE, CHECK_FSDP, COMPILE = (
     PartialState._prepare_backend,
     PartialState.set_device,
     accelerator._check_fsdp,
+    torch.compile,
 )
 
 
 def fsdp_on_cpu(wanted: bool) -> None:
     """accelerate runs FSDP on GPUs only, and silently leaves it out elsewhere: let it take two CPU processes for two
-    GPUs. All that it then does with FSDP2 is what it does on GPUs, over gloo."""
+    GPUs. All that it then does with FSDP2 is what it does on GPUs, over gloo; without a compiler's back end and pools
+    of GPU memory."""
     if torch.cuda.is_available():
         return
     if not wanted:
@@ -63,6 +66,8 @@ def fsdp_on_cpu(wanted: bool) -> None:
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
     accelerator._check_fsdp = lambda: None
+    torch.compile = lambda function, **_: COMPILE(function, backend="aot_eager")
+    torch.cuda.MemPool, torch.cuda.use_mem_pool = object, nullcontext
 
 
 def run_all(runs: Sequence[tuple[str, Callable[[], object]]]) -> None:

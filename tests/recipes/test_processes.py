@@ -98,6 +98,9 @@ def launched(alone):
     runs = [(strategy, alone.write("ar", f"ar_{strategy}")) for strategy in STRATEGIES]
     runs += [(strategy, alone.write("scorer", f"scorer_{strategy}")) for strategy in ("fsdp2", "zero3")]
     runs += [("fsdp2", alone.write("tokenizer", "tokenizer_fsdp2"))]
+    for stage in ("tokenizer", "scorer"):
+        train = {**alone.configs[stage]["train"], "compile": True}
+        runs.append(("fsdp2", alone.write(stage, f"{stage}_fsdp2_compiled", train=train)))
     runs += [("fsdp2", alone.write("ar", "ar_fsdp2_muon", train=with_muon(ar)))]
     runs += [("ddp", alone.write("ar", "ar_ddp_bf16", train={**ar, "precision": "bf16"}))]
     runs += [("fsdp2", alone.write(stage, f"{stage}_first", train=unmoved(alone, stage))) for stage in TRAINED]
@@ -210,6 +213,13 @@ def test_compiled_steps_are_those_of_the_plain_path(stages, gpu, stage):
     for one, two in zip(losses(compiled), losses(stages.folder / stage), strict=True):
         assert one == pytest.approx(two, rel=1e-4)
     assert weights_differ(compiled, stages.folder / stage) < 2e-3  # two steps of Adam, whose first have one size
+
+
+@pytest.mark.parametrize("stage", ["tokenizer", "scorer"])
+def test_steps_compiled_across_layers_under_fsdp2_are_those_of_one_process(alone, launched, stage):
+    for one, two in zip(losses(alone.folder / stage), losses(launched / f"{stage}_fsdp2_compiled"), strict=True):
+        assert one == pytest.approx(two, rel=1e-4)
+    assert weights_differ(alone.folder / stage, launched / f"{stage}_fsdp2_compiled") < 2e-3
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,8 @@ class ObjectiveConfig:
 class AdapTokTask(TrainingTask):
     """Tokenizer trained with tail drop: distortion + quantizer + prior + semantic losses."""
 
+    compiled_across_layers = True
+
     def __init__(
         self,
         model: AdapTokConfig,
@@ -97,8 +99,10 @@ class AdapTokTask(TrainingTask):
             layer.compile(dynamic=False)
 
     def use_compiler(self, mode: str | None) -> None:
-        """Forward and backward in one piece: shapes are fixed, and a small tokenizer is many small kernels."""
-        self.compile(mode=mode)
+        """Forward and backward in one piece: shapes are fixed, and a small tokenizer is many small kernels.
+
+        Not `self.compile`, which includes the hooks of the module: FSDP2 gathers weights in them."""
+        self.forward = torch.compile(self.forward, mode=mode)  # type: ignore[method-assign]
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         _, losses, terms, sums = self.reconstruct(batch)
@@ -251,6 +255,7 @@ class ScorerTask(TrainingTask):
     of the first `STATISTICS_STEPS` steps, which are saved with the scorer.
     """
 
+    compiled_across_layers = True
     STATISTICS_STEPS: ClassVar[int] = 100
 
     def __init__(self, scorer: Scorer, tokenizer: AdapTok, tail_drop: TailDropConfig, distortion: Distortion) -> None:

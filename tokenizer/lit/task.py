@@ -52,6 +52,7 @@ class LITTask(TrainingTask):
     error by the metric. A decibel counts the same on every clip, as in the mean PSNR. Optionally the log of the decoded
     error is added (`pixel_weight`)."""
 
+    compiled_across_layers = True
     FLOOR = 1e-5
     """Added to the squared error (of [0, 1] pixels) under the log: 50 dB."""
 

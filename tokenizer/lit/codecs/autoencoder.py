@@ -137,6 +137,7 @@ def _start_as_identity(convolution: nn.Conv3d) -> None:
 class AutoencoderTask(TrainingTask):
     """Distortion, and a small penalty that keeps latents near unit scale."""
 
+    compiled_across_layers = True
     MOMENTUM = 0.02
 
     def __init__(
