@@ -135,7 +135,6 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         # computed between them is computed again: half the memory.
         torch._functorch.config.ban_recompute_used_far_apart = False
         torch._functorch.config.ban_recompute_materialized_backward = False
-        torch._functorch.config.ban_recompute_not_in_allowlist = False
         task.use_compiler("reduce-overhead" if config.accumulation == 1 else None)
 
 

@@ -2,9 +2,11 @@
 
 import copy
 import functools
+from dataclasses import replace
 
 import pytest
 import torch
+from disturbed import disturbed
 
 from genvid import noise
 from genvid.perceptual import StructureDistance
@@ -14,11 +16,11 @@ from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig, discrimi
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
-from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
+from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, at_most, sample_lengths
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ObjectiveConfig, ScorerTask
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import Distortion, DistortionConfig
-from genvid.tokenizer.quantizer import FSQConfig, VQConfig
+from genvid.tokenizer.quantizer import FSQConfig, Quantized, VQConfig
 from genvid.tokens import BlockTokens
 
 NETWORK = StackConfig(32, 2, 2)
@@ -180,6 +182,70 @@ def test_the_prior_counts_every_kept_token_after_the_first_and_no_other():
     codes = quantized.codes[:1].flatten(1)[:, slots[1:]]
     expected = torch.nn.functional.cross_entropy(logits.transpose(1, 2), codes)
     assert both[0].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_prior_of_one_row_is_that_of_a_row_for_each_clip():
+    torch.manual_seed(0)
+    tokenizer = make_tokenizer()
+    prior = TokenPrior(PriorConfig(NETWORK, context_noise=0.7), code_dim=4, num_tokens=12)
+    keep = torch.rand(5, 2, 6) < 0.5
+    keep[1], keep[3] = False, True
+    vectors = torch.randn(5, 2, 6, 4, requires_grad=True)
+    codes = torch.randint(32, keep.shape)
+    quantized = Quantized(vectors, codes, vectors.detach(), torch.zeros(5))
+
+    def found(most_kept: int | None) -> list[torch.Tensor]:
+        losses = prior(tokenizer.quantizer, quantized, keep, torch.arange(5), most_kept)
+        return [losses, *torch.autograd.grad(losses @ torch.arange(1.0, 6.0), [vectors, *prior.parameters()])]
+
+    expected = found(None)
+    assert expected[0][1] == 0
+    for spare in (0, 9):
+        torch.testing.assert_close(found(int(keep.sum()) + spare), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("task", [AdapTokTask, AdversarialAdapTokTask])
+def test_a_step_of_kept_tokens_alone_has_the_losses_and_gradients_of_the_masked_one(monkeypatch, task):
+    torch.manual_seed(0)
+    adversary = [DiscriminatorConfig(transformer=NETWORK)] if task is AdversarialAdapTokTask else []
+    objective = replace(OBJECTIVE, tail_drop=TailDropConfig(2, 1, 1, 6))
+    trained = task(MODEL, objective, make_distortion(), *adversary).train()
+    disturbed(trained.tokenizer).train()
+    batch, given = make_batch(16), []
+
+    def losses_and_gradients() -> list[torch.Tensor]:
+        trained.zero_grad()
+        output = trained(batch, trained.phases[0], 0, {})
+        output.loss.backward()
+        return [output.loss.detach(), *(p.grad for p in trained.parameters() if p.grad is not None)]
+
+    expected, render = losses_and_gradients(), AdapTok.render_with_states
+    monkeypatch.setattr(AdapTok, "packs_training", lambda tokenizer, device: True)
+    monkeypatch.setattr(
+        AdapTok, "render_with_states", lambda *arguments: given.append(arguments[-1]) or render(*arguments)
+    )
+    torch.testing.assert_close(losses_and_gradients(), expected, rtol=1e-3, atol=1e-4)
+    assert given == [objective.tail_drop.most_kept(32)]
+    assert given[0] < 32 * 6
+
+
+@pytest.mark.parametrize(
+    "config",
+    [TailDropConfig(), TailDropConfig(3, 2, 1, 12), TailDropConfig(100, 30, 1, 64), TailDropConfig(8, 1, 4, 4)],
+)
+def test_batches_keep_at_most_five_deviations_above_the_mean(config):
+    blocks = 64
+    totals = sample_lengths(config, torch.arange(4000), blocks).sum(1).double()
+    expected = min(blocks * config.maximum, float(totals.mean() + 5 * totals.std()))
+    assert config.most_kept(blocks) == pytest.approx(expected, abs=0.3 * float(totals.std()) + 128)
+    assert totals.max() <= config.most_kept(blocks) <= blocks * config.maximum
+
+
+def test_lengths_beyond_the_most_are_cut_from_the_last_ones():
+    lengths = torch.tensor([[3, 4], [5, 6]])
+    assert at_most(lengths, 18).equal(lengths)
+    assert at_most(lengths, 13).tolist() == [[3, 4], [5, 1]]
+    assert at_most(lengths, 6).tolist() == [[3, 3], [0, 0]]
 
 
 def make_scorer_task(gains: bool, **weights: float) -> ScorerTask:

@@ -11,6 +11,7 @@ from compiled import graphs_of
 from disturbed import disturbed
 from torch.nn.functional import scaled_dot_product_attention
 
+from genvid import noise
 from genvid.hardware import Hardware
 from genvid.tokenizer.adaptok import model as model_module
 from genvid.tokenizer.adaptok import packed as packed_module
@@ -73,6 +74,23 @@ def test_kept_tokens_alone_give_the_frames_of_the_masked_pass(model, kept):
     torch.testing.assert_close(model.render_kept(wild, keep, int(keep.sum()) + 5), frames, atol=1e-9, rtol=0)
 
 
+@pytest.mark.parametrize("spare", [0, 5])
+@pytest.mark.parametrize("kept", ["ragged", "empty blocks", "any positions"])
+def test_gradients_of_kept_tokens_alone_are_those_of_the_masked_pass(model, kept, spare):
+    keep = lengths_or_mask(kept)
+    model.double()
+    embeddings = torch.randn(*keep.shape, 24, dtype=torch.double, requires_grad=True)
+
+    def found(most_kept: int | None) -> list[torch.Tensor]:
+        frames, states = model.render_with_states(embeddings, keep, 1, most_kept)
+        weights = noise.uniform(torch.tensor([0]), "weights", frames.numel() + states.numel())[0]
+        loss = torch.cat([frames.flatten(), states.flatten()]) @ weights
+        of_layers = [parameter for parameter in model.decoder.parameters() if parameter.requires_grad]
+        return [frames, states, *torch.autograd.grad(loss, [embeddings, *of_layers])]
+
+    torch.testing.assert_close(found(int(keep.sum()) + spare), found(None), atol=1e-9, rtol=1e-9)
+
+
 @pytest.mark.parametrize("kept", ["ragged", "empty blocks", "all", "any positions"])
 def test_decode_is_the_same_on_a_device_with_the_kernel(model, kept, monkeypatch):
     keep = lengths_or_mask(kept)
@@ -92,11 +110,13 @@ def test_the_kernel_takes_half_precision_and_heads_of_at_most_128_channels(monke
         assert not has_kernel(device, torch.bfloat16, 129)
 
 
+@pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize("window", [None, 0, 1, 2])
-def test_attention_equals_that_under_the_dense_mask(window):
+def test_attention_equals_that_under_the_dense_mask(window, gradients):
     keep, pixels = lengths_or_mask("empty blocks"), 5
     keep[0, 2, 4] = True
-    tokens = PackedTokens(keep, int(keep.sum()), pixels, window)
+    with torch.set_grad_enabled(gradients):
+        tokens = PackedTokens(keep, int(keep.sum()), pixels, window)
     clip, block, _ = keep.nonzero().unbind(1)
     queries = torch.cartesian_prod(torch.arange(3), torch.arange(4), torch.arange(pixels))
     clip, block = torch.cat([clip, queries[:, 0]]), torch.cat([block, queries[:, 1]])

@@ -19,6 +19,7 @@ from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut, longest_kept, rounded
+from genvid.tokenizer.adaptok.key_ranges import block_ranges
 from genvid.tokenizer.adaptok.packed import MOST_TOKENS, SPARE, PackedTokens, has_kernel
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
@@ -195,7 +196,9 @@ class AdapTok(Model):
         if self.past_tokens is not None:
             return self._closed_loop_features(self.past_tokens, video, keep, added)
         x = self._encoder_input(video, added)
-        attend = block_causal((x.shape[2],) * blocks, window=self.window)
+        sizes, window, device = (x.shape[2],) * blocks, self.window, x.device
+        by_ranges = self.packs_training(device)
+        attend = block_ranges(sizes, window, device) if by_ranges else block_causal(sizes, window=window)
         attend = self.encoder_positions.placement(range(blocks), self.pyramid)(attend)
         x = x.flatten(1, 2)
         for layer in self.encoder:
@@ -251,11 +254,19 @@ class AdapTok(Model):
         """
         return self.render_with_states(embeddings, keep, None)[0]
 
-    def render_with_states(self, embeddings: Tensor, keep: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
+    def render_with_states(
+        self, embeddings: Tensor, keep: Tensor, layer: int | None, most_kept: int | None = None
+    ) -> tuple[Tensor, Tensor]:
         """`render`, and the states (B, G, rows, columns, W) of the pixel queries after decoder layer `layer`; None: the
-        last."""
+        last.
+
+        With `most_kept`, which `keep` does not exceed, of so many tokens alone: shapes depend on it.
+        """
         lengths, blocks = (keep.shape[2],) * keep.shape[1], range(keep.shape[1])
-        last, states = self._pixel_states(embeddings, keep, keep.flatten(1), lengths, blocks, layer)
+        if most_kept is None:
+            last, states = self._pixel_states(embeddings, keep, keep.flatten(1), lengths, blocks, layer)
+        else:
+            last, states = self._kept_pixel_states(embeddings, keep, most_kept, layer)
         grid = self.config.picture_grid(self.resolution)
         return self.frames(last, blocks), states.reshape(len(states), len(blocks), *grid, -1)
 
@@ -304,6 +315,12 @@ class AdapTok(Model):
 
     def render_kept(self, embeddings: Tensor, keep: Tensor, count: int) -> Tensor:
         """`render` of nothing but `count` tokens, without gradients: the kept ones and at most `SPARE` others."""
+        return self.frames(self._kept_pixel_states(embeddings, keep, count, None)[0], range(keep.shape[1]))
+
+    def _kept_pixel_states(
+        self, embeddings: Tensor, keep: Tensor, count: int, layer: int | None
+    ) -> tuple[Tensor, Tensor]:
+        """`_pixel_states` of `PackedTokens`."""
         clips, blocks, capacity = keep.shape
         runs = [(block, capacity) for block in range(blocks)]
         places, queries = self.decoder_positions(runs, range(blocks), self.pyramid)
@@ -313,16 +330,22 @@ class AdapTok(Model):
         pixels = _pixel_queries(queries, embeddings, self._pooled(embeddings, keep))
         place = self.decoder_positions.placement(runs, range(blocks), self.pyramid, chosen=packed.places)
         x = torch.cat([latents[None], pixels.reshape(1, -1, pixels.shape[-1])], 1)
-        *layers, last = self.decoder
-        for layer in layers:
-            x = layer(x, place(packed.attend))
-        x = last(x, place(packed.attend_pixels))
-        return self.frames(x.view(clips, -1, x.shape[-1]), range(blocks))
+        tapped = None
+        for index, decode in enumerate(self.decoder):
+            is_last = index == len(self.decoder) - 1
+            x = decode(x, place(packed.attend_pixels if is_last else packed.attend))
+            tapped = x[:, -clips * len(queries) :] if index == layer else tapped
+        last = x.view(clips, -1, x.shape[-1])
+        return last, last if tapped is None else tapped.reshape(last.shape)
 
     def _has_kernel(self, device: torch.device) -> bool:
         """Whether the device has the kernel of packed tokens for the decoder in the precision of this moment."""
         network = self.config.decoder
         return has_kernel(device, dtype_of_products(self.decoder, device), network.width // network.heads)
+
+    def packs_training(self, device: torch.device) -> bool:
+        """Whether `attend_to_ranges` is the fastest attention: in a training step that is compiled for a GPU."""
+        return torch.compiler.is_compiling() and torch.is_grad_enabled() and self._has_kernel(device)
 
     def _in_one_pass(self, keep: Tensor) -> bool:
         """Whether blocks are decoded together: with rotary geometry, whose videos have any length, so many of them."""

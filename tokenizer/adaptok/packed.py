@@ -5,7 +5,7 @@ are its pixel queries; both attend to the kept latents of their clip up to that 
 queries also attend to those of their own block, a second span. So no key is copied.
 
 On a GPU in half precision a Triton kernel attends (`packed_kernels.py`). On a CPU spans are gathered, padded, for the
-attention alone: exact in any precision, and slow.
+attention alone: exact in any precision, and slow. With gradients, keys are ranges of numbers (`key_ranges.py`).
 
 Symbols: B clips, G blocks, L latents and P pixel queries of a block, N tokens, R spans, H heads, D channels of a head.
 """
@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from genvid.hardware import HALF, hardware
+from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges
+from genvid.tokenizer.layers import Attend
 
 MOST_TOKENS = 1 << 19
 """Of videos of any length in one pass, if all were kept: 10 GB of activations at a width of 768."""
@@ -26,6 +28,7 @@ SPARE = 256
 """Tokens that a pass may have beyond the kept ones, so that few sizes occur."""
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
     """Whether the kernel takes heads of `channels` in `dtype` on a device."""
     return dtype in HALF and channels <= 128 and hardware(device).kernels
@@ -54,32 +57,60 @@ class PackedTokens:
     def __init__(self, keep: Tensor, count: int, pixels: int, window: int | None) -> None:
         """`keep` (B, G, L), `pixels` queries a block, and the decoder's `window`.
 
-        `count`: of the latents, those that are kept and at most `SPARE` others.
+        `count`: of the latents, all that are kept and others, which no token attends to; without gradients these are
+        `SPARE` at most.
         """
         clips, blocks, capacity = keep.shape
-        self.pixels = clips * blocks * pixels
         self.latents = torch.nonzero_static(keep.flatten(), size=count)[:, 0]
         """(count,) places of the kept latents in (B, G, L), and -1."""
         queries = torch.arange(blocks * pixels, device=keep.device).repeat(clips)
         self.places = torch.cat([self.latents % (blocks * capacity), queries + blocks * capacity])
         """(N,) places in a clip: of all its latents, and then of its pixel queries."""
-        own, seen = _spans_of_latents(keep.sum(2, dtype=torch.int32), window)
-        tiles = torch.arange(0, self.pixels, pixels, dtype=torch.int32, device=keep.device)
-        tiles = torch.stack([tiles, tiles + pixels], 1)
-        own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do; none attends to them
-        most = capacity * (blocks if window is None else min(blocks, window + 1))
-        of_latents = torch.stack([own, seen, torch.zeros_like(seen)], 1)
-        of_pixels = torch.stack([tiles + count, seen, tiles + count], 1)
-        self._everyone = Spans(torch.cat([of_latents, of_pixels]), (max(capacity + SPARE, pixels), most, pixels))
-        self._pixels = Spans(torch.stack([tiles, seen, tiles + count], 1), (pixels, most, pixels))
+        self.attend: Attend
+        """Of all tokens: (1, H, N, D) -> (1, H, N, D)."""
+        self.attend_pixels: Attend
+        """Of pixel queries alone, in the last layer: (1, H, N, D) -> (1, H, B G P, D)."""
+        if torch.is_grad_enabled():
+            self.attend, self.attend_pixels = _by_ranges(self.latents, keep, pixels, window)
+        else:
+            self.attend, self.attend_pixels = _by_spans(count, keep, pixels, window)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`Attend` of all tokens: (1, H, N, D) -> (1, H, N, D)."""
-        return self._everyone.attend(queries, keys, values)
 
-    def attend_pixels(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """`Attend` of pixel queries alone, in the last layer: (1, H, N, D) -> (1, H, B G P, D)."""
-        return self._pixels.attend(queries[:, :, -self.pixels :], keys, values)
+def _by_spans(count: int, keep: Tensor, pixels: int, window: int | None) -> tuple[Attend, Attend]:
+    """Attention of all tokens, and of pixel queries, without gradients."""
+    clips, blocks, capacity = keep.shape
+    every = clips * blocks * pixels
+    own, seen = _spans_of_latents(keep.sum(2, dtype=torch.int32), window)
+    tiles = torch.arange(0, every, pixels, dtype=torch.int32, device=keep.device)
+    tiles = torch.stack([tiles, tiles + pixels], 1)
+    own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do
+    most = capacity * (blocks if window is None else min(blocks, window + 1))
+    of_latents = torch.stack([own, seen, torch.zeros_like(seen)], 1)
+    of_pixels = torch.stack([tiles + count, seen, tiles + count], 1)
+    everyone = Spans(torch.cat([of_latents, of_pixels]), (max(capacity + SPARE, pixels), most, pixels))
+    alone = Spans(torch.stack([tiles, seen, tiles + count], 1), (pixels, most, pixels))
+    return everyone.attend, lambda queries, keys, values: alone.attend(queries[:, :, -every:], keys, values)
+
+
+def _by_ranges(latents: Tensor, keep: Tensor, pixels: int, window: int | None) -> tuple[Attend, Attend]:
+    """The same with gradients. Blocks of all clips are numbered, first as those of latents, then as those of queries.
+    Spare tokens have numbers after these, each with the others of its tile."""
+    clips, blocks, capacity = keep.shape
+    total = clips * blocks
+    block = latents // capacity
+    spare = 2 * total + torch.arange(len(latents), device=keep.device) // TILE
+    queries = torch.arange(total, device=keep.device).repeat_interleave(pixels)
+    last = torch.cat([torch.where(latents < 0, spare, block), queries])
+    first = last // blocks * blocks
+    first = first if window is None else torch.maximum(first, last - window)
+    first = torch.where(last < total, first, last)
+    numbers = torch.cat([last[: len(latents)], total + queries])
+    own = torch.cat([torch.full_like(latents, -1), total + queries])
+    alone = attend_to_ranges(numbers, *(part[len(latents) :] for part in (first, last, own)))
+    return (
+        attend_to_ranges(numbers, first, last, own),
+        lambda q, keys, values: alone(q[:, :, len(latents) :], keys, values),
+    )
 
 
 def _spans_of_latents(lengths: Tensor, window: int | None) -> tuple[Tensor, Tensor]:

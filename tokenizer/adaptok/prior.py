@@ -10,6 +10,7 @@ here it is a parameter.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +18,8 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.adaptok.attention import causal_attention
-from genvid.tokenizer.layers import StackConfig, initialise, learned_table
+from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges
+from genvid.tokenizer.layers import Attend, StackConfig, initialise, learned_table
 from genvid.tokenizer.quantizer import Quantized, Quantizer
 
 
@@ -51,27 +53,67 @@ class TokenPrior(nn.Module):
         initialise(self)
         self.positions = learned_table(num_tokens, width)
 
-    def forward(self, quantizer: Quantizer, quantized: Quantized, keep: Tensor, seeds: Tensor) -> Tensor:
-        """Quantized tokens, (B, G, L) keep mask, (B,) seeds -> (B,) mean cross entropy per predicted token, nats."""
+    def forward(
+        self, quantizer: Quantizer, quantized: Quantized, keep: Tensor, seeds: Tensor, most_kept: int | None = None
+    ) -> Tensor:
+        """Quantized tokens, (B, G, L) keep mask, (B,) seeds -> (B,) mean cross entropy per predicted token, nats.
+
+        The kept tokens of every clip are a row; with `most_kept`, which `keep` does not exceed, one row of so many
+        tokens has those of all clips.
+        """
         keep = keep.flatten(1)
-        # Kept tokens move to the front in their order, with their original positions.
-        order = (~keep).byte().argsort(dim=1, stable=True)
-        keep = keep.gather(1, order)
-        codes = quantized.codes.flatten(1).gather(1, order)
-        vectors = quantized.vectors.flatten(1, 2)
-        vectors = vectors.gather(1, order[..., None].expand(-1, -1, vectors.shape[-1]))
-        x = self.read(self._disturb(quantizer, vectors, seeds)) + self.positions[order]
+        rows = _rows(keep) if most_kept is None else _one_row(keep, most_kept)
+        codes = quantized.codes.flatten()[rows.places]
+        vectors = quantized.vectors.flatten(0, 2)[rows.places]
+        vectors = self._disturb(quantizer, vectors, seeds, keep.shape[1], rows.slots)
+        x = self.read(vectors) + self.positions[rows.places % keep.shape[1]]
         for block in self.blocks:
-            x = block(x, causal_attention)
+            x = block(x, rows.attend)
         predicted = F.normalize(self.predict(self.norm(x[:, :-1])).float(), dim=-1)
         codebook = F.normalize(quantizer.codebook().detach().float(), dim=-1)
         logits = predicted @ codebook.T / self.config.temperature
-        loss = F.cross_entropy(logits.transpose(1, 2), codes[:, 1:], reduction="none")
-        is_target = keep[:, 1:]
-        return (loss * is_target).sum(1) / is_target.sum(1).clamp(min=1)
+        loss = F.cross_entropy(logits.flatten(0, 1), codes[:, 1:].flatten(), reduction="none")
+        clip = rows.slots // keep.shape[1]
+        is_target = rows.kept[:, 1:] & (clip[:, 1:] == clip[:, :-1])
+        loss = torch.where(is_target.flatten(), loss, 0)
+        losses = loss.new_zeros(keep.numel()).scatter_add(0, rows.slots[:, 1:].flatten(), loss)
+        return losses.view_as(keep).sum(1) / (keep.sum(1) - 1).clamp(min=1)
 
-    def _disturb(self, quantizer: Quantizer, vectors: Tensor, seeds: Tensor) -> Tensor:
+    def _disturb(self, quantizer: Quantizer, vectors: Tensor, seeds: Tensor, count: int, slots: Tensor) -> Tensor:
+        """Vectors of which some are replaced by random codes, drawn for each of `count` slots of a clip."""
         share = self.config.context_noise * noise.uniform(seeds, "prior noise share", 1)
-        replaced = noise.uniform(seeds, "prior noise", vectors.shape[1]) < share
-        codes = noise.uniform(seeds, "prior noise code", vectors.shape[1]) * quantizer.codebook_size
-        return torch.where(replaced[..., None], quantizer.lookup(codes.long()).detach().to(vectors.dtype), vectors)
+        replaced = noise.uniform(seeds, "prior noise", count) < share
+        codes = (noise.uniform(seeds, "prior noise code", count) * quantizer.codebook_size).long()
+        others = quantizer.lookup(codes.flatten()[slots]).detach().to(vectors.dtype)
+        return torch.where(replaced.flatten()[slots][..., None], others, vectors)
+
+
+class _Rows(NamedTuple):
+    """Kept tokens (B, T) in R rows of S."""
+
+    places: Tensor
+    """(R, S) of each token in (B, T)."""
+    kept: Tensor
+    """(R, S): other tokens only fill the rows."""
+    slots: Tensor
+    """(R, S) clip, and number among the kept tokens of the clip, as a place in (B, T)."""
+    attend: Attend
+
+
+def _rows(keep: Tensor) -> _Rows:
+    """A row for each clip, its kept tokens in front in their order."""
+    order = (~keep).byte().argsort(dim=1, stable=True)
+    slots = torch.arange(keep.numel(), device=keep.device).view_as(keep)
+    return _Rows(slots[:, :1] + order, keep.gather(1, order), slots, causal_attention)
+
+
+def _one_row(keep: Tensor, most_kept: int) -> _Rows:
+    """The kept tokens of one clip after those of the other."""
+    places = torch.nonzero_static(keep.flatten(), size=most_kept)[:, 0]
+    kept, places, count = places >= 0, places.clamp(min=0), keep.shape[1]
+    clip, number = places // count, torch.arange(most_kept, device=keep.device)
+    firsts = keep.sum(1).cumsum(0) - keep.sum(1)
+    slots = (clip * count + number - firsts[clip]).clamp(max=keep.numel() - 1)
+    # Others attend to those of their tile, which costs nothing.
+    first = torch.where(kept, firsts[clip], number // TILE * TILE)
+    return _Rows(places[None], kept[None], slots[None], attend_to_ranges(number, first, number))

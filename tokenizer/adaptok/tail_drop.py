@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -35,6 +36,19 @@ class TailDropConfig:
         normal = NormalDist(self.mean, self.std)
         return normal.cdf(self.minimum), normal.cdf(self.maximum)
 
+    def most_kept(self, blocks: int) -> int:
+        """Tokens that so many blocks keep at most: five standard deviations above the mean, which one batch in three
+        million exceeds, in multiples of 128."""
+        low, high = self.bounds
+        if self.minimum == self.maximum:
+            return blocks * self.maximum
+        ends = [(end - self.mean) / self.std for end in (self.minimum, self.maximum)]
+        heights = [NormalDist().pdf(end) / (high - low) for end in ends]
+        shift = heights[0] - heights[1]
+        spread = 1 + ends[0] * heights[0] - ends[1] * heights[1] - shift**2
+        most = blocks * (self.mean + self.std * shift) + 5 * self.std * math.sqrt(blocks * max(spread, 0))
+        return min(blocks * self.maximum, 128 * math.ceil(most / 128))
+
     def scaled(self, share: float) -> TailDropConfig:
         """The same shares of blocks of `share` times as many tokens."""
         if share == 1:
@@ -49,3 +63,9 @@ def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Te
     position = low + noise.uniform(seeds, "tail drop", num_blocks) * (high - low)
     lengths: Tensor = config.mean + config.std * torch.special.ndtri(position)
     return lengths.round().long().clamp(config.minimum, config.maximum)
+
+
+def at_most(lengths: Tensor, tokens: int) -> Tensor:
+    """(B, G) lengths, of which the last are shortened where all are more than `tokens`."""
+    ends = lengths.flatten().cumsum(0).clamp(max=tokens)
+    return ends.diff(prepend=ends.new_zeros(1)).view_as(lengths)

@@ -26,7 +26,7 @@ from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer
 from genvid.tokenizer.adaptok.semantic import SemanticConfig, SemanticLoss
-from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, sample_lengths
+from genvid.tokenizer.adaptok.tail_drop import TailDropConfig, at_most, sample_lengths
 from genvid.tokenizer.losses import Distortion
 from genvid.tokenizer.quantizer import Quantized, VectorQuantizer
 from genvid.tokenizer.restart import CodeRestart, RestartConfig
@@ -143,20 +143,24 @@ class AdapTokTask(TrainingTask):
         targets = None if self.semantic is None else self.semantic.targets(video)
         tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
         lengths = sample_tails(self.objective.tail_drop, tokenizer, batch)
+        most = tail_drop_at(self.objective.tail_drop, tokenizer).most_kept(lengths.numel())
+        lengths = at_most(lengths, most)
+        packed = tokenizer.packs_training(video.device) and most < lengths.numel() * tokenizer.spec.block_capacity
+        most_kept = most if packed else None
         keep = first_tokens(lengths, tokenizer.spec.block_capacity)
         added = None if self.semantic is None or targets is None else self.semantic.encoder_input(targets, seeds)
         features = tokenizer.features(video, keep, added)
         quantized = tokenizer.quantizer(features, keep, seeds)
         embeddings = tokenizer.quantizer.project(quantized.vectors)
         layer = None if self.semantic is None else self.semantic.layer
-        reconstruction, states = tokenizer.render_with_states(embeddings, keep, layer)
+        reconstruction, states = tokenizer.render_with_states(embeddings, keep, layer, most_kept)
         parts = self._distortion.network.parts(reconstruction, video)
         if self.semantic is not None and targets is not None:
             parts |= self.semantic(targets, quantized.vectors, keep, states)
         if self.objective.quantizer_weight:
             parts["quantizer"] = self.objective.quantizer_weight * quantized.loss
         if self.prior is not None and self.objective.prior is not None:
-            loss = self.prior(tokenizer.quantizer, quantized, keep, seeds)
+            loss = self.prior(tokenizer.quantizer, quantized, keep, seeds, most_kept)
             parts["prior"] = self.objective.prior.weight * loss
         return reconstruction, quantized, keep, parts
 
@@ -332,8 +336,12 @@ class ScorerTask(TrainingTask):
 def sample_tails(drop: TailDropConfig, tokenizer: AdapTok, batch: Batch) -> Tensor:
     """(B, G) int64: kept tokens of each block of the clips."""
     blocks = tokenizer.spec.num_blocks(batch["video"].shape[2])
-    share = tokenizer.spec.block_capacity / tokenizer.config.block_capacity
-    return sample_lengths(drop.scaled(share), batch["seed"], blocks)
+    return sample_lengths(tail_drop_at(drop, tokenizer), batch["seed"], blocks)
+
+
+def tail_drop_at(drop: TailDropConfig, tokenizer: AdapTok) -> TailDropConfig:
+    """The tail drop of the trained frame size, for that of `tokenizer`."""
+    return drop.scaled(tokenizer.spec.block_capacity / tokenizer.config.block_capacity)
 
 
 @contextmanager
