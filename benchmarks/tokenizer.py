@@ -8,8 +8,9 @@ the device.
 
 The limit of a step is its floating-point operations at the rate of a large matrix product, or its weights read once at
 the rate of a large copy, whichever takes longer; both rates are measured in the same run. MFU is the share of the
-former rate that the step reaches; operations on padding count where a step does them, and decoding in bfloat16 on a GPU
-does none. The last table has the shares of the operations in the time of one clip and one stream.
+former rate that the step reaches; operations on padding count where a step does them, but decoding in bfloat16 on a
+GPU does none, nor does scoring more than a few clips. The last table has the shares of the operations in the time of
+one clip and one stream.
 
 `--published-size`: random weights in the sizes of recipes/configs/k600 in place of a tokenizer: clips with its absolute
 geometry, streams with rotary geometry. The published code (as released, eager, fp16, one H200) takes 389 ms to encode
@@ -230,7 +231,16 @@ def flops(step: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def span_attention_flops(query: Tensor, key: Tensor, value: Tensor, places: Tensor, *_: object, **__: object) -> int:
+def span_attention_flops(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    places: Tensor,
+    *_: object,
+    **__: object,
+) -> int:
     queries, *keys = (spans.diff(dim=1).long() for spans in places.unbind(1))
     return 2 * int((queries * sum(keys)).sum()) * query.shape[1] * (query.shape[2] + value.shape[2])
 

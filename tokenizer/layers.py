@@ -18,7 +18,7 @@ from torch.nn.functional import gelu
 from genvid.hardware import HALF, hardware
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim), or of the last tokens alone."""
+"""Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim), or of some of the tokens alone."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +53,14 @@ class TransformerBlock(nn.Module):
         self.up = nn.Linear(dim, int(mlp_ratio * dim))
         self.down = nn.Linear(int(mlp_ratio * dim), dim)
 
-    def forward(self, x: Tensor, attend: Attend) -> Tensor:
-        """(B, S, dim) -> (B, S, dim): of all tokens, or of the last ones if `attend` returns these alone."""
+    def forward(self, x: Tensor, attend: Attend, chosen: slice | Tensor = slice(None)) -> Tensor:
+        """(B, S, dim) -> (B, S, dim): of all tokens, or of the `chosen` (Q,), which `attend` then returns alone."""
         kernels, dtype = self._kernels(x), self.qkv.weight.dtype
         normed = self.attention_norm(x) if kernels is None else kernels.normed(self.attention_norm, x, None, dtype)
         projected = product(self.qkv, normed)
         queries, keys, values = projected.view(*projected.shape[:-1], 3, self.heads, -1).unbind(2)
         attended = attend(queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2))
-        x, added = x[:, x.shape[1] - attended.shape[2] :], product(self.out, attended.transpose(1, 2).flatten(2))
+        x, added = x[:, chosen], product(self.out, attended.transpose(1, 2).flatten(2))
         if kernels is None:
             x = x + added
             return x + self._mixed(self.mlp_norm(x))

@@ -133,7 +133,7 @@ def test_attention_equals_that_under_the_dense_mask(window, gradients):
 def test_a_span_without_keys_attends_to_nothing():
     places = torch.tensor([[[0, 2], [1, 1], [0, 0]], [[2, 3], [0, 2], [2, 3]]], dtype=torch.int32)
     query, key, value = torch.randn(3, 1, 2, 3, 4)
-    attended = Spans(places, (2, 2, 1)).attend(query, key, value)
+    attended = Spans(places, 2).attend(query, key, value)
     assert attended[:, :, :2].eq(0).all()
     expected = scaled_dot_product_attention(query[:, :, 2:], key, value)
     torch.testing.assert_close(attended[:, :, 2:], expected)
@@ -184,6 +184,8 @@ def test_the_kernel_attends_as_padded_spans_do(device, channels):
     places = torch.tensor([*spans, [[160, 163], [5, 5], [0, 0]]], dtype=torch.int32)
     torch.manual_seed(0)
     query, key, value = torch.randn(163, 3, 2, channels).half().unbind(1)
-    expected = attend_spans(query.float(), key.float(), value.float(), places, 150, 150, 10)
-    attended = attend(*(x.to(device) for x in (query, key, value, places)), 150)
+    past_key, past_value = torch.randn(150, 2, 2, channels).half().unbind(2)
+    tokens = query, key, value, past_key, past_value
+    expected = attend_spans(*(x.float() for x in tokens), places, 150)
+    attended = attend(*(x.to(device) for x in (*tokens, places)), 150)
     torch.testing.assert_close(attended.cpu().float(), expected, atol=2e-3, rtol=0)

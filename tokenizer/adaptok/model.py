@@ -332,8 +332,10 @@ class AdapTok(Model):
         x = torch.cat([latents[None], pixels.reshape(1, -1, pixels.shape[-1])], 1)
         tapped = None
         for index, decode in enumerate(self.decoder):
-            is_last = index == len(self.decoder) - 1
-            x = decode(x, place(packed.attend_pixels if is_last else packed.attend))
+            if index == len(self.decoder) - 1:
+                x = decode(x, place(packed.attend_pixels), slice(count, None))
+            else:
+                x = decode(x, place(packed.attend))
             tapped = x[:, -clips * len(queries) :] if index == layer else tapped
         last = x.view(clips, -1, x.shape[-1])
         return last, last if tapped is None else tapped.reshape(last.shape)

@@ -4,6 +4,8 @@ Every product is of kept tokens, without padding. In attention the kept latents 
 are its pixel queries; both attend to the kept latents of their clip up to that block, which are a span of keys. Pixel
 queries also attend to those of their own block, a second span. So no key is copied.
 
+`packed_past.py` has the scorer's pass, by the same spans.
+
 On a GPU in half precision a Triton kernel attends (`packed_kernels.py`). On a CPU spans are gathered, padded, for the
 attention alone: exact in any precision, and slow. With gradients, keys are ranges of numbers (`key_ranges.py`).
 
@@ -36,18 +38,20 @@ def has_kernel(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
 
 @dataclass(frozen=True)
 class Spans:
-    """Spans of queries, and for each the two spans of keys that it attends to, which may overlap or be empty."""
+    """Spans of queries, and for each a span of past keys and one of its own keys that it attends to, which may overlap
+    or be empty."""
 
     places: Tensor
-    """(R, 3, 2) int32 first and end: of queries, which together, in order, are all queries; and of both kinds of keys.
+    """(R, 3, 2) int32 first and end: of queries, which together, in order, are all queries; of past keys; of own keys.
     Contiguous."""
-    longest: tuple[int, int, int]
-    """Most tokens of a span of each kind."""
+    longest: int
+    """Most queries of a span."""
 
-    def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys."""
-        tokens = (x[0].transpose(0, 1) for x in (query, key, value))
-        attended: Tensor = attend_spans(*tokens, self.places, *self.longest)
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys. `past`: past keys and values (M, H, D); None:
+        these are among the own ones."""
+        queries, *own = (x[0].transpose(0, 1) for x in (query, key, value))
+        attended: Tensor = attend_spans(queries, *own, *(own if past is None else past), self.places, self.longest)
         return attended.transpose(0, 1)[None]
 
 
@@ -84,11 +88,10 @@ def _by_spans(count: int, keep: Tensor, pixels: int, window: int | None) -> tupl
     tiles = torch.arange(0, every, pixels, dtype=torch.int32, device=keep.device)
     tiles = torch.stack([tiles, tiles + pixels], 1)
     own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do
-    most = capacity * (blocks if window is None else min(blocks, window + 1))
     of_latents = torch.stack([own, seen, torch.zeros_like(seen)], 1)
     of_pixels = torch.stack([tiles + count, seen, tiles + count], 1)
-    everyone = Spans(torch.cat([of_latents, of_pixels]), (max(capacity + SPARE, pixels), most, pixels))
-    alone = Spans(torch.stack([tiles, seen, tiles + count], 1), (pixels, most, pixels))
+    everyone = Spans(torch.cat([of_latents, of_pixels]), max(capacity + SPARE, pixels))
+    alone = Spans(torch.stack([tiles, seen, tiles + count], 1), pixels)
     return everyone.attend, lambda queries, keys, values: alone.attend(queries[:, :, -every:], keys, values)
 
 
@@ -124,33 +127,42 @@ def _spans_of_latents(lengths: Tensor, window: int | None) -> tuple[Tensor, Tens
 
 @torch.library.custom_op("genvid::attend_spans", mutates_args=(), device_types="cuda")
 def attend_spans(
-    query: Tensor, key: Tensor, value: Tensor, places: Tensor, most_queries: int, most_keys: int, most_own: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    places: Tensor,
+    longest: int,
 ) -> Tensor:
-    """Queries, keys and values (N, H, D) -> (N, H, D), by the places and the longest of `Spans`."""
+    """Queries (Q, H, D), own keys and values (N, H, D) and past ones (M, H, D) -> (Q, H, D), by the places and the
+    longest of `Spans`."""
     # Imported here: Triton is not installed everywhere.
     from genvid.tokenizer.adaptok.packed_kernels import attend
 
-    return attend(query, key, value, places, most_queries)
+    return attend(query, key, value, past_key, past_value, places, longest)
 
 
 @attend_spans.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, places: Tensor, *longest: int) -> Tensor:
+def _(query: Tensor, *others: Tensor | int) -> Tensor:
     return torch.empty(query.shape, dtype=query.dtype, device=query.device)
 
 
 @attend_spans.register_kernel("cpu")
-def _(query: Tensor, key: Tensor, value: Tensor, places: Tensor, *longest: int) -> Tensor:
-    (queries, filled), *spans = (_padded(*span) for span in zip(places.unbind(1), longest, strict=True))
-    keys, present = (torch.cat(parts, 1) for parts in zip(*spans, strict=True))
-    queries, keys = queries.clamp(max=len(query) - 1), keys.clamp(max=len(key) - 1)
-    scores = torch.einsum("rqhd, rkhd -> rhqk", query[queries], key[keys]) / math.sqrt(query.shape[-1])
-    scores = scores.masked_fill(~present[:, None, None], torch.finfo(scores.dtype).min)
-    weights = scores.softmax(-1) * present[:, None, None]
-    return torch.einsum("rhqk, rkhd -> rqhd", weights, value[keys])[filled]
+def _(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, places: Tensor, longest: int
+) -> Tensor:
+    (queries, filled), (past, among), (own, inside) = map(_padded, places.unbind(1))
+    queries, past, own = (of.clamp(max=len(x) - 1) for of, x in ((queries, query), (past, past_key), (own, key)))
+    keys, values = torch.cat([past_key[past], key[own]], 1), torch.cat([past_value[past], value[own]], 1)
+    present = torch.cat([among, inside], 1)[:, None, None]
+    scores = torch.einsum("rqhd, rkhd -> rhqk", query[queries], keys) / math.sqrt(query.shape[-1])
+    weights = scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(-1) * present
+    return torch.einsum("rhqk, rkhd -> rqhd", weights, values)[filled]
 
 
-def _padded(spans: Tensor, longest: int) -> tuple[Tensor, Tensor]:
-    """(R, 2) first and end of spans -> (R, longest) their tokens, and which of these are inside the span."""
+def _padded(spans: Tensor) -> tuple[Tensor, Tensor]:
+    """(R, 2) first and end of spans -> (R, length of the longest) their tokens, and which of these are inside."""
     first, end = spans.long().unbind(1)
-    tokens = first[:, None] + torch.arange(longest, device=spans.device)
+    tokens = first[:, None] + torch.arange(int((end - first).max()))
     return tokens, tokens < end[:, None]

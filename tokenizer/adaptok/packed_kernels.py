@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Triton kernel: attention of spans of queries, each to two spans of keys."""
+"""Triton kernel: attention of spans of queries, each to a span of past keys and one of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,15 @@ _QUERIES, _KEYS = 128, 64
 """Of a tile: the fastest of eleven sizes, at 64 channels on an H200."""
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, places: Tensor, most_queries: int) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    past_key: Tensor,
+    past_value: Tensor,
+    places: Tensor,
+    most_queries: int,
+) -> Tensor:
     """`genvid.tokenizer.adaptok.packed.attend_spans` in half precision, of at most 128 channels.
 
     Tokens may lie anywhere in memory, the channels of a head beside each other.
@@ -22,13 +30,11 @@ def attend(query: Tensor, key: Tensor, value: Tensor, places: Tensor, most_queri
     _, heads, channels = query.shape
     attended = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     tiles = triton.cdiv(most_queries, _QUERIES)
+    tensors = query, key, value, past_key, past_value, attended
     _attend_tile[(tiles * heads * len(places),)](
-        query,
-        key,
-        value,
-        attended,
+        *tensors,
         places,
-        *(stride for tensor in (query, key, value, attended) for stride in tensor.stride()[:2]),
+        *(stride for tensor in tensors for stride in tensor.stride()[:2]),
         math.log2(math.e) / math.sqrt(channels),
         tiles,
         heads,
@@ -47,6 +53,8 @@ def _attend_tile(
     queries,
     keys,
     values,
+    past_keys,
+    past_values,
     attended,
     places,
     query_stride,
@@ -55,6 +63,10 @@ def _attend_tile(
     key_head,
     value_stride,
     value_head,
+    past_key_stride,
+    past_key_head,
+    past_value_stride,
+    past_value_head,
     attended_stride,
     attended_head,
     scale,
@@ -81,28 +93,55 @@ def _attend_tile(
         highest = tl.full([QUERIES], -1e30, tl.float32)
         weight = tl.full([QUERIES], 0.0, tl.float32)
         summed = tl.full([QUERIES, PADDED], 0.0, tl.float32)
-        for part in tl.static_range(1, 3):
-            begin = tl.load(span + 2 * part)
-            count = tl.load(span + 2 * part + 1) - begin
-            whole = count // KEYS * KEYS
-            own_keys = keys + begin.to(tl.int64) * key_stride + head * key_head
-            own_values = values + begin.to(tl.int64) * value_stride + head * value_head
-            for first in range(0, whole, KEYS):
-                highest, weight, summed = _attend_keys(
-                    query, highest, weight, summed, own_keys, own_values, key_stride, value_stride, first, count, scale,
-                    CHANNELS, PADDED, KEYS, False,
-                )  # fmt: skip
-            if whole < count:
-                highest, weight, summed = _attend_keys(
-                    query, highest, weight, summed, own_keys, own_values, key_stride, value_stride, whole, count, scale,
-                    CHANNELS, PADDED, KEYS, True,
-                )  # fmt: skip
+        highest, weight, summed = _attend_span(
+            query, highest, weight, summed, past_keys + head * past_key_head, past_values + head * past_value_head,
+            past_key_stride, past_value_stride, span + 2, scale, CHANNELS, PADDED, KEYS,
+        )  # fmt: skip
+        highest, weight, summed = _attend_span(
+            query, highest, weight, summed, keys + head * key_head, values + head * value_head,
+            key_stride, value_stride, span + 4, scale, CHANNELS, PADDED, KEYS,
+        )  # fmt: skip
         result = summed / tl.where(weight > 0, weight, 1.0)[:, None]
         tl.store(
             attended + row[:, None] * attended_stride + head * attended_head + channel[None, :],
             result.to(attended.dtype.element_ty),
             mask=cells,
         )
+
+
+@triton.jit
+def _attend_span(
+    query,
+    highest,
+    weight,
+    summed,
+    keys,
+    values,
+    key_stride,
+    value_stride,
+    span,
+    scale,
+    CHANNELS: tl.constexpr,
+    PADDED: tl.constexpr,
+    KEYS: tl.constexpr,
+):
+    """One head of the keys between the first and the end at `span`."""
+    begin = tl.load(span)
+    count = tl.load(span + 1) - begin
+    whole = count // KEYS * KEYS
+    keys += begin.to(tl.int64) * key_stride
+    values += begin.to(tl.int64) * value_stride
+    for first in range(0, whole, KEYS):
+        highest, weight, summed = _attend_keys(
+            query, highest, weight, summed, keys, values, key_stride, value_stride, first, count, scale,
+            CHANNELS, PADDED, KEYS, False,
+        )  # fmt: skip
+    if whole < count:
+        highest, weight, summed = _attend_keys(
+            query, highest, weight, summed, keys, values, key_stride, value_stride, whole, count, scale,
+            CHANNELS, PADDED, KEYS, True,
+        )  # fmt: skip
+    return highest, weight, summed
 
 
 @triton.jit

@@ -203,23 +203,41 @@ class Scorer(Model):
         """
         tokens = product(self.input, torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
         blocks, count = scorer_inputs.shape[1:3]
-        if self.pyramid is None:
-            return tokens + self.positions[first : first + blocks, :count]
-        vectors: Tensor = self.levels(self.pyramid)[:count]
-        return tokens + vectors
+        return tokens + self._vectors(first, blocks)[:, :count]
 
-    def placement(self, runs: Runs, first: int | Tensor = 0) -> Placement:
-        """Of the latents of `runs`, counted from `first`."""
+    def embed_chosen(self, scorer_inputs: Tensor, chosen: Tensor, first: int) -> Tensor:
+        """`embed` of nothing but the tokens `chosen` (N,) among (B, G, L) -> (N, width)."""
+        blocks = scorer_inputs.shape[1]
+        tokens = product(self.input, self.evidence_scale(scorer_inputs.flatten(0, 2)[chosen]))
+        vectors = self._vectors(first, blocks).flatten(0, 1)
+        return tokens + vectors[chosen % len(vectors)]
+
+    def _vectors(self, first: int, blocks: int) -> Tensor:
+        """(G, L, width) of the latents of so many blocks from `first` on."""
+        if self.pyramid is None:
+            return self.positions[first : first + blocks]
+        vectors: Tensor = self.levels(self.pyramid)
+        return vectors.expand(blocks, -1, -1)
+
+    def placement(self, runs: Runs, first: int | Tensor = 0, chosen: Tensor | None = None) -> Placement:
+        """Of the latents of `runs`, counted from `first`; or of the ones `chosen` (N,) among these, in their order."""
         if self.pyramid is None:
             return unchanged
         network = StackConfig(self.config.width, self.config.depth, self.config.heads)
         latents = self.pyramid.latent_places
-        return rotated([(block, latents[:length]) for block, length in runs], network, first)
+        return rotated([(block, latents[:length]) for block, length in runs], network, first, chosen)
+
+    @property
+    def read(self) -> Tensor:
+        """(Q,) positions of a block at which scores are read out."""
+        return torch.arange(len(self.readout), device=self.sizes.device) if self.config.gains else self.sizes - 1
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
-        if not self.config.gains:
-            x = x[:, :, self.sizes - 1]
+        return self.scores(x if self.config.gains else x[:, :, self.read])
+
+    def scores(self, x: Tensor) -> Tensor:
+        """Output of the layers (B, G, Q, width) at the positions `read` -> normalised scores (B, G, K)."""
         scores: Tensor = self.head(self.output_norm(x))[..., 0]
         return scores @ self.readout.to(scores.dtype) if self.config.gains else scores
 

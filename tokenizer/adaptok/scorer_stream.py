@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.packed import has_kernel
+from genvid.tokenizer.adaptok.packed_past import PackedBlocks, PackedPast
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.pooled_queries import carry_over
 from genvid.tokenizer.adaptok.scorer import Scorer
+from genvid.tokenizer.layers import dtype_of_products
 from genvid.tokens import BlockTokens
 
 
@@ -69,19 +73,27 @@ class BlockScorer:
         """Layer input (B, S, width) of the block, whose latents are then among the past ones."""
         tokens = BlockTokens(block.keep, block.codes, features=block.features)
         inputs = self._layer_input(past, tokens, block.number, block.cut.length)
-        if self.scorer.config.novelty:
-            past.append_latents(self.tokenizer.embed(tokens)[:, 0], block.keep[:, 0])
+        self.remember_latents(past, tokens)
         return inputs
 
     def _layer_input(self, past: PastBlocks, tokens: BlockTokens, number: int, length: int) -> Tensor:
         """The first `length` tokens of the next block (B, 1, L), which has this `number` -> (B, length, width)."""
+        scorer_inputs = self.scorer_inputs(past, tokens)[:, :, :length]
+        return self.scorer.embed(scorer_inputs, tokens.keep[:, :, :length], number)[:, 0]
+
+    def scorer_inputs(self, past: PastBlocks, tokens: BlockTokens) -> Tensor:
+        """The next block (B, 1, L), after the latents of `past` -> (B, 1, L, E)."""
         carried = None
         if self.scorer.config.novelty:
             assert self.tokenizer.memory is not None
             known = past.latents_then(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
             carried = carry_over(*known, self.tokenizer.memory, self.scorer.config.window)[0][:, -1:]
-        scorer_inputs = self.scorer.scorer_inputs(self.tokenizer, tokens, carried)[:, :, :length]
-        return self.scorer.embed(scorer_inputs, tokens.keep[:, :, :length], number)[:, 0]
+        return self.scorer.scorer_inputs(self.tokenizer, tokens, carried)
+
+    def remember_latents(self, past: PastBlocks, tokens: BlockTokens) -> None:
+        """With novelty, the latents of the block (B, 1, L) are then past ones."""
+        if self.scorer.config.novelty:
+            past.append_latents(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
 
 
 class ScorerStream:
@@ -122,19 +134,59 @@ class ScorerStream:
         return self.count if self._scorer.scorer.pyramid is None else 0
 
 
+class PackedScorerStream:
+    """`ScorerStream` of many clips on a GPU in half precision: kept tokens alone, without padding or masks."""
+
+    def __init__(self, scorer: BlockScorer) -> None:
+        self.count = 0
+        """Blocks so far."""
+        window = scorer.scorer.config.window
+        self._scorer, self._past, self._latents = scorer, PackedPast(window), PastBlocks(window)
+        self._last: tuple[Tensor, Tensor, int] | None = None
+        """Scorer inputs (B, 1, L, E) of the last block, its kept tokens (B, 1, L) and their number, until these are
+        among the past ones."""
+
+    @torch.no_grad()
+    def score(self, tokens: BlockTokens) -> Tensor:
+        """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
+        scorer, last, self._last = self._scorer.scorer, self._last, None
+        whole, kept = replace(tokens, keep=torch.ones_like(tokens.keep)), 0
+        inputs, keep = self._scorer.scorer_inputs(self._latents, whole), whole.keep
+        if last is not None:
+            inputs, keep, kept = torch.cat([last[0], inputs], 1), torch.cat([last[1], keep], 1), last[2]
+        packed, (_, blocks, capacity) = PackedBlocks(keep, kept), keep.shape
+        first = self.count + 1 - blocks
+        x = scorer.embed_chosen(inputs, packed.chosen, first)[None]
+        runs = [(block, capacity) for block in range(blocks)]
+        place = scorer.placement(runs, first, packed.chosen % (blocks * capacity))
+        x = self._past.run(scorer.layers, x, packed, place, scorer.read, remember=last is not None)
+        return scorer.denormalize(scorer.scores(x[:, None])[:, 0].float())
+
+    @torch.no_grad()
+    def append(self, tokens: BlockTokens, keep: Tensor) -> None:
+        """Go on to the block after this one (B, 1, L), of which later scores read the tokens in `keep` (B, 1, L), on
+        the CPU."""
+        if self._last is not None:
+            self.score(tokens)  # the last block is then among the past ones
+        cut = replace(tokens, keep=keep.to(tokens.keep.device, non_blocking=True))
+        self._last = self._scorer.scorer_inputs(self._latents, cut), cut.keep, int(keep.sum())
+        self._scorer.remember_latents(self._latents, cut)
+        self.count += 1
+
+
 class ScorerPredictor:
     """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`.
 
-    In a pass over the blocks, the earlier ones are cached (`ScorerStream`). The cache is used only for a call whose
-    earlier blocks equal the cached ones, so results do not depend on earlier calls. The weights must not change between
-    calls.
+    In a pass over the blocks, the earlier ones are cached (`ScorerStream`, or of many clips on a GPU in half precision
+    `PackedScorerStream`). The cache is used only for a call whose earlier blocks equal the cached ones, so results do
+    not depend on earlier calls. The weights must not change between calls.
     """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.passes = BlockScorer(tokenizer, scorer)
         self.tokenizer, self.scorer = tokenizer, self.passes.scorer
         self.sizes = self.scorer.sizes.cpu()
-        self._stream: ScorerStream | None = None
+        self._stream: ScorerStream | PackedScorerStream | None = None
         self._cached: tuple[Tensor, ...] = ()
         """Kept tokens of the blocks of `_stream`, on the CPU; codes and features of these, and of blocks after them."""
 
@@ -148,13 +200,19 @@ class ScorerPredictor:
             raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
         stream, earlier = self._stream, (tokens.keep[:, :block].cpu(), tokens.codes, tokens.features)
         if stream is None or not self._precedes(earlier):
-            stream = ScorerStream(self.passes)
+            stream = (PackedScorerStream if self._packs(tokens) else ScorerStream)(self.passes)
         while stream.count < block:
             following = slice(stream.count, stream.count + 1)
             stream.append(tokens.select_blocks(following), earlier[0][:, following])
         goes_on = block + 1 < tokens.keep.shape[1]
         self._stream, self._cached = (stream, earlier) if goes_on else (None, ())
         return stream.score(tokens.select_blocks(slice(block, block + 1)))
+
+    def _packs(self, tokens: BlockTokens) -> bool:
+        """Whether kept tokens alone are computed, in the precision of this moment."""
+        config, device = self.scorer.config, tokens.keep.device
+        dtype = dtype_of_products(self.scorer.layers, device)
+        return not few(tokens.keep) and has_kernel(device, dtype, config.width // config.heads)
 
     def _precedes(self, earlier: tuple[Tensor, ...]) -> bool:
         """Whether `earlier`, as in `_cached`, begins with the cached blocks."""
