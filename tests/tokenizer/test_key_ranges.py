@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from genvid.tokenizer.adaptok.attention import block_causal
+from genvid.tokenizer.adaptok.attention import block_causal, last_of_blocks
 from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges, block_ranges, tiles_of_ranges
 
 Ranges = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -62,8 +62,11 @@ def test_tiles_hold_every_pair_and_whole_tiles_no_other(count):
 def test_blocks_attend_to_those_of_their_window(window):
     sizes = (3, 5, 4)
     query, key, value = torch.randn(3, 2, 2, 12, 8, dtype=torch.double)
-    attended = block_ranges(sizes, window, torch.device("cpu"))(query, key, value)
-    torch.testing.assert_close(attended, block_causal(sizes, window=window)(query, key, value))
+    expected = block_causal(sizes, window=window)(query, key, value)
+    torch.testing.assert_close(block_ranges(sizes, window, torch.arange(12))(query, key, value), expected)
+    last = torch.tensor([1, 2, 6, 7, 10, 11])
+    torch.testing.assert_close(block_ranges(sizes, window, last)(query[:, :, last], key, value), expected[:, :, last])
+    torch.testing.assert_close(last_of_blocks(sizes, 2, window)(query, key, value), expected[:, :, last])
 
 
 def test_blocks_of_whole_tiles_need_no_mask():
@@ -74,7 +77,7 @@ def test_blocks_of_whole_tiles_need_no_mask():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("channels", [32, 64, 128])
+@pytest.mark.parametrize("channels", [8, 48, 64, 128])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_compiled_step_attends_to_the_same_keys(gpu: torch.device, channels: int, dtype: torch.dtype):
     places = [value.to(gpu) for value in ranges()]

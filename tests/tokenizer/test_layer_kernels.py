@@ -58,8 +58,8 @@ def test_a_layer_with_kernels_is_the_layer_without(kernels: ModuleType, device: 
     def last_tokens(*projected: torch.Tensor) -> torch.Tensor:
         return scaled_dot_product_attention(*projected)[:, :, 20:]
 
-    for attend in (scaled_dot_product_attention, last_tokens):
+    for attend, chosen in ((scaled_dot_product_attention, slice(None)), (last_tokens, slice(20, None))):
         monkeypatch.setattr(TransformerBlock, "_kernels", lambda layer, x: kernels)
-        found = layer(x, attend)
+        found = layer(x, attend, chosen)
         monkeypatch.setattr(TransformerBlock, "_kernels", lambda layer, x: None)
-        torch.testing.assert_close(found, layer(x, attend), atol=2e-3, rtol=2e-3)
+        torch.testing.assert_close(found, layer(x, attend, chosen), atol=2e-3, rtol=2e-3)

@@ -95,11 +95,16 @@ def test_a_dropped_latent_is_filled_by_the_last_kept_one_in_its_position(tokeniz
 
 
 def test_queries_of_both_halves_are_pooled(tokenizer, video):
-    """With no layers between, what a latent and a pixel start from is all that there is."""
+    """With no attention between, what a latent and a pixel start from is all that there is."""
+
+    class Chosen(torch.nn.Module):
+        def forward(self, x, attend, chosen):
+            return x[:, chosen]
+
     plain = AdapTok(AdapTokConfig(**{**tokenizer.config.__dict__, "pooled_queries": False}))
     plain.load_state_dict({name: value for name, value in tokenizer.state_dict().items() if name != "memory"})
     for model in (tokenizer, plain):
-        model.encoder, model.decoder = torch.nn.ModuleList(), torch.nn.ModuleList()
+        model.encoder, model.decoder = torch.nn.ModuleList([Chosen()]), torch.nn.ModuleList()
     brighter = video + 0.5
     assert torch.equal(plain.features(video), plain.features(brighter))
     assert not torch.allclose(tokenizer.features(video), tokenizer.features(brighter), atol=1e-2)

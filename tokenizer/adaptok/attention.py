@@ -52,6 +52,20 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None, window: int |
     return attend
 
 
+def last_of_blocks(sizes: Sequence[int], count: int, window: int | None = None) -> Attend:
+    """`block_causal` of nothing but the last `count` tokens of each block, one block after the other."""
+    seen = _seen(sizes, window)
+
+    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        parts = [
+            scaled_dot_product_attention(queries[:, :, run.stop - count : run.stop], keys[:, :, run], values[:, :, run])
+            for run in seen
+        ]
+        return joined(parts)
+
+    return attend
+
+
 def latents_then_pixels(
     sizes: Sequence[int],
     pixels: int,

@@ -11,13 +11,13 @@ Symbols: Q queries, S keys, H heads, D channels of a head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from genvid.tokenizer.layers import Attend
 
@@ -32,6 +32,9 @@ def attend_to_ranges(numbers: Tensor, first: Tensor, last: Tensor, own: Tensor |
     """
     own = torch.full_like(first, -1) if own is None else own  # no key has this number
     if torch.compiler.is_compiling() and numbers.is_cuda:
+        # Imported here: it imports the compiler, which coding a video does not need.
+        from torch.nn.attention.flex_attention import BlockMask, flex_attention
+
         *places, partial, partial_order, whole, whole_order = tiles_of_ranges(numbers, first, last, own)
         tiles = BlockMask.from_kv_blocks(
             partial,
@@ -44,9 +47,13 @@ def attend_to_ranges(numbers: Tensor, first: Tensor, last: Tensor, own: Tensor |
         )
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-            options: Any = _FASTEST if queries.shape[-1] <= 64 else None
-            attended: Any = flex_attention(queries, keys, values, block_mask=tiles, kernel_options=options)
-            return attended  # type: ignore[no-any-return]
+            channels = queries.shape[-1]
+            options: Any = _FASTEST if channels <= 64 else None
+            if channels < _LEAST_CHANNELS:
+                queries, keys, values = (pad(x, (0, _LEAST_CHANNELS - channels)) for x in (queries, keys, values))
+            scale = 1 / math.sqrt(channels)
+            attended: Any = flex_attention(queries, keys, values, block_mask=tiles, scale=scale, kernel_options=options)
+            return attended[..., :channels]  # type: ignore[no-any-return]
 
         return attend
     query, key = (torch.arange(len(x), device=x.device) for x in (first, numbers))
@@ -54,13 +61,16 @@ def attend_to_ranges(numbers: Tensor, first: Tensor, last: Tensor, own: Tensor |
     return lambda queries, keys, values: scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
-def block_ranges(sizes: Sequence[int], window: int | None, device: torch.device) -> Attend:
-    """`genvid.tokenizer.adaptok.attention.block_causal` of whole blocks."""
-    blocks = torch.arange(len(sizes), device=device)
-    last = torch.cat([block.expand(size) for block, size in zip(blocks, sizes, strict=True)])
-    return attend_to_ranges(last, torch.zeros_like(last) if window is None else last - window, last)
+def block_ranges(sizes: Sequence[int], window: int | None, chosen: Tensor) -> Attend:
+    """`genvid.tokenizer.adaptok.attention.block_causal` of the tokens `chosen` (Q,) of whole blocks."""
+    blocks = torch.arange(len(sizes), device=chosen.device)
+    numbers = torch.cat([block.expand(size) for block, size in zip(blocks, sizes, strict=True)])
+    last = numbers[chosen]
+    return attend_to_ranges(numbers, torch.zeros_like(last) if window is None else last - window, last)
 
 
+_LEAST_CHANNELS = 16
+"""Of a head, in FlexAttention."""
 _FASTEST = {
     "fwd_BLOCK_M": 64,
     "fwd_BLOCK_N": 128,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from genvid.allocation import Allocator
 from genvid.checkpoint import Model
 from genvid.replay import Graphs
-from genvid.tokenizer.adaptok.attention import block_causal, latents_then_pixels
+from genvid.tokenizer.adaptok.attention import block_causal, last_of_blocks, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut, longest_kept, rounded
 from genvid.tokenizer.adaptok.key_ranges import block_ranges
@@ -27,7 +27,7 @@ from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, 
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
-from genvid.tokenizer.layers import dtype_of_products, initialise, product
+from genvid.tokenizer.layers import Attend, dtype_of_products, initialise, product
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
@@ -196,14 +196,29 @@ class AdapTok(Model):
         if self.past_tokens is not None:
             return self._closed_loop_features(self.past_tokens, video, keep, added)
         x = self._encoder_input(video, added)
-        sizes, window, device = (x.shape[2],) * blocks, self.window, x.device
-        by_ranges = self.packs_training(device)
-        attend = block_ranges(sizes, window, device) if by_ranges else block_causal(sizes, window=window)
-        attend = self.encoder_positions.placement(range(blocks), self.pyramid)(attend)
+        place = self.encoder_positions.placement(range(blocks), self.pyramid)
+        everyone, of_latents, latents = self._encoder_attention((x.shape[2],) * blocks, x.device)
         x = x.flatten(1, 2)
-        for layer in self.encoder:
-            x = layer(x, attend)
-        return x.view(len(x), blocks, -1, x.shape[-1])[:, :, -self.spec.block_capacity :]
+        *layers, last = self.encoder
+        for layer in layers:
+            x = layer(x, place(everyone))
+        features: Tensor = last(x, place(of_latents), latents)
+        return features.view(len(x), blocks, -1, features.shape[-1])
+
+    def _encoder_attention(self, sizes: Sequence[int], device: torch.device) -> tuple[Attend, Attend, Tensor]:
+        """Of all tokens of blocks; and of their latents alone, which the last layer computes, with the places of
+        these."""
+        window, count = self.window, self.spec.block_capacity
+        every = torch.arange(sum(sizes), device=device)
+        latents = every.view(len(sizes), -1)[:, -count:].flatten()
+        if not self.packs_training(device):
+            return block_causal(sizes, window=window), last_of_blocks(sizes, count, window), latents
+
+        def ranged(queries: Tensor) -> Attend:
+            attend = block_ranges(sizes, window, queries)
+            return lambda q, keys, values: attend(q[:, :, queries], keys, values)
+
+        return block_ranges(sizes, window, every), ranged(latents), latents
 
     def _closed_loop_features(
         self, reader: PastTokens, video: Tensor, keep: Tensor | None, added: Tensor | None

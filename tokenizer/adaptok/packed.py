@@ -30,7 +30,6 @@ SPARE = 256
 """Tokens that a pass may have beyond the kept ones, so that few sizes occur."""
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def has_kernel(device: torch.device, dtype: torch.dtype, channels: int) -> bool:
     """Whether the kernel takes heads of `channels` in `dtype` on a device."""
     return dtype in HALF and channels <= 128 and hardware(device).kernels

@@ -23,6 +23,7 @@ from genvid.tokenizer.adaptok.discriminator import (
     discriminator_loss,
 )
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokenizer.adaptok.packed import has_kernel
 from genvid.tokenizer.adaptok.prior import PriorConfig, TokenPrior
 from genvid.tokenizer.adaptok.scorer import Scorer
 from genvid.tokenizer.adaptok.semantic import SemanticConfig, SemanticLoss
@@ -34,6 +35,9 @@ from genvid.tokenizer.statistics import moment_sums
 from genvid.tokenizer.teachers import Teacher
 from genvid.tokens.blocks import first_tokens
 from genvid.train.task import StepOutput, TrainingTask
+
+torch.compiler.assume_constant_result(has_kernel)  # type: ignore[no-untyped-call]
+"""Compiled steps do not look into it."""
 
 
 @dataclass(frozen=True)
