@@ -9,7 +9,6 @@ import torch
 from compiled import graphs_of
 from disturbed import disturbed
 from test_packed import CONFIG, MODELS
-from test_stream import NoWait
 
 from genvid.tokenizer.adaptok import scorer_stream
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, RotaryGeometry
@@ -110,17 +109,6 @@ def test_products_are_of_kept_tokens_alone(packed):
     assert counts == [(21, 9), (5 + 21, 9), (4 + 21, 9), (16 + 21, 9)]
 
 
-@torch.no_grad()
-def test_a_pass_does_not_wait_for_the_device(tokenizer):
-    scorer, tokens = make_scorer(tokenizer), coded(tokenizer, 3)
-    stream = PackedScorerStream(ScorerPredictor(tokenizer, scorer).passes)
-    for block in range(4):
-        whole = tokens.select_blocks(slice(block, block + 1))
-        with NoWait():
-            stream.score(whole)
-        stream.append(whole, torch.rand(3, 1, 7) < 0.5)
-
-
 @torch._dynamo.config.patch(recompile_limit=16)
 def test_the_compilations_of_one_batch_serve_all_lengths(packed):
     tokenizer = disturbed(AdapTok(CONFIG))
@@ -173,3 +161,23 @@ def test_the_kernel_gives_the_same_scores(gpu, geometry, gains, monkeypatch):
         masked = scores()
     assert len(runs) == 4
     assert (alone - exact).norm() < 1.2 * (masked - exact).norm() + 1e-3 * exact.norm()
+
+
+@pytest.mark.gpu
+@torch.no_grad()
+def test_a_pass_does_not_wait_for_the_gpu(gpu):
+    tokenizer = disturbed(AdapTok(CONFIG)).to(gpu)
+    scorer = make_scorer(tokenizer).to(gpu)
+    tokens = tokenizer.encode(torch.rand(6, 3, 16, 16, 24, device=gpu) * 2 - 1)
+    stream = PackedScorerStream(ScorerPredictor(tokenizer, scorer).passes)
+    with torch.autocast("cuda", torch.bfloat16):
+        stream.score(tokens.select_blocks(slice(0, 1)))  # compiles the kernel
+        stream = PackedScorerStream(ScorerPredictor(tokenizer, scorer).passes)
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            for block in range(4):
+                whole = tokens.select_blocks(slice(block, block + 1))
+                stream.score(whole)
+                stream.append(whole, torch.rand(6, 1, 7) < 0.5)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")

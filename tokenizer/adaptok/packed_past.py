@@ -25,19 +25,22 @@ KeysValues = tuple[Tensor, Tensor]
 
 class PackedBlocks:
     """Tokens of a pass, of each clip one after another: of a block the kept ones, if there is one before the whole
-    block, and all of this. Made without reading a value from the device."""
+    block, and all of this. Tables are made on the CPU, where lengths are known: on a GPU they are many small kernels,
+    for which the layers would wait."""
 
-    def __init__(self, keep: Tensor, kept: int) -> None:
-        """`keep` (B, 1 or 2, L): all tokens of the last block, and `kept` ones of the block before it."""
-        clips, _, self.capacity = keep.shape
-        self.chosen = torch.nonzero_static(keep.flatten(), size=kept + clips * self.capacity)[:, 0]
-        """(N,) places in `keep`."""
-        self.lengths = keep[:, :-1].sum((1, 2), dtype=torch.int32)
+    def __init__(self, keep: Tensor | None, clips: int, capacity: int) -> None:
+        """`keep` (B, L) on the CPU, of the block before the whole one; None: there is none."""
+        self.capacity, self.keep = capacity, keep
+        whole = torch.ones(clips, 1, capacity, dtype=torch.bool)
+        every = whole if keep is None else torch.cat([keep[:, None], whole], 1)
+        self.chosen = every.flatten().nonzero()[:, 0]
+        """(N,) places in these two blocks of all clips, (B, 1 or 2, L)."""
+        self.lengths = every[:, :-1].sum((1, 2))
         """(B,) kept tokens of the block before the whole one, in each clip."""
-        self.ends = (self.lengths + self.capacity).cumsum(0, dtype=torch.int32)
+        self.ends = (self.lengths + capacity).cumsum(0)
         """(B,) ends of clips in the pass."""
-        clip = torch.repeat_interleave(self.lengths, output_size=kept)
-        self.kept = torch.arange(kept, device=keep.device) + clip * self.capacity
+        clip = torch.repeat_interleave(self.lengths)
+        self.kept = torch.arange(len(clip)) + clip * capacity
         """(n,) places in the pass of these tokens."""
 
 
@@ -46,8 +49,8 @@ class _Block(NamedTuple):
 
     layers: list[KeysValues]
     """In each layer."""
-    lengths: Tensor
-    """(B,) int32, of each clip."""
+    keep: Tensor
+    """(B, L) on the CPU."""
 
 
 class PackedPast:
@@ -57,57 +60,49 @@ class PackedPast:
         self._window = window
         self._blocks = deque[_Block](maxlen=window)
 
-    def run(
-        self,
-        layers: nn.ModuleList,
-        x: Tensor,
-        packed: PackedBlocks,
-        place: Placement,
-        read: Tensor,
-        *,
-        remember: bool,
-    ) -> Tensor:
+    def run(self, layers: nn.ModuleList, x: Tensor, packed: PackedBlocks, place: Placement, read: Tensor) -> Tensor:
         """Tokens (1, N, W) of `packed` through `layers` -> (B, Q, W): those of the whole block at the positions `read`
-        (Q,), which the last layer computes alone.
+        (Q,) on the CPU, which the last layer computes alone.
 
-        Kept tokens of the block before it attend to each other and to the past ones; with `remember`, they are then
-        past ones. Tokens of the whole block attend to all of these and to each other; their window begins a block
-        later.
+        Kept tokens of the block before it attend to each other and to the past ones, and are then past ones. Tokens of
+        the whole block attend to all of these and to each other; their window begins a block later.
         """
-        everyone, of_read = self._spans(packed, len(read))
+        everyone, of_read = self._spans(packed, len(read), x.device)
         places = ((packed.ends - packed.capacity)[:, None] + read).flatten()
-        order, known = self._order(), list[KeysValues]()
+        places, kept = (part.to(x.device, non_blocking=True) for part in (places, packed.kept))
+        order, known = self._order(x.device), list[KeysValues]()
         for index, layer in enumerate(layers):
             own: list[KeysValues] = []  # new for each layer: compiled code depends on its length
             spans, chosen = (everyone, slice(None)) if index + 1 < len(layers) else (of_read, places)
             x = layer(x, place(_attention(spans, self._joined(index, order), own, chosen)), chosen)
-            if remember:
-                known += [(keys[packed.kept], values[packed.kept]) for keys, values in own]
-        if remember:
-            self._blocks.append(_Block(known, packed.lengths))
+            if packed.keep is not None:
+                known += [(keys[kept], values[kept]) for keys, values in own]
+        if packed.keep is not None:
+            self._blocks.append(_Block(known, packed.keep))
         return x.view(len(packed.ends), len(read), -1)
 
-    def _spans(self, packed: PackedBlocks, read: int) -> tuple[Spans, Spans]:
+    def _spans(self, packed: PackedBlocks, read: int, device: torch.device) -> tuple[Spans, Spans]:
         """Of all tokens of a pass, and of the `read` ones of each clip."""
-        lengths = [block.lengths for block in self._blocks]
-        known = torch.stack([torch.zeros_like(packed.lengths), *lengths]).sum(0, dtype=torch.int32)
-        last = known.cumsum(0, dtype=torch.int32)
+        lengths = [block.keep.sum(1) for block in self._blocks]
+        known = torch.stack([torch.zeros_like(packed.lengths), *lengths]).sum(0)
+        last = known.cumsum(0)
         first = last - known
         later = first + lengths[0] if len(lengths) == self._window else first
         end, middle = packed.ends, packed.ends - packed.capacity
         start = middle - packed.lengths
         of_kept, of_whole = (start, middle, first, last, start, middle), (middle, end, later, last, start, end)
-        chosen = torch.arange(0, read * len(end), read, dtype=torch.int32, device=end.device)
-        of_read = chosen, chosen + read, *of_whole[2:]
-        everyone, few = (torch.stack(spans, 1).view(-1, 3, 2) for spans in ((*of_kept, *of_whole), of_read))
-        return Spans(everyone, packed.capacity), Spans(few, read)
+        chosen = torch.arange(0, read * len(end), read)
+        places = torch.stack([*of_kept, *of_whole, chosen, chosen + read, *of_whole[2:]], 1).int()
+        places = places.to(device, non_blocking=True).view(-1, 3, 3, 2)
+        return Spans(places[:, :2].reshape(-1, 3, 2), packed.capacity), Spans(places[:, 2].contiguous(), read)
 
-    def _order(self) -> Tensor | None:
+    def _order(self, device: torch.device) -> Tensor | None:
         """In which the past tokens of a clip are beside each other; None: in their own, of one block at most."""
         if len(self._blocks) < 2:
             return None
-        clips = [torch.repeat_interleave(b.lengths, output_size=len(b.layers[0][0])) for b in self._blocks]
-        return torch.cat(clips).argsort(stable=True)
+        keep = torch.stack([block.keep for block in self._blocks])
+        numbers = (keep.flatten().cumsum(0) - 1).view_as(keep)
+        return numbers.transpose(0, 1)[keep.transpose(0, 1)].to(device, non_blocking=True)
 
     def _joined(self, layer: int, order: Tensor | None) -> KeysValues | None:
         """Keys and values of all past tokens in `order`; None: there is no past block."""

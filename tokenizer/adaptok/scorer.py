@@ -203,21 +203,10 @@ class Scorer(Model):
         """
         tokens = product(self.input, torch.where(keep[..., None], self.evidence_scale(scorer_inputs), 0))
         blocks, count = scorer_inputs.shape[1:3]
-        return tokens + self._vectors(first, blocks)[:, :count]
-
-    def embed_chosen(self, scorer_inputs: Tensor, chosen: Tensor, first: int) -> Tensor:
-        """`embed` of nothing but the tokens `chosen` (N,) among (B, G, L) -> (N, width)."""
-        blocks = scorer_inputs.shape[1]
-        tokens = product(self.input, self.evidence_scale(scorer_inputs.flatten(0, 2)[chosen]))
-        vectors = self._vectors(first, blocks).flatten(0, 1)
-        return tokens + vectors[chosen % len(vectors)]
-
-    def _vectors(self, first: int, blocks: int) -> Tensor:
-        """(G, L, width) of the latents of so many blocks from `first` on."""
         if self.pyramid is None:
-            return self.positions[first : first + blocks]
-        vectors: Tensor = self.levels(self.pyramid)
-        return vectors.expand(blocks, -1, -1)
+            return tokens + self.positions[first : first + blocks, :count]
+        vectors: Tensor = self.levels(self.pyramid)[:count]
+        return tokens + vectors
 
     def placement(self, runs: Runs, first: int | Tensor = 0, chosen: Tensor | None = None) -> Placement:
         """Of the latents of `runs`, counted from `first`; or of the ones `chosen` (N,) among these, in their order."""
@@ -229,8 +218,8 @@ class Scorer(Model):
 
     @property
     def read(self) -> Tensor:
-        """(Q,) positions of a block at which scores are read out."""
-        return torch.arange(len(self.readout), device=self.sizes.device) if self.config.gains else self.sizes - 1
+        """(Q,) positions of a block at which scores are read out, on the CPU."""
+        return torch.arange(len(self.readout)) if self.config.gains else torch.tensor(self.candidates) - 1
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""

@@ -142,36 +142,43 @@ class PackedScorerStream:
         """Blocks so far."""
         window = scorer.scorer.config.window
         self._scorer, self._past, self._latents = scorer, PackedPast(window), PastBlocks(window)
-        self._last: tuple[Tensor, Tensor, int] | None = None
-        """Scorer inputs (B, 1, L, E) of the last block, its kept tokens (B, 1, L) and their number, until these are
-        among the past ones."""
+        self._inputs: Tensor | None = None
+        """Layer input (B, L, width) of the next block, if it has been scored."""
+        self._last: tuple[Tensor, Tensor] | None = None
+        """That of the last block, and its kept tokens (B, L) on the CPU, until these are among the past ones."""
 
     @torch.no_grad()
     def score(self, tokens: BlockTokens) -> Tensor:
         """Distortion (B, K) of the next block (B, 1, L) at each size, from all of its tokens."""
         scorer, last, self._last = self._scorer.scorer, self._last, None
-        whole, kept = replace(tokens, keep=torch.ones_like(tokens.keep)), 0
-        inputs, keep = self._scorer.scorer_inputs(self._latents, whole), whole.keep
-        if last is not None:
-            inputs, keep, kept = torch.cat([last[0], inputs], 1), torch.cat([last[1], keep], 1), last[2]
-        packed, (_, blocks, capacity) = PackedBlocks(keep, kept), keep.shape
-        first = self.count + 1 - blocks
-        x = scorer.embed_chosen(inputs, packed.chosen, first)[None]
-        runs = [(block, capacity) for block in range(blocks)]
-        place = scorer.placement(runs, first, packed.chosen % (blocks * capacity))
-        x = self._past.run(scorer.layers, x, packed, place, scorer.read, remember=last is not None)
+        self._inputs = inputs = self._layer_input(tokens)
+        clips, capacity = inputs.shape[:2]
+        packed = PackedBlocks(None if last is None else last[1], clips, capacity)
+        chosen = packed.chosen.to(inputs.device, non_blocking=True)
+        blocks = torch.stack([inputs] if last is None else [last[0], inputs], 1)
+        runs = [(block, capacity) for block in range(blocks.shape[1])]
+        place = scorer.placement(runs, self.count + 1 - len(runs), chosen % (len(runs) * capacity))
+        x = blocks.flatten(0, 2)[chosen][None]
+        x = self._past.run(scorer.layers, x, packed, place, scorer.read)
         return scorer.denormalize(scorer.scores(x[:, None])[:, 0].float())
 
     @torch.no_grad()
     def append(self, tokens: BlockTokens, keep: Tensor) -> None:
         """Go on to the block after this one (B, 1, L), of which later scores read the tokens in `keep` (B, 1, L), on
-        the CPU."""
+        the CPU. If the next block has been scored, it is this one."""
         if self._last is not None:
             self.score(tokens)  # the last block is then among the past ones
-        cut = replace(tokens, keep=keep.to(tokens.keep.device, non_blocking=True))
-        self._last = self._scorer.scorer_inputs(self._latents, cut), cut.keep, int(keep.sum())
-        self._scorer.remember_latents(self._latents, cut)
+        self._last = self._layer_input(tokens) if self._inputs is None else self._inputs, keep[:, 0]
+        self._inputs = None
+        if self._scorer.scorer.config.novelty:
+            self._scorer.remember_latents(self._latents, replace(tokens, keep=keep.to(tokens.keep.device)))
         self.count += 1
+
+    def _layer_input(self, tokens: BlockTokens) -> Tensor:
+        """All tokens of the next block (B, 1, L) -> (B, L, width). It does not depend on which of them are kept."""
+        whole = replace(tokens, keep=torch.ones_like(tokens.keep))
+        inputs = self._scorer.scorer_inputs(self._latents, whole)
+        return self._scorer.scorer.embed(inputs, whole.keep, self.count)[:, 0]
 
 
 class ScorerPredictor:
@@ -217,8 +224,9 @@ class ScorerPredictor:
     def _precedes(self, earlier: tuple[Tensor, ...]) -> bool:
         """Whether `earlier`, as in `_cached`, begins with the cached blocks."""
         blocks = self._cached[0].shape[1]
-        if not 0 < blocks <= earlier[0].shape[1]:
+        if blocks > earlier[0].shape[1]:
             return False
-        # Between calls allocators change the kept tokens alone.
-        pairs = zip(self._cached, earlier, strict=True)
-        return all(ours is theirs or torch.equal(ours[:, :blocks], theirs[:, :blocks]) for ours, theirs in pairs)
+        (keep, *known), (kept, *values) = self._cached, earlier
+        # Between calls allocators change the kept tokens alone. The block after the earlier ones has been scored.
+        same = (a is b or a[:, : blocks + 1].equal(b[:, : blocks + 1]) for a, b in zip(known, values, strict=True))
+        return keep.equal(kept[:, :blocks]) and all(same)
