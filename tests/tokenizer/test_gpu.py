@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,12 +15,14 @@ from tiny_codecs import cosmos, drifting, make_lit
 from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.allocation import UniformAllocator
+from genvid.hardware import hardware
 from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.adaptok.scorer import Scorer, ScorerConfig
 from genvid.tokenizer.adaptok.scorer_stream import ScorerPredictor
 from genvid.tokenizer.adaptok.stream import StreamBudget, StreamDecoder, StreamEncoder
+from genvid.tokenizer.adaptok.tail_drop import TailDropConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask, ScorerTask
 from genvid.tokenizer.layers import TransformerBlock
 from genvid.tokenizer.lit.budget import BudgetAllocator
@@ -27,7 +30,7 @@ from genvid.tokenizer.lit.model import LIT
 from genvid.tokenizer.lit.redundancy import RedundancyAllocator, RedundancyConfig
 from genvid.tokenizer.streams import video_decoder, video_encoder
 from genvid.tokens import BlockTokens
-from genvid.train.task import TrainingTask
+from genvid.train.task import StepOutput, TrainingTask
 
 pytestmark = pytest.mark.gpu
 CLOSE = {"rtol": 1e-2, "atol": 1e-3}
@@ -150,3 +153,26 @@ def test_lit_gives_the_same_masks_and_videos(gpu: torch.device, tmp_path: Path, 
     assert changed <= 2  # latents that lie on the threshold
     if not changed:
         torch.testing.assert_close(redone.cpu(), decoded, rtol=1e-2, atol=1e-2)
+
+
+def test_a_step_that_is_compiled_in_half_precision_computes_kept_tokens_alone(gpu: torch.device) -> None:
+    if not hardware(gpu).kernels:
+        pytest.skip("needs Triton and a GPU that it compiles for")
+    torch.manual_seed(0)
+    task = AdapTokTask(MODEL, replace(OBJECTIVE, tail_drop=TailDropConfig(2, 1, 1, 6)), make_distortion()).to(gpu)
+    disturbed(task.tokenizer)
+    batch = {name: value.to(gpu) for name, value in make_batch(16).items()}
+
+    def loss_and_gradient(forward: Callable[..., StepOutput]) -> tuple[float, float]:
+        task.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = forward(batch, "model", 0, {}).loss
+        loss.backward()
+        return loss.item(), torch.stack([p.grad.norm() for p in task.parameters() if p.grad is not None]).norm().item()
+
+    expected, compiled = loss_and_gradient(task.forward), torch.compile(task.forward, dynamic=False)
+    loss_and_gradient(compiled)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
+        found = loss_and_gradient(compiled)
+    assert any("flex_attention_backward" in event.key for event in profiled.key_averages())
+    assert found == pytest.approx(expected, rel=0.05)
