@@ -25,10 +25,11 @@ class Cut(NamedTuple):
 def kept_cut(keep: Tensor, repeated: bool) -> Cut:
     """(B, 1, L) kept tokens -> the shortest cut; with `repeated` one of four, with room for all tokens, so that few
     shapes occur and graphs are replayed."""
-    (longest,), capacity = longest_kept(keep), keep.shape[2]
+    some, every = torch.stack([keep.any(0), keep.all(0)]).cpu()  # the one wait for the device
+    (longest,), capacity = longest_kept(some[None]), keep.shape[2]
     if repeated:
         return Cut(rounded(longest, capacity), True, capacity)
-    return Cut(longest, not keep[:, :, :longest].all(), longest)
+    return Cut(longest, not every[:, :longest].all(), longest)
 
 
 def few(tokens: Tensor) -> bool:

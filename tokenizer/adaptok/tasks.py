@@ -37,7 +37,7 @@ from genvid.tokens.blocks import first_tokens
 from genvid.train.task import StepOutput, TrainingTask
 
 torch.compiler.assume_constant_result(has_kernel)  # type: ignore[no-untyped-call]
-"""Compiled steps do not look into it."""
+"""A constant of compiled steps: the compiler cannot trace calls of the driver."""
 
 
 @dataclass(frozen=True)
