@@ -30,8 +30,8 @@ class StackConfig:
     heads: int
 
     def __post_init__(self) -> None:
-        if min(self.width, self.heads) < 1:
-            raise ValueError(f"width and heads are at least 1, got {self.width} and {self.heads}")
+        if min(self.width, self.depth, self.heads) < 1:
+            raise ValueError(f"width, depth and heads are at least 1, got {self.width}, {self.depth} and {self.heads}")
         if self.width % self.heads or self.width % 4:
             raise ValueError(f"width {self.width} must be a multiple of 4 and of the number of heads ({self.heads})")
 

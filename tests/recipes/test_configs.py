@@ -125,7 +125,8 @@ def test_recipes_of_fine_tuning_have_the_config_of_their_source():
 @pytest.mark.parametrize(
     ("recipe", "override", "words"),
     [
-        ("tokenizer", "--model.encoder.heads=0", "width and heads are at least 1, got 384 and 0"),
+        ("tokenizer", "--model.encoder.heads=0", "width, depth and heads are at least 1, got 384, 4 and 0"),
+        ("tokenizer", "--model.encoder.depth=0", "width, depth and heads are at least 1, got 384, 0 and"),
         ("tokenizer", "--data.clip.resolution=32", r"data\.clip\.resolution must be a list \[a, b\], got '32'"),
         ("tokenizer", f"--seed={2**70}", "seed must be an integer of 64 bits"),
         ("ar", "--model.kv_heads=0", "model.kv_heads must be at least 1, got 0"),
