@@ -77,6 +77,17 @@ def test_kept_tokens_alone_give_the_scores_of_the_masked_pass(tokenizer, kept, g
     torch.testing.assert_close(predictor.predict(cut, 3), expected[3], atol=1e-5, rtol=1e-5)  # none is scored before
 
 
+def test_a_block_that_is_scored_twice_has_the_same_scores(tokenizer, packed):
+    """With rotary geometry also where the past fills the window."""
+    scorer, tokens = make_scorer(tokenizer), coded(tokenizer, 3)
+    cut = tokens.tail_drop(torch.tensor(LENGTHS["ragged"])[:, : tokens.keep.shape[1]])
+    predictor = ScorerPredictor(tokenizer, scorer)
+    for block in range(cut.keep.shape[1] - 1):
+        expected = plain(tokenizer, scorer, cut, block)
+        for _ in range(2):
+            torch.testing.assert_close(predictor.predict(cut, block), expected, atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("gains", [False, True])
 def test_values_of_dropped_tokens_do_not_matter(tokenizer, gains, packed):
     scorer, tokens = make_scorer(tokenizer, gains=gains), coded(tokenizer, 3)

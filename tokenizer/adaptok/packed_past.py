@@ -87,7 +87,9 @@ class PackedPast:
         known = torch.stack([torch.zeros_like(packed.lengths), *lengths]).sum(0)
         last = known.cumsum(0)
         first = last - known
-        later = first + lengths[0] if len(lengths) == self._window else first
+        # A block that is scored again follows these blocks; else one of this pass lies between.
+        moves_on = packed.keep is not None and len(lengths) == self._window
+        later = first + lengths[0] if moves_on else first
         end, middle = packed.ends, packed.ends - packed.capacity
         start = middle - packed.lengths
         of_kept, of_whole = (start, middle, first, last, start, middle), (middle, end, later, last, start, end)
@@ -97,7 +99,7 @@ class PackedPast:
         return Spans(places[:, :2].reshape(-1, 3, 2), packed.capacity), Spans(places[:, 2].contiguous(), read)
 
     def _order(self, device: torch.device) -> Tensor | None:
-        """In which the past tokens of a clip are beside each other; None: in their own, of one block at most."""
+        """Order of past tokens in which those of a clip lie beside each other; None: they do, in one block at most."""
         if len(self._blocks) < 2:
             return None
         keep = torch.stack([block.keep for block in self._blocks])
