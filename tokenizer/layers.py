@@ -21,6 +21,11 @@ Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Queries, keys and values (B, heads, S, head_dim) -> (B, heads, S, head_dim), or of some of the tokens alone."""
 
 
+def of_chosen(attend: Attend, chosen: slice | Tensor) -> Attend:
+    """`attend`, which takes the queries of the `chosen` tokens (Q,) alone, for the queries of all."""
+    return lambda queries, keys, values: attend(queries[:, :, chosen], keys, values)
+
+
 @dataclass(frozen=True)
 class StackConfig:
     """Size of a stack of transformer blocks."""
@@ -92,7 +97,7 @@ def product(layer: nn.Linear, x: Tensor) -> Tensor:
 
 
 def dtype_of_products(layers: nn.ModuleList, device: torch.device) -> torch.dtype:
-    """In which `TransformerBlock`s compute products at this moment."""
+    """Type in which `TransformerBlock`s compute products at this moment."""
     if torch.is_autocast_enabled(device.type):
         return torch.get_autocast_dtype(device.type)
     return layers[0].get_parameter("qkv.weight").dtype

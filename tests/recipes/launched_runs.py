@@ -61,7 +61,7 @@ def fsdp_on_cpu(wanted: bool) -> None:
         return
     if not wanted:
         PartialState._prepare_backend, PartialState.set_device = PREPARE_BACKEND, SET_DEVICE
-        accelerator._check_fsdp = CHECK_FSDP
+        accelerator._check_fsdp, torch.compile = CHECK_FSDP, COMPILE
         return
     PartialState._prepare_backend = lambda *_, **__: ("gloo", DistributedType.MULTI_GPU)
     PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))

@@ -40,13 +40,7 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None, window: int |
     masks = [None if keep is None else key_mask(keep[:, run]) for run in seen]
 
     def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        parts = [
-            scaled_dot_product_attention(
-                queries[:, :, run.stop - size : run.stop], keys[:, :, run], values[:, :, run], attn_mask=mask
-            )
-            for size, run, mask in zip(sizes, seen, masks, strict=True)
-            if size
-        ]
+        parts = _to_runs(queries, keys, values, seen, sizes, masks)
         return alone(joined(parts), values, keep) if parts else values
 
     return attend
@@ -55,15 +49,8 @@ def block_causal(sizes: Sequence[int], keep: Tensor | None = None, window: int |
 def last_of_blocks(sizes: Sequence[int], count: int, window: int | None = None) -> Attend:
     """`block_causal` of nothing but the last `count` tokens of each block, one block after the other."""
     seen = _seen(sizes, window)
-
-    def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        parts = [
-            scaled_dot_product_attention(queries[:, :, run.stop - count : run.stop], keys[:, :, run], values[:, :, run])
-            for run in seen
-        ]
-        return joined(parts)
-
-    return attend
+    counts, masks = [count] * len(seen), [None] * len(seen)
+    return lambda queries, keys, values: joined(_to_runs(queries, keys, values, seen, counts, masks))
 
 
 def latents_then_pixels(
@@ -131,6 +118,24 @@ def lengths_then_pixels(
         return joined([earlier, *latents, *others])
 
     return attend
+
+
+def _to_runs(
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    runs: Sequence[slice],
+    counts: Sequence[int],
+    masks: Sequence[Tensor | None],
+) -> list[Tensor]:
+    """Attention of the last tokens of every run, of which there are `counts`, to the run; none of empty parts."""
+    return [
+        scaled_dot_product_attention(
+            queries[:, :, run.stop - count : run.stop], keys[:, :, run], values[:, :, run], attn_mask=mask
+        )
+        for run, count, mask in zip(runs, counts, masks, strict=True)
+        if count
+    ]
 
 
 def _seen(sizes: Sequence[int], window: int | None) -> list[slice]:

@@ -27,7 +27,7 @@ from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, 
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
-from genvid.tokenizer.layers import Attend, dtype_of_products, initialise, product
+from genvid.tokenizer.layers import Attend, dtype_of_products, initialise, of_chosen, product
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
@@ -206,19 +206,14 @@ class AdapTok(Model):
         return features.view(len(x), blocks, -1, features.shape[-1])
 
     def _encoder_attention(self, sizes: Sequence[int], device: torch.device) -> tuple[Attend, Attend, Tensor]:
-        """Of all tokens of blocks; and of their latents alone, which the last layer computes, with the places of
-        these."""
+        """Attention of all tokens; of the latents alone, for the last layer; and the places of these."""
         window, count = self.window, self.spec.block_capacity
         every = torch.arange(sum(sizes), device=device)
         latents = every.view(len(sizes), -1)[:, -count:].flatten()
         if not self.packs_training(device):
             return block_causal(sizes, window=window), last_of_blocks(sizes, count, window), latents
-
-        def ranged(queries: Tensor) -> Attend:
-            attend = block_ranges(sizes, window, queries)
-            return lambda q, keys, values: attend(q[:, :, queries], keys, values)
-
-        return block_ranges(sizes, window, every), ranged(latents), latents
+        everyone, alone = (block_ranges(sizes, window, queries) for queries in (every, latents))
+        return everyone, of_chosen(alone, latents), latents
 
     def _closed_loop_features(
         self, reader: PastTokens, video: Tensor, keep: Tensor | None, added: Tensor | None

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from genvid.hardware import HALF, hardware
 from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges
-from genvid.tokenizer.layers import Attend
+from genvid.tokenizer.layers import Attend, of_chosen
 
 MOST_TOKENS = 1 << 19
 """Of videos of any length in one pass, if all were kept: 10 GB of activations at a width of 768."""
@@ -60,8 +60,8 @@ class PackedTokens:
     def __init__(self, keep: Tensor, count: int, pixels: int, window: int | None) -> None:
         """`keep` (B, G, L), `pixels` queries a block, and the decoder's `window`.
 
-        `count`: of the latents, all that are kept and others, which no token attends to; without gradients these are
-        `SPARE` at most.
+        `count`: of the latents, all that are kept and others, which no kept token attends to; without gradients these
+        are `SPARE` at most.
         """
         clips, blocks, capacity = keep.shape
         self.latents = torch.nonzero_static(keep.flatten(), size=count)[:, 0]
@@ -82,16 +82,15 @@ class PackedTokens:
 def _by_spans(count: int, keep: Tensor, pixels: int, window: int | None) -> tuple[Attend, Attend]:
     """Attention of all tokens, and of pixel queries, without gradients."""
     clips, blocks, capacity = keep.shape
-    every = clips * blocks * pixels
     own, seen = _spans_of_latents(keep.sum(2, dtype=torch.int32), window)
-    tiles = torch.arange(0, every, pixels, dtype=torch.int32, device=keep.device)
+    tiles = torch.arange(0, clips * blocks * pixels, pixels, dtype=torch.int32, device=keep.device)
     tiles = torch.stack([tiles, tiles + pixels], 1)
     own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do
     of_latents = torch.stack([own, seen, torch.zeros_like(seen)], 1)
     of_pixels = torch.stack([tiles + count, seen, tiles + count], 1)
     everyone = Spans(torch.cat([of_latents, of_pixels]), max(capacity + SPARE, pixels))
     alone = Spans(torch.stack([tiles, seen, tiles + count], 1), pixels)
-    return everyone.attend, lambda queries, keys, values: alone.attend(queries[:, :, -every:], keys, values)
+    return everyone.attend, of_chosen(alone.attend, slice(count, None))
 
 
 def _by_ranges(latents: Tensor, keep: Tensor, pixels: int, window: int | None) -> tuple[Attend, Attend]:
@@ -108,11 +107,9 @@ def _by_ranges(latents: Tensor, keep: Tensor, pixels: int, window: int | None) -
     first = torch.where(last < total, first, last)
     numbers = torch.cat([last[: len(latents)], total + queries])
     own = torch.cat([torch.full_like(latents, -1), total + queries])
-    alone = attend_to_ranges(numbers, *(part[len(latents) :] for part in (first, last, own)))
-    return (
-        attend_to_ranges(numbers, first, last, own),
-        lambda q, keys, values: alone(q[:, :, len(latents) :], keys, values),
-    )
+    of_pixels = slice(len(latents), None)
+    alone = attend_to_ranges(numbers, first[of_pixels], last[of_pixels], own[of_pixels])
+    return attend_to_ranges(numbers, first, last, own), of_chosen(alone, of_pixels)
 
 
 def _spans_of_latents(lengths: Tensor, window: int | None) -> tuple[Tensor, Tensor]:

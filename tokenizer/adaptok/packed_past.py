@@ -87,7 +87,7 @@ class PackedPast:
         known = torch.stack([torch.zeros_like(packed.lengths), *lengths]).sum(0)
         last = known.cumsum(0)
         first = last - known
-        # A block that is scored again follows these blocks; else one of this pass lies between.
+        # With kept tokens in the pass, their block is the last of the window, and the first past one has left it.
         moves_on = packed.keep is not None and len(lengths) == self._window
         later = first + lengths[0] if moves_on else first
         end, middle = packed.ends, packed.ends - packed.capacity
