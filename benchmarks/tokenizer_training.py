@@ -29,6 +29,7 @@ from genvid.batch import Batch
 from genvid.perceptual import LPIPSConfig, PerceptualDistance, StructureDistance
 from genvid.perceptual.networks import BACKBONES
 from genvid.recipes.runs import AdapTokRun
+from genvid.tokenizer.adaptok.prior import PriorConfig
 from genvid.tokenizer.adaptok.tasks import AdapTokTask, AdversarialAdapTokTask
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.losses import Distortion
@@ -44,7 +45,8 @@ class EnoughError(Exception):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16, help="clips of each process")
+    parser.add_argument("--batch", type=int, default=16, help="clips of a micro-batch of each process")
+    parser.add_argument("--accumulation", type=int, default=1, help="micro-batches of a step")
     parser.add_argument("--steps", type=int, default=10, help="that are timed: whole rounds of five")
     parser.add_argument("--plain", action="store_true", help="no discriminator")
     parser.add_argument("--no-compile", action="store_true")
@@ -59,6 +61,7 @@ def main() -> None:
             run,
             data=replace(run.data, clip=replace(run.data.clip, resolution=(32, 32))),
             model=replace(run.model, resolution=(32, 32), encoder=small, decoder=small),
+            objective=replace(run.objective, prior=PriorConfig(small)),
             discriminator=replace(run.discriminator, transformer=small),
         )
     with tempfile.TemporaryDirectory() as folder:
@@ -83,7 +86,8 @@ def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[
     settings = run.train.optimizers
     train = TrainConfig(
         steps=10**6,
-        batch_size=options.batch * int(os.environ.get("WORLD_SIZE", "1")),
+        batch_size=options.batch * options.accumulation * int(os.environ.get("WORLD_SIZE", "1")),
+        accumulation=options.accumulation,
         precision="bf16" if cuda else "fp32",
         compile=not options.no_compile,
         activation_checkpointing=options.checkpointing,
@@ -101,8 +105,9 @@ def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[
         for step in range(warm_up + options.steps):
             if step == warm_up:
                 seconds[0] = now()
-            seeds = torch.arange(options.batch, device=shard.device) + (step * shard.world_size + shard.rank) * 10**6
-            yield [{"video": video, "seed": seeds}]
+            own = torch.arange(options.batch * options.accumulation, device=shard.device)
+            seeds = own + (step * shard.world_size + shard.rank) * 10**6
+            yield [{"video": video, "seed": part} for part in seeds.split(options.batch)]
         seconds[1] = now()
         raise EnoughError
 
@@ -119,10 +124,11 @@ def measure(run: AdapTokRun, options: argparse.Namespace, folder: Path) -> dict[
         "torch": torch.__version__,
         "launch": accelerator.distributed_type.value,
         "processes": accelerator.num_processes,
-        "clips of a process": options.batch,
+        "clips of a micro-batch": options.batch,
+        "micro-batches": options.accumulation,
         "discriminator": not options.plain,
         "ms a step": 1e3 * each,
-        "clips a second": options.batch * accelerator.num_processes / each,
+        "clips a second": train.batch_size / each,
         "memory, GB": [round(value, 2) for value in memories],
     }
 

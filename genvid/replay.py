@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from threading import Lock
 from typing import Any, TypeVar
 
@@ -90,15 +91,22 @@ class _Graph:
 def capture(work: Callable[[], Result], pool: Any) -> tuple[torch.cuda.CUDAGraph, Result]:
     """The launches of `work` in the memory of `pool`, and its result, whose tensors every replay writes anew. It runs
     twice before."""
-    graph, aside = torch.cuda.CUDAGraph(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    graph, aside = torch.cuda.CUDAGraph(), _capture_stream(torch.cuda.current_device())
     aside.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(aside):
         for _ in range(2):
             work()
     torch.cuda.current_stream().wait_stream(aside)
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
         result = work()
     return graph, result
+
+
+@cache
+def _capture_stream(device: int) -> torch.cuda.Stream:
+    """One for each GPU: by default torch captures in a stream of the GPU on which it first did, and graphs share memory
+    within a stream alone."""
+    return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -57,15 +57,20 @@ class FeatureDistance(PerceptualDistance):
         return torch.autocast(video.device.type, torch.float16, enabled=half)
 
     def frame_distance(self, frames: Tensor, target: Tensor) -> Tensor:
-        trunk = self._trunk.network
-        found = trunk((frames - self.mean) / self.std)
+        found = self._features(frames)
         with torch.no_grad():
-            wanted = trunk((target - self.mean) / self.std)
+            wanted = self._features(target)
         distance = frames.new_zeros(len(frames))
         for a, b, head in zip(found, wanted, self._heads.network, strict=True):
             difference = (_unit(a.float()) - _unit(b.float())).square().mean((2, 3))
             distance = distance + (difference * head).sum(1)
         return distance
+
+    def _features(self, frames: Tensor) -> list[Tensor]:
+        """Of each tap of the trunk. Frames are channels last as its weights are, else gradients are converted twice."""
+        normalized = (frames - self.mean) / self.std
+        features: list[Tensor] = self._trunk.network(normalized.contiguous(memory_format=torch.channels_last))
+        return features
 
 
 class SqueezeNetDistance(FeatureDistance):

@@ -113,6 +113,16 @@ def gathers_at_once(accelerator: Accelerator, task: TrainingTask, config: TrainC
     return accelerator.is_fsdp2 and config.compile and not config.compile_layers and task.compiled_across_layers
 
 
+def replays_graphs(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> bool:
+    """Whether parts of the task are replayed as CUDA graphs: the next replay overwrites results and gradients.
+
+    FSDP2 adds gradients of later micro-batches to those of the first, wherever these are.
+    """
+    if not config.compile or config.compile_layers or not task.compiled_across_layers:
+        return False
+    return config.accumulation == 1 if gathers_at_once(accelerator, task, config) else not _hooked(accelerator)
+
+
 def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainConfig) -> None:
     """Set up activation checkpointing and compilation as configured; before `Accelerator.prepare`, on the device.
 
@@ -125,8 +135,7 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         return
     # Once for each shape of a batch, and each stack of layers or scored block.
     torch._dynamo.config.recompile_limit = 64
-    hooked = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if config.compile_layers or (hooked and not gathers_at_once(accelerator, task, config)):
+    if config.compile_layers or (_hooked(accelerator) and not gathers_at_once(accelerator, task, config)):
         task.compile_layers()
     else:
         # DDP would cut every compiled part where its buckets end, into pieces of 25 MB of weights.
@@ -135,7 +144,12 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         # computed between them is computed again: half the memory.
         torch._functorch.config.ban_recompute_used_far_apart = False
         torch._functorch.config.ban_recompute_materialized_backward = False
-        task.use_compiler("reduce-overhead" if config.accumulation == 1 else None)
+        task.use_compiler("reduce-overhead" if replays_graphs(accelerator, task, config) else None)
+
+
+def _hooked(accelerator: Accelerator) -> bool:
+    """Whether hooks of FSDP2 or DeepSpeed run between layers."""
+    return accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 def make_state() -> PartialState:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from genvid.batch import Batch
-from genvid.train.accelerator import gathers_at_once, prepare_layers
+from genvid.train.accelerator import gathers_at_once, prepare_layers, replays_graphs
 from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
 from genvid.train.guard import NonFiniteGuard, poisoned
@@ -36,6 +36,7 @@ class TrainingStep:
 
     def __init__(self, accelerator: Accelerator, task: TrainingTask, config: TrainConfig, seed: int) -> None:
         self.accelerator, self.config, self.seed = accelerator, config, seed
+        self._replays_graphs = replays_graphs(accelerator, task, config)
         self.task, complete = task, place(task, accelerator)
         prepare_layers(accelerator, task, config)
         matrices = task.matrices()
@@ -54,7 +55,8 @@ class TrainingStep:
     def __call__(self, step: int, micro_batches: Sequence[Batch], stop: StopRequest, journal: Journal) -> None:
         """Optimizer step `step` (from 0) of every phase on this process's micro-batches."""
         self.seed_generators(step)
-        items = [self.task.num_items(batch).to(self.accelerator.device) for batch in micro_batches]
+        device = self.accelerator.device
+        items = [self.task.num_items(batch).to(device, non_blocking=True) for batch in micro_batches]
         shared = self.accelerator.reduce(torch.stack([*items, stop.indicator()]), "sum")
         stop.add_total(shared[-1])
         # accelerate divides by the number of micro-batches and averages gradients over processes: undo both.
@@ -73,6 +75,10 @@ class TrainingStep:
                     carries[index] = output.carry
                     outputs.append(replace(output, loss=output.loss.detach()))
                     norm = self._backward(output.loss, scale, phase)
+                    if self._replays_graphs and index + 1 < len(micro_batches):
+                        outputs[index] = self._copied(outputs[index])
+                        if index == 0:
+                            self._copy_gradients(phase)
                     for optimizer in optimizers:
                         optimizer.step()
                         optimizer.zero_grad()
@@ -108,6 +114,20 @@ class TrainingStep:
         norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         self.guard.check(norm)
         return cast(Tensor, norm)
+
+    @staticmethod
+    def _copied(output: StepOutput) -> StepOutput:
+        """The same in memory of its own, but for what the next phase receives."""
+        named = {field: getattr(output, field) for field in ("terms", "counts", "sums")}
+        copies = {field: {name: value.clone() for name, value in values.items()} for field, values in named.items()}
+        return replace(output, loss=output.loss.clone(), **copies)
+
+    def _copy_gradients(self, phase: str) -> None:
+        """Copy the gradients of the first micro-batch to memory of their own, to which those of the others are added:
+        where they are, a graph writes its results again."""
+        for parameter in self.task.trainable(phase):
+            if parameter.grad is not None:
+                parameter.grad = parameter.grad.clone()
 
     def totals(self, parts: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         """Named sums of this process's micro-batches -> sums over all micro-batches and processes, float64."""

@@ -101,7 +101,7 @@ class TrainingTask(nn.Module, ABC):
         """Compile the parts that gain by it; called once, on the device, when `train.compile` is set.
 
         By default every layer by itself. `mode` is torch.compile's mode for a complete step: "reduce-overhead" (CUDA
-        graphs, which keep gradients in memory of their own) if a step is one micro-batch.
+        graphs, whose results the next replay overwrites) where `genvid.train.accelerator.replays_graphs`.
         """
         self.compile_layers()
 

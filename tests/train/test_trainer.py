@@ -214,6 +214,26 @@ def test_accumulation_equals_one_large_batch(tmp_path):
         assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-5)
 
 
+class CompiledTask(TwoPlayerTask):
+    compiled_across_layers = True
+
+    def use_compiler(self, mode):
+        self.compiled = torch.compile(super().forward, mode=mode)
+
+    def forward(self, batch, phase, step, carry):
+        output = self.compiled(batch, phase, step, carry)
+        return replace(output, carry={name: value.clone() for name, value in output.carry.items()})
+
+
+def test_accumulation_equals_one_large_batch_where_steps_are_graphs(gpu, tmp_path):
+    """Every micro-batch's results and gradients are in the memory of those of the one before."""
+    whole = train(tmp_path / "whole", TwoPlayerTask, steps=6)
+    parts = train(tmp_path / "parts", CompiledTask, steps=6, accumulation=4, compile=True)
+    for a, b in zip(whole, parts, strict=True):
+        for name in ("generator/loss", "generator/grad_norm", "discriminator/loss", "discriminator/grad_norm"):
+            assert a[name] == pytest.approx(b[name], rel=1e-5)
+
+
 def test_a_folder_of_another_run_is_refused(tmp_path):
     train(tmp_path / "run", steps=1)
     with pytest.raises(RunError, match=r"already holds another run \(other is 0 there, 1 here\)"):

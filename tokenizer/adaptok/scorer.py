@@ -223,7 +223,7 @@ class Scorer(Model):
 
     def read_out(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, L, width) -> normalised scores (B, G, K)."""
-        return self.scores(x if self.config.gains else x[:, :, self.read])
+        return self.scores(x if self.config.gains else x[:, :, self.sizes - 1])
 
     def scores(self, x: Tensor) -> Tensor:
         """Output of the layers (B, G, Q, width) at the positions `read` -> normalised scores (B, G, K)."""
