@@ -5,7 +5,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from genvid.tokenizer.adaptok import attention
-from genvid.tokenizer.adaptok.attention import block_causal, causal_attention, full_attention, latents_then_pixels
+from genvid.tokenizer.adaptok.attention import (
+    block_causal,
+    causal_attention,
+    full_attention,
+    last_of_blocks,
+    latents_then_pixels,
+)
 
 
 def qkv(length, batch=3):
@@ -31,13 +37,23 @@ def some_kept(total):
 
 @pytest.mark.parametrize("sizes", [(5,), (3, 3, 3), (4, 0, 1, 6), (0, 2)])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_block_causal_equals_the_dense_mask(sizes, ragged):
+@pytest.mark.parametrize("window", [None, 0, 1])
+def test_block_causal_equals_the_dense_mask(sizes, ragged, window):
     inputs = qkv(sum(sizes))
     block = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    allowed = (block[:, None] >= block).expand(3, -1, -1)
+    ahead = block[:, None] - block
+    allowed = ((ahead >= 0) & (ahead <= (len(sizes) if window is None else window))).expand(3, -1, -1)
     keep = some_kept(sum(sizes)) if ragged else None
     expected = dense(*inputs, allowed if keep is None else drop(allowed, keep))
-    torch.testing.assert_close(block_causal(sizes, keep)(*inputs), expected)
+    torch.testing.assert_close(block_causal(sizes, keep, window)(*inputs), expected)
+
+
+@pytest.mark.parametrize("window", [None, 0, 1])
+def test_the_last_tokens_of_blocks_attend_as_among_all(window):
+    inputs = qkv(12)
+    last = torch.tensor([1, 2, 6, 7, 10, 11])
+    expected = block_causal((3, 5, 4), window=window)(*inputs)[:, :, last]
+    torch.testing.assert_close(last_of_blocks((3, 5, 4), 2, window)(*inputs), expected)
 
 
 @pytest.mark.parametrize("blocks", [(0, 1, 2), (1,), (2,)])

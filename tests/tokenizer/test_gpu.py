@@ -163,16 +163,18 @@ def test_a_step_that_is_compiled_in_half_precision_computes_kept_tokens_alone(gp
     disturbed(task.tokenizer)
     batch = {name: value.to(gpu) for name, value in make_batch(16).items()}
 
-    def loss_and_gradient(forward: Callable[..., StepOutput]) -> tuple[float, float]:
+    def loss_and_gradient(forward: Callable[..., StepOutput]) -> tuple[float, torch.Tensor]:
         task.zero_grad()
         with torch.autocast("cuda", torch.bfloat16):
             loss = forward(batch, "model", 0, {}).loss
         loss.backward()
-        return loss.item(), torch.stack([p.grad.norm() for p in task.parameters() if p.grad is not None]).norm().item()
+        return loss.item(), torch.cat([p.grad.flatten() for p in task.parameters() if p.grad is not None])
 
-    expected, compiled = loss_and_gradient(task.forward), torch.compile(task.forward, dynamic=False)
+    (expected, gradient), compiled = loss_and_gradient(task.forward), torch.compile(task.forward, dynamic=False)
     loss_and_gradient(compiled)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiled:
-        found = loss_and_gradient(compiled)
+        loss, found = loss_and_gradient(compiled)
     assert any("flex_attention_backward" in event.key for event in profiled.key_averages())
-    assert found == pytest.approx(expected, rel=0.05)
+    # Codes are sampled from rounded products: a few of the 192 may be others.
+    assert loss == pytest.approx(expected, rel=0.02)
+    assert (found - gradient).norm() < 0.3 * gradient.norm()

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from genvid.tokenizer.adaptok.attention import block_causal, last_of_blocks
-from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges, block_ranges, tiles_of_ranges
+from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges, tiles_of_ranges
 
 Ranges = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -56,17 +55,6 @@ def test_tiles_hold_every_pair_and_whole_tiles_no_other(count):
                 assert pairs[tile].all() or not is_whole
                 covered[tile] = True
     assert (covered | ~pairs).all()
-
-
-@pytest.mark.parametrize("window", [None, 0, 1])
-def test_blocks_attend_to_those_of_their_window(window):
-    sizes = (3, 5, 4)
-    query, key, value = torch.randn(3, 2, 2, 12, 8, dtype=torch.double)
-    expected = block_causal(sizes, window=window)(query, key, value)
-    torch.testing.assert_close(block_ranges(sizes, window, torch.arange(12))(query, key, value), expected)
-    last = torch.tensor([1, 2, 6, 7, 10, 11])
-    torch.testing.assert_close(block_ranges(sizes, window, last)(query[:, :, last], key, value), expected[:, :, last])
-    torch.testing.assert_close(last_of_blocks(sizes, 2, window)(query, key, value), expected[:, :, last])
 
 
 def test_blocks_of_whole_tiles_need_no_mask():

@@ -4,7 +4,8 @@ Every key has a number, and a query attends to the keys whose numbers are from i
 So tokens of several clips lie one after another without padding, and no key is copied.
 
 In a step that is compiled for a GPU this is torch's FlexAttention, which passes over tiles of keys that no query of a
-tile attends to. Elsewhere it is a mask of all queries and keys: exact on any device, and large.
+tile attends to. Elsewhere it is a mask of all queries and keys: exact on any device, and large. Blocks of which no
+token is dropped are faster without masks (`attention.py`).
 
 Symbols: Q queries, S keys, H heads, D channels of a head.
 """
@@ -12,7 +13,7 @@ Symbols: Q queries, S keys, H heads, D channels of a head.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from genvid.tokenizer.layers import Attend
 
-TILE = 128
+TILE = 64
 """Queries, and keys, of a tile."""
 
 
@@ -48,7 +49,7 @@ def attend_to_ranges(numbers: Tensor, first: Tensor, last: Tensor, own: Tensor |
 
         def attend(queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             channels = queries.shape[-1]
-            options: Any = _SIZES if channels <= 64 else None
+            options: Any = {**_SIZES, "num_stages": 3 if channels <= 64 else 1}
             if channels < _LEAST_CHANNELS:
                 queries, keys, values = (pad(x, (0, _LEAST_CHANNELS - channels)) for x in (queries, keys, values))
             scale = 1 / math.sqrt(channels)
@@ -61,28 +62,19 @@ def attend_to_ranges(numbers: Tensor, first: Tensor, last: Tensor, own: Tensor |
     return lambda queries, keys, values: scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
 
 
-def block_ranges(sizes: Sequence[int], window: int | None, chosen: Tensor) -> Attend:
-    """`genvid.tokenizer.adaptok.attention.block_causal` of the tokens `chosen` (Q,) of whole blocks."""
-    blocks = torch.arange(len(sizes), device=chosen.device)
-    numbers = torch.cat([block.expand(size) for block, size in zip(blocks, sizes, strict=True)])
-    last = numbers[chosen]
-    return attend_to_ranges(numbers, torch.zeros_like(last) if window is None else last - window, last)
-
-
 _LEAST_CHANNELS = 16
 """Of a head, in FlexAttention."""
 _SIZES = {
-    "fwd_BLOCK_M": 64,
-    "fwd_BLOCK_N": 64,
-    "bwd_BLOCK_M1": 64,
-    "bwd_BLOCK_N1": 64,
-    "bwd_BLOCK_M2": 64,
-    "bwd_BLOCK_N2": 64,
-    "num_stages": 3,
+    "fwd_BLOCK_M": TILE,
+    "fwd_BLOCK_N": TILE,
+    "bwd_BLOCK_M1": TILE,
+    "bwd_BLOCK_N1": TILE,
+    "bwd_BLOCK_M2": TILE,
+    "bwd_BLOCK_N2": TILE,
     "num_warps": 4,
 }
-"""Sizes of FlexAttention's kernels for 64 channels. Its search found these fastest on an H200, by 20 to 25 % of the
-time, but for the forward pass, where 128 keys take 4 % less time and more memory than smaller GPUs have."""
+"""Sizes of FlexAttention's kernels: at 64 channels the fastest of its search on an H200, by 20 to 25 % of the time, but
+for the forward pass, where 128 keys take 4 % less time and more memory than smaller GPUs have."""
 
 
 def _allowed(numbers: Tensor, first: Tensor, last: Tensor, own: Tensor) -> Callable[..., Tensor]:

@@ -19,7 +19,6 @@ from genvid.replay import Graphs
 from genvid.tokenizer.adaptok.attention import block_causal, last_of_blocks, latents_then_pixels
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.cuts import Cut, few, kept_cut, longest_kept, rounded
-from genvid.tokenizer.adaptok.key_ranges import block_ranges
 from genvid.tokenizer.adaptok.packed import MOST_TOKENS, SPARE, PackedTokens, has_kernel
 from genvid.tokenizer.adaptok.past import PastBlocks
 from genvid.tokenizer.adaptok.patches import PatchEmbedding, channels, unpatchify
@@ -27,7 +26,7 @@ from genvid.tokenizer.adaptok.pooled_queries import cell_means, fill_from_past, 
 from genvid.tokenizer.adaptok.positions import DecoderPositions, EncoderPositions, Runs
 from genvid.tokenizer.adaptok.pyramid import Pyramid, overlapping_cells, overlapping_pyramid, pyramid_cells
 from genvid.tokenizer.adaptok.rotary import PastTokens, RotaryDecoderPositions, RotaryEncoderPositions
-from genvid.tokenizer.layers import Attend, dtype_of_products, initialise, of_chosen, product
+from genvid.tokenizer.layers import dtype_of_products, initialise, product
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 
@@ -197,23 +196,15 @@ class AdapTok(Model):
             return self._closed_loop_features(self.past_tokens, video, keep, added)
         x = self._encoder_input(video, added)
         place = self.encoder_positions.placement(range(blocks), self.pyramid)
-        everyone, of_latents, latents = self._encoder_attention((x.shape[2],) * blocks, x.device)
+        sizes, count = (x.shape[2],) * blocks, self.spec.block_capacity
+        everyone, of_latents = block_causal(sizes, window=self.window), last_of_blocks(sizes, count, self.window)
+        latents = torch.arange(sum(sizes), device=x.device).view(blocks, -1)[:, -count:].flatten()
         x = x.flatten(1, 2)
         *layers, last = self.encoder
         for layer in layers:
             x = layer(x, place(everyone))
         features: Tensor = last(x, place(of_latents), latents)
         return features.view(len(x), blocks, -1, features.shape[-1])
-
-    def _encoder_attention(self, sizes: Sequence[int], device: torch.device) -> tuple[Attend, Attend, Tensor]:
-        """Attention of all tokens; of the latents alone, for the last layer; and the places of these."""
-        window, count = self.window, self.spec.block_capacity
-        every = torch.arange(sum(sizes), device=device)
-        latents = every.view(len(sizes), -1)[:, -count:].flatten()
-        if not self.packs_training(device):
-            return block_causal(sizes, window=window), last_of_blocks(sizes, count, window), latents
-        everyone, alone = (block_ranges(sizes, window, queries) for queries in (every, latents))
-        return everyone, of_chosen(alone, latents), latents
 
     def _closed_loop_features(
         self, reader: PastTokens, video: Tensor, keep: Tensor | None, added: Tensor | None
