@@ -102,9 +102,11 @@ class PackedPast:
         """Order of past tokens in which those of a clip lie beside each other; None: they do, in one block at most."""
         if len(self._blocks) < 2:
             return None
-        keep = torch.stack([block.keep for block in self._blocks])
-        numbers = (keep.flatten().cumsum(0) - 1).view_as(keep)
-        return numbers.transpose(0, 1)[keep.transpose(0, 1)].to(device, non_blocking=True)
+        lengths = torch.stack([block.keep.sum(1) for block in self._blocks])
+        starts = (lengths.flatten().cumsum(0).view_as(lengths) - lengths).T.flatten()
+        lengths = lengths.T.flatten()
+        moved = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)
+        return (torch.arange(len(moved)) + moved).to(device, non_blocking=True)
 
     def _joined(self, layer: int, order: Tensor | None) -> KeysValues | None:
         """Keys and values of all past tokens in `order`; None: there is no past block."""
