@@ -19,8 +19,8 @@ from torchmetrics.functional.image import (
 )
 
 _LOSSLESS_DB = 100.0
-SMALLEST_MS_SSIM = 161
-"""Side of the smallest frame of which the fifth scale still holds a window of 11 pixels."""
+SMALLEST_MS_SSIM = 176
+"""Side of the smallest frame whose fifth scale, halved four times, still holds a window of 11 pixels."""
 
 
 class ClipScore(nn.Module, ABC):
