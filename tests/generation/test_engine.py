@@ -121,6 +121,13 @@ def test_prompts_are_read_once_and_shared(layout, slots, monkeypatch):
     assert sum(read) - again <= len(requests[1].prefix) - 1
 
 
+def test_a_prompt_is_read_again_after_a_row_without_one():
+    """A prefix of one id is not read in advance: its row overwrites the prompt that its slot held."""
+    model, prompt, alone = rotary(), prompt_requests(LENGTH, 2)[1], class_requests(LENGTH, 1)[0]
+    requests = [prompt, alone, prompt]
+    assert rows_of(Engine(model, GREEDY, slots=1), requests) == plain_rows(model, requests, GREEDY)
+
+
 def test_a_row_depends_on_its_own_request_only():
     model, config = rotary(), SamplingConfig(temperature=1.5)
     requests = class_requests(LENGTH, 12)

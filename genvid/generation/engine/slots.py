@@ -105,9 +105,8 @@ class BatchSlots:
         wanted = {
             slot + half * self.count: both[half] for slot, both in prefixes.items() for half in range(self._halves)
         }
-        new_rows = {row: ids for row, ids in wanted.items() if len(ids) > 1 and self._held.get(row) != ids}
-        for row in new_rows:
-            self._held.pop(row, None)
+        self._held = {row: ids for row, ids in self._held.items() if wanted.get(row, ids) == ids}
+        new_rows = {row: ids for row, ids in wanted.items() if len(ids) > 1 and row not in self._held}
         new, copies = [], []
         for row, ids in new_rows.items():
             source = next((other for other, held in self._held.items() if held == ids), None)
