@@ -83,6 +83,6 @@ class Session:
         needed = generator.model.prompt_frames(coded.spec)
         if coded.frames < needed:
             raise ValueError(f"this model continues {needed} frames, and the video has {coded.frames}")
-        prompt = coded.frames_before(max(round(seconds * coded.fps), needed))
+        prompt = coded.frames_before(max(round(seconds * coded.fps), needed))[-needed:]
         with _WORKING:
             return np.asarray(generator.sample(coded.tokenizer, prompt=prompt, **sampling)), coded.fps

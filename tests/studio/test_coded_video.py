@@ -14,11 +14,14 @@ import torch
 import genvid
 from genvid.allocation import BudgetError
 from genvid.api import Generator, Tokenizer
+from genvid.ar.config import TransformerConfig
+from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.data import VideoError, write_video
 from genvid.studio.session import Requests, Session
 from genvid.studio.video import CodedClip, CodedVideo
 from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
+from genvid.tokens.rows import BlockLayout
 
 FRAMES, FPS, FULL = 15, 10.0, 24
 """Of the video, and the tokens of a clip of full length."""
@@ -152,3 +155,15 @@ def test_a_session_holds_one_video(
     assert fps == FPS
     assert np.array_equal(made, again)
     assert session.samples(generators["classes"], "scored", "run", count=3).shape == (3, 6, 32, 32, 3)
+
+
+def test_a_published_model_continues_from_any_playhead(tokenizers: dict[str, Tokenizer], video: Path) -> None:
+    """It takes no more frames than those of its context blocks."""
+    layout = BlockLayout(codebook_size=20, num_classes=0, num_blocks=2, block_capacity=8, framing="end")
+    sizes = TransformerConfig(16, 1, heads=2, kv_heads=2, hidden=24, max_positions=80, rope_theta=None)
+    model = PublishedTransformer(PublishedConfig(layout, sizes, context_blocks=2, first_block=1)).eval()
+    session, generator = Session(tokenizers), Generator(model)
+    session.open(video)
+    made, _ = session.continuations(generator, "scored", 1.0, count=1)
+    prompt = session.coded("scored").frames_before(10)[-3:]
+    assert np.array_equal(made, generator.sample(tokenizers["scored"], prompt=prompt, count=1))
