@@ -25,6 +25,7 @@ from tqdm import tqdm
 
 from genvid import noise
 from genvid.batch import Batch
+from genvid.checkpoint import weights_hash
 from genvid.data.clips import to_uint8
 from genvid.data.sources.video_index import cache_folder
 from genvid.data.video import write_video
@@ -119,6 +120,7 @@ class Evaluation:
         self.features = None if measures.features is None else measures.features.to(self.device)
         if self.features is not None:
             _check_features(self.features, clips)
+            self.features.weights = self.features.weights or weights_hash(self.features)
         on_gpu = self.device.type == "cuda"
         self._aside = torch.cuda.Stream(self.device) if on_gpu else None  # type: ignore[no-untyped-call]
         self.fidelity = list(measures.fidelity) if clips.protocol.task == "reconstruction" else []

@@ -17,7 +17,8 @@ class FeatureNetwork(nn.Module, ABC):
     num_features: int
     min_frames: int
     weights: str = ""
-    """Hash of the weights: for provenance, and part of the key of cached features."""
+    """Hash of the weights: for provenance, and part of the key of cached features. Where it is empty an evaluation
+    computes it."""
     is_fvd: bool = False
     """Whether a Fréchet distance on these features may be called FVD."""
 

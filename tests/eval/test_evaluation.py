@@ -173,6 +173,24 @@ def test_real_features_are_computed_once_for_all_models(tmp_path: Path, monkeypa
         finish(toy(tmp_path / "third", replace(record, quantize="round")), Noisy())
 
 
+def test_real_features_are_those_of_the_weights_in_use(tmp_path: Path) -> None:
+    """Also where a network does not say which weights it has: its hash of them is empty."""
+
+    class Scaled(Colours):
+        weights = ""
+
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(scale))
+
+        def extract(self, video: torch.Tensor) -> torch.Tensor:
+            return super().extract(video) * self.scale
+
+    found = [finish(toy(tmp_path / str(scale), features=Scaled(scale)), Noisy()) for scale in (1.0, 3.0)]
+    once, thrice = (values(report)["Frechet distance (colours)"] for report in found)
+    assert thrice == pytest.approx(9 * once, rel=1e-4)
+
+
 def test_models_see_what_the_task_shows(tmp_path: Path) -> None:
     frames = {"generation": None, "prediction": (7, 3, 5, 32, 32), "reconstruction": (7, 3, 16, 32, 32)}
     for task, shown in frames.items():
