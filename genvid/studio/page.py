@@ -263,7 +263,7 @@ def _generation(
         guidance = gr.Slider(1, 6, value=1.0, label="Guidance")
         seed = gr.Number(0, precision=0, label="Seed")
     button, videos = gr.Button("Sample", elem_id="sample"), gr.HTML(elem_id="samples")
-    model.input(lambda name: gr.Dropdown(_conditions(generators[name][0])), model, condition, api_visibility="private")
+    model.input(lambda name: _first_of(_conditions(generators[name][0])), model, condition, api_visibility="private")
     button.click(
         partial(_sample, tokenizers, generators),
         [session, model, condition, count, temperature, guidance, seed, playhead],
@@ -278,6 +278,11 @@ def _conditions(generator: Generator) -> list[str]:
     if model.config.context_blocks:
         return ["the video, from the playhead on"]
     return class_names(model) or [str(number) for number in range(model.layout.num_classes)]
+
+
+def _first_of(conditions: list[str]) -> Any:
+    """The choice among the conditions of another model, whatever was chosen before."""
+    return gr.Dropdown(conditions, value=conditions[0] if conditions else None)
 
 
 def _sample(

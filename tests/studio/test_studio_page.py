@@ -115,9 +115,29 @@ def playback(tab: Browser) -> None:
 
 
 def samples(tab: Browser) -> None:
-    """Videos of a class."""
-    tab.run("document.querySelector('#sample').click()")
-    tab.until("document.querySelectorAll('#samples video').length === 4")
+    """Videos of a class, and those of another model, whose conditions are others."""
+    sampled(tab)
+    assert tab.run("document.querySelector('#condition input').value") == "swim"
+    choose(tab, "Model", "predictor")
+    tab.until("document.querySelector('#condition input').value === 'the video, from the playhead on'")
+    sampled(tab)
+
+
+def choose(tab: Browser, label: str, option: str) -> None:
+    """Another option of the dropdown of this label."""
+    tab.run(f"document.querySelector('input[aria-label={label}]').focus()")
+    found = f"[...document.querySelectorAll('[role=option]')].find(item => item.innerText.includes('{option}'))"
+    tab.until(found)
+    tab.run(f"{found}.dispatchEvent(new MouseEvent('mousedown', {{bubbles: true}}))")
+
+
+def sampled(tab: Browser) -> None:
+    """Four other videos than before, after a click."""
+    tab.run("window.before = document.querySelector('#samples').innerHTML; document.querySelector('#sample').click()")
+    tab.until(
+        "document.querySelectorAll('#samples video').length === 4 && "
+        "document.querySelector('#samples').innerHTML !== window.before"
+    )
     tab.until("[...document.querySelectorAll('#samples video')].every(video => video.readyState >= 2)")
     assert re.fullmatch(
         r"32x32", tab.run("(v => `${v.videoWidth}x${v.videoHeight}`)(document.querySelector('#samples video'))")
