@@ -173,9 +173,10 @@ class Generator:
 
         Videos of a class are (count, T, H, W, 3) uint8 in NumPy; continuations are a batch in the form of the prompt,
         whose last frames they begin with. Video i of a seed does not depend on `count`. `tokens` is the most that the
-        generated blocks of a video have; `prompt_tokens` cuts the prompt, as `Tokenizer.encode` does. `temperature` to
-        `guidance` are those of `genvid.generation.sampler.SamplingConfig`; a name is a schedule of
-        `genvid.generation.guidance` with its defaults.
+        generated blocks of a video have: these plans are estimated from the first 32 videos, so of fewer they depend on
+        `count`. `prompt_tokens` cuts the prompt, as `Tokenizer.encode` does. `temperature` to `guidance` are those of
+        `genvid.generation.sampler.SamplingConfig`; a name is a schedule of `genvid.generation.guidance` with its
+        defaults.
         """
         if count < 1:
             raise ValueError(f"count is at least 1, got {count}")

@@ -76,7 +76,8 @@ class SampleOptions:
     count: int = 1
     """Number of videos."""
     seed: int = 0
-    """On one kind of device and in one precision, video i of a seed is always the same."""
+    """On one kind of device and in one precision, video i of a seed is always the same (under a budget, for one
+    --count)."""
     budget: int | None = None
     """Most tokens of the generated blocks of each video."""
     total: int | None = None
