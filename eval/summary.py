@@ -167,7 +167,7 @@ class Summary:
             numbers.append(Number(f"{name}, real against real", floor, halves, len(real) // 2))
         if clips.test is not None:
             unseen = self.real_features(clips.test)
-            against = protocol.adapted(split="test")
+            against = protocol.adapted(split="test", count=len(unseen))
             numbers.append(self._distance(f"{name}, test split", unseen, against))
         return numbers
 

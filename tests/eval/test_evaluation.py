@@ -219,6 +219,17 @@ def test_sampler_seeds_have_a_spread_and_a_floor_of_as_many_clips(tmp_path: Path
     assert distance.protocol == floor.protocol
 
 
+def test_the_name_of_a_distance_has_the_clips_of_a_smaller_test_split(tmp_path: Path) -> None:
+    record = replace(TOY, task="generation", clips="windows", count=15)
+    clips = protocol_clips(record, CLIPS, features=Colours(), test_source=replace(CLIPS, clips=6, seed=4))
+    evaluation = Toy(tmp_path / "out", clips, Measures(Colours()), Execution(7))
+    numbers = {number.name: number for number in finish(evaluation, Noisy()).numbers}
+    unseen, seen = numbers["Frechet distance (colours), test split"], numbers["Frechet distance (colours)"]
+    assert seen.protocol == record
+    assert unseen.count == seen.count == 15
+    assert unseen.protocol.name == "toy [split test instead of all, count 6 instead of 15]"
+
+
 def test_half_a_protocol_is_refused_under_its_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"would not be toy but 'toy \[sampler seeds 2 instead of 1\]'"):
         toy(tmp_path, sampler_seeds=2)
