@@ -294,12 +294,12 @@ def _sample(
     count: int,
     temperature: float,
     guidance: float,
-    seed: int,
+    seed: int | None,
     playhead: float,
 ) -> str:
-    """Videos of a class, or that continue the one that was dropped, as HTML."""
+    """Videos of a class, or that continue the one that was dropped, as HTML. An empty field of the seed is seed 0."""
     session, (generator, tokenizer) = session or Session(tokenizers), generators[name]
-    sampling = {"count": int(count), "temperature": temperature, "guidance": guidance, "seed": int(seed)}
+    sampling = {"count": int(count), "temperature": temperature, "guidance": guidance, "seed": seed or 0}
     with _explained():
         if generator.model.config.context_blocks:
             videos, fps = session.continuations(generator, tokenizer, playhead, **sampling)

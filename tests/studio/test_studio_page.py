@@ -142,3 +142,11 @@ def sampled(tab: Browser) -> None:
     assert re.fullmatch(
         r"32x32", tab.run("(v => `${v.videoWidth}x${v.videoHeight}`)(document.querySelector('#samples video'))")
     )
+
+
+def test_an_empty_field_of_the_seed_is_seed_0(
+    tokenizers: dict[str, Tokenizer], generators: dict[str, Generator]
+) -> None:
+    matched = {"classes": (generators["classes"], "scored")}
+    made = [page._sample(tokenizers, matched, None, "classes", "run", 1, 1.0, 1.0, seed, 0.0) for seed in (None, 0, 1)]
+    assert made[0] == made[1] != made[2]
