@@ -1,5 +1,8 @@
 """`genvid.load`: arrays of the usual kinds through a tokenizer and back, and samples, on tiny random models."""
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -125,6 +128,19 @@ def test_a_budget_is_the_most_that_each_clip_keeps_whatever_is_encoded_beside_it
     assert set(tokens.lengths.flatten().tolist()) <= set(SIZES)
     assert torch.equal(tokens.lengths[:1], tokenizer.encode(pixels[0], tokens=14).lengths)
     assert tokenizer.encode(pixels).lengths.eq(8).all()
+
+
+def test_threads_that_share_a_tokenizer_spend_budgets_as_one_thread_does(tokenizer):
+    videos = np.random.default_rng(2).integers(0, 256, (3, 13, 16, 16, 3), dtype=np.uint8).repeat(16, 0)
+    alone = [tokenizer.encode(video, tokens=14).lengths.tolist() for video in videos]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            beside = pool.map(lambda video: tokenizer.encode(video, tokens=14).lengths.tolist(), videos)
+            assert list(beside) == alone
+    finally:
+        sys.setswitchinterval(interval)
 
 
 def test_without_a_scorer_a_budget_is_spent_evenly(models, pixels):

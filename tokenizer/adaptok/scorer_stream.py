@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from threading import local
 from typing import Any, NamedTuple
 
 import torch
@@ -181,21 +182,27 @@ class PackedScorerStream:
         return self._scorer.scorer.embed(inputs, whole.keep, self.count)[:, 0]
 
 
+class _Pass(local):
+    """Over the blocks of the clips that a thread is at."""
+
+    stream: ScorerStream | PackedScorerStream | None = None
+    cached: tuple[Tensor, ...] = ()
+    """Kept tokens of the blocks of `stream`, on the CPU; codes and features of these, and of blocks after them."""
+
+
 class ScorerPredictor:
     """A tokenizer and its scorer as a `genvid.allocation.DistortionPredictor`.
 
     In a pass over the blocks, the earlier ones are cached (`ScorerStream`, or of many clips on a GPU in half precision
     `PackedScorerStream`). The cache is used only for a call whose earlier blocks equal the cached ones, so results do
-    not depend on earlier calls. The weights must not change between calls.
+    not depend on earlier calls, and each thread has its own. The weights must not change between calls.
     """
 
     def __init__(self, tokenizer: AdapTok, scorer: Scorer) -> None:
         self.passes = BlockScorer(tokenizer, scorer)
         self.tokenizer, self.scorer = tokenizer, self.passes.scorer
         self.sizes = self.scorer.sizes.cpu()
-        self._stream: ScorerStream | PackedScorerStream | None = None
-        self._cached: tuple[Tensor, ...] = ()
-        """Kept tokens of the blocks of `_stream`, on the CPU; codes and features of these, and of blocks after them."""
+        self._pass = _Pass()
 
     @torch.no_grad()
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
@@ -205,14 +212,14 @@ class ScorerPredictor:
         """
         if tokens.features is None or tokens.codes is None:
             raise ValueError("the scorer reads codes and encoder features, and these tokens lack one: encode the video")
-        stream, earlier = self._stream, (tokens.keep[:, :block].cpu(), tokens.codes, tokens.features)
+        stream, earlier = self._pass.stream, (tokens.keep[:, :block].cpu(), tokens.codes, tokens.features)
         if stream is None or not self._precedes(earlier):
             stream = (PackedScorerStream if self._packs(tokens) else ScorerStream)(self.passes)
         while stream.count < block:
             following = slice(stream.count, stream.count + 1)
             stream.append(tokens.select_blocks(following), earlier[0][:, following])
         goes_on = block + 1 < tokens.keep.shape[1]
-        self._stream, self._cached = (stream, earlier) if goes_on else (None, ())
+        self._pass.stream, self._pass.cached = (stream, earlier) if goes_on else (None, ())
         return stream.score(tokens.select_blocks(slice(block, block + 1)))
 
     def _packs(self, tokens: BlockTokens) -> bool:
@@ -222,11 +229,11 @@ class ScorerPredictor:
         return not few(tokens.keep) and has_kernel(device, dtype, config.width // config.heads)
 
     def _precedes(self, earlier: tuple[Tensor, ...]) -> bool:
-        """Whether `earlier`, as in `_cached`, begins with the cached blocks."""
-        blocks = self._cached[0].shape[1]
+        """Whether `earlier`, as in `_Pass.cached`, begins with the cached blocks."""
+        blocks = self._pass.cached[0].shape[1]
         if blocks > earlier[0].shape[1]:
             return False
-        (keep, *known), (kept, *values) = self._cached, earlier
+        (keep, *known), (kept, *values) = self._pass.cached, earlier
         # Between calls allocators change the kept tokens alone. The block after the earlier ones has been scored.
         same = (a is b or a[:, : blocks + 1].equal(b[:, : blocks + 1]) for a, b in zip(known, values, strict=True))
         return keep.equal(kept[:, :blocks]) and all(same)
