@@ -77,6 +77,7 @@ class Tokenizer:
         self._graphs = Graphs()
         """Of the model at its trained size."""
 
+    @torch.inference_mode(False)  # refinement takes gradients, whatever the mode of the caller
     @torch.no_grad()
     def encode(self, video: Any, *, tokens: int | None = None, refine: int = 0) -> VideoTokens:
         """A video, several of one length, or an image -> its tokens.
@@ -250,6 +251,7 @@ def _sampling(temperature: float, top_k: int, top_p: float, guidance: float | st
     return SamplingConfig(temperature, top_k, top_p, schedule)
 
 
+@torch.inference_mode(False)
 def load(
     source: str | Path,
     *,

@@ -143,6 +143,16 @@ def test_threads_that_share_a_tokenizer_spend_budgets_as_one_thread_does(tokeniz
         sys.setswitchinterval(interval)
 
 
+@pytest.mark.parametrize("form", FORMS.values(), ids=FORMS.keys())
+def test_tokens_are_refined_in_inference_mode_too(models, tokenizer, pixels, form):
+    refined = tokenizer.encode(form(pixels), tokens=14, refine=2)
+    with torch.inference_mode():
+        again = genvid.load(models / "tokenizer", device="cpu").encode(form(pixels), tokens=14, refine=2)
+        frames = tokenizer.decode(again)
+    assert torch.equal(again.clips[0].codes, refined.clips[0].codes)
+    assert np.array_equal(np.asarray(frames), np.asarray(tokenizer.decode(refined)))
+
+
 def test_without_a_scorer_a_budget_is_spent_evenly(models, pixels):
     tokenizer = genvid.load(models / "other", device="cpu")
     assert tokenizer.encode(pixels, tokens=14).lengths.tolist() == [[4, 4, 4]] * 2
