@@ -188,6 +188,20 @@ def test_the_cached_scorer_gives_the_scores_of_one_pass(model, scorer, size, can
         cut = tokens.tail_drop(lengths)
 
 
+@pytest.mark.parametrize("gains", [False, True])
+def test_candidates_of_smaller_frames_are_different_lengths_of_a_block(model, gains):
+    def scorer(*sizes):
+        return Scorer(ScorerConfig.for_tokenizer(CONFIG, STACK, sizes=sizes, metric="mse", gains=gains))
+
+    small = model.at((16, 16))
+    assert small.spec.block_capacity == 5
+    predictor, tokens = ScorerPredictor(small, scorer(3, 5, 6, 7)), small.encode(torch.rand(2, 3, 8, 16, 16) * 2 - 1)
+    assert predictor.sizes.tolist() == [2, 3, 4, 5]
+    assert bool(predictor.predict(tokens, 0).isfinite().all())
+    with pytest.raises(ValueError, match="6 candidate sizes cannot score 16x16 frames, of which a block has 5 latents"):
+        ScorerPredictor(small, scorer(*range(1, 7)))
+
+
 @pytest.mark.parametrize("closed_loop", [False, True])
 def test_training_reaches_every_parameter_at_every_size(closed_loop):
     config = replace(CONFIG, geometry=replace(CONFIG.geometry, closed_loop=closed_loop))

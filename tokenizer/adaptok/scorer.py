@@ -133,14 +133,25 @@ class Scorer(Model):
         self.register_buffer("readout", _readout(config.sizes, config.block_capacity), persistent=False)
 
     def at(self, tokenizer: AdapTok) -> Self:
-        """The same weights for the frame size of `tokenizer`, whose candidate sizes follow the number of latents."""
+        """The same weights for the frame size of `tokenizer`, whose candidate sizes follow the number of latents.
+
+        ValueError where these are fewer than the candidate sizes.
+        """
         if self.pyramid is None or tokenizer.resolution == tokenizer.config.resolution:
             return self
         capacity, device = tokenizer.spec.block_capacity, self.sizes.device
+        larger = len(self.config.sizes)
+        if capacity < larger:
+            height, width = tokenizer.resolution
+            raise ValueError(
+                f"a scorer of {larger} candidate sizes cannot score {height}x{width} frames, of which a block has "
+                f"{capacity} latents"
+            )
         sizes = list[int]()
         for size in self.config.sizes:
-            scaled = round(size * capacity / self.config.block_capacity)
-            sizes.append(max(scaled, sizes[-1] + 1 if sizes else 1))
+            larger -= 1  # each needs a latent more
+            scaled = max(round(size * capacity / self.config.block_capacity), sizes[-1] + 1 if sizes else 1)
+            sizes.append(min(scaled, capacity - larger))
         tables = {"sizes": torch.tensor(sizes, device=device), "readout": _readout(sizes, capacity).to(device)}
         other = copy.copy(self)
         other.candidates = tuple(sizes)
