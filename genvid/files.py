@@ -72,13 +72,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def sha256(path: str | Path) -> str:
-    """Hex digest of a file, or of the names and contents of a folder's files."""
-    path, digest = Path(path), hashlib.sha256()
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
-    for file in files:
-        if file != path:
-            digest.update(os.fsencode(file.relative_to(path)))
+def sha256(*files: str | Path) -> str:
+    """Hex digest of a file, or of the names and contents of several."""
+    digest = hashlib.sha256()
+    for file in map(Path, files):
+        if len(files) > 1:
+            digest.update(os.fsencode(file.name))
         with file.open("rb") as stream:
             while chunk := stream.read(1 << 20):
                 digest.update(chunk)

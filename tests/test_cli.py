@@ -334,6 +334,19 @@ def test_encoding_goes_on_after_an_interruption(models, video, tmp_path, monkeyp
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.tok", "video.mp4"]
 
 
+def test_other_files_among_the_pictures_of_a_video_are_no_part_of_it(models, tmp_path, monkeypatch):
+    folder, output = tmp_path / "frames", tmp_path / "frames" / "a.tok"
+    folder.mkdir()
+    for frame in range(15):
+        (folder / f"{frame}.jpg").write_bytes(jpeg(torch.full((3, 16, 16), 16 * frame, dtype=torch.uint8)))
+    asked = ("encode", folder, output, "--tokenizer", models / "tokenizer")
+    calls_of(monkeypatch, "encode", *asked, stop_after=2)
+    assert [file.name for file in folder.glob("a.tok*")] == ["a.tok.unfinished"]
+    assert calls_of(monkeypatch, "encode", *asked) == 1  # of three clips
+    with read_token_file(output) as opened:
+        assert opened.count().frames == 15
+
+
 def test_unfinished_work_on_something_else_is_refused(models, video, tmp_path, monkeypatch, capsys):
     scorer = ("--tokenizer", models / "tokenizer", "--scorer", models / "scorer")
     asked = ("encode", video, tmp_path / "a.tok", *scorer, "--tokens-per-second")

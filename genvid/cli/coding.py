@@ -24,9 +24,9 @@ from genvid.ar.row_model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.data.audio import AudioError, audio_file
 from genvid.data.clips import read_clips, to_uint8
-from genvid.data.video import VideoInfo, frame_rate, probe, video_writer
+from genvid.data.video import VideoInfo, frame_rate, probe, video_sha256, video_writer
 from genvid.device import device
-from genvid.files import readable, sha256
+from genvid.files import readable
 from genvid.generation.pipeline import check_match
 from genvid.precision import Precision
 from genvid.provenance import check_made_from
@@ -243,7 +243,7 @@ def _open_coder(options: EncodeOptions) -> Tokenizer:
 
 def _header(options: EncodeOptions, tokenizer: Tokenizer, info: VideoInfo, codes: Mapping[str, str] | None) -> Header:
     """The header of the token file."""
-    made_from: dict[str, object] = {"video": sha256(options.video)[:16]}
+    made_from: dict[str, object] = {"video": video_sha256(options.video)[:16]}
     if options.tokens_per_second is not None:
         made_from["tokens per second"] = float(options.tokens_per_second)
         if tokenizer.predictor is not None:

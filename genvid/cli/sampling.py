@@ -23,10 +23,10 @@ from genvid.ar.row_model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.cli.coding import BudgetOptions, new_output, open_tokenizer
 from genvid.data.clips import read_frames, to_float
-from genvid.data.video import probe, video_bytes
+from genvid.data.video import probe, video_bytes, video_sha256
 from genvid.device import device
 from genvid.eval.pages.page import Clip, Page
-from genvid.files import sha256, write_atomically
+from genvid.files import write_atomically
 from genvid.generation.budget import BudgetConfig, missing, with_budget
 from genvid.generation.engine.scheduler import Engine, RowEngine
 from genvid.generation.folder import SampleFolder, SampleWriter, contact_sheet, fill, fill_by_frames
@@ -169,7 +169,7 @@ def _about(options: SampleOptions, condition: dict[str, Any]) -> dict[str, Any]:
     return {
         **{role: None if path is None else fingerprint(resolve(path)) for role, path in folders.items()},
         "sampling": configuration.encode(options.sampling),
-        "condition": {**condition, "prompt": None if options.prompt is None else sha256(options.prompt)},
+        "condition": {**condition, "prompt": None if options.prompt is None else video_sha256(options.prompt)},
         **{name: getattr(options, name) for name in names},
         "lengths": options.lengths or None,
         "tokens": cut.tokens,

@@ -28,8 +28,8 @@ from genvid.data.encoding import REPEATABLE, ImageEncoder
 from genvid.data.frames import FrameConverter
 from genvid.data.frames import Frames as Frames
 from genvid.data.frames import VideoError as VideoError
-from genvid.data.images import list_images, read_image
-from genvid.files import write_atomically
+from genvid.data.images import find_images, list_images, read_image
+from genvid.files import sha256, write_atomically
 
 _POINT_DISTANCE = 16
 """Fewest frames between two seek points that are kept."""
@@ -104,6 +104,11 @@ def read_clip(path: str | Path, start: int, frames: int, stride: int = 1, *, inf
     if clip is None:
         raise VideoError(f"{path} ended before frame {wanted[-1]}; it had {info.frames} frames when it was probed")
     return clip
+
+
+def video_sha256(path: str | Path) -> str:
+    """Hex digest of a video file, or of the pictures of a folder, whatever else is in it."""
+    return sha256(*sorted(find_images(Path(path)))) if Path(path).is_dir() else sha256(path)
 
 
 def iterate_frames(path: str | Path, info: VideoInfo) -> Iterator[Frames]:

@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from genvid.data.images import find_images
 from genvid.data.sources.prepared import IndexedVideo, PreparedVideo
-from genvid.data.video import VideoError, VideoInfo, probe
-from genvid.files import readable, sha256, write_atomically
+from genvid.data.video import VideoError, VideoInfo, probe, video_sha256
+from genvid.files import readable, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ def _read_failures(memory: Path) -> dict[str, VideoError]:
 
 def _probe(file: Path) -> IndexedVideo | VideoError:
     try:
-        return IndexedVideo(probe(file), sha256(file)[:16])
+        return IndexedVideo(probe(file), video_sha256(file)[:16])
     except VideoError as error:
         return error
 
