@@ -41,7 +41,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
             upright = ImageOps.exif_transpose(picture)
             if upright.mode.startswith("I"):  # 16 bits of grey, which Pillow would clip
                 return np.repeat(((np.asarray(upright, np.int64) + 128) // 257).astype(np.uint8)[..., None], 3, 2)
-            return over_black(np.asarray(upright.convert("RGBA" if upright.has_transparency_data else "RGB")))
+            return over_black(np.array(upright.convert("RGBA" if upright.has_transparency_data else "RGB")))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be decoded ({error})") from None
 

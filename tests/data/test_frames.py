@@ -162,7 +162,9 @@ def test_pictures_of_every_depth(tmp_path: Path) -> None:
     }
     for name, picture in kinds.items():
         picture.save(tmp_path / f"{name}.png")
-        assert np.array_equal(read_image(tmp_path / f"{name}.png"), np.stack([ramp] * 3, 2)), name
+        pixels = read_image(tmp_path / f"{name}.png")
+        assert np.array_equal(pixels, np.stack([ramp] * 3, 2)), name
+        assert pixels.flags.writeable, f"{name}: PyTorch warns of arrays that are not"
     Image.fromarray(np.stack([ramp, ramp, ramp, alpha], 2)).save(tmp_path / "half.png")
     assert np.abs(read_image(tmp_path / "half.png")[..., 0] - ramp * (128 / 255)).max() <= 0.5
 
