@@ -80,23 +80,32 @@ def _cache(path: Path) -> dict[str, Any]:
 
 
 def _training_run(path: Path) -> dict[str, Any]:
-    config = yaml.safe_load((path / "config.yaml").read_text())
-    if not isinstance(config, dict) or not isinstance(config.get("train"), dict):
-        return {"run": path, "task": config.get("task", "not a training run") if isinstance(config, dict) else "none"}
+    file = path / "config.yaml"
+    try:
+        config = yaml.safe_load(file.read_bytes())
+    except (yaml.YAMLError, ValueError) as error:
+        raise ValueError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
+    match config:
+        case {"task": task, "train": {"steps": int(steps), "batch_size": int(batch_size)}} if steps > 0:
+            pass
+        case {"task": task}:
+            return {"run": path, "task": task}
+        case _:
+            return {"run": path, "task": "not a training run"}
     records, export = read_journal(path), path / "export"
     last = records[-1] if records else {}
-    steps, done = config["train"]["steps"], last.get("step", 0)
+    done = last.get("step", 0)
     finished = export.is_dir() and done >= steps
     about = {
         "run": path,
-        "trains": f"{config['task']}, in batches of {config['train']['batch_size']}",
+        "trains": f"{task}, in batches of {batch_size}",
         "steps": f"{done} of {steps} ({done / steps:.0%})",
         "newest checkpoint": _checkpoint(path),
         "export": export if export.is_dir() else "none",
-        "to go on": "it is complete" if finished else f"accelerate launch recipes/train.py {path / 'config.yaml'}",
+        "to go on": "it is complete" if finished else f"accelerate launch recipes/train.py {file}",
     }
     if last:
-        left = max(0, steps - done) * config["train"]["batch_size"] / last["clips_per_second"] / 3600
+        left = max(0, steps - done) * batch_size / last["clips_per_second"] / 3600
         about["speed"] = f"{last['clips_per_second']:.4g} clips a second, {left:.2g} hours left"
     return about | {f"last {name}": f"{value:.6g}" for name, value in last.items() if name != "step"}
 

@@ -1,5 +1,6 @@
 """`genvid info` on a run folder: what it trains, how far it is, what is whole, and how to go on."""
 
+import pytest
 import yaml
 from test_trainer import train
 
@@ -32,3 +33,12 @@ def test_a_run_folder_explains_itself(tmp_path, capsys):
     assert about["steps"] == "8 of 100 (8%)"
     assert "(step 4, whole); step_00000008 is damaged: state.safetensors has 4 bytes, but" in about["newest checkpoint"]
     assert about["to go on"] == f"accelerate launch recipes/train.py {run / 'config.yaml'}"
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "train: {}", "train: {steps: 5}", "{task: x, train: {steps: many}}"])
+def test_a_folder_of_another_program_is_no_training_run(tmp_path, capsys, text):
+    (tmp_path / "config.yaml").write_text(text)
+    assert told(capsys, tmp_path)["task"] == ("x" if "task" in text else "not a training run")
+    (tmp_path / "config.yaml").write_text("task: [x")
+    with pytest.raises(ValueError, match=r"config\.yaml is not valid YAML: while parsing"):
+        info(InfoOptions(str(tmp_path)))
