@@ -86,7 +86,8 @@ class Timeline:
         """Packets of the video stream. The ends of the other streams are recorded too where the header has a duration,
         which is that of the longest."""
         for packet in demux(self._container, *([self._stream] if self._counted else [])):
-            stream, stamp = packet.stream_index, _stamp(packet)
+            # The packet that ends a stream has the number 0 itself, whatever its stream.
+            stream, stamp = packet.stream.index, _stamp(packet)
             if stamp is not None:
                 end = stamp + (packet.duration or 0)
                 self._ends[stream] = max(end, self._ends.get(stream, end))

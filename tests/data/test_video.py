@@ -272,6 +272,44 @@ def test_a_gif_that_is_cut_short(tmp_path: Path) -> None:
         probe(file)
 
 
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv"])
+def test_a_video_behind_its_sound_has_its_last_frames(tmp_path: Path, name: str) -> None:
+    with av.open(str(tmp_path / name), "w") as container:
+        sound: Any = container.add_stream("aac", rate=8000, layout="mono")
+        video: Any = container.add_stream("libx264", rate=25, options={"bf": "3"})
+        video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
+        silence = av.AudioFrame.from_ndarray(np.zeros((1, 6400), np.int16), format="s16", layout="mono")
+        silence.sample_rate = 8000
+        for part in av.AudioResampler(sound.format, "mono", 8000).resample(silence):
+            container.mux(sound.encode(part))
+        for number in range(20):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number, (32, 64)), format="rgb24")))
+        container.mux(sound.encode() + video.encode())
+    info = probe(tmp_path / name)
+    assert info.frames == 20
+    assert numbers(np.stack([*iterate_frames(tmp_path / name, info)])) == list(range(20))
+
+
+def test_streams_that_no_decoder_reads_are_left_alone(tmp_path: Path) -> None:
+    """Data of a camera, fonts, and sound of an unknown codec."""
+    for name in ("data.ts", "font.mkv", "sound.mkv"):
+        with av.open(str(tmp_path / name), "w") as container:
+            video: Any = container.add_stream("libx264", rate=25)
+            video.width, video.height, video.pix_fmt = 64, 32, "yuv420p"
+            if name == "data.ts":
+                container.add_data_stream("klv")
+            if name == "font.mkv":
+                container.add_attachment("a.ttf", "application/x-truetype-font", b"font")
+            if name == "sound.mkv":
+                container.add_stream("flac", rate=8000, layout="mono")
+            for number in range(20):
+                container.mux(video.encode(av.VideoFrame.from_ndarray(picture(number, (32, 64)), format="rgb24")))
+            container.mux(video.encode())
+    file = tmp_path / "sound.mkv"
+    file.write_bytes(file.read_bytes().replace(b"A_FLAC", b"A_XLAC"))
+    assert [probe(tmp_path / name).frames for name in ("data.ts", "font.mkv", "sound.mkv")] == [20, 20, 20]
+
+
 def test_sound_that_goes_on_does_not_make_a_video_short(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         video: Any = container.add_stream("libx264", rate=25)

@@ -27,9 +27,9 @@ from genvid.files import readable, write_atomically
 
 logger = logging.getLogger(__name__)
 
-_VERSION = 2
+_VERSION = 3
 """Version of the index. It rises when a probe gives other values for the same file: 2 has sizes as shown, and seek
-points."""
+points; 3 has the last frames of files whose first stream is another one."""
 _SAVE_SECONDS = 60.0
 """Longest time between two writes of the index while files are probed."""
 
