@@ -40,8 +40,9 @@ def audio_file(video: Path) -> Iterator[Path | None]:
         except OSError:  # a full disk says nothing about the audio
             raise
         except (FFmpegError, ValueError):
-            raise AudioError(f"its audio ({audio.name}) cannot be copied into mp4") from None
-        yield file
+            codec = "unknown codec" if audio.codec_context is None else audio.name
+            raise AudioError(f"its audio ({codec}) cannot be copied into mp4") from None
+        yield file if file.is_file() else None  # PyAV writes none of no packets
 
 
 class AudioCopy:

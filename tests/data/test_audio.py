@@ -102,6 +102,24 @@ def test_videos_without_audio_and_other_codecs(tmp_path: Path) -> None:
         pass
 
 
+def test_audio_without_packets_and_of_an_unknown_codec(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "empty.mkv"), "w") as container:
+        video = container.add_stream("libx264", rate=10)
+        video.width, video.height, video.pix_fmt = 32, 32, "yuv420p"
+        container.add_stream("flac", rate=RATE, layout="mono")
+        container.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((32, 32, 3), np.uint8), format="rgb24")))
+        container.mux(video.encode())
+    with audio_file(tmp_path / "empty.mkv") as audio:
+        assert audio is None
+    write_with_audio(tmp_path / "a.mkv", "flac")
+    (tmp_path / "b.mkv").write_bytes((tmp_path / "a.mkv").read_bytes().replace(b"A_FLAC", b"A_XLAC"))
+    with (
+        pytest.raises(AudioError, match=r"its audio \(unknown codec\) cannot be copied into mp4"),
+        audio_file(tmp_path / "b.mkv"),
+    ):
+        pass
+
+
 def test_a_full_disk_does_not_leave_the_audio_out(tmp_path: Path) -> None:
     write_with_audio(tmp_path / "a.mp4")
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
