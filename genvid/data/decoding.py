@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +43,9 @@ def open_stream(path: str | Path) -> Iterator[tuple[Any, Any]]:
 
 def demux(container: Any, *streams: Any) -> Iterator[Any]:
     """Packets of the streams, of all if none is given. `container.decode` loses a packet's memory whenever it is left
-    before the end, as the generator within it is not closed then (PyAV 18): 150 bytes a clip, for weeks."""
-    with closing(container.demux(*streams)) as packets:
+    before the end, as the generator within it is not closed then (PyAV 18): 150 bytes a clip, for weeks. Behind the
+    last packet it raises IndexError where a stream of MPEG-TS begins on the way."""
+    with closing(container.demux(*streams)) as packets, suppress(IndexError):
         yield from packets
 
 

@@ -310,6 +310,33 @@ def test_streams_that_no_decoder_reads_are_left_alone(tmp_path: Path) -> None:
     assert [probe(tmp_path / name).frames for name in ("data.ts", "font.mkv", "sound.mkv")] == [20, 20, 20]
 
 
+def test_sound_that_begins_and_ends_on_the_way(tmp_path: Path) -> None:
+    """FFmpeg finds such a stream of a broadcast when it comes to it."""
+    random = np.random.default_rng(0)
+
+    def part(first: int, count: int, *, sound: bool) -> bytes:
+        with av.open(str(tmp_path / "part.ts"), "w") as container:
+            video: Any = container.add_stream("mpeg2video", rate=25, options={"qmin": "1", "qmax": "1", "g": "1"})
+            video.width, video.height, video.pix_fmt = 256, 256, "yuv420p"
+            audio: Any = container.add_stream("mp2", rate=48000, layout="mono") if sound else None
+            for number in range(first, first + count):
+                noise = random.integers(0, 256, (256, 256, 3), dtype=np.uint8)
+                frame = av.VideoFrame.from_ndarray(noise, format="rgb24")
+                frame.pts = number
+                container.mux(video.encode(frame))
+            container.mux(video.encode())
+            if audio is not None:
+                silence = av.AudioFrame.from_ndarray(np.zeros((1, 9216), np.int16), format="s16", layout="mono")
+                silence.sample_rate, silence.pts = 48000, first * 1920
+                container.mux(audio.encode(silence) + audio.encode())
+        return (tmp_path / "part.ts").read_bytes()
+
+    file = tmp_path / "a.ts"
+    file.write_bytes(part(0, 60, sound=False) + part(60, 10, sound=True) + part(70, 40, sound=False))
+    info = probe(file)
+    assert info.frames == len([*iterate_frames(file, info)]) == 110
+
+
 def test_sound_that_goes_on_does_not_make_a_video_short(tmp_path: Path) -> None:
     with av.open(str(tmp_path / "a.mkv"), "w") as container:
         video: Any = container.add_stream("libx264", rate=25)
