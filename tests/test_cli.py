@@ -264,6 +264,9 @@ def test_counts_in_the_folder_of_the_tokenizer_code_its_files(models, video, tmp
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
     asked = ("decode", tmp_path / "b.tok", tmp_path / "c.mp4", "--tokenizer", models / "tokenizer")
     refused(capsys, "was not made from this code model (code model.type is static there, uniform here)", *asked)
+    (folder / "code_counts.safetensors").write_bytes(b"cut")
+    asked = ("encode", video, tmp_path / "d.tok", "--tokenizer", folder)
+    refused(capsys, "code_counts.safetensors is damaged (Error while deserializing header", *asked)
 
 
 def test_a_token_file_is_decoded_by_its_own_tokenizer_only(models, video, tmp_path, capsys):

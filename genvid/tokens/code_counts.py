@@ -10,6 +10,7 @@ from typing import Self
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
 
 from genvid.files import write_atomically
 from genvid.tokens.blocks import TokenizerSpec
@@ -41,7 +42,10 @@ class CodeCounts(CodeModel):
         """The counts in a tokenizer's folder; None where there are none."""
         if not (folder / FILE).is_file():
             return None
-        counts = safetensors.numpy.load_file(folder / FILE)["counts"]
+        try:
+            counts = safetensors.numpy.load_file(folder / FILE)["counts"]
+        except (SafetensorError, KeyError) as error:
+            raise ValueError(f"{folder / FILE} is damaged ({error}): copy it again, or count the codes anew") from None
         if counts.shape[1:] != (spec.codebook_size,) or not len(counts):
             raise ValueError(
                 f"{folder / FILE} has counts {counts.shape}, but this tokenizer {spec.codebook_size} codes"
