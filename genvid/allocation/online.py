@@ -27,6 +27,8 @@ from genvid.tokens import BlockTokens
 
 _MEMORY = 16
 """Blocks of its own past that a stream is forecast from."""
+_ROUNDING = 1e-5
+"""Of predictions, relative to the largest: costs that differ by less are equal, and the smallest size is taken."""
 _TRUST = 0.25
 """Weight of the calibration in the estimate of a clip's activity, in typical blocks."""
 
@@ -189,7 +191,10 @@ class OnlineController:
         price = _price(steps, weights, pool - (ahead + 1) * self._sizes[0])
         stranded = self._ledger.stranded()
         cost = curves + price[:, None] * (self._sizes + torch.where(stranded < torch.inf, stranded, 0))
-        chosen = self._sizes[cost.masked_fill(stranded == torch.inf, torch.inf).argmin(1)]
+        cost = cost.masked_fill(stranded == torch.inf, torch.inf)
+        # The price is often that of a step of this very block, whose ends then cost the same but for rounding.
+        tied = cost <= cost.amin(1, keepdim=True) + _ROUNDING * curves.abs().amax(1, keepdim=True)
+        chosen = self._sizes[tied.int().argmax(1)]
         self._ledger.spend(chosen)
         self._block += 1
         return chosen
@@ -240,7 +245,7 @@ def _price(steps: Tensor, widths: Tensor, pool: Tensor) -> Tensor:
     if not steps.shape[1]:  # a single candidate size: nothing to choose
         return torch.zeros(len(pool), dtype=torch.float64)
     ordered, order = steps.sort(dim=1, descending=True, stable=True)
-    over = widths[order].cumsum(1) > pool[:, None]
+    over = widths[order].cumsum(1) > pool[:, None] + 1e-6  # expected blocks are fractions, added in any order
     first = over.int().argmax(1, keepdim=True)
     price = ordered.gather(1, first)[:, 0].clamp(min=0)
     return torch.where(over.any(1), price, 0)

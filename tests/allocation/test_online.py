@@ -134,6 +134,20 @@ def test_endless_streams_use_their_windows(tokens, blocks):
     assert float(spent.min()) >= 0.9 * 20 * tokens
 
 
+@pytest.mark.parametrize("sizes", [EVEN, UNEVEN], ids=["even", "uneven"])
+def test_rounding_of_predictions_changes_no_size(sizes):
+    """A scorer rounds otherwise in a batch of another size."""
+    generator = torch.Generator().manual_seed(6)
+    scenes = [falling(generator, 200, sizes) for _ in range(4)]
+    exact, rounded = (OnlineController(WindowLedger(1200, 6, sizes), sizes) for _ in range(2))
+    for block in range(40):
+        curves = scenes[block // 3 % 4]
+        noise = (
+            1e-7 * torch.randn(curves.shape, generator=generator, dtype=torch.float64) * curves.amax(1, keepdim=True)
+        )
+        assert rounded.step(curves + noise).equal(exact.step(curves))
+
+
 def test_a_stream_saves_for_and_spends_on_the_busy_part():
     sizes = EVEN
     controller = OnlineController(StreamLedger(128, 1024, sizes), sizes)
