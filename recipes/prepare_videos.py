@@ -30,6 +30,7 @@ from genvid.data.sources.prepared import (
     prepare_video,
     read_index,
     write_index,
+    write_originals,
 )
 from genvid.data.video import VideoError, VideoInfo
 from genvid.files import readable, write_atomically
@@ -76,6 +77,7 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
             raise ValueError(f"{root} was prepared as {held}, not as {how.described()}: choose another output_dir")
         digests = {target: source.digests[path] for target, (path, _) in videos.items()}
         done = {path: video for path, video in done.items() if _is_good(root / path, video, digests.get(path, ""))}
+    write_originals(root, source.root)
     missing = {target: video for target, video in videos.items() if target not in done}
     problems = {}
     for target, result in _prepare(source.root, root, missing, how, run.workers):

@@ -129,3 +129,27 @@ def test_links_pictures_and_odd_names_are_prepared_and_hidden_ones_are_not(recip
         *("linked/one.mp4", "linked/two.mp4"),
     ]
     assert "bad\\xe9.mp4" in (output / "index-00000-of-00001.problems.txt").read_text()
+
+
+def test_splits_and_classes_of_a_prepared_folder_are_those_of_its_original(tmp_path):
+    for number in range(16):
+        frames = 3 if number in (3, 9) else 8  # too short for a clip
+        video = torch.randint(256, (3, frames, 16, 16), dtype=torch.uint8)
+        write_video(tmp_path / "in" / "b" / f"{number:02d}.mp4", video, fps=8)
+    write_video(tmp_path / "in" / "a" / "short.mp4", video[:, :3], fps=8)
+    for name in ("clip", "clip 2"):  # as files with a suffix they have another order
+        (tmp_path / "in" / "c" / name).mkdir(parents=True)
+        for number in range(5):
+            (tmp_path / "in" / "c" / name / f"{number}.png").write_bytes(png(video[:, 0]))
+    data = {"source": {"type": "folder", "path": str(tmp_path / "in")}, "clip": CLIP}
+    file = tmp_path / "prepare.yaml"
+    file.write_text(yaml.safe_dump({"output_dir": str(tmp_path / "out"), "data": data, "workers": 1}))
+    prepare_videos.main([str(file)])
+    clip = ClipConfig(frames=4, resolution=(16, 16))
+    for held_out in (False, True):
+        ours, theirs = (FolderConfig(str(tmp_path / name), held_out=held_out).open(clip) for name in ("out", "in"))
+        assert sorted(ours.names) == sorted(name if name.endswith(".mp4") else f"{name}.mp4" for name in theirs.names)
+        assert ours.classes == theirs.classes == ["a", "b", "c"]
+    (tmp_path / "out" / "originals.json").unlink()
+    with pytest.raises(ValueError, match="did not list its originals"):
+        FolderConfig(str(tmp_path / "out"), held_out=True).open(clip)

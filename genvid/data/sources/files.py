@@ -16,8 +16,8 @@ from torch import Tensor
 from genvid.data.clips import ClipConfig
 from genvid.data.images import list_images
 from genvid.data.sources.base import ALL, HELD_OUT, TRAINING, Source, SourceConfig
-from genvid.data.sources.listing import EXTENSIONS, find_video, find_videos
-from genvid.data.sources.prepared import IndexedVideo, read_prepared
+from genvid.data.sources.listing import EXTENSIONS, find_video, find_videos, prepared_path
+from genvid.data.sources.prepared import IndexedVideo, read_originals, read_prepared
 from genvid.data.sources.tables import read_table
 from genvid.data.sources.video_index import probe_files
 from genvid.data.video import VideoError, VideoInfo, read_clip
@@ -132,6 +132,9 @@ class FolderConfig(SourceConfig):
 
     def _scan(self, root: Path) -> tuple[list[Listed], list[str]]:
         paths, problems = find_videos(root)
+        there, originals = set(paths), read_originals(root, required=self.held_out is not None)
+        if originals is not None:
+            paths = originals
         if not paths and list_images(root):
             raise ValueError(f"{root} holds the pictures of one video: path is the folder that holds such folders")
         loose = [path for path in paths if "/" not in path]
@@ -143,7 +146,8 @@ class FolderConfig(SourceConfig):
         for path, label in zip(paths, labels, strict=True):
             seen[label] += 1
             apart = seen[label] > counts[label] - max(1, counts[label] // 8)
-            names.append((path, label, self.held_out in (None, apart)))
+            file, chosen = path if originals is None else prepared_path(path), self.held_out in (None, apart)
+            names.append((file, label, chosen and file in there))
         single = [readable(label) for label, count in counts.items() if count == 1]
         if self.held_out is False and single:
             if len(single) == len(counts):

@@ -2,7 +2,8 @@
 
 A prepared folder keeps the paths of the folder it was made of, as .mp4; frame i of a file is frame i of its video, so
 clip rules mean the same on both. `index-*.json` hold the settings of the preparation and the properties of each file:
-opening the folder decodes nothing.
+opening the folder decodes nothing. `originals.json` lists the videos of that folder, also those that could not be
+prepared: splits and classes are those of the originals.
 """
 
 from __future__ import annotations
@@ -21,11 +22,13 @@ from av.error import FFmpegError
 
 from genvid.data.clips import ClipConfig
 from genvid.data.encoding import REPEATABLE, ImageEncoder
+from genvid.data.sources.listing import find_videos
 from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
 from genvid.files import sha256, write_atomically
 
 _VERSION = 2
 """Version of the prepared files: from 2 on frames are as a player shows them, upright and with square pixels."""
+_ORIGINALS, _INDICES = "originals.json", "index-*-of-*.json"
 _CHUNK = 32
 """Frames that are in memory at a time."""
 
@@ -114,10 +117,32 @@ def read_index(file: Path) -> tuple[dict[str, Any], dict[str, PreparedVideo]]:
         raise ValueError(f"{file} is damaged ({error}): delete it and prepare the videos again") from None
 
 
+def write_originals(root: Path, source: Path) -> None:
+    """List the videos of the folder `source`, of which `root` is prepared."""
+    originals = read_originals(source) or find_videos(source)[0]
+    with write_atomically(root / _ORIGINALS) as temporary:
+        temporary.write_text(json.dumps(originals))
+
+
+def read_originals(root: Path, *, required: bool = False) -> list[str] | None:
+    """Paths of the videos of which a folder was prepared, in their order; None in other folders.
+
+    ValueError where the list of a prepared folder is `required` and absent.
+    """
+    file = root / _ORIGINALS
+    if required and not file.is_file() and any(root.glob(_INDICES)):
+        raise ValueError(
+            f"{root} was prepared by an earlier version of genvid, which did not list its originals, and held_out "
+            "splits these: run prepare_videos.py again, which keeps the finished files"
+        )
+    originals: list[str] | None = json.loads(file.read_text()) if file.is_file() else None
+    return originals
+
+
 def read_prepared(root: Path, clip: ClipConfig) -> dict[str, PreparedVideo]:
     """The prepared videos below `root` by path; none in other folders. ValueError when they do not serve this clip."""
     videos: dict[str, PreparedVideo] = {}
-    for file in sorted(root.glob("index-*-of-*.json")):
+    for file in sorted(root.glob(_INDICES)):
         how, found = read_index(file)
         wanted = Preparation(clip).described()
         if how.get("version") != wanted["version"]:
