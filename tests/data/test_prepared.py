@@ -1,6 +1,7 @@
 """Prepared videos: frame for frame those of their source, listed without decoding, refused where they do not fit."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,24 @@ def test_random_crops_need_the_whole_picture(tmp_path: Path) -> None:
     for clip in (at_random, CLIP):
         with pytest.raises(ValueError, match=r"was prepared for center crops at \[16, 16\], but these clips have"):
             ClipDataset(FolderConfig(str(tmp_path / "center")), clip)
+
+
+def test_variations_of_a_clip_are_left_to_the_reader(tmp_path: Path) -> None:
+    file = make_video(tmp_path / "a.mp4", 40)
+    varied = ClipConfig(4, resolution=(16, 16), flip=True, turn=True, reverse=True, recolour=True, rounded=False)
+    for clip, name in ((varied, "varied.mp4"), (ClipConfig(4, resolution=(16, 16)), "plain.mp4")):
+        prepare_video(file, probe(file), tmp_path / name, Preparation(clip))
+    assert (tmp_path / "varied.mp4").read_bytes() == (tmp_path / "plain.mp4").read_bytes()
+
+
+def test_clips_that_need_more_pixels_are_refused(tmp_path: Path) -> None:
+    make_video(tmp_path / "in" / "a.mp4", 30)
+    prepared(tmp_path / "in", tmp_path / "out", ["a.mp4"])
+    for clip in (replace(CLIP, zoom=1.5), replace(CLIP, turn=True)):
+        with pytest.raises(ValueError, match="use the originals"):
+            Preparation(clip)
+        with pytest.raises(ValueError, match="use the originals"):
+            ClipDataset(FolderConfig(str(tmp_path / "out")), clip)
 
 
 def test_lists_of_originals_find_prepared_videos(tmp_path: Path) -> None:

@@ -50,6 +50,12 @@ class Preparation:
                 f"quality is 0 (lossless) to 51 and keyframe_every at least 1, got {self.quality} and "
                 f"{self.keyframe_every}"
             )
+        height, width = self.clip.resolution
+        if self.clip.zoom > 1 or (self.clip.turn and height != width):
+            raise ValueError(
+                "prepared videos have no more pixels than clips without zoom or turn need: for data.clip.zoom above 1, "
+                "and data.clip.turn of frames that are not square, use the originals"
+            )
 
     def described(self) -> dict[str, Any]:
         """Everything that the prepared files depend on."""
@@ -161,7 +167,7 @@ def read_prepared(root: Path, clip: ClipConfig) -> dict[str, PreparedVideo]:
 
 def _resized(source: Path, info: VideoInfo, clip: ClipConfig) -> Iterator[Frames]:
     """(H, W, 3) frames as a clip would have them."""
-    rule = dataclasses.replace(clip, flip=False, rounded=True)
+    rule = ClipConfig(resolution=clip.resolution, crop=clip.crop)
     frames = iterate_frames(source, info)
     while chunk := list(islice(frames, _CHUNK)):
         video = torch.from_numpy(np.stack(chunk))
