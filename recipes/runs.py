@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 
-import torch
 from torch import Tensor, nn
 
 from genvid.ar.config import ARConfig, TransformerConfig
@@ -19,9 +18,9 @@ from genvid.batch import Batch
 from genvid.checkpoint import load_model
 from genvid.config import check_counts
 from genvid.data.buckets import BucketConfig, BucketedClips
-from genvid.data.clips import ClipConfig, to_float
+from genvid.data.clips import ClipConfig
 from genvid.data.dataset import ClipDataset, VideoData
-from genvid.data.loader import SizedDataset
+from genvid.data.loader import SizedDataset, one_pass
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
@@ -405,9 +404,9 @@ RUNS: dict[str, type[Run]] = {
 
 
 def _spread_clips(dataset: ClipDataset, count: int) -> Tensor:
-    """(N, 3, T, H, W): at most `count` clips, evenly spread over a data set."""
+    """(N, 3, T, H, W) in [-1, 1]: at most `count` clips, evenly spread over a data set."""
     items = range(0, len(dataset), -(-len(dataset) // count))
-    return torch.stack([to_float(dataset[i]["video"]) for i in items])
+    return next(one_pass(dataset, batch_size=count, items=items))["video"]
 
 
 def _check_codec_clip(clip: ClipConfig, step: int) -> None:

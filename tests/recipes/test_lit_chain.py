@@ -245,3 +245,19 @@ def test_the_shipped_sizes_are_as_their_recipes_say() -> None:
         config = InpainterConfig(StackConfig(**recipe["transformer"]), recipe["context"], recipe["tile"])
         count = sum(parameter.numel() for parameter in Inpainter(16, config).parameters())
         assert count == pytest.approx(millions * 1e6, rel=0.1)
+
+
+def test_components_are_those_of_the_clips_whether_or_not_these_are_rounded() -> None:
+    small = {
+        "data.source": '{"type": "procedural", "clips": 4}',
+        "data.clip": '{"frames": 9, "resolution": [32, 32]}',
+        "model": '{"channels": 4, "width": 16, "encoder_depth": 1, "decoder_depth": 1}',
+    }
+    weights = []
+    for rounded in (True, False):
+        run = train.read_run(
+            [str(CONFIGS.parent / "lit/cells.yaml"), *overrides(**small, **{"data.clip.rounded": rounded})]
+        )
+        torch.manual_seed(0)
+        weights.append(run.build()[0].state_dict())
+    torch.testing.assert_close(weights[0], weights[1])
