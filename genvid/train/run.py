@@ -6,22 +6,31 @@ config.yaml  origin.json  metrics.jsonl  checkpoints/step_00001000/  export/{con
 from __future__ import annotations
 
 import json
-from contextlib import suppress
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 
 from genvid import config as configuration
 from genvid.files import sha256
 from genvid.provenance import Origin, check_made_from
 from genvid.values import ConfigError, typed
 
+logger = logging.getLogger(__name__)
+
 ORIGIN = "origin.json"
 """Fingerprints of the data, token cache, tokenizer, ... of a run (genvid.provenance)."""
 
 MANIFEST = "manifest.json"
 """Sizes and hashes of the files of a checkpoint, written last."""
+
+PATIENCE = 120.0
+"""Seconds until a run folder counts as that of another process: one that was stopped saves first, and file servers
+forget the lock of a host that died after a minute or two."""
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
@@ -73,6 +82,28 @@ def claim_run_folder(folder: Path, config: Any, origin: Origin) -> None:
         configuration.dump(origin, folder / ORIGIN)
     except OSError as error:
         raise RunError(f"cannot write to {folder} ({error.strerror})") from error
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Train in a run folder while no other process does, of this host or of another; RunError where one goes on for
+    `PATIENCE` seconds. Where nothing can be locked, nobody waits."""
+    lock = FileLock(folder / ".lock")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            logger.warning("another process trains in %s; waiting up to %g seconds for its end", folder, PATIENCE)
+            lock.acquire(timeout=PATIENCE)
+    except Timeout:
+        raise RunError(f"another process trains in {folder}: wait for its end, or choose another output_dir") from None
+    except (OSError, NotImplementedError) as error:
+        logger.info("%s cannot be locked (%s): start no other run in it", folder, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def read_journal(folder: Path) -> list[dict[str, Any]]:

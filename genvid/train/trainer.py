@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -20,7 +20,7 @@ from genvid.train.config import TrainConfig, ValidationConfig
 from genvid.train.export import export
 from genvid.train.journal import Journal
 from genvid.train.preview import log_preview
-from genvid.train.run import RunError, check_run_folder, claim_run_folder
+from genvid.train.run import RunError, alone_in, check_run_folder, claim_run_folder
 from genvid.train.start import export_training
 from genvid.train.step import TrainingStep
 from genvid.train.stop import STOPPED, LookAhead, Stopped, StopRequest
@@ -70,6 +70,8 @@ class Trainer:
             held_out.config.check_records(config.log_every)
         self.config, self.folder, self.run_config, self.held_out = config, Path(folder), run_config, held_out
         self.origin = task.exportable().origin
+        self.claimed = ExitStack()
+        """Until it closes, no other process trains in the run folder."""
         self.accelerator = make_accelerator(
             self.folder,
             precision=config.precision,
@@ -93,7 +95,7 @@ class Trainer:
         Raises Stopped after a signal, and FloatingPointError when too many steps in a row had a loss or gradient that
         was not finite.
         """
-        with self.stop, closing(self.checkpoints):
+        with self.claimed, self.stop, closing(self.checkpoints):
             start = self.checkpoints.resume(self.state)
             if start < self.config.steps:
                 self.checkpoints.check_space(self.state)
@@ -154,13 +156,21 @@ class Trainer:
             self.accelerator.end_training()
 
     def _claim_folder(self) -> None:
-        """Check the run folder on all processes before the first one writes to it."""
-        check_run_folder(self.folder, self.run_config, self.origin)
-        check_steps(self.folder, self.config)
+        """Check the run folder on all processes before the first one writes to it, which checks it again when no other
+        run is at work in it."""
+        self._check_folder()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
-            claim_run_folder(self.folder, self.run_config, self.origin)
+            with ExitStack() as alone:
+                alone.enter_context(alone_in(self.folder))
+                self._check_folder()
+                claim_run_folder(self.folder, self.run_config, self.origin)
+                self.claimed = alone.pop_all()
         self.accelerator.wait_for_everyone()
+
+    def _check_folder(self) -> None:
+        check_run_folder(self.folder, self.run_config, self.origin)
+        check_steps(self.folder, self.config)
 
     def _shard(self, start: int) -> Shard:
         accelerator = self.accelerator

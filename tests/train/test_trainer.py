@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.checkpoint import Model, load_weights, read_weights
+from genvid.train import run
 from genvid.train.config import TrainConfig, ValidationConfig
 from genvid.train.muon import Muon
 from genvid.train.optim import OptimizerConfig, make_optimizers, set_lr
@@ -244,6 +245,17 @@ def test_a_folder_of_another_run_is_refused(tmp_path):
         train(tmp_path / "notes")
     with pytest.raises(RunError, match=r"cannot write to .*thoughts\.txt \(Not a directory\)"):
         train(tmp_path / "notes" / "thoughts.txt")
+
+
+def test_two_runs_are_never_in_one_folder_at_once(tmp_path, monkeypatch):
+    def meanwhile(shard):
+        with pytest.raises(RunError, match="another process trains in"):
+            train(tmp_path / "run", steps=1, other=1)  # there is no checkpoint of the first run yet
+        yield from stream(shard)
+
+    monkeypatch.setattr(run, "PATIENCE", 0.1)
+    train(tmp_path / "run", batches=meanwhile, steps=3)
+    assert [record["step"] for record in train(tmp_path / "run", steps=3)] == [1, 2, 3]
 
 
 def test_a_run_that_was_refused_before_its_first_step_may_be_mended(tmp_path):
