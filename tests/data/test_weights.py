@@ -73,6 +73,15 @@ def test_joined_sources_share_batches_by_weight() -> None:
         joined([1, 0])
 
 
+def test_a_batch_of_joined_sources_has_the_attributes_that_all_of_them_have() -> None:
+    mixed = ClipDataset(JoinedConfig([SyntheticConfig(8), ProceduralConfig(8)], [1, 1]), CLIP)
+    ((batch,),) = itertools.islice(step_batches(mixed, batch_size=8, seed=2), 1)
+    assert sorted((batch["index"] < 8).tolist()) == [False] * 4 + [True] * 4
+    assert batch.keys() == {"video", "label", "index", "seed"}
+    ((batch,),) = itertools.islice(step_batches(ClipDataset(joined(None), CLIP), batch_size=8, seed=2), 1)
+    assert "complexity" in batch
+
+
 def test_workers_and_a_resume_change_nothing_of_weighted_batches() -> None:
     dataset = ClipDataset(joined([1, 1]), CLIP)
     straight = list(itertools.islice(step_batches(dataset, batch_size=4, seed=3), 4))

@@ -55,6 +55,8 @@ class JoinedSource(Source):
         self.left_out = [problem for source in sources for problem in source.left_out]
         self.contents = hashlib.sha256(" ".join(source.contents for source in sources).encode()).hexdigest()
         self.weights = _item_weights(sources, shares)
+        # Those that all items have: a batch has the same numbers of each.
+        self._attributes = set.intersection(*(set(source.attributes(0)) for source in sources))
         self._firsts = [0, *accumulate(len(source.names) for source in sources)]
 
     def clip(self, index: int, seed: int) -> Tensor:
@@ -63,7 +65,7 @@ class JoinedSource(Source):
 
     def attributes(self, index: int) -> dict[str, int]:
         source, item = self._find(index)
-        return source.attributes(item)
+        return {name: value for name, value in source.attributes(item).items() if name in self._attributes}
 
     def _find(self, index: int) -> tuple[Source, int]:
         which = bisect_right(self._firsts, index) - 1
