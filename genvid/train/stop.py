@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import Any, Generic, Self, TypeVar
 
@@ -89,6 +90,7 @@ class StopRequest:
     @contextmanager
     def shield(self) -> Iterator[None]:
         """Processes started here are not reached by the signals, which launchers send to complete process groups."""
+        resource_tracker.ensure_running()  # which lets signals through when it starts, before data workers
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             yield

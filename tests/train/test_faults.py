@@ -7,6 +7,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -275,6 +276,20 @@ def test_processes_started_in_the_shield_survive_the_signals():
             child.wait(0.2)
         child.kill()
         child.wait()
+
+
+def test_the_first_data_workers_of_a_process_do_not_end_the_shield():
+    script = """
+import signal
+from multiprocessing import resource_tracker
+import torch
+from genvid.train.stop import SIGNALS, StopRequest
+
+with StopRequest(1, torch.device("cpu")).shield():
+    resource_tracker.ensure_running()  # multiprocessing does it before it starts a fork server
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) >= set(SIGNALS)
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("harm", ["truncated", "flipped", "no manifest", "broken manifest"])
