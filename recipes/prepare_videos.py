@@ -38,7 +38,7 @@ from genvid.files import readable, write_atomically
 logger = logging.getLogger(__name__)
 
 WRITE_EVERY = 500
-"""Most videos that are prepared again after an interruption."""
+"""Most videos that are prepared again after the process was killed; after Ctrl+C only those under way are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +80,17 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
     write_originals(root, source.root)
     missing = {target: video for target, video in videos.items() if target not in done}
     problems = {}
-    for target, result in _prepare(source.root, root, missing, how, run.workers):
-        if isinstance(result, PreparedVideo):
-            done[target] = dataclasses.replace(result, source=source.digests[missing[target][0]])
-            if len(done) % WRITE_EVERY == 0:
-                write_index(index, how.described(), done)
-        else:
-            problems[missing[target][0]] = readable(str(result))
-            logger.warning("%s. It is left out (%d so far)", result, len(problems))
-    write_index(index, how.described(), done)
+    try:
+        for target, result in _prepare(source.root, root, missing, how, run.workers):
+            if isinstance(result, PreparedVideo):
+                done[target] = dataclasses.replace(result, source=source.digests[missing[target][0]])
+                if len(done) % WRITE_EVERY == 0:
+                    write_index(index, how.described(), done)
+            else:
+                problems[missing[target][0]] = readable(str(result))
+                logger.warning("%s. It is left out (%d so far)", result, len(problems))
+    finally:
+        write_index(index, how.described(), done)
     with write_atomically(index.with_suffix(".problems.txt")) as temporary:
         temporary.write_text("".join(f"{line}\n" for line in (*source.left_out, *problems.values())))
     return done, problems

@@ -1,5 +1,6 @@
 """Preparing videos: all that can be read, once; what cannot is named; an interruption costs nothing."""
 
+import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,23 @@ def test_an_error_that_is_not_of_a_video_ends_the_command_before_the_other_video
     with pytest.raises(OSError, match="No space left"):
         list(prepare_videos._prepare(tmp_path, tmp_path / "out", videos, None, workers=1))
     assert len(prepared) < 200
+
+
+def test_ctrl_c_costs_the_videos_that_are_under_way(monkeypatch, recipe, tmp_path):
+    root, prepare = tmp_path / "out", prepare_videos._prepare
+
+    def interrupted(*arguments):
+        yield next(prepare(*arguments))
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare_videos, "_prepare", interrupted)
+        with pytest.raises(SystemExit):
+            prepare_videos.main([str(recipe)])
+    (name,) = json.loads((root / "index-00000-of-00001.json").read_text())["videos"]
+    before = times(root)[name]
+    prepare_videos.main([str(recipe)])
+    assert (len(times(root)), times(root)[name]) == (3, before)
 
 
 def test_a_video_that_changed_is_prepared_again(recipe, tmp_path):
