@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
 
@@ -24,6 +25,7 @@ from genvid.data.loader import SizedDataset, one_pass
 from genvid.data.sources.base import SourceConfig
 from genvid.device import device
 from genvid.eval.features.classifier import VideoClassifier, VideoClassifierConfig
+from genvid.files import readable
 from genvid.provenance import Origin, check_made_from
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.discriminator import DiscriminatorConfig
@@ -42,6 +44,8 @@ from genvid.tokens.rows import BlockLayout
 from genvid.train.config import TrainConfig, ValidationConfig
 from genvid.train.placement import trained_weights
 from genvid.train.task import StepOutput, TrainingTask
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +107,15 @@ class ClipRun(Run):
             raise ValueError(
                 "validation.source is data.source, whose clips are trained on: give it another split, held_out or seed"
             )
-        return replace(self.data, source=self.validation.source).open()
+        held_out = replace(self.data, source=self.validation.source).open()
+        videos, trained = held_out.source.digests, set(self.data.open().source.digests.values())
+        shared = [readable(path) for path, digest in videos.items() if digest in trained]
+        if shared:
+            message = f"{len(shared)} of the {len(videos)} videos of validation.source are also trained on"
+            if len(shared) == len(videos):
+                raise ValueError(f"{message}: hold them out (data.source.held_out false, or a split of a manifest)")
+            logger.warning("%s: %s", message, ", ".join(shared[:10]))
+        return held_out
 
 
 @dataclass(frozen=True, kw_only=True)

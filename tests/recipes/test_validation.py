@@ -1,10 +1,13 @@
 """The loss on held-out data while a stage trains."""
 
+import shutil
+
 import pytest
 import torch
 from tiny_recipes import clips, records
 
 from genvid.checkpoint import read_weights
+from genvid.data import write_video
 
 pytestmark = pytest.mark.gpu
 TERMS = {
@@ -81,3 +84,25 @@ def test_bad_held_out_data_is_refused_before_training(stages, validations, capsy
         stages.run(stage, f"{stage}_refused", validation={**validations[stage], **change})
     assert reason in capsys.readouterr().err
     assert not (stages.folder / f"{stage}_refused").exists()
+
+
+def test_videos_that_are_trained_on_too_are_named_and_refused_where_they_are_all(stages, tmp_path, caplog, capsys):
+    for number in range(3):
+        video = torch.randint(256, (3, 8, 16, 16), generator=torch.Generator().manual_seed(number), dtype=torch.uint8)
+        write_video(tmp_path / "all" / "a" / f"{number}.mp4", video, fps=8)
+    more = tmp_path / "more" / "a"
+    more.mkdir(parents=True)
+    shutil.copy(tmp_path / "all" / "a" / "0.mp4", more / "copy.mp4")
+    folder = {"type": "folder", "path": str(tmp_path / "all")}
+    data = {"source": {"type": "joined", "sources": [folder, clips()["source"]]}, "clip": clips()["clip"]}
+
+    def train_beside(path, **source):
+        section = {"source": {"type": "folder", "path": str(tmp_path / path), **source}, "every": 1, "batches": 1}
+        stages.run("scorer", f"scorer_beside_{path}", data=data, validation=section)
+
+    with pytest.raises(SystemExit):
+        train_beside("all", held_out=True)
+    assert "1 of the 1 videos of validation.source are also trained on: hold them out" in capsys.readouterr().err
+    write_video(more / "other.mp4", video.flip(1), fps=8)
+    train_beside("more")
+    assert "1 of the 2 videos of validation.source are also trained on: a/copy.mp4" in caplog.text

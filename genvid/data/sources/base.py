@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class Source(ABC):
     """Whether clips come from copies that were resized and compressed (genvid.data.sources.prepared)."""
     weights: Tensor | None = None
     """(N,) float64: relative frequency of each item in training; None: each comes once an epoch."""
+    digests: Mapping[str, str] = MappingProxyType({})
+    """Path of each usable video -> hash of its content."""
     contents: str = ""
     """Hash of the contents of each file; empty where names identify the contents."""
 

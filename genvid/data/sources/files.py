@@ -59,7 +59,6 @@ class FileSource(Source):
         self.root, self.classes, self.config, self.split = root, classes, clip, split
         self._items: list[tuple[str, VideoInfo, int | None]] = []
         self.digests: dict[str, str] = {}
-        """Path of each usable video below the root -> hash of its content."""
         self.labels, self.names, problems, digests = [], [], [readable(problem) for problem in missing], []
         prepared = read_prepared(root, clip)
         found = probe_files(root, [root / file.path for file in files], prepared)

@@ -53,6 +53,7 @@ class JoinedSource(Source):
         self.videos = sum(source.videos for source in sources)
         self.prepared = any(source.prepared for source in sources)
         self.left_out = [problem for source in sources for problem in source.left_out]
+        self.digests = {f"{n}/{path}": own for n, source in enumerate(sources) for path, own in source.digests.items()}
         self.contents = hashlib.sha256(" ".join(source.contents for source in sources).encode()).hexdigest()
         self.weights = _item_weights(sources, shares)
         # Those that all items have: a batch has the same numbers of each.
