@@ -289,6 +289,10 @@ def _in_one_sentence(error: Exception) -> Exception:
             f"the shared memory of the data workers is full ({reason}); free some of /dev/shm, or use fewer workers or "
             f"smaller batches"
         )
+    if "stack expects each tensor to be equal size" in message:
+        return DataError(
+            "clips of one batch have several lengths: data.clip.window whole is for videos that come one by one"
+        )
     if raised_in_worker:
         return DataError(reason) if isinstance(error, (ValueError, OSError)) else error
     if "DataLoader worker" in message:

@@ -19,7 +19,7 @@ from genvid.data import (
     step_batches,
     to_float,
 )
-from genvid.data.loader import numbered_batches
+from genvid.data.loader import DataError, numbered_batches
 
 
 def sampler(items: int = 10, batch: int = 4, seed: int = 1, **options: int) -> StepSampler:
@@ -173,3 +173,13 @@ class Deadly:
 def test_a_worker_that_dies_is_an_error_in_words() -> None:
     with pytest.raises(RuntimeError, match=r"a data worker died.*fewer workers"):
         next(step_batches(Deadly(), batch_size=2, seed=0, workers=1))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_clips_of_several_lengths_make_no_batch(tmp_path: Path, workers: int) -> None:
+    for frames in (8, 9):
+        make_video(tmp_path / f"{frames}.mp4", frames)
+    whole = ClipDataset(FolderConfig(str(tmp_path)), ClipConfig(frames=4, resolution=(16, 16), window="whole"))
+    with pytest.raises(DataError, match=r"data\.clip\.window whole is for videos that come one by one"):
+        next(one_pass(whole, batch_size=2, workers=workers))
+    assert [batch["video"].shape[2] for batch in one_pass(whole, batch_size=1)] == [8, 9]
