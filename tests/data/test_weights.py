@@ -114,6 +114,17 @@ def test_folders_are_drawn_as_often_as_each_other_whatever_they_hold(tmp_path: P
     assert torch.equal(beside.weights[10:], torch.ones(100, dtype=torch.float64))
 
 
+def test_folders_of_joined_sources_are_drawn_as_often_as_each_other(tmp_path: Path) -> None:
+    for name in ("one/few/0", "one/many/0", "one/many/1", "one/many/2", "two/few/0", "two/few/1"):
+        make_video(tmp_path / f"{name}.mp4", 8)
+    folders: list[SourceConfig] = [FolderConfig(str(tmp_path / name)) for name in ("one", "two")]
+    weights = ClipDataset(BalancedConfig(JoinedConfig(folders)), CLIP).weights
+    assert weights is not None
+    assert weights.tolist() == pytest.approx([1, *[1 / 3] * 3, *[1 / 2] * 2])
+    with pytest.raises(ValueError, match="whatever `weights` its joined source has"):
+        BalancedConfig(JoinedConfig(folders, [1, 3]))
+
+
 def test_the_split_is_that_of_the_sources(tmp_path: Path) -> None:
     make_video(tmp_path / "some" / "0.mp4", 8)
     balanced = BalancedConfig(FolderConfig(str(tmp_path)))

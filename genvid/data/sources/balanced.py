@@ -9,6 +9,7 @@ import torch
 
 from genvid.data.clips import ClipConfig
 from genvid.data.sources.base import Source, SourceConfig
+from genvid.data.sources.joined import JoinedConfig
 
 
 @SourceConfig.register_subclass("balanced")
@@ -19,22 +20,24 @@ class BalancedConfig(SourceConfig):
 
     source: SourceConfig
     by: Literal["folder", "class"] = "folder"
-    """The first folder in the names of the items, or their class."""
+    """The first folder in the names of the items (of joined sources within each of them), or their class."""
+
+    def __post_init__(self) -> None:
+        if self.by == "folder" and isinstance(self.source, JoinedConfig) and self.source.weights is not None:
+            raise ValueError(
+                "balanced by folder draws every folder equally often, whatever `weights` its joined source has: leave "
+                "these out, or join balanced sources"
+            )
 
     def split_name(self) -> str:
         return self.source.split_name()
 
     def open(self, clip: ClipConfig, *, strict: bool = False) -> Source:
         source = self.source.open(clip, strict=strict)
-        groups = source.labels if self.by == "class" else [_folder(name) for name in source.names]
+        groups = source.labels if self.by == "class" else source.folders()
         numbers = {group: number for number, group in enumerate(dict.fromkeys(groups))}
         members = torch.tensor([numbers[group] for group in groups])
         weights = torch.ones(len(groups), dtype=torch.float64) if source.weights is None else source.weights
         totals = torch.zeros(len(numbers), dtype=torch.float64).index_add(0, members, weights)
         source.weights = weights / totals[members]
         return source
-
-
-def _folder(name: str) -> str:
-    """First folder in the name of an item; those without one are a group too."""
-    return name.partition("/")[0] if "/" in name else ""

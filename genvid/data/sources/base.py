@@ -47,6 +47,10 @@ class Source(ABC):
         VideoError when its file cannot be read.
         """
 
+    def folders(self) -> list[str]:
+        """First folder in the name of each item; empty where there is none."""
+        return [name.partition("/")[0] if "/" in name else "" for name in self.names]
+
     def attributes(self, index: int) -> dict[str, int]:
         """Further numbers of an item, which join it under these names."""
         return {}

@@ -64,6 +64,9 @@ class JoinedSource(Source):
         source, item = self._find(index)
         return source.clip(item, seed)
 
+    def folders(self) -> list[str]:
+        return [f"{number}/{folder}" for number, source in enumerate(self.sources) for folder in source.folders()]
+
     def attributes(self, index: int) -> dict[str, int]:
         source, item = self._find(index)
         return {name: value for name, value in source.attributes(item).items() if name in self._attributes}
