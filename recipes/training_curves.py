@@ -75,6 +75,9 @@ def main(argv: Sequence[str]) -> None:
     options = parser.parse_args(argv)
     if options.beside is not None and not options.beside.is_file():
         raise ValueError(f"no records {options.beside}: give a .jsonl file of this script, or leave out --beside")
+    names = [run.name for run in options.runs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"several runs are named {', '.join(twice)}, as their files would be: give each a FOLDER")
     for run in options.runs:
         write_curve(options.folder, run, options.beside)
 

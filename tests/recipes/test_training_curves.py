@@ -60,3 +60,14 @@ def test_folders_without_records_are_refused(tmp_path, capsys):
         with pytest.raises(SystemExit):
             main([str(tmp_path), *arguments])
         assert words in capsys.readouterr().err
+
+
+def test_runs_of_one_name_do_not_replace_each_other(tmp_path, capsys):
+    runs = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        runs.append(write(tmp_path / name / "tokenizer", records(2)))
+    with pytest.raises(SystemExit):
+        main([str(tmp_path / "curves"), *runs])
+    assert "several runs are named tokenizer" in capsys.readouterr().err
+    assert not (tmp_path / "curves").exists()
