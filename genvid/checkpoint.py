@@ -92,6 +92,8 @@ class Model(nn.Module):
         try:
             temporary.mkdir(parents=True)
             self._write(temporary)
+            for file in temporary.glob("*.safetensors"):  # which safetensors lets their owner alone read
+                file.chmod((temporary / CONFIG).stat().st_mode)
             (target / CONFIG).unlink(missing_ok=True)
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):
                 file.replace(target / file.name)

@@ -96,6 +96,11 @@ def test_saving_writes_its_two_files_and_touches_nothing_else(model, folder):
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
 
 
+def test_whoever_may_read_the_config_may_read_the_weights(model, folder):
+    model.save(folder)
+    assert (folder / "model.safetensors").stat().st_mode == (folder / "config.json").stat().st_mode
+
+
 def test_a_link_is_a_folder_to_save_into(model, folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
     (tmp_path / "new").symlink_to(tmp_path / "far")
