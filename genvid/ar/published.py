@@ -175,12 +175,17 @@ def convert(source: str | Path, destination: str | Path) -> PublishedTransformer
 
 
 def _read_config(data: dict[str, Any], weights: dict[str, Tensor], folder: Path) -> PublishedConfig:
-    """Sizes: from the weights where they show them, else from config.json."""
-    absent = [key for key in ("n_head", "max_seq_len", "tot_blocks", "cls_token_num") if key not in data]
+    """Sizes: from the weights where they show them, else from config.json. Weights that end early do not show how many
+    layers there were."""
+    counts = ("n_layer", "n_head", "max_seq_len", "tot_blocks", "cls_token_num")
+    absent = [key for key in counts if key not in data]
     if absent:
         raise CheckpointError(
             f"{folder / 'config.json'} lacks {', '.join(absent)}: not a published AdapTok AR model{_LARP}"
         )
+    for key in counts:
+        if not isinstance(data[key], int) or data[key] < 1:
+            raise CheckpointError(f"{folder / 'config.json'}: {key} must be a positive integer, got {data[key]!r}")
     if not data.get("with_block_sep", True):
         raise CheckpointError(f"{folder} has rows without block separators{_LARP}")
     names = ("abs_pe", "output.weight", "tok_embeddings.weight", "layers.0.feed_forward.w1.weight")
@@ -207,7 +212,7 @@ def _read_config(data: dict[str, Any], weights: dict[str, Tensor], folder: Path)
         ),
         transformer=TransformerConfig(
             width=width,
-            depth=1 + max(int(name.split(".")[1]) for name in weights if name.startswith("layers.")),
+            depth=data["n_layer"],
             heads=heads,
             kv_heads=(qkv_heads - heads) // 2,
             hidden=len(weights["layers.0.feed_forward.w1.weight"]),

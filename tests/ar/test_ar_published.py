@@ -200,3 +200,21 @@ def test_a_folder_that_does_not_fit_is_an_error_that_names_the_entry(tmp_path, c
     with pytest.raises(CheckpointError, match=message):
         convert(source, tmp_path / "model")
     assert not (tmp_path / "model").exists()
+
+
+def test_lost_layers_are_missing_not_a_shallower_model(tmp_path):
+    source = published_folder(tmp_path / "source", depth=2)
+    weights = safetensors.torch.load_file(source / "model.safetensors")
+    kept = {name: value for name, value in weights.items() if not name.startswith("layers.1.")}
+    safetensors.torch.save_file(kept, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing layers\.1\.attention\.wqkv\.weight"):
+        convert(source, tmp_path / "model")
+
+
+@pytest.mark.parametrize(("key", "value"), [("n_layer", 0), ("n_head", "3"), ("tot_blocks", 0)])
+def test_a_count_that_is_none_is_one_sentence(tmp_path, key, value):
+    source = published_folder(tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, key: value}))
+    with pytest.raises(CheckpointError, match=f"{key} must be a positive integer, got {value!r}"):
+        convert(source, tmp_path / "model")
