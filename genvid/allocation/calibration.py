@@ -133,8 +133,11 @@ def calibrate(
     """(N, G, K) curves of a split, (K,) sizes and budgets in mean tokens per video -> a calibration.
 
     At each budget the joint program over all blocks of all clips gives the multiplier (its dual) and the table (its
-    mean lengths). `expected` is left empty; see `genvid.allocation.comparison`.
+    mean lengths). `expected` is left empty; see `genvid.allocation.comparison`. A typical clip has every size:
+    ValueError for curves that forbid one.
     """
+    if not bool(curves.isfinite().all()):
+        raise ValueError("a distortion to calibrate on is NaN or infinite; fix the predictor")
     curves = running_minimum(curves)
     clips, blocks, _ = curves.shape
     weights = torch.ones(blocks) if block_weights is None else torch.tensor(list(block_weights))

@@ -22,12 +22,13 @@ def check_curves(curves: Tensor) -> Tensor:
 
 
 def running_minimum(curves: Tensor) -> Tensor:
-    """Predicted (..., K) curves -> float64 curves that never rise.
+    """Predicted (..., K) curves -> float64 curves that never rise from one allowed size to the next.
 
     More tokens cannot truly hurt (a decoder may ignore them), so a predicted rise is noise: a size counts as at
-    least as good as every smaller one. This is the one way curves are made monotone here.
+    least as good as every smaller one. This is the one way curves are made monotone here. +inf forbids a size, and
+    stays.
     """
-    return curves.double().cummin(-1).values
+    return curves.double().cummin(-1).values.masked_fill(curves == torch.inf, torch.inf)
 
 
 def hull_slopes(curves: Floats, sizes: Integers) -> Floats:

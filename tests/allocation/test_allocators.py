@@ -189,6 +189,26 @@ def test_a_forbidden_size_is_not_taken_by_the_threshold_rule():
     assert int(ThresholdAllocator(CLIPS, 0.0).step(curves)) == int(CLIPS.sizes[4])
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda predictor: GroupAllocator(predictor, [6.0] * 3, 2),
+        lambda predictor: GroupAllocator(predictor, [2.0] * 3, 2, exact=True),
+        lambda predictor: JointAllocator(predictor, 18, 2),
+        lambda predictor: JointAllocator(predictor, 18, 1),
+        lambda predictor: ThresholdAllocator(predictor, 0.05),
+    ],
+)
+def test_a_forbidden_size_is_taken_by_no_rule(make):
+    generator = torch.Generator().manual_seed(0)
+    sizes, curves = torch.tensor([2, 4, 6, 8]), torch.rand(40, 3, 4, generator=generator)
+    forbidden = torch.rand(40, 3, 4, generator=generator) < 0.4
+    forbidden[..., 0] = False
+    predictor = FixedCurves(curves.masked_fill(forbidden, torch.inf), sizes)
+    lengths = make(predictor)(BlockTokens(torch.ones(40, 3, 8, dtype=torch.bool))).lengths
+    assert not forbidden.gather(2, torch.searchsorted(sizes, lengths)[..., None]).any()
+
+
 def test_errors_say_what_is_wrong():
     with pytest.raises(BudgetError, match="fewer than the smallest"):
         JointAllocator(CLIPS, 200, 8)(TOKENS)

@@ -44,6 +44,14 @@ def test_a_budget_below_the_first_step_is_left_unspent():
     assert allocator(BlockTokens(torch.ones(1, 2, 4, dtype=torch.bool))).lengths.tolist() == [[0, 0]]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_curves_without_a_number_are_not_calibrated_on(bad):
+    curves = CURVES.clone()
+    curves[3, 1, -1] = bad
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        calibrate(curves, CLIPS.sizes, [1024], PROVENANCE)
+
+
 def test_interpolation():
     assert CALIBRATION.table(1024) == pytest.approx(list(CALIBRATION.tables[2]))
     assert sum(CALIBRATION.table(800)) == pytest.approx(800)
