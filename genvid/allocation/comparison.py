@@ -29,16 +29,18 @@ def with_expected(
     """Fill `expected`: the mean distortion per video of each allocator at each calibrated budget.
 
     Decisions are made on the (N, G, K) `curves`. Their cost is read from `measured` curves where given (otherwise from
-    `curves` themselves), and then `oracle` is the joint program on the measured ones.
+    `curves` themselves), and then `oracle` is the joint program on the measured ones, without block weights: cuts of
+    earlier blocks do not change these curves, so no group of clips can have a smaller distortion.
     """
     truth = running_minimum(curves if measured is None else measured)
+    unweighted = replace(calibration, block_weights=(1.0,) * calibration.blocks)
     expected: dict[str, list[float]] = {}
     for budget in calibration.budgets:
         for name, choice in choices(budget, group_size).items():
             expected.setdefault(name, []).append(_mean_distortion(choice, calibration, curves, truth))
         if measured is not None:
             choice = JointConfig(budget, group_size)
-            expected.setdefault("oracle", []).append(_mean_distortion(choice, calibration, measured, truth))
+            expected.setdefault("oracle", []).append(_mean_distortion(choice, unweighted, measured, truth))
     return replace(calibration, expected={name: tuple(values) for name, values in expected.items()})
 
 

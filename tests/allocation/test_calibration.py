@@ -17,6 +17,7 @@ from genvid.allocation import (
     close_loop,
     fit_block_weights,
     predict_all_curves,
+    solve_program,
     with_expected,
 )
 from genvid.config import ConfigError, decode
@@ -82,6 +83,14 @@ def test_expected_distortion_orders_the_allocators():
     for i in range(len(CALIBRATION.budgets)):
         assert expected["oracle"][i] < expected["joint"][i] < expected["table"][i] < expected["uniform"][i]
         assert expected["online"][i] < expected["uniform"][i]
+
+
+def test_the_oracle_is_the_optimum_whatever_the_block_weights():
+    weighted = calibrate(CURVES, CLIPS.sizes, [512, 1024], PROVENANCE, block_weights=[3.0, 1.5, 1.2, 1.0])
+    expected = with_expected(weighted, CURVES, measured=CURVES, group_size=len(CURVES)).expected
+    for budget, least in zip(weighted.budgets, expected["oracle"], strict=True):
+        program = solve_program(CURVES.flatten(0, 1), CLIPS.sizes, int(budget) * len(CURVES))
+        assert least == pytest.approx(program.value / len(CURVES), rel=1e-9)
 
 
 def test_files_are_read_strictly(tmp_path):
