@@ -203,11 +203,14 @@ def test_bad_budgets_and_prices_are_one_sentence() -> None:
 
 
 def test_clips_of_a_video_share_its_tokens() -> None:
-    assert clip_shares(100, [8, 8, 4], floor=4) == [39, 39, 22]
+    assert clip_shares(63, [8, 8, 4], floor=4) == [25, 25, 13]
+    assert clip_shares(80, [8, 8, 4], floor=4) == [32, 32, 16]  # enough for all
+    assert clip_shares(40, [8, 1], floor=4) == [36, 4]
+    assert clip_shares(20, [1, 1], floor=4) == [4, 4]
     assert clip_shares(12, [8, 8, 4], floor=4) == [4, 4, 4]
     with pytest.raises(BudgetError, match="11 tokens is below the floor of 12"):
         clip_shares(11, [8, 8, 4], floor=4)
-    shares = ClipBudget(20, METRIC, 4).video_allocators([2, 1])
-    assert [(clips, allocator.positions) for clips, allocator in shares] == [(1, 12), (1, 8)]
+    shares = ClipBudget(12, METRIC, 4).video_allocators([2, 1])
+    assert [(clips, allocator.positions) for clips, allocator in shares] == [(1, 8), (1, 4)]
     with pytest.raises(BudgetError, match="below the floor"):
         ClipBudget(3, METRIC, 4)

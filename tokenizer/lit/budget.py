@@ -109,7 +109,7 @@ class BudgetAllocator(PathAllocator):
 
 
 class ClipBudget(Budget):
-    """Tokens of every clip; those of a video are shared among its clips in proportion to their blocks."""
+    """Tokens of every clip; those of a video are shared among its clips (`clip_shares`)."""
 
     def __init__(self, tokens: int, metric: Tensor, floor: int) -> None:
         """`floor`: tokens of the first block of a clip, which keeps all."""
@@ -124,10 +124,12 @@ class ClipBudget(Budget):
 
 
 def clip_shares(tokens: int, blocks: Sequence[int], floor: int) -> list[int]:
-    """Tokens of a video -> of each of its clips: at least `floor`, the rest in proportion to its blocks."""
+    """Tokens of a video -> of each of its clips: `floor` for the first block, which is complete, and the rest in
+    proportion to the other blocks. No clip has more than it can keep while another lacks them."""
     check_floor(tokens, floor, len(blocks))
-    rest, ends = tokens - floor * len(blocks), [0, *accumulate(blocks)]
-    return [floor + rest * end // ends[-1] - rest * start // ends[-1] for start, end in pairwise(ends)]
+    rest, ends = tokens - floor * len(blocks), [0, *accumulate(count - 1 for count in blocks)]
+    others = max(1, ends[-1])
+    return [floor + rest * end // others - rest * start // others for start, end in pairwise(ends)]
 
 
 def check_floor(tokens: int, floor: int, clips: int = 1) -> None:
