@@ -1,5 +1,6 @@
 """Frozen codecs: what goes in comes out, streams equal one call, and bad input is one sentence."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -192,6 +193,21 @@ def test_torchscript_pairs_are_measured(tmp_path: Path) -> None:
     assert latents.shape == (1, 3, 6, 4, 4)
     torch.testing.assert_close(latents[:, :, 3:4], torch.nn.functional.avg_pool3d(video[:, :, 9:10], (1, 8, 8)))
     assert codec.decode(latents).shape == video.shape
+
+
+@pytest.mark.parametrize("prepare", [lambda network: network, torch.jit.freeze])
+def test_torchscript_pairs_with_other_weights_have_other_fingerprints(
+    tmp_path: Path, prepare: Callable[[nn.Module], nn.Module]
+) -> None:
+    """A frozen network has no parameters: its weights are constants of its code."""
+    prints = []
+    for scale in (1.0, 2.0):
+        encoder = Average()
+        nn.init.constant_(encoder.scale, scale)
+        config = script(tmp_path, prepare(torch.jit.script(encoder.eval())), Repeat())
+        prints.append(config.load().fingerprint())
+        assert config.load().fingerprint() == prints[-1]
+    assert prints[0] != prints[1]
 
 
 def test_torchscript_files_of_the_wrong_kind_are_one_sentence(tmp_path: Path) -> None:

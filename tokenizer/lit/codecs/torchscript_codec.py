@@ -5,7 +5,8 @@ They come as `encoder.jit` and `decoder.jit`; their strides are measured on a sm
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -13,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from genvid.files import sha256
 from genvid.tokenizer.lit.codecs.codec import Codec, CodecConfig, Geometry
 
 _PROBE_FRAMES, _PROBE_SIDE = 17, 64
@@ -21,12 +23,21 @@ _PROBE_FRAMES, _PROBE_SIDE = 17, 64
 class TorchScriptCodec(Codec):
     """A pair of scripted networks in one floating-point type, which the codec casts to and from."""
 
-    def __init__(self, encoder: Any, decoder: Any, geometry: Geometry, window: int | None, name: str) -> None:
+    def __init__(
+        self, encoder: Any, decoder: Any, geometry: Geometry, window: int | None, name: str, files: Sequence[Path]
+    ) -> None:
         super().__init__(name, geometry, window)
-        self.encoder, self.decoder = encoder.eval(), decoder.eval()
+        self.encoder, self.decoder, self._files = encoder.eval(), decoder.eval(), files
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         self._dtype = next((p.dtype for p in self.parameters()), torch.float32)
+
+    def fingerprint(self) -> str:
+        """Also of the files, where a network has no parameters: torch.jit.freeze makes its weights constants."""
+        weights = super().fingerprint()
+        if all(any(True for _ in network.parameters()) for network in (self.encoder, self.decoder)):
+            return weights
+        return hashlib.sha256("".join([weights, *map(sha256, self._files)]).encode()).hexdigest()[:16]
 
     def _encode(self, video: Tensor) -> Tensor:
         return _latents(self.encoder(video.to(self._dtype)), self.name).to(video.dtype)
@@ -47,10 +58,11 @@ class TorchScriptCodecConfig(CodecConfig):
     codec_window: int | None = None
 
     def load(self) -> Codec:
-        encoder, decoder = (_read(Path(self.folder) / f"{part}.jit") for part in ("encoder", "decoder"))
+        files = [Path(self.folder) / f"{part}.jit" for part in ("encoder", "decoder")]
+        encoder, decoder = map(_read, files)
         name = f"the codec in {self.folder}"
         geometry = _measure(encoder, decoder, name)
-        return TorchScriptCodec(encoder, decoder, geometry, self.codec_window, name)
+        return TorchScriptCodec(encoder, decoder, geometry, self.codec_window, name, files)
 
 
 def _read(file: Path) -> Any:
