@@ -42,7 +42,11 @@ class RowRequest:
             raise ValueError(
                 f"a row needs the key {KEY!r} in its extra_args (over HTTP vllm_xargs): a RowRequest as JSON"
             )
-        return configuration.decode(cls, json.loads(extra_args[KEY]), source=KEY)
+        try:
+            data = json.loads(extra_args[KEY])
+        except (TypeError, ValueError) as error:  # no text (over HTTP also a number or a list), or no JSON
+            raise ValueError(f"{KEY!r} in extra_args is no JSON text of a RowRequest ({error})") from None
+        return configuration.decode(cls, data, source=KEY)
 
 
 def sampling_params(layout: BlockLayout, request: Request, config: SamplingConfig) -> dict[str, Any]:
