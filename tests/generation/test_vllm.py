@@ -172,6 +172,9 @@ def test_what_vllm_cannot_do_is_said_in_words(plugin):
     for unread in ({"seed": 10, "num_blocks": 4}, 10, "seed 10"):
         with pytest.raises(ValueError, match="is no JSON text of a RowRequest"):
             processors.RowProcessor.validate_params(SimpleNamespace(temperature=0.0, extra_args={"genvid": unread}))
+    guided = {"genvid": json.dumps(json.loads(params.extra_args["genvid"]) | {"sampling": {"guidance": 2.0}})}
+    with pytest.raises(ValueError, match="without a null condition"):
+        processors.RowProcessor.validate_params(SimpleNamespace(temperature=0.0, extra_args=guided))
     wrong = {"genvid": json.dumps(json.loads(params.extra_args["genvid"]) | {"plan": [1]})}
     with pytest.raises(ValueError, match="plan"):
         processors.RowProcessor.validate_params(SimpleNamespace(temperature=0.0, extra_args=wrong))

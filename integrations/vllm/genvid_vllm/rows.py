@@ -35,6 +35,10 @@ class RowRequest:
     limit: int | None = None
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
 
+    def __post_init__(self) -> None:
+        if self.sampling.guided:
+            raise ValueError("a row of vLLM is one request, without a null condition: use genvid's engine for guidance")
+
     @classmethod
     def read(cls, extra_args: Mapping[str, Any] | None) -> RowRequest:
         """ValueError in words unless `extra_args` hold a request."""
@@ -54,8 +58,6 @@ def sampling_params(layout: BlockLayout, request: Request, config: SamplingConfi
 
     Tokens are drawn by genvid, so vLLM's own temperature is 0. PAD ends a row.
     """
-    if config.guided:
-        raise ValueError("a row of vLLM is one request, without a null condition: use genvid's engine for guidance")
     if request.planner is not None:
         raise ValueError(
             "rows of vLLM do not wait for each other: use genvid's engine to plan budgets, or plan lengths"
