@@ -17,6 +17,7 @@ from genvid.allocation.allocators import (
     ThresholdAllocator,
     UniformAllocator,
     largest_size,
+    whole_tokens,
 )
 from genvid.allocation.calibration import Calibration
 from genvid.allocation.online import OnlineBudgetAllocator
@@ -73,11 +74,13 @@ class AllocatorConfig(Choice):  # type: ignore[misc]
 @AllocatorConfig.register_subclass("uniform")
 @dataclass(frozen=True)
 class UniformConfig(AllocatorConfig):
-    """The same length everywhere: the largest candidate size (without a grid: integer) within the budget."""
+    """The same length everywhere: the largest candidate size (without a grid: integer from 1) within the budget."""
 
     def build(self, inputs: AllocatorInputs) -> Allocator:
         length, sizes = self.tokens_per_video / inputs.blocks, inputs.sizes()
-        return UniformAllocator(int(length if sizes is None else largest_size(sizes, length)))
+        if sizes is None:
+            sizes = torch.tensor([max(1, whole_tokens(length))])
+        return UniformAllocator(int(largest_size(sizes, length)))
 
 
 @AllocatorConfig.register_subclass("table")

@@ -9,6 +9,7 @@ from synthetic_clips import SyntheticClips
 
 from genvid.allocation import (
     AllocatorConfig,
+    BudgetError,
     Calibration,
     CalibrationOrigin,
     ThresholdAllocator,
@@ -145,4 +146,6 @@ def test_missing_parts_are_named():
     with pytest.raises(ConfigError, match="sum to 256"):
         build(type="group", tokens_per_video=1000, block_budgets=[64, 64, 64, 64])
     assert build(type="uniform", tokens_per_video=1000).length == 250
+    with pytest.raises(BudgetError, match="fewer than the smallest candidate size, 1"):
+        build(type="uniform", tokens_per_video=3)
     assert build(CLIPS, type="uniform", tokens_per_video=1000).length == 192
