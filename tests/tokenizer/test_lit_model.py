@@ -184,6 +184,22 @@ def test_a_stream_refuses_frames_of_another_size_and_goes_on_after_a_refused_chu
     assert encoder(drifting(1, 9)).keep.shape[1] == 3
 
 
+def test_a_receiver_goes_on_after_a_refused_chunk(folder: Path) -> None:
+    name = "AutoencoderKLCogVideoX"
+    lit = make_lit(DiffusersCodecConfig(str(save_codec(name, folder / name))))
+    encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.6), lit.metric))
+    first, second = (encoder(chunk) for chunk in drifting(1, 17).split([9, 8], 2))
+    assert not second.keep.all()
+    plain, decoder = StreamDecoder(lit), StreamDecoder(lit)
+    frames = [plain(first), plain(second)]
+    with pytest.raises(ValueError, match="decodes 3, 5, 7"):
+        decoder(first.select_blocks(slice(2)))
+    assert torch.equal(decoder(first), frames[0])
+    with pytest.raises(ValueError, match="decodes 2, 4, 6"):
+        decoder(second.select_blocks(slice(1)))
+    assert torch.equal(decoder(second), frames[1])
+
+
 def test_a_stream_remembers_no_more_than_its_context(lit: LIT) -> None:
     encoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.5), lit.metric))
     decoder, sizes = StreamDecoder(lit), []

@@ -64,5 +64,7 @@ class StreamDecoder:
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> Tensor:
         """The next tokens -> (B, 3, T, H, W)."""
-        latents, self.selected, self.memory = self.lit.restore(tokens, self.selected, self.memory)
-        return self.codec.decode(as_grid(latents, self.lit.grid))
+        latents, selected, memory = self.lit.restore(tokens, self.selected, self.memory)
+        video = self.codec.decode(as_grid(latents, self.lit.grid))
+        self.selected, self.memory = selected, memory  # not those of a chunk that the codec refused
+        return video
