@@ -184,6 +184,18 @@ def test_a_stream_refuses_frames_of_another_size_and_goes_on_after_a_refused_chu
     assert encoder(drifting(1, 9)).keep.shape[1] == 3
 
 
+@pytest.mark.parametrize("given", [1, 2])
+def test_a_stream_refuses_another_number_of_videos(lit: LIT, given: int) -> None:
+    """References of one video would be those of both."""
+    video, other = drifting(2, 18), slice(3 - given)
+    encoder, decoder = StreamEncoder(lit, RedundancyAllocator(RedundancyConfig(0.6), lit.metric)), StreamDecoder(lit)
+    decoder(encoder(video[:given, :, :9]))
+    with pytest.raises(ValueError, match=f"this stream is of {given} videos side by side, got {3 - given}"):
+        encoder(video[other, :, 9:])
+    with pytest.raises(ValueError, match=f"this stream is of {given} videos side by side, got {3 - given}"):
+        decoder(lit.encode(video[other, :, 9:]))
+
+
 def test_a_receiver_goes_on_after_a_refused_chunk(folder: Path) -> None:
     name = "AutoencoderKLCogVideoX"
     lit = make_lit(DiffusersCodecConfig(str(save_codec(name, folder / name))))

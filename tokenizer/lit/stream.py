@@ -42,6 +42,7 @@ class StreamEncoder:
     def __call__(self, video: Tensor) -> BlockTokens:
         """The next frames (B, 3, T, H, W) in [-1, 1] -> tokens. The codec's stream sets the multiples of T."""
         self.lit.spec.check_frames(video)
+        _check_videos(len(video), self.selected)
         tokens = self.allocator.allocate_chunk(as_tokens(self.codec.encode(video)), self.selected)
         assert tokens.latents is not None
         self.selected = last_reference(tokens.latents, tokens.keep, self.selected)
@@ -64,7 +65,14 @@ class StreamDecoder:
     @torch.no_grad()
     def __call__(self, tokens: BlockTokens) -> Tensor:
         """The next tokens -> (B, 3, T, H, W)."""
+        _check_videos(len(tokens.keep), self.selected)
         latents, selected, memory = self.lit.restore(tokens, self.selected, self.memory)
         video = self.codec.decode(as_grid(latents, self.lit.grid))
         self.selected, self.memory = selected, memory  # not those of a chunk that the codec refused
         return video
+
+
+def _check_videos(given: int, selected: Reference | None) -> None:
+    """ValueError for another number of videos than in the chunks before."""
+    if selected is not None and given != len(selected.latents):
+        raise ValueError(f"this stream is of {len(selected.latents)} videos side by side, got {given}")
