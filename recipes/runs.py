@@ -146,9 +146,7 @@ class AdapTokRun(BucketRun):
     discriminator: DiscriminatorConfig | None = None
 
     def __post_init__(self) -> None:
-        drop, capacity = self.objective.tail_drop, self.model.block_capacity
-        if drop.maximum > capacity:
-            raise ValueError(f"tail_drop.maximum {drop.maximum} exceeds model.block_capacity {capacity}")
+        self.objective.tail_drop.check(self.model.block_capacity)
         self.check_clips(self.model)
         if self.buckets or self.data.clip.frames > self.model.frames:
             self.objective.check_mixed()
@@ -186,6 +184,7 @@ class ScorerRun(BucketRun):
     def build(self) -> tuple[TrainingTask, SizedDataset]:
         tokenizer = load_model(self.tokenizer, AdapTok)
         self.check_clips(tokenizer.config)
+        self.tail_drop.check(tokenizer.config.block_capacity)
         distortion = self.distortion.build()
         config = ScorerConfig.for_tokenizer(
             tokenizer.config, self.model, sizes=self.sizes, metric=distortion.name, gains=self.gains

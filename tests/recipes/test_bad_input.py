@@ -43,12 +43,18 @@ def test_an_unknown_key(stages, capsys, stage):
         ("--train.batch_size=0", "train.batch_size must be at least 1"),
         ("--task=adaptoc", "must be one of adaptok, scorer, autoencoder, cell_autoencoder, lit, ar"),
         ("--data.clip.frames=6", "change data.clip"),
-        ("--objective.tail_drop.maximum=9", "tail_drop.maximum 9 exceeds model.block_capacity 8"),
+        ("--objective.tail_drop.maximum=9", "tail_drop.maximum 9 exceeds the tokenizer's block_capacity 8"),
         ("--model.encoder.heads=5", "heads"),
     ],
 )
 def test_a_wrong_value(stages, capsys, override, words):
     assert words in complaint(capsys, lambda: stages.run("tokenizer", "bad_value", override))
+
+
+def test_a_scorer_with_the_tail_drop_of_a_larger_tokenizer(stages, capsys):
+    """It would leave earlier blocks whole, where allocators cut them."""
+    message = complaint(capsys, lambda: stages.run("scorer", "bad_drop", tail_drop={}))
+    assert "tail_drop.maximum 512 exceeds the tokenizer's block_capacity 8" in message
 
 
 @pytest.mark.parametrize("stage", ["cache", "evaluation", "calibration"])

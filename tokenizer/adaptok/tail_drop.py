@@ -30,6 +30,11 @@ class TailDropConfig:
         if self.minimum < self.maximum and (not high or low == 1):
             raise ValueError(f"tail_drop draws nothing between minimum and maximum: move its mean there, got {self}")
 
+    def check(self, capacity: int) -> None:
+        """ValueError where it draws more tokens than a block has, which would leave blocks uncut."""
+        if self.maximum > capacity:
+            raise ValueError(f"tail_drop.maximum {self.maximum} exceeds the tokenizer's block_capacity {capacity}")
+
     @property
     def bounds(self) -> tuple[float, float]:
         """Values of the distribution function at minimum and maximum."""
