@@ -152,10 +152,12 @@ def test_compiled_layers_and_distance_give_the_same_gradients(monkeypatch, discr
     torch.testing.assert_close(gradients(compiled), gradients(task))
 
 
-def test_the_discriminator_trains_when_it_is_told_to():
+def test_the_discriminator_trains_from_the_first_step_with_an_adversarial_loss():
     config = DiscriminatorConfig(transformer=NETWORK, start_step=2, every=3)
     task = AdversarialAdapTokTask(MODEL, OBJECTIVE, make_distortion(), config)
-    assert [len(task.phases_at(step)) for step in range(8)] == [1, 1, 1, 2, 1, 1, 2, 1]
+    assert [len(task.phases_at(step)) for step in range(8)] == [1, 1, 2, 1, 1, 2, 1, 1]
+    terms = [task(make_batch(2), "generator", step, {}).terms for step in (1, 2)]
+    assert ["adversarial" in term for term in terms] == [False, True]
 
 
 def test_soft_labels_prefer_separated_logits():

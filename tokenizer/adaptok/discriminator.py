@@ -29,7 +29,7 @@ class DiscriminatorConfig:
     start_step: int = 0
     """First step with an adversarial loss, in which the discriminator also trains."""
     every: int = 1
-    """The discriminator trains in every n-th step."""
+    """The discriminator trains in every n-th step from there on."""
     label_noise: float = 0.15
     """Real targets are 1 - |N(0, s)|, at least 0.7; fake ones |N(0, s)|, at most 0.3."""
     lecam_weight: float = 0.001

@@ -206,8 +206,8 @@ class AdversarialAdapTokTask(AdapTokTask):
         self._discriminator_logits = torch.compile(self._discriminator_logits, mode=mode)  # type: ignore[method-assign]
 
     def phases_at(self, step: int) -> tuple[str, ...]:
-        trains = step >= self.adversary.start_step and step % self.adversary.every == 0
-        return self.phases if trains else self.phases[:1]
+        since = step - self.adversary.start_step
+        return self.phases if since >= 0 and since % self.adversary.every == 0 else self.phases[:1]
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         if phase == "discriminator":
