@@ -231,10 +231,12 @@ class FiniteScalarQuantizer(Quantizer):
         return Quantized(rounded / (self.levels // 2), codes, latents.detach(), latents.new_zeros(len(latents)))
 
     def _bound(self, latents: Tensor) -> Tensor:
-        """Squash each channel so that rounding yields exactly its levels; 0 stays 0."""
+        """Squash each channel so that rounding yields exactly its levels; 0 stays 0, but is between the levels of two,
+        where it would be at the end of the range, without a gradient."""
         half = (self.levels - 1) * (1 + 1e-3) / 2
         offset = (self.levels % 2 == 0) * 0.5
-        return torch.tanh(latents + torch.atanh(offset / half)) * half - offset
+        shift = torch.atanh(offset / half) * (self.levels > 2)
+        return torch.tanh(latents + shift) * half - offset
 
     def _codes(self, rounded: Tensor) -> Tensor:
         return ((rounded.long() + self.levels // 2) * self.strides).sum(-1)

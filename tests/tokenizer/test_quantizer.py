@@ -131,6 +131,17 @@ def test_fsq_gradients_pass_straight_through():
     assert (x.grad.abs().sum((0, 1, 2)) > 0).all()
 
 
+@pytest.mark.parametrize("levels", [2, 3, 4, 5, 8])
+def test_fsq_uses_all_levels_of_latents_around_zero_and_has_gradients_there(levels):
+    quantizer = FSQConfig((levels,)).build(1, 4)
+    latents = torch.randn(1, 1, 4000, 1, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    quantized = quantizer.quantize(latents, torch.ones(1, 1, 4000, dtype=torch.bool))
+    share = quantized.codes.flatten().bincount(minlength=levels) / 4000
+    assert share.min() > 0.2 / levels
+    (gradient,) = torch.autograd.grad(quantized.vectors.sum(), latents)
+    assert gradient.mean() > 0.2
+
+
 def test_fsq_with_one_level_is_refused():
     with pytest.raises(ValueError, match="at least 2 levels"):
         FSQConfig(levels=(4, 1))
