@@ -21,6 +21,8 @@ from genvid.tokenizer.statistics import Whiten
 
 _SIMILARITIES, _SIMILARITIES_ON_GPU = 1 << 23, 1 << 27
 """Token-to-codebook similarities computed at a time: 32 MB, which a cache holds, and 512 MB in a few large kernels."""
+_LOW_TEMPERATURE = 0.025
+"""Of codes, below which exp((cosine - 1) / temperature) may be 0 in float32 for all cosines of a token."""
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,9 @@ class VectorQuantizer(Quantizer):
         levels = noise.uniform(seeds, "quantizer", *latents.shape[1:-1]).float().view(-1, 1)
         codes, start = [], 0
         for cosines in self._cosines(latents):
-            # Cosines are at most 1: no overflow, and no row maximum to subtract.
-            mass = ((cosines - 1) / self.config.temperature).exp().cumsum(-1)
+            # Cosines are at most 1: no overflow, and no row maximum to subtract but at a low temperature.
+            most = cosines.amax(-1, keepdim=True) if self.config.temperature < _LOW_TEMPERATURE else 1.0
+            mass = ((cosines - most) / self.config.temperature).exp().cumsum(-1)
             level = levels[start : start + len(mass)] * mass[:, -1:]
             codes.append(torch.searchsorted(mass, level).clamp(max=self.codebook_size - 1))
             start += len(mass)

@@ -97,6 +97,14 @@ def test_vq_samples_by_similarity(monkeypatch):
     assert quantizer(x, every, torch.arange(8)).codes.equal(codes)
 
 
+def test_vq_samples_nearest_codes_at_a_temperature_near_zero():
+    torch.manual_seed(0)
+    quantizer = VQConfig(codebook_size=24, code_dim=6, temperature=1e-5).build(10, 14)
+    sampled = quantizer(features(), kept(), SEEDS).codes
+    assert sampled.equal(quantizer.encode(features()))
+    assert len(sampled.unique()) > 1
+
+
 def test_samples_belong_to_the_clip():
     torch.manual_seed(0)
     quantizer = VQConfig(codebook_size=24, code_dim=6, temperature=1.0).build(10, 14)
