@@ -130,9 +130,14 @@ class BucketRun(ClipRun):
         """The clips, for a tokenizer."""
         return BucketedClips(self.data, self.buckets, model.frame_blocks) if self.buckets else self.data.open()
 
+    @property
+    def clip_rules(self) -> tuple[ClipConfig, ...]:
+        """The rule of held-out clips, and those of all buckets."""
+        return self.data.clip, *(bucket.clip(self.data.clip) for bucket in self.buckets or ())
+
     def check_clips(self, model: AdapTokConfig) -> None:
         """ValueError for clips that a tokenizer does not take."""
-        for clip in (self.data.clip, *(bucket.clip(self.data.clip) for bucket in self.buckets or ())):
+        for clip in self.clip_rules:
             model.check_clip(clip.frames, clip.resolution)
 
 
@@ -148,6 +153,9 @@ class AdapTokRun(BucketRun):
     def __post_init__(self) -> None:
         self.objective.tail_drop.check(self.model.block_capacity)
         self.check_clips(self.model)
+        if self.discriminator is not None:
+            for clip in self.clip_rules:
+                self.discriminator.check(clip.resolution)
         if self.buckets or self.data.clip.frames > self.model.frames:
             self.objective.check_mixed()
 

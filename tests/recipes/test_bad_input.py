@@ -44,6 +44,7 @@ def test_an_unknown_key(stages, capsys, stage):
         ("--task=adaptoc", "must be one of adaptok, scorer, autoencoder, cell_autoencoder, lit, ar"),
         ("--data.clip.frames=6", "change data.clip"),
         ("--objective.tail_drop.maximum=9", "tail_drop.maximum 9 exceeds the tokenizer's block_capacity 8"),
+        ("--discriminator.patch=[4, 8, 5]", "discriminator.patch of 8x5 does not divide frames of 16x16"),
         ("--model.encoder.heads=5", "heads"),
     ],
 )

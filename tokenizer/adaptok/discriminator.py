@@ -42,6 +42,12 @@ class DiscriminatorConfig:
                 f"weights and label_noise of a discriminator are at least 0 and lecam_decay is in [0, 1), got {self}"
             )
 
+    def check(self, resolution: tuple[int, int]) -> None:
+        """ValueError for frames (height, width) that its patches do not divide."""
+        (height, width), (_, rows, columns) = resolution, self.patch
+        if height % rows or width % columns:
+            raise ValueError(f"discriminator.patch of {rows}x{columns} does not divide frames of {height}x{width}")
+
 
 class Discriminator(nn.Module):
     """(B, 3, T, H, W) in [-1, 1] -> (B,) logits, positive for real clips."""
