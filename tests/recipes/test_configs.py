@@ -122,6 +122,9 @@ def test_recipes_of_fine_tuning_have_the_config_of_their_source():
     assert runs["finetune/adaptok"].model == AdapTokConfig()
 
 
+SEMANTIC = "{teacher: {type: module, source: a:b}, decoder: {weight: -1}}"
+
+
 @pytest.mark.parametrize(
     ("recipe", "override", "words"),
     [
@@ -137,6 +140,8 @@ def test_recipes_of_fine_tuning_have_the_config_of_their_source():
         ("tokenizer", "--model.quantizer={type: vq, temperature: 0}", "temperature of a quantizer is above 0"),
         ("tokenizer", "--model.quantizer={type: vq, code_dim: 0}", "quantizer.code_dim must be at least 1, got 0"),
         ("tokenizer", "--objective.prior={temperature: 0}", "temperature of a prior is above 0"),
+        ("tokenizer", "--objective.quantizer_weight=-1", "objective.quantizer_weight is at least 0, got -1"),
+        ("tokenizer", f"--objective.semantic={SEMANTIC}", "semantic.decoder.weight is at least 0, got -1"),
         ("tokenizer", "--discriminator={every: 0}", "discriminator.every must be at least 1, got 0"),
         ("tokenizer", "--objective.tail_drop={mean: 400, std: 1, minimum: 8, maximum: 64}", "tail_drop draws nothing"),
         ("cache", "--passes=0", "passes must be at least 1, got 0"),

@@ -54,6 +54,10 @@ class DecoderAlignmentConfig:
     layer: int | None = None
     """Of the decoder, from 0; null: the middle one."""
 
+    def __post_init__(self) -> None:
+        if self.weight < 0:
+            raise ValueError(f"semantic.decoder.weight is at least 0, got {self.weight:g}")
+
 
 @dataclass(frozen=True)
 class EncoderInputConfig:

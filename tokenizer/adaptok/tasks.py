@@ -52,6 +52,10 @@ class ObjectiveConfig:
     semantic: SemanticConfig | None = None
     """Predict the features of a frozen network from the tokens (genvid.tokenizer.adaptok.semantic)."""
 
+    def __post_init__(self) -> None:
+        if self.quantizer_weight < 0:
+            raise ValueError(f"objective.quantizer_weight is at least 0, got {self.quantizer_weight:g}")
+
     def check_mixed(self) -> None:
         """ValueError where a term is of clips of `model.frames` frames at `model.resolution` alone."""
         if self.prior is not None or self.semantic is not None:
