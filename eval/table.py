@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from genvid import config as configuration
-from genvid.files import write_atomically
+from genvid.files import usual_permissions, write_atomically
 
 _FLUSH_SECONDS = 30.0
 
@@ -60,8 +60,9 @@ class ClipTable:
         names = self._pending[0].keys()
         rows = {name: torch.cat([part[name].cpu() for part in self._pending]).contiguous() for name in names}
         self._pending.clear()
-        with write_atomically(self.folder / f"rows-{uuid.uuid4().hex[:12]}.safetensors") as temporary:
-            safetensors.torch.save_file(rows, temporary)
+        target = self.folder / f"rows-{uuid.uuid4().hex[:12]}.safetensors"
+        with write_atomically(target) as temporary, usual_permissions(temporary) as file:
+            safetensors.torch.save_file(rows, file)
 
     def done(self) -> set[int]:
         """Positions that are on disk."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from genvid import config as configuration
 from genvid.config import ConfigError
-from genvid.files import sha256, temporary_path
+from genvid.files import sha256, temporary_path, usual_permissions
 from genvid.provenance import Origin, check_made_from
 from genvid.values import typed
 
@@ -92,8 +92,6 @@ class Model(nn.Module):
         try:
             temporary.mkdir(parents=True)
             self._write(temporary)
-            for file in temporary.glob("*.safetensors"):  # which safetensors lets their owner alone read
-                file.chmod((temporary / CONFIG).stat().st_mode)
             (target / CONFIG).unlink(missing_ok=True)
             for file in sorted(temporary.iterdir(), key=lambda file: file.name == CONFIG):
                 file.replace(target / file.name)
@@ -108,7 +106,8 @@ class Model(nn.Module):
         data = {"model_type": self.model_type, **configuration.encode(self.config), **self._origin_json()}
         (folder / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
         state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        safetensors.torch.save_file(state, folder / WEIGHTS, metadata={"format": "pt"})
+        with usual_permissions(folder / WEIGHTS) as file:
+            safetensors.torch.save_file(state, file, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -72,6 +72,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def usual_permissions(path: Path) -> Iterator[Path]:
+    """Yield a path at which a new file is to be written; it gets the permissions of any new file.
+
+    safetensors 0.8 writes files that their owner alone may read.
+    """
+    path.touch()
+    mode = path.stat().st_mode
+    yield path
+    path.chmod(mode)
+
+
 def sha256(*files: str | Path) -> str:
     """Hex digest of a file, or of the names and contents of several."""
     digest = hashlib.sha256()

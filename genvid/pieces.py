@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from genvid import config as configuration
-from genvid.files import write_atomically
+from genvid.files import usual_permissions, write_atomically
 
 ABOUT = "about.json"
 Piece = dict[str, Tensor]
@@ -70,9 +70,9 @@ class Pieces:
         return piece
 
     def save(self, name: str, piece: Piece) -> None:
-        with write_atomically(self._file(name)) as temporary:
+        with write_atomically(self._file(name)) as temporary, usual_permissions(temporary) as file:
             whole = {key: value.detach().cpu().contiguous() for key, value in piece.items()}
-            safetensors.torch.save_file(whole, temporary)
+            safetensors.torch.save_file(whole, file)
 
     def once(self, name: str, make: Callable[[], Piece]) -> Piece:
         """The piece: loaded, or made and saved."""

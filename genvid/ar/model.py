@@ -19,6 +19,7 @@ from genvid.ar.config import ARConfig
 from genvid.ar.llama import add_residual_dropout, llama_config, llama_json, read_llama_json, run_llama, run_packed
 from genvid.ar.row_model import RowModel
 from genvid.checkpoint import load_weights, read_weights
+from genvid.files import usual_permissions
 
 
 class BlockTransformer(RowModel):
@@ -79,7 +80,8 @@ class BlockTransformer(RowModel):
         dtype = str(self.llama.dtype).removeprefix("torch.")
         data = {"architectures": ["LlamaForCausalLM"], **llama_json(self.config), "dtype": dtype, "genvid": own}
         (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n")
-        safetensors.torch.save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        with usual_permissions(folder / "model.safetensors") as file:
+            safetensors.torch.save_file(state, file, metadata={"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

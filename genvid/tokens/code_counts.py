@@ -12,7 +12,7 @@ import numpy as np
 import safetensors.numpy
 from safetensors import SafetensorError
 
-from genvid.files import write_atomically
+from genvid.files import usual_permissions, write_atomically
 from genvid.tokens.blocks import TokenizerSpec
 from genvid.tokens.entropy import CodeModel, Decoder, Encoder, Integers
 
@@ -53,8 +53,8 @@ class CodeCounts(CodeModel):
         return cls(counts)
 
     def save(self, folder: Path) -> None:
-        with write_atomically(folder / FILE) as temporary:
-            safetensors.numpy.save_file({"counts": self.counts}, temporary)
+        with write_atomically(folder / FILE) as temporary, usual_permissions(temporary) as file:
+            safetensors.numpy.save_file({"counts": self.counts}, file)
 
     def add(self, codes: Sequence[Integers]) -> None:
         """Count the kept codes of more blocks."""
