@@ -84,6 +84,10 @@ class TrainingTask(nn.Module, ABC):
         """The phases that run in this step."""
         return self.phases
 
+    def phases_by(self, step: int) -> tuple[str, ...]:
+        """The phases that have run by the end of this step."""
+        return self.phases
+
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         """Parameters that `phase` optimizes."""
         return (p for p in self.parameters() if p.requires_grad)

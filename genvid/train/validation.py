@@ -44,7 +44,7 @@ class Validation:
         for held in self.micro_batches:
             batch, carry = {name: value.to(device) for name, value in held.items()}, dict[str, Tensor]()
             items = task.num_items(batch).to(device)
-            for phase in task.phases_at(step):
+            for phase in task.phases_by(step):
                 output = runner.forward(batch, phase, step, carry)
                 carry = output.carry
                 means.add_output(task.prefix(phase), output, items, skip)

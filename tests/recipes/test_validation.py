@@ -62,6 +62,15 @@ def test_two_processes_measure_what_one_does(stages, validations):
             assert a == pytest.approx(b, rel=1e-4), strategy
 
 
+def test_a_discriminator_is_measured_also_after_steps_in_which_it_does_not_train(stages, validations):
+    discriminator = {**stages.configs["tokenizer"]["discriminator"], "every": 2, "start_step": 1}
+    train = {**stages.configs["tokenizer"]["train"], "steps": 3}
+    changes = {"discriminator": discriminator, "train": train, "validation": validations["tokenizer"]}
+    folder = stages.run("tokenizer", "tokenizer_every_second", **changes)
+    assert ["discriminator/loss" in record for record in held_out(folder)] == [False, True, True]
+    assert ["discriminator/loss" in record for record in records(folder)] == [False, True, False]
+
+
 def test_validation_may_begin_in_the_middle_of_a_run(stages, validations):
     stages.run("classifier", "classifier_later")
     train = {**stages.configs["classifier"]["train"], "steps": 3}

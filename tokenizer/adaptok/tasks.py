@@ -210,8 +210,11 @@ class AdversarialAdapTokTask(AdapTokTask):
         self._discriminator_logits = torch.compile(self._discriminator_logits, mode=mode)  # type: ignore[method-assign]
 
     def phases_at(self, step: int) -> tuple[str, ...]:
-        since = step - self.adversary.start_step
-        return self.phases if since >= 0 and since % self.adversary.every == 0 else self.phases[:1]
+        trains = (step - self.adversary.start_step) % self.adversary.every == 0
+        return self.phases_by(step) if trains else self.phases[:1]
+
+    def phases_by(self, step: int) -> tuple[str, ...]:
+        return self.phases if step >= self.adversary.start_step else self.phases[:1]
 
     def trainable(self, phase: str) -> Iterable[nn.Parameter]:
         if phase == "discriminator":
