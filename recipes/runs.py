@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -101,6 +102,11 @@ class ClipRun(Run):
     data: VideoData
     validation: HeldOutClips | None = None
 
+    @cached_property
+    def clips(self) -> ClipDataset:
+        """Those of `data`, opened once."""
+        return self.data.open()
+
     def held_out(self) -> ClipDataset:
         assert self.validation is not None
         if self.validation.source == self.data.source:
@@ -108,7 +114,7 @@ class ClipRun(Run):
                 "validation.source is data.source, whose clips are trained on: give it another split, held_out or seed"
             )
         held_out = replace(self.data, source=self.validation.source).open()
-        videos, trained = held_out.source.digests, set(self.data.open().source.digests.values())
+        videos, trained = held_out.source.digests, set(self.clips.source.digests.values())
         shared = [readable(path) for path, digest in videos.items() if digest in trained]
         if shared:
             message = f"{len(shared)} of the {len(videos)} videos of validation.source are also trained on"
@@ -128,7 +134,7 @@ class BucketRun(ClipRun):
 
     def open(self, model: AdapTokConfig) -> ClipDataset | BucketedClips:
         """The clips, for a tokenizer."""
-        return BucketedClips(self.data, self.buckets, model.frame_blocks) if self.buckets else self.data.open()
+        return BucketedClips(self.data, self.buckets, model.frame_blocks) if self.buckets else self.clips
 
     @property
     def clip_rules(self) -> tuple[ClipConfig, ...]:
@@ -217,7 +223,7 @@ class AutoencoderRun(ClipRun):
         _check_codec_clip(self.data.clip, self.model.temporal_stride)
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        dataset, distortion = self.data.open(), self.distortion.build()
+        dataset, distortion = self.clips, self.distortion.build()
         with trained_weights():
             autoencoder = VideoAutoencoder(self.model)
         autoencoder.origin = Origin({"data": dataset.describe()})
@@ -241,7 +247,7 @@ class CellAutoencoderRun(ClipRun):
         _check_codec_clip(self.data.clip, self.model.temporal_stride)
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        dataset, distortion = self.data.open(), self.distortion.build()
+        dataset, distortion = self.clips, self.distortion.build()
         with trained_weights():
             autoencoder = CellAutoencoder(self.model)
         autoencoder.start_from_components(_spread_clips(dataset, self.component_clips))
@@ -266,7 +272,7 @@ class LITRun(ClipRun):
             raise ValueError(
                 f"clips at {self.data.clip.resolution} do not fit model.resolution {self.model.resolution}"
             )
-        lit, dataset = LIT(self.model), self.data.open()
+        lit, dataset = LIT(self.model), self.clips
         lit.origin = Origin({"codec": lit.codec.fingerprint(), "data": dataset.describe()})
         lit.spec.num_blocks(self.data.clip.frames)
         lit.to(device()).measure(_spread_clips(dataset, self.metric_clips).to(device()))
@@ -370,7 +376,7 @@ class ClassifierRun(ClipRun):
     pool: int = 1
 
     def build(self) -> tuple[TrainingTask, ClipDataset]:
-        dataset, clip = self.data.open(), self.data.clip
+        dataset, clip = self.clips, self.data.clip
         config = VideoClassifierConfig(
             dataset.num_classes,
             frames=clip.frames,
@@ -384,7 +390,7 @@ class ClassifierRun(ClipRun):
         return ClassifierTask(classifier), dataset
 
     def held_out(self) -> ClipDataset:
-        held_out, classes = super().held_out(), self.data.open().classes
+        held_out, classes = super().held_out(), self.clips.classes
         if held_out.classes != classes:
             raise ValueError(
                 f"validation.source has the classes {', '.join(held_out.classes)}, but {', '.join(classes)} are trained"

@@ -42,7 +42,7 @@ def audio_file(video: Path) -> Iterator[Path | None]:
         except (FFmpegError, ValueError):
             codec = "unknown codec" if audio.codec_context is None else audio.name
             raise AudioError(f"its audio ({codec}) cannot be copied into mp4") from None
-        yield file if file.is_file() else None  # PyAV writes none of no packets
+        yield file if file.is_file() else None  # PyAV makes no file where there are no packets
 
 
 class AudioCopy:

@@ -29,8 +29,8 @@ MANIFEST = "manifest.json"
 """Sizes and hashes of the files of a checkpoint, written last."""
 
 PATIENCE = 120.0
-"""Seconds until a run folder counts as that of another process: one that was stopped saves first, and file servers
-forget the lock of a host that died after a minute or two."""
+"""Seconds until a run folder counts as that of another process: one that was stopped saves first, and a file server
+releases the lock of a dead host after a minute or two."""
 
 FREE_TO_CHANGE = (
     *("steps", "log_every", "save_every", "keep_checkpoints", "workers", "trackers", "max_skipped"),
@@ -87,7 +87,7 @@ def claim_run_folder(folder: Path, config: Any, origin: Origin) -> None:
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
     """Train in a run folder while no other process does, of this host or of another; RunError where one goes on for
-    `PATIENCE` seconds. Where nothing can be locked, nobody waits."""
+    `PATIENCE` seconds. Where the file system has no locks, runs do not wait for each other."""
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -168,6 +168,9 @@ def test_splits_and_classes_of_a_prepared_folder_are_those_of_its_original(tmp_p
         ours, theirs = (FolderConfig(str(tmp_path / name), held_out=held_out).open(clip) for name in ("out", "in"))
         assert sorted(ours.names) == sorted(name if name.endswith(".mp4") else f"{name}.mp4" for name in theirs.names)
         assert ours.classes == theirs.classes == ["a", "b", "c"]
+    (tmp_path / "out" / "originals.json").write_text('["a')
+    with pytest.raises(ValueError, match=r"originals\.json is damaged .*: run prepare_videos\.py again"):
+        FolderConfig(str(tmp_path / "out"), held_out=True).open(clip)
     (tmp_path / "out" / "originals.json").unlink()
     with pytest.raises(ValueError, match="did not list its originals"):
         FolderConfig(str(tmp_path / "out"), held_out=True).open(clip)

@@ -49,8 +49,8 @@ class _Block(NamedTuple):
 
     layers: list[KeysValues]
     """In each layer."""
-    keep: Tensor
-    """(B, L) on the CPU."""
+    lengths: Tensor
+    """(B,) of each clip, on the CPU."""
 
 
 class PackedPast:
@@ -78,12 +78,12 @@ class PackedPast:
             if packed.keep is not None:
                 known += [(keys[kept], values[kept]) for keys, values in own]
         if packed.keep is not None:
-            self._blocks.append(_Block(known, packed.keep))
+            self._blocks.append(_Block(known, packed.lengths))
         return x.view(len(packed.ends), len(read), -1)
 
     def _spans(self, packed: PackedBlocks, read: int, device: torch.device) -> tuple[Spans, Spans]:
         """Of all tokens of a pass, and of the `read` ones of each clip."""
-        lengths = [block.keep.sum(1) for block in self._blocks]
+        lengths = [block.lengths for block in self._blocks]
         known = torch.stack([torch.zeros_like(packed.lengths), *lengths]).sum(0)
         last = known.cumsum(0)
         first = last - known
@@ -102,7 +102,7 @@ class PackedPast:
         """Order of past tokens in which those of a clip lie beside each other; None: they do, in one block at most."""
         if len(self._blocks) < 2:
             return None
-        lengths = torch.stack([block.keep.sum(1) for block in self._blocks])
+        lengths = torch.stack([block.lengths for block in self._blocks])
         starts = (lengths.flatten().cumsum(0).view_as(lengths) - lengths).T.flatten()
         lengths = lengths.T.flatten()
         moved = (starts - (lengths.cumsum(0) - lengths)).repeat_interleave(lengths)

@@ -74,7 +74,7 @@ class BlockScorer:
         """Layer input (B, S, width) of the block, whose latents are then among the past ones."""
         tokens = BlockTokens(block.keep, block.codes, features=block.features)
         inputs = self._layer_input(past, tokens, block.number, block.cut.length)
-        self.remember_latents(past, tokens)
+        self.remember_latents(past, tokens, tokens.keep)
         return inputs
 
     def _layer_input(self, past: PastBlocks, tokens: BlockTokens, number: int, length: int) -> Tensor:
@@ -91,10 +91,10 @@ class BlockScorer:
             carried = carry_over(*known, self.tokenizer.memory, self.scorer.config.window)[0][:, -1:]
         return self.scorer.scorer_inputs(self.tokenizer, tokens, carried)
 
-    def remember_latents(self, past: PastBlocks, tokens: BlockTokens) -> None:
-        """With novelty, the latents of the block (B, 1, L) are then past ones."""
+    def remember_latents(self, past: PastBlocks, tokens: BlockTokens, keep: Tensor) -> None:
+        """With novelty, the latents of the block (B, 1, L), kept where `keep`, on any device, are then past ones."""
         if self.scorer.config.novelty:
-            past.append_latents(self.tokenizer.embed(tokens)[:, 0], tokens.keep[:, 0])
+            past.append_latents(self.tokenizer.embed(tokens)[:, 0], keep[:, 0].to(tokens.keep.device))
 
 
 class ScorerStream:
@@ -171,8 +171,7 @@ class PackedScorerStream:
             self.score(tokens)  # the last block is then among the past ones
         self._last = self._layer_input(tokens) if self._inputs is None else self._inputs, keep[:, 0]
         self._inputs = None
-        if self._scorer.scorer.config.novelty:
-            self._scorer.remember_latents(self._latents, replace(tokens, keep=keep.to(tokens.keep.device)))
+        self._scorer.remember_latents(self._latents, tokens, keep)
         self.count += 1
 
     def _layer_input(self, tokens: BlockTokens) -> Tensor:

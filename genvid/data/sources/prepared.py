@@ -133,7 +133,7 @@ def write_originals(root: Path, source: Path) -> None:
 def read_originals(root: Path, *, required: bool = False) -> list[str] | None:
     """Paths of the videos of which a folder was prepared, in their order; None in other folders.
 
-    ValueError where the list of a prepared folder is `required` and absent.
+    ValueError where the list of a prepared folder is `required` and absent, or damaged.
     """
     file = root / _ORIGINALS
     if required and not file.is_file() and any(root.glob(_INDICES)):
@@ -141,7 +141,10 @@ def read_originals(root: Path, *, required: bool = False) -> list[str] | None:
             f"{root} was prepared by an earlier version of genvid, which did not list its originals, and held_out "
             "splits these: run prepare_videos.py again, which keeps the finished files"
         )
-    originals: list[str] | None = json.loads(file.read_text()) if file.is_file() else None
+    try:
+        originals: list[str] | None = json.loads(file.read_text()) if file.is_file() else None
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}): run prepare_videos.py again, which writes it anew") from None
     return originals
 
 
