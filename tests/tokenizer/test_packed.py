@@ -17,7 +17,7 @@ from genvid.tokenizer.adaptok import model as model_module
 from genvid.tokenizer.adaptok import packed as packed_module
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, AdapTokConfig, RotaryGeometry
 from genvid.tokenizer.adaptok.model import AdapTok
-from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, attend_spans, has_kernel
+from genvid.tokenizer.adaptok.packed import PackedTokens, Spans, _gathered, attend_spans, causal_spans, has_kernel
 from genvid.tokenizer.layers import StackConfig
 from genvid.tokenizer.quantizer import VQConfig
 from genvid.tokens import BlockTokens
@@ -172,12 +172,17 @@ def test_the_kernel_gives_the_same_frames(gpu, geometry):
     assert (frames - exact).norm() < 1.2 * (masked - exact).norm() + 1e-3 * exact.norm()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("channels", [24, 64, 128])
-def test_the_kernel_attends_as_padded_spans_do(device, channels):
-    """On a GPU, or interpreted on a CPU: TRITON_INTERPRET=1, before anything starts."""
+@pytest.fixture
+def triton_device(device) -> torch.device:
+    """A GPU, or a CPU whose kernels are interpreted: TRITON_INTERPRET=1, before anything starts."""
     if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("on a CPU the kernel is interpreted: TRITON_INTERPRET=1, before anything starts")
+    return device
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [24, 64, 128])
+def test_the_kernel_attends_as_padded_spans_do(triton_device, channels):
     from genvid.tokenizer.adaptok.packed_kernels import attend
 
     spans = [[[0, 150], [0, 150], [0, 0]], [[150, 150], [0, 150], [0, 0]], [[150, 160], [20, 90], [150, 160]]]
@@ -187,5 +192,40 @@ def test_the_kernel_attends_as_padded_spans_do(device, channels):
     past_key, past_value = torch.randn(150, 2, 2, channels).half().unbind(2)
     tokens = query, key, value, past_key, past_value
     expected = attend_spans(*(x.float() for x in tokens), places, 150)
-    attended = attend(*(x.to(device) for x in (*tokens, places)), 150)
+    attended = torch.empty(query.shape, dtype=query.dtype, device=triton_device)
+    attend(*(x.to(triton_device) for x in (*tokens, places)), 150, attended)
     torch.testing.assert_close(attended.cpu().float(), expected, atol=2e-3, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("channels", [24, 64, 128])
+@pytest.mark.parametrize("tokens", ["all", "pixel queries", "causal"])
+def test_the_kernels_give_the_gradients_of_padded_spans(triton_device, channels, tokens):
+    from genvid.tokenizer.adaptok.packed_kernels import attend, gradients
+
+    torch.manual_seed(0)
+    keep, pixels, spare = torch.arange(150) < torch.tensor([[0, 149, 7], [66, 0, 130]])[..., None], 70, 9
+    count = int(keep.sum()) + spare
+    packed, total = PackedTokens(keep, count, pixels, window=1), count + 6 * pixels
+    spans = {
+        "all": packed.spans,
+        "pixel queries": packed.spans_of_pixels,
+        "causal": causal_spans(keep.sum((1, 2)), 450),
+    }[tokens]
+    assert spans.readers is not None
+    key, value = torch.randn(total, 2, 2, channels).half().unbind(1)
+    query = torch.randn(6 * pixels if tokens == "pixel queries" else total, 2, channels).half()
+    key[:, :, 0], query[:, :, 0] = 40, -40  # scores far below 0, those of zeros in place of keys
+    weights = torch.randn(query.shape).half()
+    exact = [x.double().requires_grad_() for x in (query, key, value)]
+    expected = _gathered(*exact, *exact[1:], spans.places, spans.causal)
+    wanted = torch.autograd.grad((expected * weights).sum(), exact)
+    given = [x.to(triton_device) for x in (query, key, value)]
+    tables = spans.places.to(triton_device), spans.longest
+    attended = torch.zeros(query.shape, dtype=query.dtype, device=triton_device)
+    sums = attend(*given, *given[1:], *tables, attended, causal=spans.causal)
+    torch.testing.assert_close(attended.cpu().double(), expected.detach(), atol=4e-3, rtol=0)
+    readers = spans.readers.places.to(triton_device), spans.readers.longest
+    found = gradients(weights.to(triton_device), *given, attended, sums, *tables, *readers, causal=spans.causal)
+    for one, other in zip(found, wanted, strict=True):
+        assert (one.cpu() - other).norm() < 4e-3 * other.norm()

@@ -347,7 +347,7 @@ class AdapTok(Model):
         return has_kernel(device, dtype_of_products(self.decoder, device), network.width // network.heads)
 
     def packs_training(self, device: torch.device) -> bool:
-        """Whether `attend_to_ranges` is the fastest attention: in a training step that is compiled for a GPU."""
+        """Whether a step computes kept tokens alone after the encoder: where it is compiled for a GPU."""
         return torch.compiler.is_compiling() and torch.is_grad_enabled() and self._has_kernel(device)
 
     def _in_one_pass(self, keep: Tensor) -> bool:

@@ -6,8 +6,8 @@ queries also attend to those of their own block, a second span. So no key is cop
 
 `packed_past.py` has the scorer's pass, by the same spans.
 
-On a GPU in half precision a Triton kernel attends (`packed_kernels.py`). On a CPU spans are gathered, padded, for the
-attention alone: exact in any precision, and slow. With gradients, keys are ranges of numbers (`key_ranges.py`).
+On a GPU in half precision Triton kernels attend, and compute gradients (`packed_kernels.py`). Elsewhere spans are
+gathered, padded, for the attention alone: exact in any precision, and slow.
 
 Symbols: B clips, G blocks, L latents and P pixel queries of a block, N tokens, R spans, H heads, D channels of a head.
 """
@@ -16,12 +16,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from genvid.hardware import HALF, hardware
-from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges
 from genvid.tokenizer.layers import Attend, of_chosen
 
 MOST_TOKENS = 1 << 19
@@ -41,16 +41,28 @@ class Spans:
     or be empty."""
 
     places: Tensor
-    """(R, 3, 2) int32 first and end: of queries, which together, in order, are all queries; of past keys; of own keys.
-    Contiguous."""
+    """(R, 3, 2) int32 first and end: of queries; of past keys; of own keys. Contiguous."""
     longest: int
     """Most queries of a span."""
+    readers: Spans | None = None
+    """For gradients, with all keys among the own ones: spans of keys, and for each two spans of queries that attend to
+    it. Without it, spans of queries are all queries in their order."""
+    causal: bool = False
+    """Of its own keys a query attends to those up to its own place. With `readers`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys. `past`: past keys and values (M, H, D); None:
-        these are among the own ones."""
-        queries, *own = (x[0].transpose(0, 1) for x in (query, key, value))
-        attended: Tensor = attend_spans(queries, *own, *(own if past is None else past), self.places, self.longest)
+        """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys, and outside all spans. `past`: past keys and
+        values (M, H, D); None: these are among the own ones."""
+        queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
+        attended: Tensor
+        if self.readers is None:
+            past_keys, past_values = (keys, values) if past is None else past
+            attended = attend_spans(queries, keys, values, past_keys, past_values, self.places, self.longest)
+        elif query.is_cuda:
+            tables = self.places, self.longest, self.readers.places, self.readers.longest
+            attended, _ = attend_spans_with_gradients(queries, keys, values, *tables, self.causal)
+        else:
+            attended = _gathered(queries, keys, values, keys, values, self.places, self.causal)
         return attended.transpose(0, 1)[None]
 
 
@@ -69,56 +81,57 @@ class PackedTokens:
         queries = torch.arange(blocks * pixels, device=keep.device).repeat(clips)
         self.places = torch.cat([self.latents % (blocks * capacity), queries + blocks * capacity])
         """(N,) places in a clip: of all its latents, and then of its pixel queries."""
-        self.attend: Attend
+        self.spans, self.spans_of_pixels = _spans(keep.sum(2, dtype=torch.int32), count, capacity, pixels, window)
+        """Of all tokens; and of pixel queries alone, for the last layer."""
+        self.attend: Attend = self.spans.attend
         """Of all tokens: (1, H, N, D) -> (1, H, N, D)."""
-        self.attend_pixels: Attend
-        """Of pixel queries alone, in the last layer: (1, H, N, D) -> (1, H, B G P, D)."""
-        if torch.is_grad_enabled():
-            self.attend, self.attend_pixels = _by_ranges(self.latents, keep, pixels, window)
-        else:
-            self.attend, self.attend_pixels = _by_spans(count, keep, pixels, window)
+        self.attend_pixels: Attend = of_chosen(self.spans_of_pixels.attend, slice(count, None))
+        """Of pixel queries alone: (1, H, N, D) -> (1, H, B G P, D)."""
 
 
-def _by_spans(count: int, keep: Tensor, pixels: int, window: int | None) -> tuple[Attend, Attend]:
-    """Attention of all tokens, and of pixel queries, without gradients."""
-    clips, blocks, capacity = keep.shape
-    own, seen = _spans_of_latents(keep.sum(2, dtype=torch.int32), window)
-    tiles = torch.arange(0, clips * blocks * pixels, pixels, dtype=torch.int32, device=keep.device)
-    tiles = torch.stack([tiles, tiles + pixels], 1)
-    own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do
-    of_latents = torch.stack([own, seen, torch.zeros_like(seen)], 1)
-    of_pixels = torch.stack([tiles + count, seen, tiles + count], 1)
-    everyone = Spans(torch.cat([of_latents, of_pixels]), max(capacity + SPARE, pixels))
-    alone = Spans(torch.stack([tiles, seen, tiles + count], 1), pixels)
-    return everyone.attend, of_chosen(alone.attend, slice(count, None))
+def causal_spans(lengths: Tensor, longest: int) -> Spans:
+    """Tokens of clips one after another, of each clip (B,) so many and `longest` at most, which attend to those of
+    their clip up to themselves."""
+    ends = lengths.cumsum(0)
+    clips = torch.stack([ends - lengths, ends], 1).int()
+    nothing = torch.zeros_like(clips)
+    readers = Spans(_table((clips, clips, nothing)), longest)
+    return Spans(_table((clips, nothing, clips)), longest, readers, causal=True)
 
 
-def _by_ranges(latents: Tensor, keep: Tensor, pixels: int, window: int | None) -> tuple[Attend, Attend]:
-    """The same with gradients. Blocks of all clips are numbered, first as those of latents, then as those of queries.
-    Spare tokens have numbers after these, each with the others of its tile."""
-    clips, blocks, capacity = keep.shape
-    total = clips * blocks
-    block = latents // capacity
-    spare = 2 * total + torch.arange(len(latents), device=keep.device) // TILE
-    queries = torch.arange(total, device=keep.device).repeat_interleave(pixels)
-    last = torch.cat([torch.where(latents < 0, spare, block), queries])
-    first = last // blocks * blocks
-    first = first if window is None else torch.maximum(first, last - window)
-    first = torch.where(last < total, first, last)
-    numbers = torch.cat([last[: len(latents)], total + queries])
-    own = torch.cat([torch.full_like(latents, -1), total + queries])
-    of_pixels = slice(len(latents), None)
-    alone = attend_to_ranges(numbers, first[of_pixels], last[of_pixels], own[of_pixels])
-    return attend_to_ranges(numbers, first, last, own), of_chosen(alone, of_pixels)
+def _spans(lengths: Tensor, count: int, capacity: int, pixels: int, window: int | None) -> tuple[Spans, Spans]:
+    """Of all tokens, and of pixel queries alone, where `lengths` (B, G) int32 latents of each block are kept."""
+    own, seen, reading = _spans_of_blocks(lengths, window)
+    tiles, _, reading_tiles = _spans_of_blocks(torch.full_like(lengths, pixels), window)
+    nothing, queries, longest = torch.zeros_like(own), tiles + count, max(capacity, pixels)
+    readers = readers_alone = None
+    if torch.is_grad_enabled():
+        to_latents, to_pixels = (own, reading, reading_tiles + count), (queries, queries, nothing)
+        readers = Spans(_table(to_latents, to_pixels), longest)
+        readers_alone = Spans(_table((own, reading_tiles, nothing), (queries, tiles, nothing)), longest)
+    else:
+        own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do
+        longest = max(capacity + SPARE, pixels)
+    everyone = Spans(_table((own, seen, nothing), (queries, seen, queries)), longest, readers)
+    return everyone, Spans(_table((tiles, seen, queries)), pixels, readers_alone)
 
 
-def _spans_of_latents(lengths: Tensor, window: int | None) -> tuple[Tensor, Tensor]:
-    """Kept latents (B, G) int32 -> (B G, 2) spans of the latents of each block, and of those that it attends to."""
+def _spans_of_blocks(lengths: Tensor, window: int | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, G) int32 of blocks -> (B G, 2) spans of the tokens of each block, of those that it attends to, and of
+    those that attend to it."""
     ends = lengths.flatten().cumsum(0, dtype=torch.int32).view_as(lengths)
-    starts = ends - lengths
-    blocks = torch.arange(lengths.shape[1], device=lengths.device)
-    first = torch.zeros_like(blocks) if window is None else (blocks - window).clamp(min=0)
-    return torch.stack([starts, ends], 2).flatten(0, 1), torch.stack([starts[:, first], ends], 2).flatten(0, 1)
+    starts, blocks = ends - lengths, torch.arange(lengths.shape[1], device=lengths.device)
+    first, last = torch.zeros_like(blocks), torch.full_like(blocks, len(blocks) - 1)
+    if window is not None:
+        first, last = (blocks - window).clamp(min=0), (blocks + window).clamp(max=len(blocks) - 1)
+    spans = (starts, ends), (starts[:, first], ends), (starts, ends[:, last])
+    own, seen, reading = (torch.stack(ends, 2).flatten(0, 1) for ends in spans)
+    return own, seen, reading
+
+
+def _table(*rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Three spans (R, 2) of each row -> (R, 3, 2) of all rows."""
+    return torch.cat([torch.stack(spans, 1) for spans in rows])
 
 
 @torch.library.custom_op("genvid::attend_spans", mutates_args=(), device_types="cuda")
@@ -136,7 +149,9 @@ def attend_spans(
     # Imported here: Triton is not installed everywhere.
     from genvid.tokenizer.adaptok.packed_kernels import attend
 
-    return attend(query, key, value, past_key, past_value, places, longest)
+    attended = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    attend(query, key, value, past_key, past_value, places, longest, attended)
+    return attended
 
 
 @attend_spans.register_fake
@@ -148,13 +163,90 @@ def _(query: Tensor, *others: Tensor | int) -> Tensor:
 def _(
     query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, places: Tensor, longest: int
 ) -> Tensor:
+    return _gathered(query, key, value, past_key, past_value, places, causal=False)
+
+
+@torch.library.custom_op("genvid::attend_spans_with_gradients", mutates_args=(), device_types="cuda")
+def attend_spans_with_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    places: Tensor,
+    longest: int,
+    readers: Tensor,
+    longest_reader: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor]:
+    """The same with all keys among the own ones, by the fields of `Spans`; and the sums of the softmax (Q, H)."""
+    from genvid.tokenizer.adaptok.packed_kernels import attend
+
+    attended = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
+    return attended, attend(query, key, value, key, value, places, longest, attended, causal=causal)
+
+
+@attend_spans_with_gradients.register_fake
+def _(query: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    return torch.empty(query.shape, dtype=query.dtype, device=query.device), query.new_empty(
+        query.shape[:2], dtype=torch.float32
+    )
+
+
+@torch.library.custom_op("genvid::gradients_of_spans", mutates_args=(), device_types="cuda")
+def gradients_of_spans(
+    gradient: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attended: Tensor,
+    sums: Tensor,
+    places: Tensor,
+    longest: int,
+    readers: Tensor,
+    longest_reader: int,
+    causal: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Of queries, keys and values."""
+    from genvid.tokenizer.adaptok.packed_kernels import gradients
+
+    tensors = gradient, query, key, value, attended, sums
+    return gradients(*tensors, places, longest, readers, longest_reader, causal=causal)
+
+
+@gradients_of_spans.register_fake
+def _(gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    of_queries, of_keys, of_values = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
+    return of_queries, of_keys, of_values
+
+
+def _set_up(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    query, key, value, places, longest, readers, longest_reader, causal = inputs
+    ctx.save_for_backward(query, key, value, *output, places, readers)
+    ctx.constants = longest, longest_reader, causal
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    *tensors, places, readers = ctx.saved_tensors
+    longest, longest_reader, causal = ctx.constants
+    return *gradients_of_spans(gradient, *tensors, places, longest, readers, longest_reader, causal), *(None,) * 5
+
+
+attend_spans_with_gradients.register_autograd(_backward, setup_context=_set_up)
+
+
+def _gathered(
+    query: Tensor, key: Tensor, value: Tensor, past_key: Tensor, past_value: Tensor, places: Tensor, causal: bool
+) -> Tensor:
+    """`attend_spans` by gathered tokens, padded."""
     (queries, filled), (past, among), (own, inside) = map(_padded, places.unbind(1))
-    queries, past, own = (of.clamp(max=len(x) - 1) for of, x in ((queries, query), (past, past_key), (own, key)))
+    inside = inside[:, None] & (own[:, None] <= queries[..., None]) if causal else inside[:, None]
+    among, inside = (part.expand(-1, queries.shape[1], -1) for part in (among[:, None], inside))
+    found, past, own = (of.clamp(max=len(x) - 1) for of, x in ((queries, query), (past, past_key), (own, key)))
     keys, values = torch.cat([past_key[past], key[own]], 1), torch.cat([past_value[past], value[own]], 1)
-    present = torch.cat([among, inside], 1)[:, None, None]
-    scores = torch.einsum("rqhd, rkhd -> rhqk", query[queries], keys) / math.sqrt(query.shape[-1])
+    present = torch.cat([among, inside], 2)[:, None]
+    scores = torch.einsum("rqhd, rkhd -> rhqk", query[found], keys) / math.sqrt(query.shape[-1])
     weights = scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(-1) * present
-    return torch.einsum("rhqk, rkhd -> rqhd", weights, values)[filled]
+    attended = torch.einsum("rhqk, rkhd -> rqhd", weights, values)
+    return torch.zeros_like(query).index_put((queries[filled],), attended[filled])
 
 
 def _padded(spans: Tensor) -> tuple[Tensor, Tensor]:

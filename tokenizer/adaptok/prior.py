@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from genvid import noise
 from genvid.tokenizer.adaptok.attention import causal_attention
-from genvid.tokenizer.adaptok.key_ranges import TILE, attend_to_ranges
+from genvid.tokenizer.adaptok.packed import causal_spans
 from genvid.tokenizer.layers import Attend, StackConfig, initialise, learned_table
 from genvid.tokenizer.quantizer import Quantized, Quantizer
 
@@ -114,6 +114,4 @@ def _one_row(keep: Tensor, most_kept: int) -> _Rows:
     clip, number = places // count, torch.arange(most_kept, device=keep.device)
     firsts = keep.sum(1).cumsum(0) - keep.sum(1)
     slots = (clip * count + number - firsts[clip]).clamp(max=keep.numel() - 1)
-    # Others attend to those of their tile, which costs nothing.
-    first = torch.where(kept, firsts[clip], number // TILE * TILE)
-    return _Rows(places[None], kept[None], slots[None], attend_to_ranges(number, first, number))
+    return _Rows(places[None], kept[None], slots[None], causal_spans(keep.sum(1), count).attend)
