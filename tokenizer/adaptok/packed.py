@@ -41,18 +41,19 @@ class Spans:
     or be empty."""
 
     places: Tensor
-    """(R, 3, 2) int32 first and end: of queries; of past keys; of own keys. Contiguous."""
+    """(R, 3, 2) int32 first and end: of queries, which together, in order, are all queries; of past keys; of own keys.
+    Contiguous."""
     longest: int
     """Most queries of a span."""
     readers: Spans | None = None
-    """For gradients, with all keys among the own ones: spans of keys, and for each two spans of queries that attend to
-    it. Without it, spans of queries are all queries in their order."""
+    """For gradients, with all keys among the own ones: spans of keys, which together are all keys, and for each two
+    spans of queries that attend to it."""
     causal: bool = False
     """Of its own keys a query attends to those up to its own place. With `readers`."""
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys, and outside all spans. `past`: past keys and
-        values (M, H, D); None: these are among the own ones."""
+        """(1, H, N, D) -> (1, H, N, D); zeros for queries without keys. `past`: past keys and values (M, H, D); None:
+        these are among the own ones."""
         queries, keys, values = (x[0].transpose(0, 1) for x in (query, key, value))
         attended: Tensor
         if self.readers is None:
@@ -72,8 +73,8 @@ class PackedTokens:
     def __init__(self, keep: Tensor, count: int, pixels: int, window: int | None) -> None:
         """`keep` (B, G, L), `pixels` queries a block, and the decoder's `window`.
 
-        `count`: of the latents, all that are kept and others, which no kept token attends to; without gradients these
-        are `SPARE` at most.
+        `count`: of the latents, all that are kept and spare ones, which attend to nothing; without gradients these are
+        `SPARE` at most.
         """
         clips, blocks, capacity = keep.shape
         self.latents = torch.nonzero_static(keep.flatten(), size=count)[:, 0]
@@ -89,30 +90,29 @@ class PackedTokens:
         """Of pixel queries alone: (1, H, N, D) -> (1, H, B G P, D)."""
 
 
-def causal_spans(lengths: Tensor, longest: int) -> Spans:
-    """Tokens of clips one after another, of each clip (B,) so many and `longest` at most, which attend to those of
-    their clip up to themselves."""
+def causal_spans(lengths: Tensor, longest: int, count: int) -> Spans:
+    """Of `count` tokens of clips one after another, of each clip (B,) so many and `longest` at most, which attend to
+    those of their clip up to themselves; the spare ones at the end attend to nothing."""
     ends = lengths.cumsum(0)
     clips = torch.stack([ends - lengths, ends], 1).int()
-    nothing = torch.zeros_like(clips)
-    readers = Spans(_table((clips, clips, nothing)), longest)
-    return Spans(_table((clips, nothing, clips)), longest, readers, causal=True)
+    spare = _spare(clips, longest, count, count)
+    readers = Spans(_table((clips, clips, None), (spare, None, None)), longest)
+    return Spans(_table((clips, None, clips), (spare, None, None)), longest, readers, causal=True)
 
 
 def _spans(lengths: Tensor, count: int, capacity: int, pixels: int, window: int | None) -> tuple[Spans, Spans]:
     """Of all tokens, and of pixel queries alone, where `lengths` (B, G) int32 latents of each block are kept."""
     own, seen, reading = _spans_of_blocks(lengths, window)
     tiles, _, reading_tiles = _spans_of_blocks(torch.full_like(lengths, pixels), window)
-    nothing, queries, longest = torch.zeros_like(own), tiles + count, max(capacity, pixels)
+    queries, longest = tiles + count, max(capacity, pixels)
+    spare = _spare(own, longest, count, count if torch.is_grad_enabled() else SPARE)
     readers = readers_alone = None
     if torch.is_grad_enabled():
-        to_latents, to_pixels = (own, reading, reading_tiles + count), (queries, queries, nothing)
-        readers = Spans(_table(to_latents, to_pixels), longest)
-        readers_alone = Spans(_table((own, reading_tiles, nothing), (queries, tiles, nothing)), longest)
-    else:
-        own[-1, 1].fill_(count)  # spare tokens attend as the last kept ones do
-        longest = max(capacity + SPARE, pixels)
-    everyone = Spans(_table((own, seen, nothing), (queries, seen, queries)), longest, readers)
+        to_latents, to_pixels = (own, reading, reading_tiles + count), (queries, queries, None)
+        readers = Spans(_table(to_latents, (spare, None, None), to_pixels), longest)
+        alone = (own, reading_tiles, None), (spare, None, None), (queries, tiles, None)
+        readers_alone = Spans(_table(*alone), longest)
+    everyone = Spans(_table((own, seen, None), (spare, None, None), (queries, seen, queries)), longest, readers)
     return everyone, Spans(_table((tiles, seen, queries)), pixels, readers_alone)
 
 
@@ -129,9 +129,17 @@ def _spans_of_blocks(lengths: Tensor, window: int | None) -> tuple[Tensor, Tenso
     return own, seen, reading
 
 
-def _table(*rows: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-    """Three spans (R, 2) of each row -> (R, 3, 2) of all rows."""
-    return torch.cat([torch.stack(spans, 1) for spans in rows])
+def _spare(kept: Tensor, longest: int, count: int, most: int) -> Tensor:
+    """(R, 2) spans of the tokens, `most` of them at most, between the last span of those `kept` and `count`."""
+    starts = kept[-1, 1] + torch.arange(0, most, longest, dtype=torch.int32, device=kept.device)
+    return torch.stack([starts, starts + longest], 1).clamp(max=count)
+
+
+def _table(*rows: tuple[Tensor, Tensor | None, Tensor | None]) -> Tensor:
+    """Three spans (R, 2) of each row, of which None are empty -> (R, 3, 2) of all rows."""
+    return torch.cat(
+        [torch.stack([torch.zeros_like(spans[0]) if span is None else span for span in spans], 1) for spans in rows]
+    )
 
 
 @torch.library.custom_op("genvid::attend_spans", mutates_args=(), device_types="cuda")
@@ -149,8 +157,7 @@ def attend_spans(
     # Imported here: Triton is not installed everywhere.
     from genvid.tokenizer.adaptok.packed_kernels import attend
 
-    attended = torch.empty(query.shape, dtype=query.dtype, device=query.device)
-    attend(query, key, value, past_key, past_value, places, longest, attended)
+    attended, _ = attend(query, key, value, past_key, past_value, places, longest)
     return attended
 
 
@@ -180,8 +187,7 @@ def attend_spans_with_gradients(
     """The same with all keys among the own ones, by the fields of `Spans`; and the sums of the softmax (Q, H)."""
     from genvid.tokenizer.adaptok.packed_kernels import attend
 
-    attended = torch.zeros(query.shape, dtype=query.dtype, device=query.device)
-    return attended, attend(query, key, value, key, value, places, longest, attended, causal=causal)
+    return attend(query, key, value, key, value, places, longest, causal=causal)
 
 
 @attend_spans_with_gradients.register_fake
@@ -246,7 +252,7 @@ def _gathered(
     scores = torch.einsum("rqhd, rkhd -> rhqk", query[found], keys) / math.sqrt(query.shape[-1])
     weights = scores.masked_fill(~present, torch.finfo(scores.dtype).min).softmax(-1) * present
     attended = torch.einsum("rhqk, rkhd -> rqhd", weights, values)
-    return torch.zeros_like(query).index_put((queries[filled],), attended[filled])
+    return attended[filled]
 
 
 def _padded(spans: Tensor) -> tuple[Tensor, Tensor]:

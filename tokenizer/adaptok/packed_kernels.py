@@ -25,17 +25,17 @@ def attend(
     past_value: Tensor,
     places: Tensor,
     longest: int,
-    attended: Tensor,
     *,
     causal: bool = False,
-) -> Tensor:
-    """`genvid.tokenizer.adaptok.packed.attend_spans` in half precision, of at most 128 channels, into `attended` where
-    queries are in spans -> for `gradients` the binary logarithms (Q, H) of the sums of the softmax.
+) -> tuple[Tensor, Tensor]:
+    """`genvid.tokenizer.adaptok.packed.attend_spans` in half precision, of at most 128 channels; and for `gradients`
+    the binary logarithms (Q, H) of the sums of the softmax.
 
     `causal`: of its own keys a query attends to those up to its own place. Tokens may lie anywhere in memory, the
     channels of a head beside each other.
     """
     count, heads, channels = query.shape
+    attended = torch.empty(query.shape, dtype=query.dtype, device=query.device)
     sums = torch.empty(count, heads, dtype=torch.float32, device=query.device)
     tiles = triton.cdiv(longest, _QUERIES)
     tensors = query, key, value, past_key, past_value, attended
@@ -55,7 +55,7 @@ def attend(
         num_warps=4,
         num_stages=3,
     )
-    return sums
+    return attended, sums
 
 
 def gradients(
@@ -77,9 +77,7 @@ def gradients(
     `readers` (R, 3, 2): spans of keys, and for each two spans of queries that attend to it.
     """
     _, heads, channels = query.shape
-    of_queries, of_keys, of_values = (
-        torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value)
-    )  # tokens outside all spans have none
+    of_queries, of_keys, of_values = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
     products = torch.empty_like(sums)
     tiles, key_tiles = (triton.cdiv(count, _GRADIENT_TILE) for count in (longest, longest_reader))
     tensors = query, key, value, gradient

@@ -114,4 +114,4 @@ def _one_row(keep: Tensor, most_kept: int) -> _Rows:
     clip, number = places // count, torch.arange(most_kept, device=keep.device)
     firsts = keep.sum(1).cumsum(0) - keep.sum(1)
     slots = (clip * count + number - firsts[clip]).clamp(max=keep.numel() - 1)
-    return _Rows(places[None], kept[None], slots[None], causal_spans(keep.sum(1), count).attend)
+    return _Rows(places[None], kept[None], slots[None], causal_spans(keep.sum(1), count, most_kept).attend)
