@@ -14,6 +14,8 @@ import math
 import torch
 from torch import Tensor
 
+STRATA = 8
+"""A power of two: consecutive seeds, from a multiple of it on, that `stratified` spreads evenly."""
 _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX2 = 0x94D049BB133111EB - 2**64
@@ -56,6 +58,16 @@ def uniform(seeds: Tensor, stream: str, *shape: int) -> Tensor:
     return ((_shift_right(bits, 12).double() + 0.5) * 2.0**-52).view(len(seeds), *shape)
 
 
+def stratified(seeds: Tensor, stream: str, count: int) -> Tensor:
+    """(B,) int64 seeds -> (B, count) float64 in the open interval (0, 1), as `uniform`, and still a function of each
+    seed alone; but at each position `STRATA` seeds from a multiple of `STRATA` on have one number in each of `STRATA`
+    equal parts of the interval, in a drawn order: Latin hypercube sampling (McKay, Beckman and Conover 1979)."""
+    order = uniform(seeds & -STRATA, f"{stream}, strata", count, STRATA)
+    own = order.gather(2, (seeds & STRATA - 1)[:, None, None].expand(-1, count, 1))
+    part = (order < own).sum(2)
+    return ((part + uniform(seeds, stream, count)) / STRATA).clamp(max=1 - 2.0**-53)
+
+
 @torch.library.custom_op("genvid::noise_bits", mutates_args=())
 def _bits(seeds: Tensor, count: int) -> Tensor:
     """(B,) int64 -> (B, count) int64. Opaque to torch.compile, which would narrow the counter to 32 bits on a GPU."""
@@ -70,6 +82,11 @@ def _(seeds: Tensor, count: int) -> Tensor:
 def sample_seeds(seed: int, stream: str, indices: Tensor) -> Tensor:
     """One int64 seed for each of the (N,) indices of a run."""
     return fold(fold(torch.tensor(check_seed(seed), device=indices.device), stream), indices)
+
+
+def consecutive_seeds(seed: Tensor, count: int) -> Tensor:
+    """() int64 -> (count,) seeds one after another, the first of them a multiple of `STRATA`."""
+    return (seed & -STRATA) + torch.arange(count)
 
 
 def check_seed(seed: int) -> int:

@@ -23,6 +23,24 @@ def test_uniform_fills_the_open_interval_evenly():
     assert abs(correlation) < 0.01
 
 
+def test_consecutive_seeds_have_numbers_in_every_part_of_the_interval():
+    seeds = noise.consecutive_seeds(torch.tensor(12345), 16_000)
+    drawn = noise.stratified(seeds, "lengths", 3)
+    parts = (drawn * noise.STRATA).long().view(-1, noise.STRATA, 3)
+    assert parts.sort(1).values.equal(torch.arange(noise.STRATA)[:, None].expand_as(parts))
+    assert len(parts.flatten(1).unique(dim=0)) == len(parts)  # each group in an order of its own
+    assert noise.stratified(seeds[5:6], "lengths", 3).equal(drawn[5:6])
+
+
+def test_stratified_numbers_of_one_seed_are_uniform_and_independent():
+    drawn = noise.stratified(noise.sample_seeds(1, "clips", torch.arange(100_000)), "lengths", 2)
+    assert float(drawn.min()) > 0
+    assert float(drawn.max()) < 1
+    counts = torch.histc(drawn[:, 0], 40, 0, 1)
+    assert float((counts - 2500).square().sum() / 2500) < 80  # chi-squared of 39 degrees of freedom
+    assert abs(float(torch.corrcoef(drawn.T)[0, 1])) < 0.015
+
+
 def test_mixing_matches_unsigned_arithmetic():
     def mix(x: int) -> int:
         mask = 2**64 - 1

@@ -71,14 +71,14 @@ class StepSampler:
         self._epoch, self._order = -1, torch.empty(0, dtype=torch.int64)
 
     def batch(self, step: int) -> list[tuple[int, int]]:
-        """(index, clip seed) of every clip in the global batch of a step."""
+        """(index, clip seed) of every clip in the global batch of a step, with consecutive seeds."""
         if self._summed is None:
             positions = range(step * self.global_batch_size, (step + 1) * self.global_batch_size)
             indices = [self._item(position) for position in positions]
         else:
             indices = self._weighted(step, self._summed)
         step_seed = noise.fold(noise.fold(torch.tensor(self.seed), "clips"), step)
-        seeds = noise.fold(step_seed, torch.arange(self.global_batch_size))
+        seeds = noise.consecutive_seeds(step_seed, self.global_batch_size)
         return list(zip(indices, seeds.tolist(), strict=True))
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:

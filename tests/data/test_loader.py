@@ -9,6 +9,7 @@ import torch
 from numbered_video import make_video
 from torch import Tensor
 
+from genvid import noise
 from genvid.data import (
     ClipConfig,
     ClipDataset,
@@ -41,6 +42,14 @@ def test_every_epoch_holds_every_item_once_in_another_order() -> None:
 def test_clip_seeds_never_repeat() -> None:
     seeds = [seed for batch in take(sampler(), 500) for _, seed in batch]
     assert len(set(seeds)) == 2000
+
+
+def test_clips_of_a_step_have_consecutive_seeds() -> None:
+    """So that `noise.stratified` spreads the numbers of a batch."""
+    for batch in take(sampler(batch=12), 50):
+        first = batch[0][1]
+        assert first % noise.STRATA == 0
+        assert [seed for _, seed in batch] == list(range(first, first + 12))
 
 
 def test_resuming_continues_the_stream() -> None:

@@ -227,7 +227,7 @@ def test_a_step_of_kept_tokens_alone_has_the_losses_and_gradients_of_the_masked_
         AdapTok, "render_with_states", lambda *arguments: given.append(arguments[-1]) or render(*arguments)
     )
     torch.testing.assert_close(losses_and_gradients(), expected, rtol=1e-3, atol=1e-4)
-    assert given == [objective.tail_drop.most_kept(32)]
+    assert given == [objective.tail_drop.most_kept(16, 2)]
     assert given[0] < 32 * 6
 
 
@@ -235,12 +235,27 @@ def test_a_step_of_kept_tokens_alone_has_the_losses_and_gradients_of_the_masked_
     "config",
     [TailDropConfig(), TailDropConfig(3, 2, 1, 12), TailDropConfig(100, 30, 1, 64), TailDropConfig(8, 1, 4, 4)],
 )
-def test_batches_keep_at_most_five_deviations_above_the_mean(config):
-    blocks = 64
-    totals = sample_lengths(config, torch.arange(4000), blocks).sum(1).double()
-    expected = min(blocks * config.maximum, float(totals.mean() + 5 * totals.std()))
-    assert config.most_kept(blocks) == pytest.approx(expected, abs=0.3 * float(totals.std()) + 128)
-    assert totals.max() <= config.most_kept(blocks) <= blocks * config.maximum
+@pytest.mark.parametrize("clips", [15, 16])
+def test_batches_keep_at_most_five_deviations_above_the_mean(config, clips):
+    """16 clips are whole groups of consecutive seeds, which deviate less; of 15 nothing is known."""
+    steps = [noise.consecutive_seeds(step, clips) for step in noise.sample_seeds(1, "steps", torch.arange(4000))]
+    seeds = torch.stack(steps) if clips == 16 else noise.sample_seeds(1, "clips", torch.arange(4000 * clips))
+    totals = sample_lengths(config, seeds.flatten(), 4).view(4000, -1).sum(1).double()
+    most, all_of_them = config.most_kept(clips, 4), clips * 4 * config.maximum
+    expected = min(all_of_them, float(totals.mean() + 5 * totals.std()))
+    assert most == pytest.approx(expected, abs=0.3 * float(totals.std()) + 128)
+    assert totals.max() <= most <= all_of_them
+
+
+def test_only_training_cuts_lengths_beyond_the_most(monkeypatch):
+    """The clips that are measured may have any seeds, so their lengths are not drawn evenly."""
+    monkeypatch.setattr(TailDropConfig, "most_kept", lambda *arguments: 3)
+    task, batch = AdapTokTask(MODEL, OBJECTIVE, make_distortion()), make_batch(8)
+    drawn = sample_lengths(DROP, batch["seed"], 2)
+    assert drawn.sum() > 3
+    for training, expected in ((True, 3), (False, drawn.sum())):
+        _, _, keep, _ = task.train(training).loss_parts(batch)
+        assert keep.sum() == expected
 
 
 def test_lengths_beyond_the_most_are_cut_from_the_last_ones():

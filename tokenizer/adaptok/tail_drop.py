@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from statistics import NormalDist
+from itertools import pairwise
+from statistics import NormalDist, fmean
 
 import torch
 from torch import Tensor
@@ -41,18 +42,28 @@ class TailDropConfig:
         normal = NormalDist(self.mean, self.std)
         return normal.cdf(self.minimum), normal.cdf(self.maximum)
 
-    def most_kept(self, blocks: int) -> int:
-        """Tokens that so many blocks keep at most: five standard deviations above the mean, which one batch in three
-        million exceeds, in multiples of 128."""
-        low, high = self.bounds
+    @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+    def most_kept(self, clips: int, blocks: int) -> int:
+        """Tokens that `clips` of so many blocks keep at most in a training step: five standard deviations above the
+        mean, which one batch in three million exceeds, in multiples of 128. Multiples of `noise.STRATA` clips of a
+        batch deviate less, as their lengths are drawn evenly."""
         if self.minimum == self.maximum:
-            return blocks * self.maximum
-        ends = [(end - self.mean) / self.std for end in (self.minimum, self.maximum)]
-        heights = [NormalDist().pdf(end) / (high - low) for end in ends]
+            return clips * blocks * self.maximum
+        strata = noise.STRATA if clips % noise.STRATA == 0 else 1
+        low, high = self.bounds
+        ends = [low + (high - low) * part / strata for part in range(strata + 1)]
+        means, variances = zip(*(self._moments(*part) for part in pairwise(ends)), strict=True)
+        most = clips * blocks * fmean(means) + 5 * math.sqrt(clips * blocks * fmean(variances))
+        return min(clips * blocks * self.maximum, 128 * math.ceil(most / 128))
+
+    def _moments(self, low: float, high: float) -> tuple[float, float]:
+        """Mean and variance of the part of the normal between two values of its distribution function."""
+        normal = NormalDist()
+        ends = [normal.inv_cdf(min(max(end, 1e-300), 1 - 2.0**-53)) for end in (low, high)]
+        heights = [normal.pdf(end) / (high - low) for end in ends]
         shift = heights[0] - heights[1]
         spread = 1 + ends[0] * heights[0] - ends[1] * heights[1] - shift**2
-        most = blocks * (self.mean + self.std * shift) + 5 * self.std * math.sqrt(blocks * max(spread, 0))
-        return min(blocks * self.maximum, 128 * math.ceil(most / 128))
+        return self.mean + self.std * shift, self.std**2 * max(spread, 0)
 
     def scaled(self, share: float) -> TailDropConfig:
         """The same shares of blocks of `share` times as many tokens."""
@@ -63,9 +74,13 @@ class TailDropConfig:
 
 
 def sample_lengths(config: TailDropConfig, seeds: Tensor, num_blocks: int) -> Tensor:
-    """(B,) clip seeds -> (B, G) int64 lengths, by inversion of the truncated normal's distribution function."""
+    """(B,) clip seeds -> (B, G) int64 lengths, by inversion of the truncated normal's distribution function.
+
+    Those of each block are drawn evenly over the clips of a batch (`noise.stratified`), where the published training
+    draws each by itself: the lengths of one clip have the same distribution, and batches differ less in their tokens.
+    """
     low, high = config.bounds
-    position = low + noise.uniform(seeds, "tail drop", num_blocks) * (high - low)
+    position = low + noise.stratified(seeds, "tail drop", num_blocks) * (high - low)
     lengths: Tensor = config.mean + config.std * torch.special.ndtri(position)
     return lengths.round().long().clamp(config.minimum, config.maximum)
 

@@ -151,10 +151,12 @@ class AdapTokTask(TrainingTask):
         targets = None if self.semantic is None else self.semantic.targets(video)
         tokenizer = self.tokenizer.at((video.shape[3], video.shape[4]))
         lengths = sample_tails(self.objective.tail_drop, tokenizer, batch)
-        most = tail_drop_at(self.objective.tail_drop, tokenizer).most_kept(lengths.numel())
-        lengths = at_most(lengths, most)
-        packed = tokenizer.packs_training(video.device) and most < lengths.numel() * tokenizer.spec.block_capacity
-        most_kept = most if packed else None
+        most_kept = None
+        if self.training:  # on the clips of a training step alone, whose lengths are drawn evenly
+            most = tail_drop_at(self.objective.tail_drop, tokenizer).most_kept(*lengths.shape)
+            lengths = at_most(lengths, most)
+            if tokenizer.packs_training(video.device) and most < lengths.numel() * tokenizer.spec.block_capacity:
+                most_kept = most
         keep = first_tokens(lengths, tokenizer.spec.block_capacity)
         added = None if self.semantic is None or targets is None else self.semantic.encoder_input(targets, seeds)
         features = tokenizer.features(video, keep, added)
