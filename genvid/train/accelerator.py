@@ -144,6 +144,9 @@ def prepare_layers(accelerator: Accelerator, task: TrainingTask, config: TrainCo
         # computed between them is computed again: half the memory.
         torch._functorch.config.ban_recompute_used_far_apart = False
         torch._functorch.config.ban_recompute_materialized_backward = False
+        # The compiler would give all tensors before a convolution the layout of its input, and copy attended values for
+        # it. Convolutions of perceptual distances have that layout by their weights.
+        torch._inductor.config.layout_optimization = False
         task.use_compiler("reduce-overhead" if replays_graphs(accelerator, task, config) else None)
 
 
