@@ -63,7 +63,7 @@ def stratified(seeds: Tensor, stream: str, count: int) -> Tensor:
     seed alone; but at each position `STRATA` seeds from a multiple of `STRATA` on have one number in each of `STRATA`
     equal parts of the interval, in a drawn order: Latin hypercube sampling (McKay, Beckman and Conover 1979)."""
     order = uniform(seeds & -STRATA, f"{stream}, strata", count, STRATA)
-    own = order.gather(2, (seeds & STRATA - 1)[:, None, None].expand(-1, count, 1))
+    own = order.gather(2, (seeds & (STRATA - 1))[:, None, None].expand(-1, count, 1))
     part = (order < own).sum(2)
     return ((part + uniform(seeds, stream, count)) / STRATA).clamp(max=1 - 2.0**-53)
 
