@@ -38,7 +38,8 @@ class TrainConfig:
     save_every: int = 1000
     keep_checkpoints: int = 2
     max_skipped: int = 10
-    """Steps in a row with a loss or gradient that is not finite, after which the run ends."""
+    """Steps in a row with a loss or gradient that is not finite, after which the run ends. A phase that trains in every
+    n-th step has a count of its own steps."""
     trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+
+from genvid.train.task import TrainingTask
 
 
 @dataclass(frozen=True)
@@ -18,22 +20,24 @@ class Skipped:
 
     total: int
     """Since the run began."""
-    in_a_row: int
-    """Up to the last step. From the limit on, all further steps are skipped."""
+    from_limit: int
+    """From the step on that was the last of too many in a row. All steps after it are skipped."""
 
 
 class NonFiniteGuard:
     """Holds the tensor `bad`: 1 when the present step is to be skipped, else 0.
 
     torch's fused optimizers read it as `found_inf`, where a gradient scaler would put it, and then leave weights,
-    moments and step counts unchanged. After `limit` bad steps in a row all later ones are bad.
+    moments and step counts unchanged. After `limit` bad steps in a row, of those in which one phase ran, all later ones
+    are bad.
     """
 
     def __init__(
-        self, task: nn.Module, optimizers: Iterable[torch.optim.Optimizer], device: torch.device, limit: int
+        self, task: TrainingTask, optimizers: Iterable[torch.optim.Optimizer], device: torch.device, limit: int
     ) -> None:
         self.limit = limit
-        self.bad, self.in_a_row, self.skipped = (torch.zeros((), device=device) for _ in range(3))
+        self.bad, self.skipped, self.from_limit = (torch.zeros((), device=device) for _ in range(3))
+        self.in_a_row = {phase: torch.zeros((), device=device) for phase in task.phases}
         for optimizer in optimizers:
             optimizer.found_inf = self.bad  # type: ignore[attr-defined]
         # Running statistics are updated before the step is known to be good: copies of them are restored if it is not.
@@ -44,7 +48,7 @@ class NonFiniteGuard:
     @torch.no_grad()
     def begin(self) -> None:
         """Before the first phase of a step."""
-        torch.ge(self.in_a_row, self.limit, out=self.bad)
+        torch.gt(self.from_limit, 0, out=self.bad)
         if self.statistics:
             torch._foreach_copy_(self.before, self.statistics)
 
@@ -54,10 +58,12 @@ class NonFiniteGuard:
         torch.ne(torch.add(self.bad, norm, alpha=0), 0, out=self.bad)
 
     @torch.no_grad()
-    def end(self) -> None:
-        """After the last phase of a step."""
+    def end(self, phases: Iterable[str]) -> None:
+        """After the last of the `phases` of a step."""
         self.skipped.add_(self.bad)
-        self.in_a_row.add_(1).mul_(self.bad)
+        for phase in phases:
+            self.in_a_row[phase].add_(1).mul_(self.bad)
+        self.from_limit.add_(torch.stack(list(self.in_a_row.values())).amax() >= self.limit)
         if self.statistics:
             bad = self.bad.bool()
             for buffer, before in zip(self.statistics, self.before, strict=True):
@@ -65,8 +71,7 @@ class NonFiniteGuard:
 
     def read(self) -> Skipped:
         """The counts so far. Waits for the device."""
-        skipped, in_a_row = torch.stack([self.skipped, self.in_a_row]).long().tolist()
-        return Skipped(skipped, in_a_row)
+        return Skipped(*torch.stack([self.skipped, self.from_limit]).long().tolist())
 
 
 def poisoned(scale: Tensor, loss: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class TrainingStep:
         carries: list[dict[str, Tensor]] = [{} for _ in micro_batches]
         replaced: dict[str, Tensor] = {}
         self.guard.begin()
-        for phase in self.task.phases_at(step):
+        phases = self.task.phases_at(step)
+        for phase in phases:
             optimizers, lr = self.optimizers[phase], self.config.optimizers[phase].lr_at(step, self.config.steps)
             for optimizer in optimizers:
                 set_lr(optimizer, lr)
@@ -90,7 +91,7 @@ class TrainingStep:
         if self.average is not None:
             self.average.update(step, self.guard.bad)
             self.average.restart(replaced)
-        self.guard.end()
+        self.guard.end(phases)
 
     def forward(self, batch: Batch, phase: str, step: int, carry: dict[str, Tensor]) -> StepOutput:
         """Loss of a phase on one micro-batch, in the precision of the run."""

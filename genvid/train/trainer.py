@@ -143,8 +143,8 @@ class Trainer:
                         held_out = validation.measure(step)
                 with self.stop.after(RunError):
                     journal.step(step, config.batch_size, held_out)
-                if skipped is not None and skipped.in_a_row >= config.max_skipped:
-                    self._give_up(step - skipped.in_a_row + config.max_skipped, batches)
+                if skipped is not None and skipped.from_limit:
+                    self._give_up(done - skipped.from_limit, batches)
                 if saves:
                     self._save(done)
                     log_preview(self.accelerator, self.step.task.exportable(), micro_batches[0], done)

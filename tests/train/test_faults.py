@@ -390,6 +390,17 @@ class FragileTwoPlayers(TwoPlayerTask):
         return output
 
 
+class RareCritic(TwoPlayerTask):
+    def phases_at(self, step):
+        return self.phases if step % 3 == 1 else self.phases[:1]
+
+    def forward(self, batch, phase, step, carry):
+        output = super().forward(batch, phase, step, carry)
+        if phase == "discriminator":
+            output.loss = output.loss + batch["spoilt"].sum()
+        return output
+
+
 def spoil(steps: range, value: float):
     """Clips of which one is bad in some steps; `value` 0 is a cusp: a finite loss whose gradient is not."""
 
@@ -445,6 +456,14 @@ def test_too_many_skipped_steps_stop_the_run_and_keep_the_batch(tmp_path):
     train(whole, FragileTask, spoil(range(5, 6), float("inf")), **settings)
     assert read_journal(run)[-1]["skipped"] == 1  # of the checkpoint after step 6
     assert_same_states(state(run), state(whole))
+
+
+def test_skipped_steps_of_a_phase_are_counted_over_those_in_which_it_runs(tmp_path):
+    settings = {"steps": 40, "log_every": 7, "save_every": 9, "max_skipped": 4}
+    with pytest.raises(FloatingPointError, match="in 4 steps in a row, the last of them step 17, "):  # 8, 11, 14, 17
+        train(tmp_path / "bad", RareCritic, spoil(range(5, 40), float("nan")), **settings)
+    records = train(tmp_path / "good", RareCritic, spoil(range(5, 15), float("nan")), **settings)
+    assert records[-1]["skipped"] == 3
 
 
 def stream_from(start: int):
