@@ -22,6 +22,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Of matrices only: biases, norms and other vectors are not decayed."""
     warmup_steps: int = 0
+    """First steps of the run, counted alike for a phase that trains in every n-th of them (as in the published code of
+    AdapTok) or begins later."""
     decay_steps: int | None = None
     """Length of the decay at the end of the run; until it begins, `train.steps` may be changed on resume. Null: decay
     from the end of the warm-up, which fixes `train.steps`."""
