@@ -119,7 +119,7 @@ class Tokenizer:
     def budget(self, tokens: int) -> Budget:
         """The rule that keeps at most `tokens` of a clip of full length, each clip by itself. BudgetError when it takes
         more."""
-        return clip_budget(self.model, self.predictor, tokens)
+        return clip_budget(self.model, self.predictor, _whole(tokens))
 
     def fitted(self, resolution: tuple[int, int]) -> Tokenizer:
         """For frames (height, width) as they are, where the tokenizer takes them; else itself, for resized ones."""
@@ -130,7 +130,7 @@ class Tokenizer:
         if tokens is None:
             return None
         if streams(model):
-            return stream_allocator(model, self.predictor, tokens, model.config.frames)
+            return stream_allocator(model, self.predictor, _whole(tokens), model.config.frames)
         budget = self.budget(tokens)
         return lambda clip: budget.allocator(clip.keep.shape[1])(clip)
 
@@ -232,7 +232,8 @@ class Generator:
                 raise ValueError(f"give a label or a prompt, not both: got label {label!r}")
             job, form = self._continuations(tokenizer, prompt, prompt_tokens, seeds)
         engine = Engine(self.model, sampling, slots=min(BATCH, count), dtype=self.dtype, draft=self.draft)
-        return engine, replace(job, requests=with_budget(engine, job.requests, BudgetConfig(tokens))), form
+        budget = BudgetConfig(None if tokens is None else _whole(tokens))
+        return engine, replace(job, requests=with_budget(engine, job.requests, budget)), form
 
     def _continuations(
         self, tokenizer: Tokenizer, prompt: Any, tokens: int | None, seeds: Tensor
@@ -244,6 +245,12 @@ class Generator:
         blocks = self.model.config.context_blocks
         allocator = None if tokens is None else tokenizer.budget(tokens).allocator(blocks)
         return prediction_job(self.model, tokenizer.model, allocator, context, seeds), replace(form, ndim=5)
+
+
+def _whole(tokens: float) -> int:
+    if not float(tokens).is_integer():
+        raise ValueError(f"tokens are counted in whole numbers, got {tokens}")
+    return int(tokens)
 
 
 def _sampling(temperature: float, top_k: int, top_p: float, guidance: float | str | Guidance) -> SamplingConfig:

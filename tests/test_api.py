@@ -130,6 +130,24 @@ def test_a_budget_is_the_most_that_each_clip_keeps_whatever_is_encoded_beside_it
     assert tokenizer.encode(pixels).lengths.eq(8).all()
 
 
+def test_a_budget_beyond_all_tokens_is_no_limit(models, tokenizer, pixels):
+    for opened in (tokenizer, genvid.load(models / "other", device="cpu")):
+        assert torch.equal(opened.encode(pixels, tokens=2**70).lengths, opened.encode(pixels, tokens=24).lengths)
+
+
+@pytest.mark.parametrize("tokens", [float("nan"), float("inf"), 14.5])
+def test_budgets_that_are_no_whole_numbers_are_refused(models, tokenizer, pixels, tokens):
+    model, predictor = (genvid.load(models / name, device="cpu") for name in ("ar", "predictor"))
+    for spend in (
+        lambda: tokenizer.encode(pixels, tokens=tokens),
+        lambda: tokenizer.budget(tokens),
+        lambda: model.sample(tokenizer, label=1, tokens=tokens),
+        lambda: predictor.sample(tokenizer, prompt=pixels[0], prompt_tokens=tokens),
+    ):
+        with pytest.raises(ValueError, match=f"tokens are counted in whole numbers, got {tokens}"):
+            spend()
+
+
 def test_threads_that_share_a_tokenizer_spend_budgets_as_one_thread_does(tokenizer):
     videos = np.random.default_rng(2).integers(0, 256, (3, 13, 16, 16, 3), dtype=np.uint8).repeat(16, 0)
     alone = [tokenizer.encode(video, tokens=14).lengths.tolist() for video in videos]

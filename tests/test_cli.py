@@ -201,6 +201,9 @@ def test_a_second_of_video_never_exceeds_its_tokens(models, video, tmp_path, cap
     assert sum(lengths[6:]) <= 8  # a third of a second: the last block is filled
     assert not scored or set(lengths) <= set(SIZES)
     (tmp_path / "a.tok").unlink()
+    run(*asked, 1e30)
+    assert len(blocks_of(tmp_path / "a.tok", models / "tokenizer")[0]) == len(blocks)
+    (tmp_path / "a.tok").unlink()
     refused(capsys, "tokens are too few for a clip of 3 blocks, which", *asked, 5)
     refused(capsys, "--tokens-per-second is above 0", *asked, 0)
     assert not scored or refused(capsys, "--scorer shares out a budget", *asked[:-1]) is None

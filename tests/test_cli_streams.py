@@ -129,6 +129,8 @@ def test_no_second_exceeds_its_tokens(tokenizer, make_video, tmp_path, capsys, f
     with pytest.raises(SystemExit):
         run(*asked, least - 1)
     assert f"{least - 1} tokens" in capsys.readouterr().err
+    run(*asked, 1e30)
+    assert scored or coded(tmp_path / "a.tok", load_model(tokenizer, AdapTok))[1].eq(8).all()
 
 
 def test_refined_codes_are_as_many_and_nearer(tokenizer, make_video, tmp_path):
@@ -248,6 +250,8 @@ def test_arrays_of_any_length_and_size(tokenizer, monkeypatch):
     assert int(budget.unfold(1, 4, 1).sum(-1).max()) <= 12
     with pytest.raises(ValueError, match="16 to 32 pixels a side up to 2:1, in multiples of 8x8, got 40x16: resize"):
         loaded.encode(np.zeros((4, 40, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match="whole numbers, got nan"):
+        loaded.encode(video, tokens=float("nan"))
 
 
 @pytest.mark.parametrize(("frames", "sinks"), [(26, 0), (24, 1)])

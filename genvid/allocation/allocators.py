@@ -39,7 +39,7 @@ class UniformAllocator:
         self.length = length
 
     def __call__(self, tokens: BlockTokens) -> BlockTokens:
-        return tokens.tail_drop(torch.full_like(tokens.lengths, self.length))
+        return tokens.tail_drop(torch.full_like(tokens.lengths, min(self.length, tokens.keep.shape[2])))
 
 
 class TableAllocator:
@@ -138,7 +138,8 @@ class JointAllocator:
     def _solve(self, curves: Tensor, sizes: Tensor, lengths: Tensor, block: int) -> Tensor:
         """Lengths of `block` and later ones, under the budget of each group less the tokens of earlier blocks."""
         if self.group_size == 1:
-            left = whole_tokens(self.tokens_per_video) - lengths[:, :block].sum(1)
+            most = lengths.shape[1] * int(sizes[-1])  # more could not be spent
+            left = whole_tokens(min(self.tokens_per_video, most)) - lengths[:, :block].sum(1)
             return solve_clips(curves[:, block:], sizes, left)
         solved = []
         for group, spent in zip(

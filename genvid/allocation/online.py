@@ -128,6 +128,7 @@ class WindowLedger:
                 f"{tokens} tokens cannot pay for {most} blocks of at least {int(sizes[0])} tokens; "
                 f"allow {most * int(sizes[0])} or more"
             )
+        tokens = min(tokens, most * int(sizes[-1]))  # more could not be spent
         self._tokens, self._sizes, self._before, self._left_of_first = tokens, sizes, blocks - 1, most
         self._spent = deque([sizes[:1]] * (most - 1), maxlen=most - 1)
         """(B,) sizes of the last blocks. As each leaves room for the next ones, the smallest size is always allowed."""

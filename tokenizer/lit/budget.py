@@ -105,7 +105,8 @@ class BudgetAllocator(PathAllocator):
 
     def choose(self, paths: Paths) -> Tensor:
         check_floor(self.positions, paths.floor)
-        return paths.at_budget(paths.savings.new_full((len(paths.savings),), self.positions, dtype=torch.int64))
+        positions = min(self.positions, paths.floor + paths.savings[0].numel())  # more could not be kept
+        return paths.at_budget(paths.savings.new_full((len(paths.savings),), positions, dtype=torch.int64))
 
 
 class ClipBudget(Budget):
