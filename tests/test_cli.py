@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import av
@@ -249,6 +250,18 @@ def test_codes_are_coded_by_a_model_of_them(models, video, tmp_path, capsys):
     refused(capsys, "was not made from this code model (code model.fingerprint is", *asked, "--code-model", other)
     asked = ("decode", tmp_path / "a.tok", tmp_path / "c.mp4", *tokenizer, "--code-model", models / "run" / "export")
     refused(capsys, "was coded without an autoregressive model: leave out --code-model", *asked)
+
+
+@pytest.mark.parametrize(("changes", "said"), [({"num_blocks": 2}, "2 blocks"), ({"sizes": (2, 4)}, "4 tokens")])
+def test_a_model_of_too_few_codes_is_refused_before_a_video_is_encoded(
+    models, video, tmp_path, monkeypatch, capsys, changes, said
+):
+    layout = load_model(models / "run" / "export").layout
+    BlockTransformer(ARConfig(replace(layout, **changes), AR)).save(tmp_path / "short")
+    monkeypatch.setattr(AdapTok, "encode", None)
+    asked = ("encode", video, tmp_path / "a.tok", "--tokenizer", models / "tokenizer")
+    refused(capsys, f"--code-model codes at most {said}", *asked, "--code-model", tmp_path / "short")
+    assert not (tmp_path / "a.tok.unfinished").exists()
 
 
 def test_counts_in_the_folder_of_the_tokenizer_code_its_files(models, video, tmp_path, capsys):

@@ -39,7 +39,8 @@ class ARCodes(CodeModel):
             raise ValueError("a published frame predictor cannot code the first frames of a video: give another model")
         self.fingerprint = fingerprint
         self.layout, self.codebook_size = model.layout, model.layout.codebook_size
-        self.network, self.most_blocks = ExactNetwork(model), model.layout.num_blocks
+        self.network = ExactNetwork(model)
+        self.most_blocks, self.most_tokens = self.layout.num_blocks, self.layout.largest
         first = self.layout.frame_prediction_id if model.config.context_blocks else self.layout.null_id
         self.start = self.layout.start_ids(torch.tensor([first]))[0].numpy()
         self.side_by_side = max(1, min(64, _CACHE_BYTES // (self.network.position_bytes * self.layout.longest_row)))

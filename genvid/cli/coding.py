@@ -141,6 +141,9 @@ def encode(options: EncodeOptions) -> None:
     if options.tokens_per_second is not None:
         limit = TokenRate(Fraction(options.tokens_per_second), frame_rate(info.fps))
     segments = spec.clips(info.frames)
+    if model is not None:
+        kept = 0 if limit else spec.block_capacity  # under a limit the content decides
+        _check_segments(model, max(part.blocks for part in segments), kept)
     encode_next = coder.encoder(limit, [part.frames + part.filling for part in segments], options.refine)
     header = _header(options, tokenizer, info, None if model is None else model.record)
     with resume_token_file(output, header, model) as writer:
@@ -275,6 +278,15 @@ def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> Co
     loaded = load_model(model, RowModel)
     check_match(loaded, tokenizer)
     return ARCodes(loaded.to(device()), fingerprint(resolve(model)))
+
+
+def _check_segments(model: CodeModel, blocks: int, tokens: int) -> None:
+    """ValueError for segments of more blocks, or blocks of more tokens, than a model codes."""
+    for needed, most, what in ((blocks, model.most_blocks, "blocks"), (tokens, model.most_tokens, "tokens of a block")):
+        if most is not None and needed > most:
+            raise ValueError(
+                f"--code-model codes at most {most} {what} together, and this video needs {needed}: give another model"
+            )
 
 
 def _code_model_of(file: TokenFile, tokenizer: VideoTokenizer, options: DecodeOptions) -> CodeModel | None:

@@ -98,6 +98,8 @@ class CodeModel(ABC):
     codebook_size: int
     most_blocks: int | None = None
     """Of a segment; None: any number."""
+    most_tokens: int | None = None
+    """Of a block; None: any number."""
     side_by_side = 64
     """Segments that are decoded at a time, at most: memory and speed, not results."""
 
