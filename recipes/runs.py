@@ -108,6 +108,11 @@ class ClipRun(Run):
         return self.data.open()
 
     def held_out(self) -> ClipDataset:
+        return self.held_out_clips
+
+    @cached_property
+    def held_out_clips(self) -> ClipDataset:
+        """Those of `validation`, opened once."""
         assert self.validation is not None
         if self.validation.source == self.data.source:
             raise ValueError(

@@ -134,7 +134,7 @@ def test_clips_that_are_drawn_anew_are_refused(tmp_path, capsys):
     assert json.loads((tmp_path / "features" / "features.json").read_text())["blocks"] == 2
 
 
-def test_a_run_reads_features_of_its_own_clips_alone(folders):
+def test_a_run_reads_features_of_its_own_clips_alone(folders, monkeypatch):
     def run(*names):
         semantic = SemanticConfig(StoredTeacherConfig(names))
         return AdapTokRun(
@@ -147,7 +147,12 @@ def test_a_run_reads_features_of_its_own_clips_alone(folders):
             train=TrainConfig(steps=1, batch_size=2, optimizers={"model": OptimizerConfig(lr=1e-3)}),
         )
 
-    task, _ = run(*folders).build()
+    opened, open_clips = [], VideoData.open
+    monkeypatch.setattr(VideoData, "open", lambda data: opened.append(data.source) or open_clips(data))
+    own = run(*folders)
+    task, _ = own.build()
+    own.held_out()
+    assert opened == [*SOURCES.values()]
     assert task.exportable().origin.made_from["teacher"] == f"{__name__}:Quarters"
     for source in SOURCES.values():
         batch = {"video": clips(source, 0, 1), "seed": torch.arange(2)}
