@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +44,16 @@ def open_stream(path: str | Path) -> Iterator[tuple[Any, Any]]:
 def demux(container: Any, *streams: Any) -> Iterator[Any]:
     """Packets of the streams, of all if none is given. `container.decode` loses a packet's memory whenever it is left
     before the end, as the generator within it is not closed then (PyAV 18): 150 bytes a clip, for weeks. Behind the
-    last packet it raises IndexError where a stream of MPEG-TS begins on the way."""
-    with closing(container.demux(*streams)) as packets, suppress(IndexError):
-        yield from packets
+    empty packets at the ends of the streams it raises IndexError where a stream of MPEG-TS begins on the way."""
+    ended = False
+    with closing(container.demux(*streams)) as packets:
+        try:
+            for packet in packets:
+                ended = not packet.size
+                yield packet
+        except IndexError as error:
+            if not ended:
+                raise VideoError(f"{container.name.removeprefix('file:')} cannot be read ({error})") from None
 
 
 def decode(packets: Iterator[Any]) -> Iterator[Any]:

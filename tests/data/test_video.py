@@ -4,8 +4,10 @@ import ctypes
 import gc
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -16,6 +18,7 @@ from av.stream import Disposition
 from numbered_video import cut_short, make_video, numbers, packets, picture
 
 from genvid.data.animation import write_animation
+from genvid.data.decoding import demux
 from genvid.data.video import (
     VideoError,
     frame_rate,
@@ -335,6 +338,17 @@ def test_sound_that_begins_and_ends_on_the_way(tmp_path: Path) -> None:
     file.write_bytes(part(0, 60, sound=False) + part(60, 10, sound=True) + part(70, 40, sound=False))
     info = probe(file)
     assert info.frames == len([*iterate_frames(file, info)]) == 110
+
+
+def test_an_index_error_before_the_end_of_a_stream_is_a_sentence() -> None:
+    def demuxed() -> Iterator[Any]:
+        yield SimpleNamespace(size=8)
+        raise IndexError("tuple index out of range")
+
+    packets = demux(SimpleNamespace(name="file:a.ts", demux=demuxed))
+    assert next(packets).size == 8
+    with pytest.raises(VideoError, match=r"a.ts cannot be read \(tuple index out of range\)"):
+        next(packets)
 
 
 def test_sound_that_goes_on_does_not_make_a_video_short(tmp_path: Path) -> None:
