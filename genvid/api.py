@@ -31,7 +31,7 @@ from genvid.generation.budget import BudgetConfig, with_budget
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.frames import stream_frames
 from genvid.generation.guidance import Guidance, by_name
-from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job
+from genvid.generation.pipeline import Job, check_match, class_job, generate, prediction_job, trained_cut
 from genvid.generation.sampler import SamplingConfig
 from genvid.hardware import on
 from genvid.precision import Precision, dtype_of
@@ -175,9 +175,9 @@ class Generator:
         Videos of a class are (count, T, H, W, 3) uint8 in NumPy; continuations are a batch in the form of the prompt,
         whose last frames they begin with. Video i of a seed does not depend on `count`. `tokens` is the most that the
         generated blocks of a video have: these plans are estimated from the first 32 videos, so of fewer they depend on
-        `count`. `prompt_tokens` cuts the prompt, as `Tokenizer.encode` does. `temperature` to `guidance` are those of
-        `genvid.generation.sampler.SamplingConfig`; a name is a schedule of `genvid.generation.guidance` with its
-        defaults.
+        `count`. `prompt_tokens` cuts the prompt, as `Tokenizer.encode` does; by default it is cut as in training.
+        `temperature` to `guidance` are those of `genvid.generation.sampler.SamplingConfig`; a name is a schedule of
+        `genvid.generation.guidance` with its defaults.
         """
         if count < 1:
             raise ValueError(f"count is at least 1, got {count}")
@@ -243,7 +243,10 @@ class Generator:
             raise ValueError(f"a prompt is one video, got {len(video)}")
         context = video.expand(len(seeds), -1, -1, -1, -1)
         blocks = self.model.config.context_blocks
-        allocator = None if tokens is None else tokenizer.budget(tokens).allocator(blocks)
+        if tokens is None:
+            allocator = trained_cut(self.model, tokenizer.predictor)
+        else:
+            allocator = tokenizer.budget(tokens).allocator(blocks)
         return prediction_job(self.model, tokenizer.model, allocator, context, seeds), replace(form, ndim=5)
 
 

@@ -304,6 +304,21 @@ def test_continuations_of_a_prompt_come_in_its_form(models, tokenizer, pixels):
         model.sample(tokenizer, label=1)
 
 
+def test_prompts_are_cut_as_in_training(models, tokenizer, pixels, monkeypatch):
+    model = genvid.load(models / "predictor", device="cpu")
+    read, continuation = [], model.model.continuation
+    monkeypatch.setattr(model.model, "continuation", lambda given: read.append(given) or continuation(given))
+    for rule, tokens in (("uniform", 12), ("joint", 12), ("joint", 24)):
+        model.model.origin = Origin({"cache": {"allocator": {"type": rule, "tokens_per_video": tokens}}})
+        model.sample(tokenizer, prompt=pixels[0])
+    even, scored, whole = (int(given.lengths) for given in read)
+    assert (even, whole) == (4, 8)
+    assert scored <= 4
+    model.model.origin = Origin({"cache": {"allocator": {"type": "joint", "tokens_per_video": 12}}})
+    with pytest.raises(ValueError, match="was trained on clips of at most 12 tokens"):
+        model.sample(genvid.load(models / "other", device="cpu"), prompt=pixels[0])
+
+
 def test_other_models_are_refused(models):
     with pytest.raises(CheckpointError, match=r"type adaptok_scorer; genvid\.load opens tokenizers and autoregressive"):
         genvid.load(models / "tokenizer" / "scorer")

@@ -18,6 +18,7 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
+from genvid.ar.row_model import RowModel
 from genvid.checkpoint import load_model
 from genvid.cli import main, sampling
 from genvid.cli.coding import EncodeOptions, encode
@@ -711,6 +712,24 @@ def test_prompts_are_cut_to_the_budget(models, video, tmp_path):
         *("--scorer", models / "scorer", "--tokens", 12, "--output", tmp_path / "out"),
     )
     assert index(tmp_path / "out")[0]["tokens"][0] <= 4
+
+
+@pytest.mark.parametrize("more", [(), ("--frames", 3)])
+def test_prompts_are_cut_as_in_training(models, video, tmp_path, capsys, more):
+    """Evenly by themselves; where a scorer cut the rows it must be given."""
+    model = load_model(models / "continues")
+    for rule in ("uniform", "joint"):
+        model.origin = Origin({"cache": {"allocator": {"type": rule, "tokens_per_video": 12}}})
+        model.save(tmp_path / rule)
+    read, continuation = [], RowModel.continuation
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RowModel, "continuation", lambda model, given: read.append(given) or continuation(model, given))
+        asked = ("sample", "--tokenizer", models / "tokenizer", "--prompt", video, *more, "--output", tmp_path / "out")
+        run(*asked, "--model", tmp_path / "uniform")
+    assert [given.lengths.tolist() for given in read] == [[[4]]]
+    asked = (*asked[:-1], tmp_path / "none", "--model", tmp_path / "joint")
+    refused(capsys, "was trained on clips of at most 12 tokens: give --scorer and --tokens", *asked)
+    run(*asked, "--scorer", models / "scorer", "--tokens", 12)
 
 
 @pytest.mark.parametrize(

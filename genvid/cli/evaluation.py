@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from genvid import config as configuration
-from genvid.allocation import Allocator, UniformAllocator
+from genvid.allocation import Allocator
 from genvid.allocation.budget import GROUP_SIZE
 from genvid.ar.row_model import RowModel
 from genvid.checkpoint import load_model
@@ -39,7 +39,7 @@ from genvid.eval.samples import VideoFiles, open_samples
 from genvid.eval.selection import protocol_clips
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
-from genvid.generation.pipeline import check_match
+from genvid.generation.pipeline import check_match, trained_cut
 from genvid.perceptual import LPIPS
 from genvid.tokenizer.refinement import check_refined, refine_clips
 from genvid.tokens import ResizableTokenizer, VideoTokenizer
@@ -237,20 +237,12 @@ def _context(
     cut = budget.build(tokenizer)
     if model.fixed_prompt and cut is not None:
         raise ValueError("published models read their prompt uncut: leave out --scorer, --tokens and --published")
-    layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
-    tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
-    if cut is not None:
-        if budget.tokens is not None and abs(budget.tokens - tokens) >= 1 and trained:
-            raise ValueError(f"{options.model} was trained on clips of {tokens:g} tokens: give --tokens {tokens:g}")
-        return cut.allocator(model.config.context_blocks)
-    if trained.get("type") == "uniform":
-        return UniformAllocator(max(size for size in layout.sizes if size <= tokens / layout.num_blocks))
-    if tokens < layout.block_capacity * layout.num_blocks:
-        raise ValueError(
-            f"{options.model} was trained on clips of at most {tokens:g} tokens: give --scorer and --tokens as in "
-            "training, since the prompt is cut in the same way"
-        )
-    return None
+    if cut is None:
+        return trained_cut(model, None)
+    tokens = model.origin.made_from.get("cache", {}).get("allocator", {}).get("tokens_per_video")
+    if tokens is not None and budget.tokens is not None and abs(budget.tokens - tokens) >= 1:
+        raise ValueError(f"{options.model} was trained on clips of {tokens:g} tokens: give --tokens {tokens:g}")
+    return cut.allocator(model.config.context_blocks)
 
 
 def _fidelity(options: EvaluateOptions, model: VideoModel, record: EvaluationProtocol) -> list[ClipScore]:

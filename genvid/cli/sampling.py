@@ -39,6 +39,7 @@ from genvid.generation.pipeline import (
     continue_stream,
     continue_video,
     prediction_job,
+    trained_cut,
 )
 from genvid.generation.sampler import SamplingConfig
 from genvid.precision import PRECISIONS, Precision
@@ -327,10 +328,11 @@ def _job(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer, con
 
 
 def _allocator(options: SampleOptions, model: RowModel, tokenizer: VideoTokenizer) -> Allocator | None:
-    """The allocator of contexts. It cuts each by itself, so that a video does not depend on the others."""
+    """The allocator of contexts, by default as in training. It cuts each by itself, so that a video does not depend on
+    the others."""
     budget = options.prompt_budget.build(tokenizer)
     if budget is None:
-        return None
+        return trained_cut(model, None)
     allocator = budget.allocator(model.config.context_blocks)
 
     def cut(tokens: BlockTokens) -> BlockTokens:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from genvid import noise
+from genvid.allocation import Allocator, DistortionPredictor, JointAllocator, UniformAllocator
 from genvid.ar.row_model import RowModel
 from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
@@ -84,6 +85,23 @@ def prediction_job(
     prompt = model.read_prompt(tokenizer, context, allocator)
     requests = _requests(prompt.prefixes, seeds, num_blocks or model.generated_blocks, planned, prompt.null_prefixes)
     return Job(requests, prompt.unpack)
+
+
+def trained_cut(model: RowModel, predictor: DistortionPredictor | None) -> Allocator | None:
+    """The allocator of a prompt, as the rows that the model was trained on were cut: evenly, or each prompt to its
+    share of their mean tokens by `predictor`; None: all tokens are kept. ValueError where that needs a predictor."""
+    layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
+    tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
+    if trained.get("type") == "uniform":
+        return UniformAllocator(max(size for size in layout.sizes if size <= tokens / layout.num_blocks))
+    if tokens >= layout.block_capacity * layout.num_blocks:
+        return None
+    if predictor is None:
+        raise ValueError(
+            f"{model.folder} was trained on clips of at most {tokens:g} tokens: give --scorer and --tokens (in Python "
+            "scorer or prompt_tokens) as in training, since the prompt is cut in the same way"
+        )
+    return JointAllocator(predictor, tokens * model.config.context_blocks / layout.num_blocks, group_size=1)
 
 
 def stream(
