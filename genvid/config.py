@@ -12,7 +12,7 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_counts",
     "decode",
     "difference",
+    "dotted",
     "dump",
     "encode",
     "load",
@@ -128,6 +129,14 @@ def dump(config: Any, path: str | Path) -> None:
     text = json.dumps(data, indent=2) + "\n" if path.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
     with write_atomically(path) as temporary:
         temporary.write_text(text)
+
+
+def dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested keys -> dotted names of the values that are no sections."""
+    found: dict[str, Any] = {}
+    for key, value in data.items():
+        found |= dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
 
 
 def difference(held: Any, wanted: Any, name: str = "") -> str | None:

@@ -10,6 +10,7 @@ import yaml
 
 from genvid.ar.config import is_published
 from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
+from genvid.config import dotted
 from genvid.data.images import list_images
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
@@ -76,7 +77,7 @@ def _cache(path: Path) -> dict[str, Any]:
     from genvid.tokens.cache import TokenCache  # a second for the library of its shards, which only caches need
 
     cache = TokenCache.open(path)
-    return {"token cache": path, "clips": len(cache), **_flat(vars(cache.info))}
+    return {"token cache": path, "clips": len(cache), **dotted(vars(cache.info))}
 
 
 def _training_run(path: Path) -> dict[str, Any]:
@@ -129,12 +130,4 @@ def _model(folder: Path) -> dict[str, Any]:
     lines = {"model folder": folder, "model type": kind, "parameters": f"{count:,} ({count / 1e6:.2f} M)"}
     scorer = {"scorer": folder / "scorer"} if (folder / "scorer" / "config.json").is_file() else {}
     config.pop("model_type", None)
-    return {**lines, "fingerprint": fingerprint(folder), **scorer, **_flat(config)}
-
-
-def _flat(data: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts -> one dict with dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
-    return flat
+    return {**lines, "fingerprint": fingerprint(folder), **scorer, **dotted(config)}

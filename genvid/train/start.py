@@ -11,7 +11,6 @@ import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid.checkpoint import CheckpointError, Model, describe_mismatch, fingerprint
+from genvid.config import dotted
 from genvid.files import usual_permissions, write_atomically
 from genvid.train.sharding import gather, local_part, named_weights
 from genvid.train.task import TrainingTask
@@ -41,7 +41,7 @@ def start_from(task: TrainingTask, source: str, may_differ: Sequence[str] = ()) 
     given = model.open(source)
     beside = {} if given.folder is None else _read_training(given.folder)
     own, extra = model.state_dict(), _training_weights(task)
-    keys = _dotted(configuration.encode(model.config)) | _dotted(configuration.encode(given.config))
+    keys = dotted(configuration.encode(model.config)) | dotted(configuration.encode(given.config))
     _check_parts(may_differ, [*keys, *own, *given.state_dict(), *extra])
     _check_config(model, given, source, may_differ)
     new = _copy_weights(own, given.state_dict(), source, may_differ)
@@ -96,7 +96,7 @@ def _check_parts(parts: Sequence[str], names: Sequence[str]) -> None:
 
 
 def _check_config(model: Model, given: Model, source: str, may_differ: Sequence[str]) -> None:
-    ours, theirs = (_dotted(configuration.encode(m.config)) for m in (model, given))
+    ours, theirs = (dotted(configuration.encode(m.config)) for m in (model, given))
     for key in {**ours, **theirs}:
         if ours.get(key) != theirs.get(key) and not any(_covers(part, key) for part in may_differ):
             raise ValueError(
@@ -118,14 +118,6 @@ def _copy_weights(
     for name in fits:
         own[name].copy_(given[name])
     return [name for name in own if name not in fits]
-
-
-def _dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested keys -> dotted names of the values that are no sections."""
-    found: dict[str, Any] = {}
-    for key, value in data.items():
-        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return found
 
 
 def _covers(part: str, name: str) -> bool:
