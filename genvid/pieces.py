@@ -80,11 +80,6 @@ class Pieces:
             self.save(name, make())
         return self.load(name)
 
-    def become(self, output: Path) -> None:
-        """Rename the folder, which then is the result."""
-        self.folder.rename(output)
-        (output / ABOUT).unlink()
-
     def remove(self) -> None:
         """Delete the folder, once the result is written."""
         shutil.rmtree(self.folder)

@@ -46,10 +46,3 @@ def test_other_pieces_are_refused(tmp_path):
     (folder / "about.json").unlink()
     with pytest.raises(PiecesError, match="holds no unfinished work"):
         Pieces(folder, {})
-
-
-def test_a_folder_of_pieces_becomes_the_result(tmp_path):
-    pieces = Pieces(tmp_path / "unfinished", {})
-    (pieces.folder / "video.mp4").write_text("video")
-    pieces.become(tmp_path / "videos")
-    assert [path.name for path in tmp_path.rglob("*")] == ["videos", "video.mp4"]
