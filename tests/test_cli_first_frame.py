@@ -16,7 +16,7 @@ from genvid.cli import sampling
 from genvid.data import SyntheticConfig
 from genvid.data.clips import ClipConfig, to_float
 from genvid.data.dataset import VideoData
-from genvid.generation.folder import png
+from genvid.data.images import png
 from genvid.recipes.cache_tokens import CacheRun, cache_tokens
 from genvid.recipes.runs import ARRun
 from genvid.recipes.train import train

@@ -46,8 +46,17 @@ def read_image(path: Path) -> NDArray[np.uint8]:
         raise ValueError(f"{path} cannot be decoded ({error})") from None
 
 
-def jpeg(image: Tensor, quality: int = 92) -> bytes:
+def png(image: Tensor) -> bytes:
+    """(3, H, W) uint8 -> a PNG file."""
+    return _encoded(image, "PNG")
+
+
+def jpeg(image: Tensor) -> bytes:
     """(3, H, W) uint8 -> a JPEG file."""
+    return _encoded(image, "JPEG", quality=92, subsampling=0)
+
+
+def _encoded(image: Tensor, kind: str, **options: int) -> bytes:
     file = io.BytesIO()
-    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, "JPEG", quality=quality, subsampling=0)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, kind, **options)
     return file.getvalue()

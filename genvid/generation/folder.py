@@ -14,9 +14,7 @@ from __future__ import annotations
 import json
 import math
 import os
-import struct
 import time
-import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -31,7 +29,7 @@ from tqdm import tqdm
 
 from genvid import config as configuration
 from genvid.data.clips import to_uint8
-from genvid.data.images import list_images, read_image
+from genvid.data.images import list_images, png, read_image
 from genvid.data.video import frame_rate, probe, read_clip, video_writer
 from genvid.files import write_atomically
 from genvid.generation.engine.scheduler import Engine, RowEngine
@@ -268,28 +266,15 @@ def fill_by_frames(
     return first
 
 
-def contact_sheet(videos: Sequence[Tensor], *, columns: int = 8, margin: int = 2) -> bytes:
-    """Videos (3, T, H, W) uint8 -> a PNG with one row per video, of evenly spaced frames."""
+def contact_sheet(videos: Sequence[Tensor]) -> bytes:
+    """Videos (3, T, H, W) uint8 -> a PNG with one row per video, of up to 8 evenly spaced frames."""
     rows = []
     for video in videos:
-        chosen = torch.linspace(0, video.shape[1] - 1, min(columns, video.shape[1])).round().long()
-        frames = torch.nn.functional.pad(video[:, chosen], (0, margin, 0, margin), value=255)
+        chosen = torch.linspace(0, video.shape[1] - 1, min(8, video.shape[1])).round().long()
+        frames = torch.nn.functional.pad(video[:, chosen], (0, 2, 0, 2), value=255)
         rows.append(frames.permute(0, 2, 1, 3).flatten(2))
     width = max(row.shape[2] for row in rows)
     return png(torch.cat([torch.nn.functional.pad(row, (0, width - row.shape[2]), value=255) for row in rows], 1))
-
-
-def png(image: Tensor) -> bytes:
-    """(3, H, W) uint8 -> a PNG file."""
-    _, height, width = image.shape
-    lines = torch.cat([torch.zeros(height, 1, dtype=torch.uint8), image.permute(1, 2, 0).flatten(1)], 1)
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    data = zlib.compress(lines.numpy().tobytes(), 6)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
 
 def _has_files(folder: Path) -> bool:

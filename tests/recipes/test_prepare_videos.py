@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from genvid.data import ClipConfig, ClipDataset, FolderConfig, write_video
-from genvid.generation.folder import png
+from genvid.data.images import png
 from genvid.recipes import prepare_videos
 
 CLIP = {"frames": 4, "resolution": [16, 16]}
