@@ -49,15 +49,15 @@ class StackConfig:
 class TransformerBlock(nn.Module):
     """Attention and a GELU MLP, each on the layer-normed input of a residual branch."""
 
-    def __init__(self, dim: int, heads: int, *, mlp_ratio: float = 4.0, eps: float = 1e-5) -> None:
+    def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.heads = heads
-        self.attention_norm = nn.LayerNorm(dim, eps=eps)
+        self.attention_norm = nn.LayerNorm(dim)
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
         self.out = nn.Linear(dim, dim)
-        self.mlp_norm = nn.LayerNorm(dim, eps=eps)
-        self.up = nn.Linear(dim, int(mlp_ratio * dim))
-        self.down = nn.Linear(int(mlp_ratio * dim), dim)
+        self.mlp_norm = nn.LayerNorm(dim)
+        self.up = nn.Linear(dim, 4 * dim)
+        self.down = nn.Linear(4 * dim, dim)
 
     def forward(self, x: Tensor, attend: Attend, chosen: slice | Tensor = slice(None)) -> Tensor:
         """(B, S, dim) -> (B, S, dim): of all tokens, or of the `chosen` (Q,), which `attend` then returns alone."""

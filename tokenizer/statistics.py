@@ -5,6 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+_SLOWEST = 0.02
+"""Weight of the newest step in running statistics, once 1 / 0.02 steps are averaged."""
+
 
 class Whiten(nn.Module):
     """Subtracts the running mean and undoes the running covariance: channels of unit variance, without correlation.
@@ -19,10 +22,8 @@ class Whiten(nn.Module):
     covariance: Tensor
     updates: Tensor
 
-    def __init__(self, channels: int, *, slowest: float = 0.02) -> None:
-        """`slowest`: weight of the newest step after the first 1 / slowest."""
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.slowest = slowest
         self.register_buffer("mean", torch.zeros(channels))
         self.register_buffer("covariance", torch.eye(channels))
         self.register_buffer("updates", torch.zeros(()))
@@ -47,7 +48,7 @@ class Whiten(nn.Module):
         """Average the mean and covariance of one step, from its `sums`, into those of earlier steps."""
         means = (sums[1:] / sums[0, 0]).to(self.mean)
         shift, square = means[:, 0], means[:, 1:]
-        weight = (1 / (self.updates + 1)).clamp(min=self.slowest)
+        weight = (1 / (self.updates + 1)).clamp(min=_SLOWEST)
         self.mean.add_(weight * shift)
         # Deviations from the moved mean.
         moved = weight * torch.outer(shift, shift)

@@ -25,17 +25,17 @@ _MIXED = {
 class I3D(nn.Module):
     """Kinetics-400 logits of 224x224 video."""
 
-    def __init__(self, num_classes: int = 400) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.Conv3d_1a_7x7 = Unit(3, 64, 7, stride=2)
         self.Conv3d_2b_1x1 = Unit(64, 64, 1)
         self.Conv3d_2c_3x3 = Unit(64, 192, 3)
         for name, (inputs, widths) in _MIXED.items():
             self.add_module(name, Mixed(inputs, widths))
-        self.logits = nn.ModuleDict({"conv3d": nn.Conv3d(1024, num_classes, 1)})
+        self.logits = nn.ModuleDict({"conv3d": nn.Conv3d(1024, 400, 1)})
 
     def forward(self, video: Tensor) -> Tensor:
-        """(B, 3, T >= 9, 224, 224) in [-1, 1] -> (B, classes), before the softmax, averaged over time."""
+        """(B, 3, T >= 9, 224, 224) in [-1, 1] -> (B, 400), before the softmax, averaged over time."""
         x = same_max_pool(self.Conv3d_1a_7x7(video), (1, 3, 3), (1, 2, 2))
         x = same_max_pool(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)), (1, 3, 3), (1, 2, 2))
         for name in _MIXED:

@@ -18,9 +18,6 @@ from genvid.ar.row_model import RowModel
 from genvid.generation.engine.scheduler import Request, RowEngine
 from genvid.tokens import BlockTokens, VideoTokenizer
 
-OnProgress = Callable[[int, int], None]
-"""Called with the number of finished videos and of all videos."""
-
 
 @dataclass(frozen=True)
 class Generated:
@@ -113,16 +110,12 @@ def stream(
     return _stream(engine, tokenizer, job, batch_size)
 
 
-def generate(
-    engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16, progress: OnProgress | None = None
-) -> Generated:
+def generate(engine: RowEngine, tokenizer: VideoTokenizer, job: Job, *, batch_size: int = 16) -> Generated:
     """All videos of a job, in the order of its requests."""
     found: list[tuple[int, Generated]] = []
     for numbers, made in stream(engine, tokenizer, job, batch_size=batch_size):
         parts = [Generated(made.videos[i : i + 1], made.tokens[i : i + 1]) for i in range(len(numbers))]
         found += zip(numbers, parts, strict=True)
-        if progress is not None:
-            progress(len(found), len(job.requests))
     made_in_order = [made for _, made in sorted(found, key=lambda pair: pair[0])]
     return Generated(
         torch.cat([made.videos for made in made_in_order]),
@@ -139,12 +132,11 @@ def continue_video(
     *,
     num_frames: int,
     at_a_time: int | None = None,
-    progress: OnProgress | None = None,
 ) -> Generated:
     """(N, 3, T0, H, W) videos of any length -> the same with `num_frames` more frames; tokens of the new blocks only.
 
     The context slides: before each `at_a_time` blocks (by default `model.generated_blocks`) the last frames are encoded
-    anew, as the beginning of a clip. Extra frames of the last block are dropped. `progress` counts blocks.
+    anew, as the beginning of a clip. Extra frames of the last block are dropped.
     """
     model, spec = engine.model, tokenizer.spec
     given, wanted = model.config.context_blocks, spec.continued.covering(num_frames)
@@ -158,8 +150,6 @@ def continue_video(
         clip = generate(engine, tokenizer, job)
         video = torch.cat([video, clip.videos[:, :, spec.longest_clip(given) :]], 2)
         made.append(clip.tokens.blocks(slice(given, None)))
-        if progress is not None:
-            progress(start + blocks, wanted)
     return Generated(video[:, :, : context.shape[2] + num_frames], BlockTokens.join_blocks(made))
 
 

@@ -59,16 +59,15 @@ def make(model, job, config: SamplingConfig | None = None, slots: int = 2, **set
 
 
 def test_classes_to_videos_on_any_slots_and_in_any_batches():
-    labels, seeds, seen = torch.tensor([0, 1, 2, 1, 0]), torch.arange(5), []
+    labels, seeds = torch.tensor([0, 1, 2, 1, 0]), torch.arange(5)
     model, config = model_of(), SamplingConfig(guidance=1.5)
     job = class_job(model, labels, seeds)
     whole = make(model, job, config, slots=5)
-    parts = make(model, job, config, batch_size=2, progress=lambda done, total: seen.append((done, total)))
+    parts = make(model, job, config, batch_size=2)
     assert whole.videos.shape == (5, 3, 6, 2, 1)
     assert torch.equal(whole.videos, parts.videos)
     assert torch.equal(whole.tokens.keep, parts.tokens.keep)
     assert torch.equal(whole.videos, PixelTokenizer().decode(whole.tokens))
-    assert seen == [(2, 5), (4, 5), (5, 5)]
 
 
 def test_plans_reach_the_rows_they_are_for():
@@ -96,17 +95,8 @@ def test_predicted_videos_begin_with_their_context(blocks):
 def test_a_video_goes_on_as_far_as_asked(given, at_a_time):
     """Each part is what the model predicts from the last two frames before it, wherever the prompt ends."""
     model, tokenizer, context, seeds = model_of(context_blocks=1), PixelTokenizer(), clip(given), torch.arange(3)
-    engine, seen = Engine(model, SamplingConfig(temperature=0), slots=2), []
-    made = continue_video(
-        engine,
-        tokenizer,
-        None,
-        context,
-        seeds,
-        num_frames=9,
-        at_a_time=at_a_time,
-        progress=lambda *n: seen.append(n),
-    )
+    engine = Engine(model, SamplingConfig(temperature=0), slots=2)
+    made = continue_video(engine, tokenizer, None, context, seeds, num_frames=9, at_a_time=at_a_time)
     assert made.videos.shape == (3, 3, given + 9, 2, 1)
     assert made.tokens.keep.shape == (3, 5, 4)
     assert torch.equal(made.videos[:, :, :given], context)
@@ -119,7 +109,6 @@ def test_a_video_goes_on_as_far_as_asked(given, at_a_time):
         )
         end = min(start + step, given + 9)
         torch.testing.assert_close(made.videos[:, :, start:end], window.videos[:, :, 2 : 2 + end - start])
-    assert seen[-1] == (5, 5)
 
 
 def test_only_the_end_of_a_long_prompt_is_read_and_costs_tokens():
