@@ -15,7 +15,7 @@ from typing import Any, Literal
 from genvid import config as configuration
 from genvid.eval.features.loading import I3D_NAME
 from genvid.eval.protocols import EvaluationProtocol, check_name
-from genvid.files import write_atomically
+from genvid.files import write_json, write_text
 
 Better = Literal["higher", "lower", "neither"]
 
@@ -80,8 +80,7 @@ class Report:
 
     def save(self, path: str | Path) -> None:
         """Write JSON that `load` reads back to an equal report."""
-        with write_atomically(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        write_json(path, asdict(self))
 
     @staticmethod
     def load(path: str | Path) -> Report:
@@ -135,8 +134,7 @@ def compare(reports: Sequence[Report]) -> str:
 def write_table(path: Path, reports: Sequence[Report]) -> str:
     """Write the table of `compare` to a file; returns it."""
     table = compare(reports)
-    with write_atomically(path) as temporary:
-        temporary.write_text(f"{table}\n")
+    write_text(path, f"{table}\n")
     return table
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from genvid import config as configuration
-from genvid.files import usual_permissions, write_atomically
+from genvid.files import save_tensors, write_atomically, write_json
 
 _FLUSH_SECONDS = 30.0
 
@@ -39,8 +39,7 @@ class ClipTable:
                     "remove it"
                 )
         else:
-            with write_atomically(file) as temporary:
-                temporary.write_text(json.dumps(described, indent=2) + "\n")
+            write_json(file, described)
         self._pending: list[dict[str, Tensor]] = []
         self._flushed = time.monotonic()
 
@@ -58,11 +57,11 @@ class ClipTable:
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # whatever streams the rows come from
         names = self._pending[0].keys()
-        rows = {name: torch.cat([part[name].cpu() for part in self._pending]).contiguous() for name in names}
+        rows = {name: torch.cat([part[name].cpu() for part in self._pending]) for name in names}
         self._pending.clear()
         target = self.folder / f"rows-{uuid.uuid4().hex[:12]}.safetensors"
-        with write_atomically(target) as temporary, usual_permissions(temporary) as file:
-            safetensors.torch.save_file(rows, file)
+        with write_atomically(target) as temporary:
+            save_tensors(temporary, rows)
 
     def done(self) -> set[int]:
         """Positions that are on disk."""

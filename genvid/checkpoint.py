@@ -8,7 +8,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from genvid import config as configuration
 from genvid.config import ConfigError
-from genvid.files import sha256, temporary_path, usual_permissions
+from genvid.files import save_tensors, sha256, temporary_path, write_json
 from genvid.provenance import Origin, check_made_from
 from genvid.values import typed
 
@@ -104,10 +103,8 @@ class Model(nn.Module):
 
     def _write(self, folder: Path) -> None:
         data = {"model_type": self.model_type, **configuration.encode(self.config), **self._origin_json()}
-        (folder / CONFIG).write_text(json.dumps(data, indent=2) + "\n")
-        state = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        with usual_permissions(folder / WEIGHTS) as file:
-            safetensors.torch.save_file(state, file, metadata={"format": "pt"})
+        write_json(folder / CONFIG, data)
+        save_tensors(folder / WEIGHTS, self.state_dict(), {"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

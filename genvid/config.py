@@ -21,7 +21,7 @@ import yaml
 from draccus import ChoiceRegistry as Choice
 from draccus.utils import DecodingError, ParsingError
 
-from genvid.files import write_atomically
+from genvid.files import write_text
 from genvid.values import ConfigError, Loader, Word, parse_word, typed
 
 __all__ = [
@@ -127,8 +127,7 @@ def dump(config: Any, path: str | Path) -> None:
     path = Path(path)
     data = encode(config)
     text = json.dumps(data, indent=2) + "\n" if path.suffix == ".json" else yaml.safe_dump(data, sort_keys=False)
-    with write_atomically(path) as temporary:
-        temporary.write_text(text)
+    write_text(path, text)
 
 
 def dotted(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

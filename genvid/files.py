@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
 _STALE_SECONDS = 24 * 3600.0
@@ -72,16 +77,28 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-@contextmanager
-def usual_permissions(path: Path) -> Iterator[Path]:
-    """Yield a path at which a new file is to be written; it gets the permissions of any new file.
+def write_text(target: str | Path, text: str) -> None:
+    with write_atomically(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: str | Path, data: object) -> None:
+    """Indented, for people to read."""
+    write_text(target, json.dumps(data, indent=2) + "\n")
+
+
+def save_tensors(file: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, not atomically, with the permissions of any new file.
 
     safetensors 0.8 writes files that their owner alone may read.
     """
-    path.touch()
-    mode = path.stat().st_mode
-    yield path
-    path.chmod(mode)
+    import safetensors.torch  # imports torch, which `genvid --help` does without
+
+    file.touch()
+    mode = file.stat().st_mode
+    whole = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+    safetensors.torch.save_file(whole, file, metadata)
+    file.chmod(mode)
 
 
 def sha256(*files: str | Path) -> str:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from genvid import config as configuration
-from genvid.files import usual_permissions, write_atomically
+from genvid.files import save_tensors, write_atomically, write_json
 
 ABOUT = "about.json"
 Piece = dict[str, Tensor]
@@ -39,11 +39,6 @@ def check_about(file: Path, about: Mapping[str, Any]) -> bool:
     return True
 
 
-def write_about(file: Path, about: Mapping[str, Any]) -> None:
-    with write_atomically(file) as temporary:
-        temporary.write_text(json.dumps(about, indent=2) + "\n")
-
-
 class Pieces:
     """A folder of pieces, created if it is absent. Each piece is one file of tensors, complete or absent."""
 
@@ -57,7 +52,7 @@ class Pieces:
             raise PiecesError(f"{self.folder} is in the way, and holds no unfinished work; rename or delete it")
         with write_atomically(self.folder) as temporary:
             temporary.mkdir()
-            write_about(temporary / ABOUT, about)
+            write_json(temporary / ABOUT, about)
 
     def __contains__(self, name: str) -> bool:
         return self._file(name).is_file()
@@ -70,9 +65,8 @@ class Pieces:
         return piece
 
     def save(self, name: str, piece: Piece) -> None:
-        with write_atomically(self._file(name)) as temporary, usual_permissions(temporary) as file:
-            whole = {key: value.detach().cpu().contiguous() for key, value in piece.items()}
-            safetensors.torch.save_file(whole, file)
+        with write_atomically(self._file(name)) as temporary:
+            save_tensors(temporary, piece)
 
     def once(self, name: str, make: Callable[[], Piece]) -> Piece:
         """The piece: loaded, or made and saved."""

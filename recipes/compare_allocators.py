@@ -8,7 +8,6 @@ summary.json (all numbers and gaps in one file) and page.html. Running it again 
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -42,7 +41,7 @@ from genvid.eval.reconstruction import PerBatch
 from genvid.eval.report import Provenance, Report
 from genvid.eval.selection import EvaluationClips, Selection
 from genvid.eval.summary import Summary
-from genvid.files import sha256, write_atomically
+from genvid.files import sha256, write_json
 from genvid.perceptual import PerceptualConfig
 from genvid.tokenizer.adaptok.curves import MeasuredCurves
 from genvid.tokenizer.adaptok.loading import load_calibration, load_scorer
@@ -331,8 +330,7 @@ def main(argv: Sequence[str]) -> None:
         for place, made in ((folder, reports), (folder / "training", training)):
             for report in made:
                 report.save(place / f"{report.title.replace(' @ ', '_')}.json")
-        with write_atomically(folder / "summary.json") as temporary:
-            temporary.write_text(json.dumps(summary(run, reports, training), indent=2) + "\n")
+        write_json(folder / "summary.json", summary(run, reports, training))
         page = Page("Reconstruction", lead=f"{run.protocol}: every allocator at every budget.")
         add_to_page(page.section("Allocators"), run, reports, examples, fps=8)
         if training:

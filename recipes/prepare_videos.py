@@ -33,7 +33,7 @@ from genvid.data.sources.prepared import (
     write_originals,
 )
 from genvid.data.video import VideoError, VideoInfo
-from genvid.files import readable, write_atomically
+from genvid.files import readable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -91,8 +91,8 @@ def prepare_videos(run: PreparationRun) -> tuple[dict[str, PreparedVideo], dict[
                 logger.warning("%s. It is left out (%d so far)", result, len(problems))
     finally:
         write_index(index, how.described(), done)
-    with write_atomically(index.with_suffix(".problems.txt")) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in (*source.left_out, *problems.values())))
+    found = (*source.left_out, *problems.values())
+    write_text(index.with_suffix(".problems.txt"), "".join(f"{line}\n" for line in found))
     return done, problems
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from genvid.command import command
 from genvid.eval.pages.charts import LineChart, Series
-from genvid.files import write_atomically
+from genvid.files import write_text
 from genvid.train.run import read_journal, read_records
 from genvid.train.validation import PREFIX
 
@@ -60,10 +60,8 @@ def write_curve(folder: Path, run: Path, beside: Path | None) -> None:
     runs = {"": records}
     if beside is not None:
         runs[f", {beside.stem}"] = read_records(beside)
-    with write_atomically(folder / f"{run.name}.svg") as temporary:
-        temporary.write_text(loss_chart(run.name.replace("_", " "), runs).svg())
-    with write_atomically(folder / f"{run.name}.jsonl") as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+    write_text(folder / f"{run.name}.svg", loss_chart(run.name.replace("_", " "), runs).svg())
+    write_text(folder / f"{run.name}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
 
 
 @command

@@ -19,7 +19,7 @@ from typing import Literal, Self
 from genvid.eval.pages.charts import LineChart
 from genvid.eval.pages.histograms import Histograms
 from genvid.eval.report import Report, column, columns, format_column, format_value
-from genvid.files import write_atomically
+from genvid.files import write_text
 
 Value = str | float | None
 NUMBERED = 8
@@ -182,8 +182,7 @@ class Page:
 
     def write(self, path: Path) -> Path:
         """Write the page to a file, whose path is returned."""
-        with write_atomically(path) as temporary:
-            temporary.write_text(self.html(), encoding="utf-8")
+        write_text(path, self.html())
         return path
 
 

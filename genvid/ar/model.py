@@ -5,11 +5,9 @@ A standard architecture, so that every Llama server can run the model folder.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import ClassVar, Self, cast
 
-import safetensors.torch
 from torch import Tensor, nn
 from transformers import DynamicCache, LlamaForCausalLM, LlamaModel
 
@@ -18,8 +16,8 @@ from genvid.ar import attention
 from genvid.ar.config import ARConfig
 from genvid.ar.llama import add_residual_dropout, llama_config, llama_json, read_llama_json, run_llama, run_packed
 from genvid.ar.row_model import RowModel
-from genvid.checkpoint import load_weights, read_weights
-from genvid.files import usual_permissions
+from genvid.checkpoint import CONFIG, WEIGHTS, load_weights, read_weights
+from genvid.files import save_tensors, write_json
 
 
 class BlockTransformer(RowModel):
@@ -76,12 +74,10 @@ class BlockTransformer(RowModel):
             "dropout": self.config.transformer.dropout,
             **self._origin_json(),
         }
-        state = {name: value.detach().cpu().contiguous() for name, value in self.llama.state_dict().items()}
         dtype = str(self.llama.dtype).removeprefix("torch.")
         data = {"architectures": ["LlamaForCausalLM"], **llama_json(self.config), "dtype": dtype, "genvid": own}
-        (folder / "config.json").write_text(json.dumps(data, indent=2) + "\n")
-        with usual_permissions(folder / "model.safetensors") as file:
-            safetensors.torch.save_file(state, file, metadata={"format": "pt"})
+        write_json(folder / CONFIG, data)
+        save_tensors(folder / WEIGHTS, self.llama.state_dict(), {"format": "pt"})
 
     @classmethod
     def load(cls, folder: Path) -> Self:

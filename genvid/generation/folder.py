@@ -31,7 +31,7 @@ from genvid import config as configuration
 from genvid.data.clips import to_uint8
 from genvid.data.images import list_images, png, read_image
 from genvid.data.video import frame_rate, probe, read_clip, video_writer
-from genvid.files import write_atomically
+from genvid.files import write_atomically, write_json, write_text
 from genvid.generation.engine.scheduler import Engine, RowEngine
 from genvid.generation.frames import stream_frames
 from genvid.generation.pipeline import Job, stream
@@ -171,8 +171,7 @@ class SampleFolder:
         if self._begun:
             return
         if not self._has_samples():
-            with write_atomically(self.path / "about.json") as temporary:
-                temporary.write_text(json.dumps(self._about, indent=2) + "\n")
+            write_json(self.path / "about.json", self._about)
         if self._part.exists():  # drops an incomplete last line
             _write_index(self._part, _read_index(self._part))
         self._begun = True
@@ -292,5 +291,4 @@ def _read_index(path: Path) -> list[dict[str, Any]]:
 
 
 def _write_index(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
-    with write_atomically(path) as temporary:
-        temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    write_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))

@@ -7,7 +7,6 @@ records everything that the shards depend on.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,8 +20,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from genvid import config as configuration
-from genvid.files import write_atomically
-from genvid.pieces import check_about, write_about
+from genvid.files import write_atomically, write_json
+from genvid.pieces import check_about
 from genvid.tokens import BlockTokens
 from genvid.tokens.blocks import first_tokens
 from genvid.tokens.cache_info import FINGERPRINT, UNFINISHED, CacheError, CacheInfo, read_fingerprint
@@ -59,7 +58,7 @@ class TokenCacheWriter:
         if not check_about(self.folder / UNFINISHED, self._about):
             for unknown in self.folder.glob("*tokens-*"):
                 unknown.unlink()
-            write_about(self.folder / UNFINISHED, self._about)
+            write_json(self.folder / UNFINISHED, self._about)
 
     def missing(self) -> list[int]:
         """Shards that are not written yet."""
@@ -85,8 +84,7 @@ class TokenCacheWriter:
         if not clips:
             raise CacheError(f"no clip was written to {self.folder}")
         record = {**configuration.encode(self.info), "clips": clips, "shards": [file.name for file in files]}
-        with write_atomically(self.folder / FINGERPRINT) as temporary:
-            temporary.write_text(json.dumps(record, indent=2) + "\n")
+        write_json(self.folder / FINGERPRINT, record)
         (self.folder / UNFINISHED).unlink(missing_ok=True)
 
     def _file(self, number: int) -> Path:

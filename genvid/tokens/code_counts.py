@@ -10,9 +10,10 @@ from typing import Self
 
 import numpy as np
 import safetensors.numpy
+import torch
 from safetensors import SafetensorError
 
-from genvid.files import usual_permissions, write_atomically
+from genvid.files import save_tensors, write_atomically
 from genvid.tokens.blocks import TokenizerSpec
 from genvid.tokens.entropy import CodeModel, Decoder, Encoder, Integers
 
@@ -53,8 +54,8 @@ class CodeCounts(CodeModel):
         return cls(counts)
 
     def save(self, folder: Path) -> None:
-        with write_atomically(folder / FILE) as temporary, usual_permissions(temporary) as file:
-            safetensors.numpy.save_file({"counts": self.counts}, file)
+        with write_atomically(folder / FILE) as temporary:
+            save_tensors(temporary, {"counts": torch.from_numpy(self.counts)})
 
     def add(self, codes: Sequence[Integers]) -> None:
         """Count the kept codes of more blocks."""

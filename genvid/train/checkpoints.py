@@ -26,7 +26,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, broadcast_object_list
 from torch import Tensor, nn
 
-from genvid.files import sha256, usual_permissions
+from genvid.files import save_tensors, sha256
 from genvid.train.config import TrainConfig
 from genvid.train.ema import ExponentialAverage
 from genvid.train.run import MANIFEST, RunError, checkpoint_step, damage, list_checkpoints
@@ -217,8 +217,7 @@ class Checkpoints:
         try:
             self.folder.mkdir(exist_ok=True)
             temporary.mkdir(exist_ok=True)
-            with usual_permissions(temporary / STATE) as file:
-                safetensors.torch.save_file(tensors, file)
+            save_tensors(temporary / STATE, tensors)
             self._publish(temporary, step)
         except (OSError, safetensors.SafetensorError) as error:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -231,8 +230,7 @@ class Checkpoints:
         self.accelerator.save_state(str(temporary))
         averaged = {} if average is None else average.state_dict()
         if self.accelerator.is_main_process:
-            with usual_permissions(temporary / AVERAGE) as file:
-                safetensors.torch.save_file(averaged, file)
+            save_tensors(temporary / AVERAGE, averaged)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self._publish(temporary, step)

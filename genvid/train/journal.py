@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from tqdm import tqdm
 
-from genvid.files import write_atomically
+from genvid.files import write_text
 from genvid.train.means import Means
 from genvid.train.run import RunError, read_journal
 from genvid.train.task import StepOutput
@@ -140,8 +140,7 @@ class Journal:
         """Delete the records that a killed run wrote after its last checkpoint."""
         if self.accelerator.is_main_process and self.file.exists():
             kept = [record for record in read_journal(self.file.parent) if record["step"] <= step]
-            with write_atomically(self.file) as temporary:
-                temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+            write_text(self.file, "".join(json.dumps(record) + "\n" for record in kept))
 
     def close(self) -> None:
         self.bar.close()

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from accelerate import Accelerator
 from torch import Tensor
@@ -21,7 +20,7 @@ from torch import Tensor
 from genvid import config as configuration
 from genvid.checkpoint import CheckpointError, Model, describe_mismatch, fingerprint
 from genvid.config import dotted
-from genvid.files import usual_permissions, write_atomically
+from genvid.files import save_tensors, write_atomically
 from genvid.train.sharding import gather, local_part, named_weights
 from genvid.train.task import TrainingTask
 
@@ -60,8 +59,8 @@ def export_training(accelerator: Accelerator, task: TrainingTask, folder: Path) 
     weights = {name: gather(local_part(value), value).cpu() for name, value in _training_weights(task).items()}
     if weights and accelerator.is_main_process:
         metadata = {"format": "pt", "model": fingerprint(folder)}
-        with write_atomically(folder / TRAINING) as temporary, usual_permissions(temporary) as file:
-            safetensors.torch.save_file({n: v.contiguous() for n, v in weights.items()}, file, metadata)
+        with write_atomically(folder / TRAINING) as temporary:
+            save_tensors(temporary, weights, metadata)
 
 
 def _training_weights(task: TrainingTask) -> dict[str, Tensor]:

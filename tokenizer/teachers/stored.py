@@ -7,7 +7,6 @@ held-out clips need no bookkeeping.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,10 +18,9 @@ from torch import Tensor
 
 from genvid import config as configuration
 from genvid import noise
-from genvid.config import read_json
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import ClipDataset
-from genvid.files import write_atomically
+from genvid.files import write_json
 from genvid.tokenizer.teachers.base import Teacher, TeacherConfig
 
 RECORD = "features.json"
@@ -110,8 +108,7 @@ def store_features(folder: Path, teacher: Teacher, videos: Iterable[Tensor], rec
     for file in files:
         file.flush()
     np.save(folder / "keys.npy", keys)
-    with write_atomically(folder / RECORD) as temporary:
-        temporary.write_text(json.dumps(asdict(record), indent=2) + "\n")
+    write_json(folder / RECORD, asdict(record))
 
 
 def clip_keys(video: Tensor) -> Tensor:
@@ -130,4 +127,4 @@ def _described(dataset: object) -> str:
 def _read_record(folder: Path) -> FeatureRecord:
     if not (folder / RECORD).is_file():
         raise ValueError(f"no features in {folder}, or unfinished ones: run recipes/cache_features.py to the end")
-    return configuration.decode(FeatureRecord, read_json(folder / RECORD), source=str(folder / RECORD))
+    return configuration.decode(FeatureRecord, configuration.read_json(folder / RECORD), source=str(folder / RECORD))

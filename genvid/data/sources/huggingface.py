@@ -18,7 +18,7 @@ from genvid.data.clips import ClipConfig
 from genvid.data.sources.base import SourceConfig
 from genvid.data.sources.files import FileSource, VideoFile
 from genvid.data.sources.video_index import cache_folder, one_at_a_time
-from genvid.files import sha256, write_atomically
+from genvid.files import sha256, write_atomically, write_text
 
 
 @SourceConfig.register_subclass("huggingface")
@@ -82,8 +82,7 @@ class HuggingFaceConfig(SourceConfig):
                 self._check_label(number, label, classes)
             if not index or not all((root / path).exists() for path, _ in index):
                 index = list(self._keep_rows(root, data, classes))
-                with write_atomically(memory) as temporary:
-                    temporary.write_text(json.dumps(index))
+                write_text(memory, json.dumps(index))
         return index
 
     def _keep_rows(

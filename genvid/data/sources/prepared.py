@@ -24,7 +24,7 @@ from genvid.data.clips import ClipConfig
 from genvid.data.encoding import REPEATABLE, ImageEncoder
 from genvid.data.sources.listing import find_videos
 from genvid.data.video import Frames, VideoError, VideoInfo, frame_rate, iterate_frames, probe
-from genvid.files import sha256, write_atomically
+from genvid.files import sha256, write_atomically, write_text
 
 _VERSION = 2
 """Version of the prepared files: from 2 on frames are as a player shows them, upright and with square pixels."""
@@ -102,8 +102,7 @@ def index_file(root: Path, part: int, parts: int) -> Path:
 
 def write_index(file: Path, how: dict[str, Any], videos: dict[str, PreparedVideo]) -> None:
     rows = {path: dataclasses.asdict(video) for path, video in sorted(videos.items())}
-    with write_atomically(file) as temporary:
-        temporary.write_text(json.dumps({"how": how, "videos": rows}))
+    write_text(file, json.dumps({"how": how, "videos": rows}))
 
 
 def read_index(file: Path) -> tuple[dict[str, Any], dict[str, PreparedVideo]]:
@@ -126,8 +125,7 @@ def read_index(file: Path) -> tuple[dict[str, Any], dict[str, PreparedVideo]]:
 def write_originals(root: Path, source: Path) -> None:
     """List the videos of the folder `source`, of which `root` is prepared."""
     originals = read_originals(source) or find_videos(source)[0]
-    with write_atomically(root / _ORIGINALS) as temporary:
-        temporary.write_text(json.dumps(originals))
+    write_text(root / _ORIGINALS, json.dumps(originals))
 
 
 def read_originals(root: Path, *, required: bool = False) -> list[str] | None:

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from genvid.data.images import find_images
 from genvid.data.sources.prepared import IndexedVideo, PreparedVideo
 from genvid.data.video import VideoError, VideoInfo, probe, video_sha256
-from genvid.files import readable, write_atomically
+from genvid.files import readable, write_text
 
 logger = logging.getLogger(__name__)
 
@@ -107,8 +107,8 @@ def _probe_all(missing: Mapping[str, Path], found: dict[str, IndexedVideo | Vide
         pool.shutdown(cancel_futures=True)
         _write(memory, _good(found))
     failed = {key: str(found[key]) for key in missing if isinstance(found[key], VideoError)}
-    with suppress(OSError), write_atomically(failures) as temporary:
-        temporary.write_text(json.dumps(failed))
+    with suppress(OSError):
+        write_text(failures, json.dumps(failed))
 
 
 def _good(found: Mapping[str, IndexedVideo | VideoError]) -> dict[str, IndexedVideo]:
@@ -160,8 +160,7 @@ def _read(memory: Path) -> dict[str, IndexedVideo]:
 
 def _write(memory: Path, known: dict[str, IndexedVideo]) -> None:
     try:
-        with write_atomically(memory) as temporary:
-            videos = {key: dataclasses.asdict(video) for key, video in known.items()}
-            temporary.write_text(json.dumps({"version": _VERSION, "videos": videos}))
+        videos = {key: dataclasses.asdict(video) for key, video in known.items()}
+        write_text(memory, json.dumps({"version": _VERSION, "videos": videos}))
     except OSError as error:
         logger.info("the index of probed video files cannot be stored: %s", error)
