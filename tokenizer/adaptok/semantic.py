@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from genvid import noise
 from genvid.frozen import Frozen
 from genvid.tokenizer.adaptok.config import AdapTokConfig
+from genvid.tokenizer.adaptok.positions import sincos
 from genvid.tokenizer.layers import initialise, learned_table
 from genvid.tokenizer.teachers import Teacher, TeacherConfig
 from genvid.tokens.frame_blocks import fill_first
@@ -176,7 +177,8 @@ class PrefixHead(nn.Module):
     def forward(self, vectors: Tensor, keep: Tensor) -> Tensor:
         """`keep` (B, G, L) bool: the tokens that are read, at least one of each block."""
         batch, blocks, length, _ = vectors.shape
-        tokens = self.read(vectors.flatten(0, 1)) + index_waves(length, self.norm.normalized_shape[0], vectors.device)
+        index = torch.arange(length, device=vectors.device)
+        tokens = self.read(vectors.flatten(0, 1)) + sincos(index, self.queries.shape[-1]).float()
         keys, values = (self._split(part) for part in self.keys_values(self.norm(tokens)).chunk(2, -1))
         queries = self._split(self.queries.expand(batch * blocks, -1, -1).to(keys.dtype))
         mask = keep.flatten(0, 1)[:, None, None]
@@ -199,10 +201,3 @@ def averaged(patches: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, G, h, w, D) -> (B, G, P, D): means over the P cells of a coarser grid; repeated in a finer one."""
     pooled = F.adaptive_avg_pool2d(patches.flatten(0, 1).permute(0, 3, 1, 2), grid)
     return pooled.flatten(2).mT.reshape(*patches.shape[:2], -1, patches.shape[-1])
-
-
-def index_waves(count: int, width: int, device: torch.device) -> Tensor:
-    """(count, width): sines and cosines of the index of a token in its block."""
-    rates = 10_000 ** (-torch.arange(width // 2, device=device) / (width // 2))
-    angles = torch.arange(count, device=device)[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], 1)
