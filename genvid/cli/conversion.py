@@ -25,7 +25,7 @@ def convert(options: ConvertOptions) -> None:
     """Convert a published model into a model folder."""
     source, destination = resolve(options.source), options.destination
     config = read_config(source)
-    if published_adaptok.recognises(config):
+    if published_adaptok.is_published(config):
         conversion = published_adaptok.convert(source, destination)
         print(f"tokenizer: {conversion.tokenizer}")
         if conversion.scorer:

@@ -122,7 +122,7 @@ def _checkpoint(run: Path) -> str:
 def _model(folder: Path) -> dict[str, Any]:
     config = read_config(folder)
     kind = config.get("model_type")
-    if published_adaptok.recognises(config) or is_published(config):
+    if published_adaptok.is_published(config) or is_published(config):
         kind = "published; `genvid convert` makes a model folder of it"
     elif kind not in MODELS:
         raise CheckpointError(f"{folder / 'config.json'} is of no model of genvid: its model_type is {kind!r}")

@@ -123,7 +123,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     return Conversion(destination, None if scorer is None else destination / "scorer", left_out)
 
 
-def recognises(config: Mapping[str, Any]) -> bool:
+def is_published(config: Mapping[str, Any]) -> bool:
     """Whether a published `config.json` is that of a tokenizer of this family."""
     return "bottleneck" in config and "bottleneck_token_num" in config
 
