@@ -14,6 +14,8 @@ from genvid import noise
 from genvid.data.animation import write_animation
 from genvid.data.dataset import ClipDataset
 from genvid.data.images import jpeg
+from genvid.data.video import video_bytes
+from genvid.eval.pages.page import Clip, Section
 from genvid.eval.pages.pictures import side_by_side, stacked, timeline
 from genvid.eval.selection import Selection
 from genvid.files import write_atomically
@@ -50,6 +52,21 @@ def join_windows(clips: Sequence[Example]) -> list[Example]:
         }
         videos.append(Example(name, torch.cat([part.original for part in parts], 1), versions))
     return videos
+
+
+def add_examples(section: Section, examples: Sequence[Example], capacity: int, fps: float) -> None:
+    """A row for each clip: the original, and its reconstruction at each budget with the tokens of its blocks."""
+    if not examples:
+        return
+    scale = max(1, 128 // examples[0].original.shape[-1])
+    rows = {}
+    for clip in examples:
+        versions = [
+            Clip(video_bytes(video, fps, scale=scale), f"{sum(lengths)} tokens", lengths, capacity)
+            for video, lengths in clip.versions.values()
+        ]
+        rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
+    section.comparison(["original", *(f"mean budget {budget:g}" for budget in examples[0].versions)], rows)
 
 
 def write_pictures(folder: Path, examples: Sequence[Example], capacity: int, fps: float) -> None:

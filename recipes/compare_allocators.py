@@ -26,15 +26,14 @@ from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
 from genvid.data.clips import to_uint8
 from genvid.data.dataset import VideoData
-from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
-from genvid.eval.examples import Example, draw_videos, join_windows, write_pictures
+from genvid.eval.examples import Example, add_examples, draw_videos, join_windows, write_pictures
 from genvid.eval.features.loading import load_features
 from genvid.eval.features.mirrored import mirrored
 from genvid.eval.gaps import RATE, UNIFORM, gap_table, gaps
 from genvid.eval.metrics.fidelity import ClipDistance, ClipFlicker, ClipPSNR, ClipSSIM, MeanPerceptual
-from genvid.eval.pages.page import Clip, Page, Section
+from genvid.eval.pages.page import Page, Section
 from genvid.eval.pages.rate_distortion import curves, quality_chart
 from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.reconstruction import PerBatch
@@ -306,17 +305,7 @@ def add_to_page(
         "as good as the oracle, or the rule spent more than the largest budget."
     )
     section.numbers(reports)
-    if not examples:
-        return
-    scale = max(1, 128 // examples[0].original.shape[-1])
-    rows = {}
-    for clip in examples:
-        versions = [
-            Clip(video_bytes(video, fps, scale=scale), f"{sum(lengths)} tokens", lengths, capacity)
-            for video, lengths in clip.versions.values()
-        ]
-        rows[clip.name] = [Clip(video_bytes(clip.original, fps, scale=scale)), *versions]
-    section.comparison(["original", *(f"mean budget {budget:g}" for budget in examples[0].versions)], rows)
+    add_examples(section, examples, capacity, fps)
 
 
 @command

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from genvid import api, checkpoint
 from genvid.data import EXAMPLE_VIDEO
 from genvid.data.clips import to_float
 from genvid.data.video import probe, read_clip, video_bytes
-from genvid.eval.examples import Example
+from genvid.eval.examples import Example, add_examples
 from genvid.eval.gaps import RATE
 from genvid.eval.metrics.fidelity import ClipPSNR
 from genvid.eval.pages.page import Clip, Page, Section, Value
@@ -161,16 +161,8 @@ def _add_reconstruction(section: Section, results: Results) -> None:
         "Held-out clips. The joint program spends one budget over all of them: more where it predicts that tokens "
         "help, equal shares where it predicts nothing better."
     )
-    rows = {}
-    for number, example in enumerate(results.examples, 1):
-        versions = [
-            Clip(video_bytes(video, FPS, scale=4), f"{sum(lengths)} tokens", lengths, results.capacity)
-            for video, lengths in example.versions.values()
-        ]
-        rows[f"clip {number}"] = [Clip(video_bytes(example.original, FPS, scale=4)), *versions]
-    if results.examples:
-        header = [f"mean budget {budget:g}" for budget in results.examples[0].versions]
-        section.comparison(["original", *header], rows)
+    clips = [replace(example, name=f"clip {number}") for number, example in enumerate(results.examples, 1)]
+    add_examples(section, clips, results.capacity, FPS)
     reconstruction_table(results.reports).add_to(section)
     section.note("Rules and oracles: docs/allocation.md. Every other number is in the folder reports/.")
     section.charts(*(quality_chart(curves(results.reports, RATE, name), RATE, name) for name in ("PSNR", "SSIM")))
