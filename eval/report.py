@@ -128,7 +128,11 @@ def compare(reports: Sequence[Report]) -> str:
     names = list(columns(reports))
     cells = [[f"**{text}**" if best else text for text, best in column(reports, name)] for name in names]
     rows = [[report.title, *texts] for report, *texts in zip(reports, *cells, strict=True)]
-    return "\n".join(_row(row) for row in [["", *names], ["---"] * (len(names) + 1), *rows])
+    return markdown_table(["", *names], rows)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Iterable[str]]) -> str:
+    return "\n".join(map(_row, [header, ["---"] * len(header), *rows]))
 
 
 def write_table(path: Path, reports: Sequence[Report]) -> str:

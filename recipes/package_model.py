@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from genvid import config as configuration
 from genvid.checkpoint import CONFIG, WEIGHTS, load_model, resolve
 from genvid.command import command
 from genvid.eval.gaps import UNIFORM
-from genvid.eval.report import format_column
+from genvid.eval.report import format_column, markdown_table
 from genvid.files import write_atomically
 from genvid.provenance import check_made_from
 from genvid.tokenizer.adaptok.loading import load_scorer
@@ -85,16 +85,11 @@ def _results(summary: Mapping[str, Any], rules: Sequence[str]) -> dict[str, str]
     ends = [["-" if row["closed"] is None else f"{row['closed']:.0f}" for row in rows]]
     starts = [[row["rule"] for row in rows], [f"{row['spent']:.0f}" for row in rows]]
     header = ["rule", "tokens", *names, "gap closed, %"]
-    lines = [header, ["---"] * len(header), *zip(*starts, *columns, *ends, strict=True)]
     return {
-        "results": "\n".join(map(_line, lines)),
+        "results": markdown_table(header, zip(*starts, *columns, *ends, strict=True)),
         "protocol": f"{protocol['name']}, {summary['clips']} clips of {protocol['frames']} frames",
         "made": f"genvid {made['code']}, {made['date']}",
     }
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 @command
