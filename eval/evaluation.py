@@ -11,8 +11,6 @@ Several candidates are measured side by side: each clip is read once for all of 
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -34,6 +32,7 @@ from genvid.eval.metrics.fidelity import ClipScore
 from genvid.eval.pixels import as_scored, as_seen
 from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
 from genvid.eval.table import ClipTable
+from genvid.files import json_digest
 from genvid.tokens import BlockTokens, TokenizerSpec
 
 BLOCKS = "tokens of each block"
@@ -157,7 +156,7 @@ class Evaluation:
     def real_table(self, selection: Selection) -> ClipTable:
         """Features of real clips, shared by all evaluations of the same clips, pixels and network."""
         what = {"protocol": self._scoring(), "clips": selection.fingerprint(), "features": self._network()}
-        key = hashlib.sha256(json.dumps(what).encode()).hexdigest()[:24]
+        key = json_digest(what)[:24]
         return ClipTable(cache_folder() / "real" / key, what)
 
     @torch.no_grad()

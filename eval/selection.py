@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -17,6 +15,7 @@ from genvid.data.sources.base import SourceConfig
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.listings import listed
 from genvid.eval.protocols import PREPARED, EvaluationProtocol
+from genvid.files import json_digest
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class Selection:
 
     def fingerprint(self) -> str:
         """Short hash of the clips, their files and the clip rule."""
-        return _short_hash([self.dataset.fingerprint(), self.items])
+        return json_digest([self.dataset.fingerprint(), self.items])[:24]
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class ClassRequests:
 
     def fingerprint(self) -> str:
         """Short hash of the classes."""
-        return _short_hash(self.numbers)
+        return json_digest(self.numbers)[:24]
 
 
 @dataclass(frozen=True)
@@ -154,7 +153,3 @@ def _open(source: SourceConfig, protocol: EvaluationProtocol) -> ClipDataset:
 
 def _select(protocol: EvaluationProtocol, dataset: ClipDataset, indices: Sequence[int]) -> Selection:
     return Selection(dataset, list(zip(indices, protocol.clip_seeds(indices), strict=True)))
-
-
-def _short_hash(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:24]

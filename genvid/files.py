@@ -113,6 +113,11 @@ def sha256(*files: str | Path) -> str:
     return digest.hexdigest()
 
 
+def json_digest(value: object) -> str:
+    """Hex SHA-256 of a value, written as JSON."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
 def readable(name: str | os.PathLike[str]) -> str:
     """A file name as text that can be written anywhere: bytes that are not UTF-8 are escaped (`caf\\xe9.mp4`)."""
     return os.fsencode(name).decode("utf-8", "backslashreplace")

@@ -6,8 +6,6 @@ processes samples and scores. A run that was killed goes on where it stopped.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -40,6 +38,7 @@ from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
 from genvid.eval.summary import Summary
+from genvid.files import json_digest
 from genvid.generation.budget import BudgetConfig, groups, with_budget
 from genvid.generation.engine.scheduler import Engine
 from genvid.generation.folder import SampleFolder, SampleWriter, fill
@@ -98,7 +97,11 @@ SHOWN = 128
 SCORED = 16
 """Clips scored at a time."""
 PROMPTS = 16
-"""Prompts that are read and encoded at a time: fixed, because they share what their allocator may spend."""
+"""Prompts that are read and encoded at a time: fixed, because their allocator shares its budget among them."""
+CONTINUED = "generated tokens per clip"
+"""Name of the number of `continued`."""
+FEATURES = "video classifier of the same data"
+"""Name of the feature network of the distance."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +138,9 @@ class GenerationSession:
             self.sampled = torch.tensor(class_numbers(model.folder, class_names(model), classes))
         drawn = noise.permutation(run.seed, "prompts", len(self.dataset))[: run.count]
         self.prompts = drawn.sort().values.tolist() if self.context_frames else []
+        """Items of the held-out clips that are continued, drawn among all of them."""
         if 0 < len(self.prompts) < run.count and self.state.is_main_process:
             print(f"{len(self.prompts)} clips can be continued, so there are as many samples, not {run.count}")
-        """Items of the held-out clips that are continued, drawn among all of them."""
         self.labels = torch.tensor(self.dataset.source.labels)[self.prompts]
         if not self.context_frames:
             self.labels = self._classes()
@@ -165,9 +168,9 @@ class GenerationSession:
         }
         about |= {"count": run.count} | {name: configuration.encode(part) for name, part in chosen.items()}
         if self.prompts:
-            about["prompts"] = _short_hash(self.prompts)
+            about["prompts"] = json_digest(self.prompts)[:16]
         if not run.balanced:
-            about["classes"] = _short_hash(self.labels.tolist())
+            about["classes"] = json_digest(self.labels.tolist())[:16]
         return about | {"made_from": self._made_from()}
 
     def _made_from(self) -> dict[str, Any]:
@@ -241,8 +244,8 @@ class GenerationSession:
         run, state, labels = self.run, self.state, self.labels
         slots = min(run.slots, len(job.requests))
         engine = Engine(self.model, run.sampling, slots=slots, dtype=PRECISIONS[run.precision], draft=self.draft)
-        requests = with_budget(engine, job.requests, run.budget)
-        missing = [group for group in groups(requests) if not done.issuperset(group)]
+        job = replace(job, requests=with_budget(engine, job.requests, run.budget))
+        missing = [group for group in groups(job.requests) if not done.issuperset(group)]
         numbers = [number for group in missing[state.process_index :: state.num_processes] for number in group]
         if not numbers:
             return
@@ -256,7 +259,7 @@ class GenerationSession:
             self.writer,
             engine,
             self.tokenizer,
-            Job([requests[number] for number in numbers], lambda i, row: job.unpack(numbers[i], row)),
+            job.only(numbers),
             numbers=numbers,
             conditions=conditions,
             batch_size=run.batch_size,
@@ -361,16 +364,6 @@ def agreement(session: GenerationSession, summary: Summary) -> list[Number]:
         Number("class as asked", asked, clips.protocol, count, better="higher"),
         Number("classifier on real clips", truth, clips.protocol, real),
     ]
-
-
-def _short_hash(numbers: Sequence[int]) -> str:
-    return hashlib.sha256(json.dumps(numbers).encode()).hexdigest()[:16]
-
-
-CONTINUED = "generated tokens per clip"
-"""Name of the number of `continued`."""
-FEATURES = "video classifier of the same data"
-"""Name of the feature network of the distance."""
 
 
 def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: float, capacity: int) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,6 +15,7 @@ from genvid.config import encode
 from genvid.data.clips import ClipConfig
 from genvid.data.sources.base import SourceConfig
 from genvid.data.video import VideoError
+from genvid.files import json_digest
 
 logger = logging.getLogger(__name__)
 
@@ -82,13 +81,13 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
         """Short hash of the items, the contents of their files and the clip rule."""
         source = self.source
         rows = [encode(self.clip), source.classes, source.labels, source.names, source.contents]
-        return _short_hash(rows)
+        return json_digest(rows)[:16]
 
     def describe(self) -> dict[str, Any]:
         """Record of the data (genvid.provenance): the first key that differs names the change."""
         source = self.source
         parts = {"classes": source.classes, "names": source.names, "labels": source.labels, "contents": source.contents}
-        return {"clips": len(self), **{name: _short_hash(part) for name, part in parts.items()}}
+        return {"clips": len(self), **{name: json_digest(part)[:16] for name, part in parts.items()}}
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Tensor]:
         index, seed = item if isinstance(item, tuple) else (item, item)
@@ -113,7 +112,3 @@ class ClipDataset(Dataset[dict[str, Tensor]]):
             draw = noise.uniform(torch.tensor([seed]), f"replacement {attempt}")
             index = int(draw * len(self))
         raise VideoError(f"{len(errors)} clips in a row could not be read, last: {errors[-1]}")
-
-
-def _short_hash(value: Any) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]

@@ -18,7 +18,7 @@ from genvid.data.clips import ClipConfig
 from genvid.data.sources.base import SourceConfig
 from genvid.data.sources.files import FileSource, VideoFile
 from genvid.data.sources.video_index import cache_folder, one_at_a_time
-from genvid.files import sha256, write_atomically, write_text
+from genvid.files import json_digest, sha256, write_atomically, write_text
 
 
 @SourceConfig.register_subclass("huggingface")
@@ -74,7 +74,7 @@ class HuggingFaceConfig(SourceConfig):
         self, root: Path, data: Iterable[dict[str, Any]], classes: list[str] | None, fixed: str
     ) -> list[tuple[str, Any]]:
         """Kept file and label of each row, remembered: the second time nothing is read."""
-        key = hashlib.sha256(json.dumps([asdict(self), fixed]).encode()).hexdigest()[:16]
+        key = json_digest([asdict(self), fixed])[:16]
         memory = root / f"{key}.json"
         with one_at_a_time(memory, f"the rows of {self.path}"):
             index = [(path, label) for path, label in json.loads(memory.read_text())] if memory.is_file() else []
