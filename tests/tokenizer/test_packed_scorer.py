@@ -9,6 +9,7 @@ import torch
 from compiled import graphs_of
 from disturbed import disturbed
 from test_packed import CONFIG, MODELS
+from test_scorer import plain
 
 from genvid.tokenizer.adaptok import scorer_stream
 from genvid.tokenizer.adaptok.config import AbsoluteGeometry, RotaryGeometry
@@ -50,15 +51,6 @@ def coded(tokenizer: AdapTok, clips: int) -> BlockTokens:
     frames = tokenizer.config.frames + (4 if tokenizer.window is not None else 0)
     video = torch.rand(clips, 3, frames, 16, 24, generator=torch.Generator().manual_seed(1))
     return tokenizer.encode(video * 2 - 1)
-
-
-def plain(tokenizer: AdapTok, scorer: Scorer, tokens: BlockTokens, block: int) -> torch.Tensor:
-    """One pass over everything: earlier blocks as kept, the block whole, later ones removed."""
-    keep = tokens.keep.clone()
-    keep[:, block], keep[:, block + 1 :] = True, False
-    with torch.no_grad():
-        scores = scorer(scorer.scorer_inputs(tokenizer, replace(tokens, keep=keep)), keep)
-    return scorer.denormalize(scores[:, block])
 
 
 @pytest.mark.parametrize("kept", [*LENGTHS, "any positions"])
