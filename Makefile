@@ -24,7 +24,7 @@ setup: $(VENV)/.installed  ## make .venv and install genvid into it
 demo: setup  ## train, allocate, generate and score on small clips (DATA=folder: on your own); writes demo/report.html
 	$(BIN)/python recipes/demo.py --output $(DEMO) $(if $(DATA),--data $(DATA))
 
-test: setup  ## run the test suite: where there are GPUs, first what exercises them, on them
+test: setup  ## run the test suite: on a machine with GPUs, the tests that need them first
 	if $(BIN)/python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then \
 	$(BIN)/python -m pytest --gpu -n 2 --dist loadfile; fi
 	$(BIN)/python -m pytest -n 2 --dist loadfile
@@ -44,5 +44,5 @@ format: setup  ## rewrite the sources in the project's format
 
 check: lint typecheck test  ## all that CI runs
 
-clean:  ## remove what was made here
+clean:  ## remove .venv, build, dist and demo
 	rm -rf $(VENV) build dist *.egg-info demo

@@ -53,7 +53,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--runs", type=int, default=51)
-    parser.add_argument("--pulp-items", type=int, default=1024, help="largest instance that PuLP is asked to solve")
+    parser.add_argument("--pulp-items", type=int, default=1024, help="items of the largest instance that PuLP solves")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     print(f"load {os.getloadavg()[0]:.1f}, torch {torch.__version__}, {arguments.device}")

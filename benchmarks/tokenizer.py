@@ -252,7 +252,7 @@ flop_registry[torch.ops.genvid.attend_spans] = span_attention_flops
 
 
 def as_written() -> AbstractContextManager[object]:
-    """A context in which no graph is replayed, of which neither the counter nor the profiler sees the operations."""
+    """A context in which no graph is replayed: the counter and the profiler miss the operations of a replay."""
     return patch.object(Graphs, "__call__", lambda graphs, function, *arguments: function(*arguments))
 
 

@@ -1,8 +1,8 @@
 """Names of the videos of published sets: a folder of as many other videos does not bear a protocol's name.
 
 All names of DAVIS are compared. Of the larger sets only the form of a name is checked, with the groups of UCF-101's
-splits and the YouTube ids of TokenBench; together with the number of videos (`Protocol.videos`) that leaves no room for
-another set by mistake.
+splits and the YouTube ids of TokenBench. Together with the number of videos (`EvaluationProtocol.videos`) that rules
+out another set by mistake.
 """
 
 from __future__ import annotations

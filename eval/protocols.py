@@ -68,10 +68,10 @@ class EvaluationProtocol:
     resolution: int
     """Side of the frames the model works at; where files are read as distributed, one side of theirs."""
     videos: int | None = None
-    """Videos of the split; None where nobody has fixed how many there are."""
+    """Videos of the split; None where the number is not fixed."""
     seed: int = 42
     names: str = ""
-    """Names of the videos (see genvid.eval.listings); empty where nobody has fixed them."""
+    """Names of the videos (see genvid.eval.listings); empty where they are not fixed."""
     resize: str = OURS
     scored_resolution: int | None = None
     """Both sides are resized to this before the feature network; None: as they are."""

@@ -101,9 +101,9 @@ class PixelFiles:
         """Files are read side by side, clips of one file one after the other."""
         numbers = [self.drawn[position] for position in conditioning["position"].tolist()]
         groups = itertools.groupby(numbers, lambda number: bisect.bisect(self.ends, number))
-        asked = [(file, list(clips)) for file, clips in groups]
+        parts = [(file, list(clips)) for file, clips in groups]
         with ThreadPoolExecutor(_THREADS) as pool:
-            read = pool.map(lambda group: self._clips(*group), asked)
+            read = pool.map(lambda group: self._clips(*group), parts)
             return Output(torch.stack(list(itertools.chain.from_iterable(read))))
 
     def _clips(self, number: int, clips: list[int]) -> list[Tensor]:

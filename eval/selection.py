@@ -1,4 +1,4 @@
-"""The clips of an evaluation: what models are conditioned on, what outputs are compared with, and the protocols."""
+"""The clips of an evaluation: the conditions of the models, the real clips beside the outputs, and the protocols."""
 
 from __future__ import annotations
 
@@ -78,9 +78,9 @@ class EvaluationClips:
     pixel_protocol: EvaluationProtocol
     """Of numbers that no feature network has a part in."""
     real: Selection
-    """What outputs are compared with."""
+    """Real clips that outputs are compared with."""
     requests: Selection | ClassRequests | None = None
-    """What models are conditioned on, where that is not `real`."""
+    """The conditions of the models, where these are not the clips of `real`."""
     others: Selection | None = None
     """As many other real clips, for the floor of the distance; None: too few are left."""
     test: Selection | None = None

@@ -1,8 +1,8 @@
 """Rows of numbers by position, on disk as they come: they survive a kill and are shared by processes.
 
-A table is a folder. `table.json` describes it; every other file holds the rows of some batches. Processes
-write their own files and read all of them, so statistics are computed from the same rows in the same order whatever
-number of processes measured them.
+A table is a folder. `table.json` describes it; every other file holds the rows of some batches. Each process writes
+files of its own and reads all of them, so statistics are computed from the same rows in the same order, whatever the
+number of processes.
 """
 
 from __future__ import annotations

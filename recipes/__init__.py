@@ -1,6 +1,6 @@
 """Imported as `genvid.recipes`; see package-dir in pyproject.toml.
 
-One script per verb; the only place where tokenizers, generators and metrics meet.
+One script per verb. Recipes, like the commands of genvid.cli, combine tokenizers, generators and metrics.
 """
 
 if __name__ != "genvid.recipes":

@@ -114,7 +114,7 @@ def _moved(recipe: dict[str, Any], output: Path, prefix: str = "") -> dict[str, 
 
 @command
 def main(argv: Sequence[str]) -> None:
-    parser = argparse.ArgumentParser(description="Every stage on small clips, and one page that shows what came out.")
+    parser = argparse.ArgumentParser(description="Every stage on small clips, and one page with the results.")
     parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for runs and report.html")
     parser.add_argument("--data", help="folder of videos in class subfolders, in place of generated clips")
     parser.add_argument("--quick", action="store_true", help="a few steps per stage, to check that all of them run")

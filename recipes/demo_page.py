@@ -90,7 +90,7 @@ def generation_table(samples: Report, predictions: Report) -> Table:
 
 
 def tables(results: Results) -> list[Table]:
-    """What the terminal prints."""
+    """The tables that the terminal shows."""
     without = [report for report in results.reports if split_title(report.title)[0] not in ORACLES]
     generated = generation_table(results.samples.report, results.predictions.report)
     return [reconstruction_table(without), generated]

@@ -46,7 +46,7 @@ class Quantized:
     codes: Tensor
     """(B, G, L) int64."""
     latents: Tensor
-    """(B, G, L, code_dim) float32: what was quantized, detached."""
+    """(B, G, L, code_dim) float32: the input of the quantization, detached."""
     loss: Tensor
     """(B,) each clip's mean over its kept tokens, so that it does not depend on the rest of the batch."""
     sums: dict[str, Tensor] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class Quantizer(nn.Module, ABC):
         return quantized
 
     def latents(self, features: Tensor) -> Tensor:
-        """(..., W) features -> (..., code_dim) float32: what is quantized."""
+        """(..., W) features -> (..., code_dim) float32: the input of the quantization."""
         with torch.autocast(features.device.type, enabled=False):
             latents: Tensor = self.whiten(self.input(features.float()))
         return latents

@@ -64,8 +64,8 @@ class VideoClassifier(Model):
     def features(self, video: Tensor) -> Tensor:
         """(B, 3, T, H, W) in [-1, 1] -> (B, F): maximum over space, mean over time.
 
-        The moving object is small: the mean over space learns more slowly
-        and confuses motions that a change of scene interrupts (94 instead of 100 % of the generated clips).
+        The moving object is small. With the mean over space, training is slower and motions that a change of scene
+        interrupts are confused (94 instead of 100 % of the generated clips are classified correctly).
         """
         if video.ndim != 5 or video.shape[1] != 3:
             raise ValueError(f"a video is (B, 3, T, H, W), got {tuple(video.shape)}")

@@ -1,7 +1,7 @@
 """Feature networks for Fréchet distances, behind one contract, each with the input treatment it was published with.
 
 Only numbers of DeepMind's I3D (Kinetics-400, RGB, trained from scratch) are called FVD, and that network exists in two
-published files. They are recognised by content; what any other network gives is named after it.
+published files. They are recognised by content. A number of any other network has the name of that network.
 """
 
 from __future__ import annotations

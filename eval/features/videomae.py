@@ -1,7 +1,7 @@
 """VideoMAE features (arXiv:2203.12602) through transformers.
 
-Frechet distances on them weigh motion more than those on I3D, whose classes a single frame gives
-away (arXiv:2404.12391). They are not FVD and are reported beside it.
+Frechet distances on them weigh motion more than those on I3D, whose classes can be recognised from a single frame
+(arXiv:2404.12391). They are not FVD and are reported beside it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Fidelity of a reconstruction to its original: scores of single clips, averaged over clips.
 
-`ClipPSNR` averages the decibels of each clip. Pooling the squared error over clips first gives
-another number (22.97 instead of 30.00 dB for the same two clips).
+`ClipPSNR` averages the decibels of each clip. Pooling the squared error over clips first gives another number (22.97
+instead of 30.00 dB for the same two clips).
 """
 
 from __future__ import annotations

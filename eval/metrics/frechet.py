@@ -88,9 +88,8 @@ def frechet_interval(
     """Bootstrap interval of `frechet_distance`: how far the value would move with other clips, as many as these.
 
     Both sides are drawn anew with replacement, together where they are `paired` (each row of one was made from that
-    row of the other). Repeated rows bias each resample upwards, so the quantiles are shifted
-    by the difference between the value and the resamples' mean. The bias of a finite number of clips, which the floor
-    measures, stays in.
+    row of the other). Repeated rows bias each resample upwards, so the quantiles are shifted by the difference between
+    the value and the resamples' mean. The bias of a finite number of clips, which the floor measures, stays in.
     """
     generator = torch.Generator().manual_seed(seed)
 

@@ -58,12 +58,12 @@ class Histograms:
             if share:
                 low, high = bins.ends(bin)
                 span = str(low) if low == high else f"{low} to {high}"
-                said = f"{name}: {span} {self.x_label}, {100 * share:.3g} % of {len(values):,}"
+                title = f"{name}: {span} {self.x_label}, {100 * share:.3g} % of {len(values):,}"
                 drawn += (
                     f'<rect class="cell" x="{bins.edge(low):.1f}" y="{top}" '
                     f'width="{bins.edge(high + 1) - bins.edge(low) - 1:.1f}" height="{tall}" '
                     f'fill-opacity="{max(share / most, 0.06):.2f}">'
-                    f"<title>{escape(said)}</title></rect>"
+                    f"<title>{escape(title)}</title></rect>"
                 )
         place = bins.middle(mean)
         return (

@@ -3,8 +3,7 @@
 A controller prices tokens anew before every block. The price is the multiplier at which this block (its predicted
 curve) and a forecast of the blocks to come would together use up what is left; the block takes the size of least
 distortion + price x (tokens + tokens that this size would strand). A `Ledger` holds the rules of the budget: the
-sizes allowed now, and the tokens that each would strand. The guarantee does not depend on the
-forecast.
+sizes allowed now, and the tokens that each would strand. The guarantee does not depend on the forecast.
 """
 
 from __future__ import annotations
@@ -134,7 +133,7 @@ class WindowLedger:
         """(B,) sizes of the last blocks. As each leaves room for the next ones, the smallest size is always allowed."""
 
     def plan(self) -> tuple[int, Tensor]:
-        """What is free now or in half a window should be used up by then: later it is for content not yet seen."""
+        """Spend the tokens that are free now or in half a window by then: later ones are for content still to come."""
         ahead = (len(self._spent) + 1) // 2
         return ahead, self._tokens - sum(list(self._spent)[ahead:], torch.zeros_like(self._sizes[:1]))
 

@@ -86,5 +86,5 @@ PRESETS = {
 
 
 def is_published(config: Mapping[str, Any]) -> bool:
-    """Is this the config.json of a published autoregressive model?"""
+    """Whether this is the config.json of a published autoregressive model."""
     return {"n_layer", "n_head", "vocab_size", "max_seq_len"} <= config.keys()

@@ -89,7 +89,7 @@ _FIXED = (
     "bos_token_id",
     "eos_token_id",
 )
-"""Other keys of transformers that decide what the network computes: they follow from our config."""
+"""Other keys of transformers that define the computation: their values follow from our config."""
 
 
 def llama_json(config: ARConfig) -> dict[str, Any]:
@@ -117,5 +117,5 @@ def read_llama_json(folder: Path) -> tuple[ARConfig, Origin | None]:
     config = configuration.decode(ARConfig, {**own, "transformer": transformer}, source=str(file))
     for key, value in llama_json(config).items():
         if data[key] != value:
-            raise CheckpointError(f"{file} says {key} {data[key]!r}, where genvid's layout needs {value!r}")
+            raise CheckpointError(f"{file} has {key} {data[key]!r}, where genvid's layout needs {value!r}")
     return config, origin

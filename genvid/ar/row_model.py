@@ -1,7 +1,7 @@
 """Interface of an autoregressive model over rows of block tokens.
 
-It imports no network: what samples, codes or measures with a model imports this, and `genvid.checkpoint.load_model` the
-class of a folder, with transformers.
+It imports no network. Code that samples, codes or measures with a model imports this module alone;
+`genvid.checkpoint.load_model` imports the class of a folder, with transformers.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
     """The micro-batches of a cache: {"tokens", "targets" (1, N), "starts" (1, R + 1) int32, "seed" (1, B)}.
 
     `targets` holds the id that follows each token, or IGNORED; every block's codes and framing are predicted, the last
-    END as well. The B rows come first; what fills up the sequence is rows of PAD, which are as long as the longest row
+    END as well. The B rows come first. Rows of PAD fill up the sequence; they are as long as the longest row
     at most, or empty, so R does not depend on the lengths.
     """
 

@@ -36,7 +36,7 @@ class StudioOptions:
 
 
 def studio(options: StudioOptions) -> None:
-    """Serve a page: drop a video, move its token budget, see reconstruction and tokens; sample.
+    """Serve a page that shows a video at any token budget, with its tokens, and samples of models.
 
     The page is for browsers on this machine, and no file leaves it.
     """

@@ -1,4 +1,4 @@
-"""Clips from files, folders, published data sets and generators; batches of them; and the cache of their tokens."""
+"""Clips from files, folders, published data sets and generators, and batches of them."""
 
 from pathlib import Path
 

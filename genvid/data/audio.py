@@ -37,7 +37,7 @@ def audio_file(video: Path) -> Iterator[Path | None]:
             with av.open(str(file), "w", format="mp4") as target:
                 copy = AudioCopy(container, audio, target, shift=round(begin / audio.time_base))
                 copy.up_to(None)
-        except OSError:  # a full disk says nothing about the audio
+        except OSError:  # such as a full disk: not an error of the audio
             raise
         except (FFmpegError, ValueError):
             codec = "unknown codec" if audio.codec_context is None else audio.name

@@ -205,8 +205,8 @@ def one_pass(
 
     `items`: only these, in this order; their seeds are those that they have among all.
 
-    Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so the
-    contents of a batch do not depend on the number of processes.
+    Batches of `batch_size` consecutive items (the last may be shorter) go to the processes in turn, so the contents of
+    a batch do not depend on the number of processes.
     """
     total = (len(dataset) if items is None else len(items)) * passes
     yield from numbered_batches(

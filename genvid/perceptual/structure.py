@@ -8,8 +8,8 @@ relative to the contrast around it, and errors at all scales count. On every ban
   detail.
 
 As a loss it departs from that paper: the first term is normalised by the target alone, which makes it convex in the
-video, so the optimiser cannot lower it by adding contrast. Fine bands weigh more than coarse ones, luma
-more than chroma. The weights were chosen for agreement with a trained network (docs/evaluation.md has the numbers).
+video, so the optimiser cannot lower it by adding contrast. Fine bands weigh more than coarse ones, luma more than
+chroma. The weights were chosen for agreement with a trained network (docs/evaluation.md has the numbers).
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
 """The page of `genvid studio`: a video at any token budget, and samples, in a browser on the same machine.
 
-`video` and `requests` do the work and need no page; `page` shows them with gradio, the optional extra `studio`.
+`video` and `session` code and sample, without a page; `page` shows their results with gradio, the optional extra
+`studio`.
 """

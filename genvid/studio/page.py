@@ -38,9 +38,9 @@ FPS = 25.0
 SHARES = (1 / 2, 1 / 8)
 """Of the largest budget: the sliders of the two screens when a video is opened."""
 TITLE = f"""<h1>genvid studio</h1>
-<p>Drop a video and move its budgets: the first {MOST_FRAMES} frames are coded, on this machine.</p>"""
+<p>Drop a video, then move the budgets. The first {MOST_FRAMES} frames are coded, on this machine.</p>"""
 PLAY = "<div class='play-row'><button class='play'>Pause</button></div>"
-LEGEND = """<p class='legend'><i class='tokens'></i>tokens of each block, of all that it can hold<br>
+LEGEND = """<p class='legend'><i class='tokens'></i>tokens of each block, full height: all that a block can hold<br>
 <i class='psnr'></i>PSNR of each block, 10 to 40 dB<br>Drag over them to seek.</p>"""
 AT_PLAYHEAD = "(...inputs) => [...inputs.slice(0, -1), clock.seconds]"
 """Puts the playhead in place of the last input of an event."""
@@ -63,7 +63,7 @@ def build(tokenizers: Mapping[str, Tokenizer], generators: Mapping[str, Generato
         session, playhead = gr.State(), gr.Number(visible=False)
         gr.HTML(TITLE)
         file = gr.File(label="Video", file_types=["video"], height=120, elem_id="video")
-        example = gr.Button("Or take the one that comes with genvid", size="sm", elem_id="example")
+        example = gr.Button("Use the example video", size="sm", elem_id="example")
         with gr.Row(elem_id="screens"):
             with gr.Column(min_width=240):
                 gr.HTML("<h2>Original</h2>")
@@ -121,7 +121,7 @@ def _tokenizer_of(generator: Generator, name: str, tokenizers: Mapping[str, Toke
             return candidate
         except ValueError as error:
             reasons.append(str(error))
-    raise ValueError(f"{name} fits none of the tokenizers, give that which it was trained with: {'; '.join(reasons)}")
+    raise ValueError(f"{name} fits none of the tokenizers; give its own (--tokenizer): {'; '.join(reasons)}")
 
 
 def _screen(controls: str, name: str) -> gr.HTML:
@@ -167,7 +167,7 @@ def _show_on_changes(pane: Pane, opened: Sequence[Any], session: gr.State, playh
 
 @contextmanager
 def _explained() -> Iterator[None]:
-    """Errors that a user can mend, on the page."""
+    """Shows a ValueError of the body on the page: its sentence gives the remedy."""
     try:
         yield
     except ValueError as error:
@@ -233,7 +233,7 @@ def _value(
 
 
 def _facts(coded: CodedVideo, clips: list[CodedClip]) -> str:
-    """Tokens, bits and PSNR of what has been decoded."""
+    """Tokens, bits and PSNR of the decoded clips."""
     seconds = sum(clip.num_frames for clip in clips) / coded.fps
     blocks = [block for clip in clips for block in clip.blocks]
     tokens, bits = sum(block.tokens for block in blocks), sum(clip.bits for clip in clips)
@@ -281,7 +281,7 @@ def _conditions(generator: Generator) -> list[str]:
 
 
 def _first_of(conditions: list[str]) -> Any:
-    """The choice among the conditions of another model, whatever was chosen before."""
+    """The menu of the conditions of another model, with its first one chosen."""
     return gr.Dropdown(conditions, value=conditions[0] if conditions else None)
 
 

@@ -39,7 +39,7 @@ class Header:
     latents: LatentSteps | None = None
     """How latents are rounded; None for codes."""
     made_from: dict[str, Any] = field(default_factory=dict)
-    """What else the tokens depend on, such as the fingerprints of the video and the scorer, and the token budget."""
+    """Everything else that the tokens depend on, such as fingerprints of the video and the scorer, and the budget."""
 
     def __post_init__(self) -> None:
         for name, most in _MOST.items():

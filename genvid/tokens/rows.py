@@ -75,7 +75,7 @@ class BlockLayout(RowVocabulary):
         lengths = lengths[:, :-1]
         if self.framing == "length":
             announced = torch.tensor(self.sizes, device=body.device)[body[framing] - self.codebook_size]
-            self._demand((announced.view_as(lengths) == lengths).all(1), "has a block of another length than it says")
+            self._demand((announced.view_as(lengths) == lengths).all(1), "has a block of another length than its LEN")
         keep = first_tokens(lengths, self.block_capacity)
         return BlockTokens(keep=keep, codes=codes.view_as(keep))
 

@@ -75,7 +75,7 @@ class MeasuredCurves:
         """(clip, lengths of all earlier blocks) -> (K,) curve of the next block."""
 
     def predict(self, tokens: BlockTokens, block: int) -> Tensor:
-        """Distortion (B, K) of `block` at each size, earlier blocks cut as `tokens.keep` says, `block` itself whole."""
+        """Distortion (B, K) of `block` at each size, earlier blocks cut to `tokens.keep`, `block` itself whole."""
         keys = [(clip, *cut) for clip, cut in enumerate(tokens.lengths[:, :block].tolist())]
         unknown = [clip for clip, key in enumerate(keys) if key not in self._measured]
         sizes: list[int] = self.sizes.tolist()

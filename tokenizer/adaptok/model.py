@@ -356,7 +356,7 @@ class AdapTok(Model):
         return self.window is None or clips * blocks * (capacity + len(self.pyramid.patch_places)) <= MOST_TOKENS
 
     def _pooled(self, embeddings: Tensor, keep: Tensor) -> Tensor | None:
-        """What pixel queries start from, (B, G, P, W), with pooled queries."""
+        """(B, G, P, W) start values of the pixel queries, with pooled queries; None without."""
         if self.memory is None:
             return None
         return pool_latents(embeddings, keep, self.pyramid.cells, self.memory, self.window)

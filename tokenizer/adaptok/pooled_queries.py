@@ -28,8 +28,8 @@ def pool_latents(embeddings: Tensor, keep: Tensor, cells: Tensor, fade: Tensor, 
 
 
 def fill_from_past(embeddings: Tensor, keep: Tensor, fade: Tensor, window: int | None = None) -> tuple[Tensor, Tensor]:
-    """(B, G, L, W) with dropped latents replaced by what is carried over in their positions, and (B, G, L) bool:
-    positions of which some latent is kept or carried over."""
+    """(B, G, L, W) with dropped latents replaced by earlier ones of their positions (`carry_over`), and (B, G, L) bool:
+    positions that have a latent of either kind."""
     carried, present = carry_over(embeddings, keep, fade, window)
     return torch.where(keep[..., None], embeddings, carried), keep | present
 

@@ -49,7 +49,7 @@ class EncoderPositions(nn.Module):
         return torch.cat([patches + self.patches[:blocks], queries], 2)
 
     def placement(self, blocks: Sequence[int], pyramid: Pyramid, first: int | Tensor = 0) -> Placement:
-        """None: places are in the vectors."""
+        """Attention as it is: places are in the vectors."""
         return unchanged
 
 
@@ -81,7 +81,7 @@ class DecoderPositions(nn.Module):
         first: int | Tensor = 0,
         chosen: Tensor | None = None,
     ) -> Placement:
-        """None: places are in the vectors."""
+        """Attention as it is: places are in the vectors."""
         return unchanged
 
 

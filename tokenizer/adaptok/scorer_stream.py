@@ -1,4 +1,4 @@
-"""The scorer on one block after the other, with what it reads of earlier ones cached; predicted curves of clips."""
+"""The scorer on one block after the other, with its inputs of earlier ones cached; predicted curves of clips."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Losses that give tokens a meaning: features of a frozen teacher, predicted from the tokens of a block.
 
 Prefix heads (SemanTok, arXiv 2610.00686): cross-attention over the kept tokens of a block alone predicts the teacher's
-patches and its pooled vector. What a head reads is what an autoregressive model reads, in order and cut anywhere.
+patches and its pooled vector. A head has the input of an autoregressive model: the tokens in order, cut anywhere.
 Decoder alignment (EVATok, arXiv 2603.12267): states of the pixel queries in the middle of the decoder, for comparison.
-They also see earlier blocks and everything else that the decoder adds.
+They depend on earlier blocks and on everything else that the decoder adds, too.
 
 The teacher's features may enter the encoder beside the patches (SemanTok). SemanTok reads them at inference too. Here
 inference goes without a teacher, and so does a share of the training clips.

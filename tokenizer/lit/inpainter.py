@@ -41,7 +41,7 @@ class InpainterConfig:
     """Latent frames of temporal attention, the present one included; a stream holds `context` - 1."""
     tile: int = 16
     """Rows and columns of a tile, within which spatial attention is computed: cost is linear in the frame's size, and
-    larger frames than in training are seen in tiles of the same size. Convolutions cross the tiles' borders."""
+    larger frames than in training are attended to in tiles of the same size. Convolutions cross the tiles' borders."""
     causal: bool = True
     """False: temporal attention and inputs also look ahead; better reconstruction, no streaming."""
 
@@ -106,7 +106,7 @@ class Inpainter(nn.Module):
 
     def use_compiler(self) -> None:
         """torch.compile in one piece. With layout optimisation for convolutions, attention masks would not be
-        contiguous in their last dimension, which the kernels refuse."""
+        contiguous in their last dimension, as the kernels need them."""
         self.compile(options={"layout_optimization": False})
 
     def forward(

@@ -41,11 +41,11 @@ class Kinetics600Config(SourceConfig):
         there = {_stem(path): path for path in paths}
         classes = sorted({row.cells["label"] for row in rows})
         numbers = {label: number for number, label in enumerate(classes)}
-        files, asked = [], Counter(row.cells["youtube_id"] for row in rows)
+        files, rows_of = [], Counter(row.cells["youtube_id"] for row in rows)
         for row in rows:
             identity, name = row.cells["youtube_id"], _file_name(row)
             # A file named by its id alone is that of a row only where the id has no other row.
-            path = there.get(name or "") or (there.get(identity) if asked[identity] == 1 else None)
+            path = there.get(name or "") or (there.get(identity) if rows_of[identity] == 1 else None)
             if path is not None:
                 files.append(VideoFile(path, numbers[row.cells["label"]]))
             elif name is None:

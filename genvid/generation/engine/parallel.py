@@ -15,8 +15,8 @@ from genvid.generation.sampler import SamplingConfig, draw
 
 
 class ParallelSlots(BatchSlots):
-    """What all such slots share. `most` and `together`: tokens that a row takes and inputs that it reads in a step, at
-    most."""
+    """Base class of slots that take several tokens of a row in a step. `most` and `together`: tokens that a row takes
+    and inputs that it reads in a step, at most."""
 
     def __init__(
         self,

@@ -67,7 +67,7 @@ class Request:
     planned: tuple[int, ...] | None = None
     """Length of each block."""
     limit: int | None = None
-    """Most tokens of all blocks together. A block may use all that later blocks do not need at least."""
+    """Most tokens of all blocks together. The smallest size is reserved for each later block."""
     planner: LengthPlanner | None = None
     """Chooses lengths during sampling, in place of `planned` and `limit`."""
 

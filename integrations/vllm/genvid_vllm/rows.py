@@ -27,7 +27,7 @@ KEY = "genvid"
 
 @dataclass(frozen=True)
 class RowRequest:
-    """All of a request that its prompt does not say."""
+    """Everything of a request beside its prompt."""
 
     seed: int
     num_blocks: int
