@@ -50,8 +50,7 @@ class BudgetOptions:
     """Tokens that are kept of a video; by default all."""
 
     tokens: int | None = None
-    """AdapTok: mean tokens of a clip of full length (needs --scorer). LIT: tokens of each clip, in `reconstruct` of the
-    video."""
+    """AdapTok: mean tokens of a clip of full length (needs --scorer). LIT: tokens of the complete video."""
     scorer: str | None = None
     """Scorer of the AdapTok tokenizer: model folder or Hub id."""
     published: bool = False
@@ -83,12 +82,12 @@ class EncodeOptions:
     tokens_per_second: float | None = None
     """Most tokens of a second of video, never exceeded (default: all are kept)."""
     code_model: str | None = None
-    """Autoregressive model by whose probabilities the codes are coded: folder or Hub id (default: the counts in the
+    """Autoregressive model for the entropy coding of the codes: folder or Hub id (default: the counts in the
     tokenizer's folder, if any)."""
     refine: int = 0
-    """Steps by which the tokens are refined: nearer to the video, slower (5 to 20 are of use)."""
+    """Gradient steps that refine the tokens: nearer to the video, slower to encode (5 to 20 are useful)."""
     precision: Precision = "fp32"
-    """Precision of products. bf16 is about three times as fast on a GPU and picks a few other codes."""
+    """Precision of matrix products. bf16 is about three times as fast on a GPU and picks a few other codes."""
 
     def __post_init__(self) -> None:
         if self.tokens_per_second is not None and not 0 < self.tokens_per_second < math.inf:
@@ -109,9 +108,9 @@ class DecodeOptions:
     tokenizer: str = DEFAULT_TOKENIZER
     """The tokenizer that encoded the video."""
     code_model: str | None = None
-    """Autoregressive model that coded the codes, if one did: folder or Hub id."""
+    """The --code-model of the encoding, if there was one: folder or Hub id."""
     precision: Precision = "fp32"
-    """Precision of products, whatever that of encoding was."""
+    """Precision of matrix products. It may differ from that of the encoding."""
 
 
 @dataclass(frozen=True)

@@ -40,13 +40,13 @@ class EvaluateOptions:
     published: bool = False
     """Share --tokens among the blocks of a clip as the published evaluation of AdapTok does."""
     refine: int = 0
-    """Steps by which the kept tokens are refined before they are decoded."""
+    """Gradient steps that refine the kept tokens before they are decoded."""
     model: str | None = None
-    """Autoregressive model: model folder or Hub id. Of a reconstruction protocol: the bits of the tokens under it are
+    """Autoregressive model: model folder or Hub id. With a reconstruction protocol, the bits of the tokens under it are
     measured too."""
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     probe: bool = False
-    """Measure too how well a linear map of the first tokens of each block gives the class of a reconstructed clip."""
+    """Also measure how well a linear map of the first tokens of each block gives the class of a reconstructed clip."""
     seeds: int | None = None
     """Number of sampler seeds (default: that of the protocol)."""
     videos: Path | None = None
@@ -56,7 +56,7 @@ class EvaluateOptions:
     features: str | None = None
     """Another feature network, or `none` (needs --partial)."""
     lpips: tuple[Literal["vgg", "alex"], ...] = ()
-    """Networks of LPIPS, which is measured too."""
+    """Also measure LPIPS, with these networks."""
     lpips_weights: Path | None = None
     """Weights of the trunk of LPIPS, as torchvision publishes them (default: those in the cache of torch.hub)."""
     count: int | None = None
@@ -70,7 +70,7 @@ class EvaluateOptions:
     title: str | None = None
     """Title of the report (default: the name of the model's folder)."""
     html: bool = False
-    """Write page.html too."""
+    """Also write page.html."""
 
     def __post_init__(self) -> None:
         """ValueError for numbers out of range, and for options that are missing, exclude each other or have no use."""

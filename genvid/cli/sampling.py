@@ -77,8 +77,8 @@ class SampleOptions:
     count: int = 1
     """Number of videos."""
     seed: int = 0
-    """On one kind of device and in one precision, video i of a seed is always the same (under a budget, for one
-    --count)."""
+    """Random seed. Video i of a seed is always the same, on one kind of device and in one precision (under a budget,
+    for one --count)."""
     budget: int | None = None
     """Most tokens of the generated blocks of each video."""
     total: int | None = None
@@ -96,7 +96,7 @@ class SampleOptions:
     stream: bool = False
     """Write the frames of each block as soon as its tokens are complete (needs --format png)."""
     batch_size: int = 16
-    """Videos at a time: memory, not results. Under --total at least 32."""
+    """Videos at a time; changes memory, not results. Under --total at least 32."""
     fps: float | None = None
     """Frame rate of the videos (default: that of --prompt, or 25)."""
 
@@ -123,7 +123,7 @@ class SampleOptions:
                 "--engine and --frames"
             )
         if self.draft is not None and self.engine != "genvid":
-            raise ValueError("--draft is of genvid's own engine: leave out --engine, or --draft")
+            raise ValueError("--draft needs genvid's own engine: leave out --engine, or --draft")
         if self.frames is not None:
             self._check_frames(self.frames)
 
@@ -221,8 +221,8 @@ def _continue(
         raise ValueError("published models continue the first frames once, by a fixed length: leave out --frames")
     if options.sampling.guided and not model.config.null_context:
         raise ValueError(
-            "this model was not trained without its context (objective.context_dropout), the null condition of "
-            "--frames: leave out --guidance"
+            "--guidance with --frames needs a model that was also trained without its context "
+            "(objective.context_dropout): leave out --guidance"
         )
     allocator = _allocator(options, model, tokenizer)
     prompt, spec = probe(path), tokenizer.spec
