@@ -6,6 +6,7 @@ Shapes: B videos, C channels, T frames, H x W pixels, G blocks, L block capacity
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol, Self, runtime_checkable
 
@@ -98,30 +99,37 @@ class BlockTokens:
 
     def __getitem__(self, rows: slice | Tensor) -> Self:
         """Select videos."""
-        return type(self)(*(None if v is None else v[rows] for v in self._tensors()))  # type: ignore[arg-type]
+        return self._each(lambda value: value[rows])
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(*(None if v is None else v.to(device) for v in self._tensors()))  # type: ignore[arg-type]
+        return self._each(lambda value: value.to(device))
 
     @staticmethod
     def concatenate(parts: list[BlockTokens]) -> BlockTokens:
         """Join videos; every part must be of one kind and carry the same fields."""
-        columns = zip(*(part._tensors() for part in parts), strict=True)
-        return type(parts[0])(*(None if c[0] is None else torch.cat(c) for c in columns))  # type: ignore[arg-type]
+        return BlockTokens._join(parts, 0)
 
     def blocks(self, chosen: slice) -> BlockTokens:
         """These blocks of every video, of discrete tokens without features."""
         return BlockTokens(self.keep[:, chosen], None if self.codes is None else self.codes[:, chosen])
 
-    def select_blocks(self, chosen: slice) -> BlockTokens:
+    def select_blocks(self, chosen: slice) -> Self:
         """These blocks of every video, with all fields."""
-        return BlockTokens(*(None if v is None else v[:, chosen] for v in self._tensors()))  # type: ignore[arg-type]
+        return self._each(lambda value: value[:, chosen])
 
     @staticmethod
     def join_blocks(parts: list[BlockTokens]) -> BlockTokens:
         """Join consecutive blocks of the same videos; every part must be of one kind and carry the same fields."""
+        return BlockTokens._join(parts, 1)
+
+    @staticmethod
+    def _join(parts: list[BlockTokens], dim: int) -> BlockTokens:
         columns = zip(*(part._tensors() for part in parts), strict=True)
-        return type(parts[0])(*(None if c[0] is None else torch.cat(c, 1) for c in columns))  # type: ignore[arg-type]
+        return type(parts[0])(*(None if c[0] is None else torch.cat(c, dim) for c in columns))  # type: ignore[arg-type]
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Self:
+        """The same tokens with every tensor changed."""
+        return type(self)(*(None if value is None else change(value) for value in self._tensors()))  # type: ignore[arg-type]
 
     def _tensors(self) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
         return self.keep, self.codes, self.latents, self.features

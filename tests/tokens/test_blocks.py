@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from genvid.tokens import BlockTokens, TokenizerSpec
+from genvid.tokens.blocks import MeanTokens
 
 SPEC = TokenizerSpec(frames_per_block=4, resolution=(16, 16), block_capacity=8, token_dim=4, max_blocks=2)
 
@@ -52,3 +53,11 @@ def test_bits_count_kept_tokens_and_side_information():
     assert spec.clip_bits(scattered).tolist() == [2 * 5 + 2 * 7]
     continuous = replace(spec, codebook_size=None)
     assert continuous.clip_bits(BlockTokens(torch.ones(1, 1, 7, dtype=torch.bool))).tolist() == [7 * 4 * 16 + 3]
+
+
+def test_parts_are_of_the_same_kind():
+    means = MeanTokens(torch.ones(2, 3, 8, dtype=torch.bool), latents=torch.rand(2, 3, 8, 4))
+    parts = [means.select_blocks(slice(1)), means.select_blocks(slice(1, None))]
+    joined = BlockTokens.join_blocks(parts)
+    assert {type(part) for part in [*parts, joined, means[:1], means.to("cpu")]} == {MeanTokens}
+    assert torch.equal(joined.latents, means.latents)
