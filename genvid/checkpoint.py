@@ -202,6 +202,12 @@ def resolve(source: str | Path) -> Path:
         raise CheckpointError(f"no local folder {text}, and the Hub gave no such model ({reason})") from error
 
 
+def check_free(destination: Path) -> None:
+    """CheckpointError where there is anything but an empty folder."""
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder as a dict."""
     file = folder / CONFIG

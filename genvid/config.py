@@ -1,8 +1,8 @@
 """Configuration: frozen dataclasses <- YAML <- dotted command line, parsed by draccus, errors in one sentence.
 
 A config is a dataclass beside the class it configures. A choice between several (`quantizer: {type: fsq, ...}`) is a
-`Choice` with registered subclasses. The type of a field decides what an unquoted word means: where it is text, `007`,
-`on` and `2024-05-01` are text (genvid.values).
+`Choice` with registered subclasses. The type of a field determines the meaning of an unquoted word: where it is text,
+`007`, `on` and `2024-05-01` are text (genvid.values).
 """
 
 from __future__ import annotations

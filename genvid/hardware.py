@@ -18,7 +18,7 @@ HALF = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Hardware:
-    """A device, by all that decides on fast paths."""
+    """The properties of a device on which fast paths depend."""
 
     capability: tuple[int, int] | None
     """CUDA compute capability; None: no NVIDIA GPU."""

@@ -22,7 +22,15 @@ from genvid.ar.config import ARConfig, TransformerConfig
 from genvid.ar.llama import add_residual_dropout, llama_config, run_llama, run_packed
 from genvid.ar.prompt import Cut, Prompt, encode_in_parts
 from genvid.ar.row_model import RowModel
-from genvid.checkpoint import CheckpointError, describe_mismatch, load_weights, read_config, read_weights, resolve
+from genvid.checkpoint import (
+    CheckpointError,
+    check_free,
+    describe_mismatch,
+    load_weights,
+    read_config,
+    read_weights,
+    resolve,
+)
 from genvid.provenance import Origin
 from genvid.tokens import BlockTokens, TokenizerSpec, VideoTokenizer
 from genvid.tokens.frame_blocks import repeat_last
@@ -162,8 +170,7 @@ def convert(source: str | Path, destination: str | Path) -> PublishedTransformer
     Raises CheckpointError that names what is missing, unexpected or of another shape.
     """
     folder, destination = resolve(source), Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
+    check_free(destination)
     data, weights = read_config(folder), read_weights(folder)
     config = _read_config(data, weights, folder)
     if mismatch := describe_mismatch(_expected_shapes(config), weights):

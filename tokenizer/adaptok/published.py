@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from genvid.checkpoint import (
     WEIGHTS,
     CheckpointError,
+    check_free,
     describe_mismatch,
     fingerprint,
     load_weights,
@@ -100,8 +101,7 @@ def convert(source: str | Path, destination: str | Path) -> Conversion:
     CheckpointError names the weights that are missing, unexpected or of another shape.
     """
     folder, destination = resolve(source), Path(destination)
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
-        raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
+    check_free(destination)
     config, weights = read_config(folder), read_weights(folder)
     left_out = [name for name in weights if name.startswith("prior_model.")]
     weights = {name: value.float() for name, value in weights.items() if name not in left_out}
