@@ -44,6 +44,6 @@ def round_to_bytes(video: Tensor) -> Tensor:
 def truncate_to_bytes(video: Tensor) -> Tensor:
     """[-1, 1] -> the next lower of the 256 values, as a cast to bytes takes it, in [-1, 1].
 
-    Values that are one of the 256 but for rounding in float32 stay what they are.
+    Values that differ from one of the 256 by rounding in float32 alone become that one.
     """
     return ((video.clamp(-1, 1) + 1) * 127.5 + 1e-4).floor() / 127.5 - 1

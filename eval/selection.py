@@ -144,8 +144,8 @@ def protocol_clips(
 
 def _open(source: SourceConfig, protocol: EvaluationProtocol) -> ClipDataset:
     """Files that cannot be used are left out and counted when they are listed; one that fails later is an error,
-    because another in its place would be another set of clips. Where nobody has published how many videos there are,
-    all must be usable."""
+    because another in its place would be another set of clips. Where the number of videos is not published, all must be
+    usable."""
     dataset = ClipDataset(source, protocol.clip_rule(), strict=protocol.any_size)
     dataset.strict = True
     return dataset

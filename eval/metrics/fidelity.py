@@ -99,8 +99,8 @@ class ClipMSSSIM(ClipScore):
 class ClipFlicker(ClipScore):
     """Root mean square of the error's change from one frame to the next, in levels of 8 bits, averaged over clips.
 
-    0 for an error that stays as it is, however large; a frame-wise measure such as PSNR cannot see the difference
-    between that and an error that comes and goes. Clips of a single frame have none.
+    0 for a constant error, however large; a frame-wise measure such as PSNR is the same for that and for an error that
+    comes and goes. Clips of a single frame have none.
     """
 
     better = "lower"

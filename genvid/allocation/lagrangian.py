@@ -29,7 +29,7 @@ _ROUNDING = 1e-13
 
 
 def solve(program: BudgetProgram) -> Solution:
-    """Proven optimum. Curves come to the host once, and the sizes go back: the answer is the same from any device."""
+    """The proven optimum, computed on the host from one copy of the curves: the same for curves on any device."""
     distortion, sizes = program.distortion.cpu().numpy(), np.array(program.grid)
     choice, slope = _relax(program, distortion, sizes)
     relaxed = distortion - slope * sizes

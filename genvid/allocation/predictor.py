@@ -51,7 +51,7 @@ def predict_curves(
 ) -> Tensor:
     """(B, K) float64 curves of `block`, earlier blocks cut to their (B, G) `lengths`; `monotone`: never rising.
 
-    Curves come to the CPU, where rules decide: the one wait for the device, and decisions that do not depend on it.
+    Curves are copied to the CPU, where the rules run: one wait for the device, and results that do not depend on it.
 
     ValueError when the predictor returns NaN or -inf.
     """

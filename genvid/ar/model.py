@@ -23,7 +23,7 @@ from genvid.files import save_tensors, write_json
 class BlockTransformer(RowModel):
     """Llama with rotary positions. Its folder is a transformers folder; the layout is in config.json at "genvid".
 
-    The output head spans the whole vocabulary, as Llama servers expect: classes and PAD are computed for nothing, with
+    The output head spans the whole vocabulary, as Llama servers expect: classes and PAD are computed and not used, with
     8,192 codes and 101 classes about 1 % of the head.
     """
 

@@ -58,7 +58,7 @@ class Journal:
         skip: Tensor,
     ) -> None:
         """Add one phase of a step: each micro-batch's output with its number of items, `terms` of the complete step,
-        and the learning rate. Names begin with `prefix`; a skipped step (`skip`, bool) counts for nothing."""
+        and the learning rate. Names begin with `prefix`; a skipped step (`skip`, bool) is not counted."""
         for output, count in zip(outputs, items, strict=True):
             self.means.add_output(prefix, output, count, skip)
         if terms:

@@ -70,7 +70,7 @@ def probe_files(
 @contextmanager
 def one_at_a_time(memory: Path, what: str) -> Iterator[bool]:
     """Let one process at a time, of this host and of others with the same cache folder, fill a file of that folder.
-    Yields whether this process has waited for another. Where nothing can be locked, nobody waits."""
+    Yields whether this process has waited for another. Where nothing can be locked, no process waits."""
     file = cache_folder() / "locks" / f"{memory.stem}.lock"
     lock, waited = FileLock(file), False
     try:
