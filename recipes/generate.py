@@ -194,7 +194,7 @@ class GenerationSession:
     def _check_counts(self) -> None:
         """ValueError, before anything is sampled, where there are too few clips for a distance and its floor."""
         if self.context_frames and not self.run.balanced:
-            raise ValueError("balanced is of samples of classes, and this model continues clips: leave it out")
+            raise ValueError("balanced is for samples of classes, and this model continues clips: leave it out")
         real, made = len(self.dataset), len(self.labels)
         if real < FEWEST_REAL or made < 2:
             raise ValueError(

@@ -121,7 +121,9 @@ class ARCodes(CodeModel):
         """The codes of each block; EntropyError where they are not those that were encoded."""
         codes = ids[is_code]
         if len(codes) and decoder.get_uniform(2**8, 1)[0] != _checksum(codes):
-            raise EntropyError("the autoregressive model computes other probabilities here than where it encoded")
+            raise EntropyError(
+                "the autoregressive model computes other probabilities here than where the file was encoded"
+            )
         return np.split(codes, np.cumsum(lengths)[:-1])
 
 

@@ -62,7 +62,7 @@ class ARConfig:
         if self.context_blocks < 0:
             raise ValueError(f"context_blocks is at least 0, got {self.context_blocks}")
         if self.null_context and not self.context_blocks:
-            raise ValueError("null_context is of frame predictors, which have context_blocks above 0")
+            raise ValueError("null_context is for frame predictors, which have context_blocks above 0")
         if self.sink_blocks and not 0 < self.sink_blocks < self.context_blocks:
             raise ValueError(
                 f"sink_blocks are some of the context_blocks ({self.context_blocks}), of which at least one is recent, "

@@ -85,7 +85,7 @@ class DraftTask(TrainingTask):
     def __init__(self, model: RowModel, heads: DraftHeads) -> None:
         super().__init__()
         if model.layout.framing != "length":
-            raise ValueError('draft heads need a model of "length" framing, whose blocks announce their lengths')
+            raise ValueError('draft heads need a model of "length" framing, whose blocks begin with their lengths')
         self.heads = heads
         self.model = Frozen(model.eval().requires_grad_(False))
         heads.origin = Origin({"model": model.fingerprint}) if model.fingerprint else heads.origin

@@ -43,7 +43,7 @@ class GroupConfig(ARConfig):
         if not self.groups or min(self.groups) < 1:
             raise ValueError(f"groups have at least 1 code each, got {self.groups}")
         if self.layout.framing != "length":
-            raise ValueError('groups need a layout of "length" framing, whose blocks announce their lengths')
+            raise ValueError('groups need a layout of "length" framing, whose blocks begin with their lengths')
 
     def group_starts(self) -> list[int]:
         """Number of each code of the longest block -> number of the first code of its group."""

@@ -68,8 +68,8 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
     """The micro-batches of a cache: {"tokens", "targets" (1, N), "starts" (1, R + 1) int32, "seed" (1, B)}.
 
     `targets` holds the id that follows each token, or IGNORED; every block's codes and framing are predicted, the last
-    END as well. The B rows come first. Rows of PAD fill up the sequence; they are as long as the longest row
-    at most, or empty, so R does not depend on the lengths.
+    END as well. The B rows come first. Rows of PAD fill up the sequence; they are as long as the longest row at most,
+    or empty, so R does not depend on the lengths.
     """
 
     def __init__(self, cache: CachedTokens, config: ARConfig, rows: RowConfig) -> None:
@@ -86,7 +86,7 @@ class PackedRows(torch.utils.data.Dataset[Batch]):
         if config.null_context != (rows.context_dropout > 0):
             raise ValueError(
                 f"null_context of the model is {config.null_context}, but context_dropout of its rows is "
-                f"{rows.context_dropout}: rows without context are dropped for a frame predictor that has null_context"
+                f"{rows.context_dropout}: a model with null_context needs a share above 0, any other a share of 0"
             )
         self.cache, self.config, self.rows = cache, config, rows
         self.sizes = cache.lengths.sum(1)

@@ -116,7 +116,7 @@ def check_draft(model: RowModel, heads: DraftHeads) -> None:
     """ValueError unless the heads guess for this model; ProvenanceError if they were trained for another one."""
     if model.groups or model.layout.framing != "length":
         raise ValueError(
-            'draft heads guess for a plain model of "length" framing, whose blocks announce their lengths: leave out '
+            'draft heads guess for a plain model of "length" framing, whose blocks begin with their lengths: leave out '
             "the heads"
         )
     width = model.config.transformer.width
