@@ -12,13 +12,14 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from genvid.allocation import Allocator, Budget
-from genvid.api import Tokenizer, load
+from genvid.api import Generator, Tokenizer, load
 from genvid.ar.coding import ARCodes
 from genvid.ar.row_model import RowModel
 from genvid.checkpoint import fingerprint, load_model, resolve
@@ -41,6 +42,7 @@ from genvid.tokens.entropy import CodeModel, UniformCodes
 from genvid.tokens.file import TokenFile, read_token_file, resume_token_file
 from genvid.tokens.header import Header, TokenFileError
 
+Loaded = TypeVar("Loaded", Tokenizer, Generator)
 DEFAULT_TOKENIZER = "genvid-tiny"
 """Installed with genvid."""
 
@@ -133,7 +135,9 @@ def encode(options: EncodeOptions) -> None:
     Until it is complete the file is called OUTPUT.unfinished; the same command goes on with it after an interruption.
     """
     output, info = new_output(options.output, ".tok"), probe(options.video)
-    tokenizer = _open_coder(options).fitted((info.height, info.width))
+    tokenizer = load_as(Tokenizer, options.tokenizer, options.scorer, options.precision).fitted(
+        (info.height, info.width)
+    )
     model = _code_model(tokenizer.model, options.tokenizer, options.code_model)
     coder = segment_coder(tokenizer.model, tokenizer.predictor, None if model is None else model.most_blocks)
     spec, limit = coder.spec, None
@@ -235,12 +239,12 @@ def open_tokenizer(source: str, precision: Precision = "fp32") -> VideoTokenizer
     return tokenizer
 
 
-def _open_coder(options: EncodeOptions) -> Tokenizer:
-    """A discrete tokenizer with its scorer, which makes its allocators."""
-    opened = load(options.tokenizer, scorer=options.scorer, precision=options.precision)
-    if not isinstance(opened, Tokenizer):
-        raise ValueError(f"{options.tokenizer} holds no tokenizer: give the folder or Hub id of one")
-    return opened
+def load_as(kind: type[Loaded], source: str, scorer: str | None = None, precision: Precision = "fp32") -> Loaded:
+    """`genvid.load` of a tokenizer or of an autoregressive model; ValueError for the other."""
+    loaded = load(source, scorer=scorer, precision=precision)
+    if not isinstance(loaded, kind):
+        raise ValueError(f"{source} holds no {kind.__name__.lower()} but a {type(loaded).__name__.lower()}")
+    return loaded
 
 
 def _header(options: EncodeOptions, tokenizer: Tokenizer, info: VideoInfo, codes: Mapping[str, str] | None) -> Header:

@@ -5,12 +5,9 @@ from __future__ import annotations
 import importlib.util
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TypeVar
 
-from genvid.api import Generator, Tokenizer, load
-from genvid.cli.coding import DEFAULT_TOKENIZER
-
-Loaded = TypeVar("Loaded", Tokenizer, Generator)
+from genvid.api import Generator, Tokenizer
+from genvid.cli.coding import DEFAULT_TOKENIZER, load_as
 
 
 @dataclass(frozen=True)
@@ -46,10 +43,10 @@ def studio(options: StudioOptions) -> None:
 
     scorers = options.scorer or [None] * len(options.tokenizer)
     tokenizers = {
-        _name(source): _load(source, Tokenizer, scorer)
+        _name(source): load_as(Tokenizer, source, scorer)
         for source, scorer in zip(options.tokenizer, scorers, strict=True)
     }
-    generators = {_name(source): _load(source, Generator) for source in options.model}
+    generators = {_name(source): load_as(Generator, source) for source in options.model}
     built = page.build(tokenizers, generators)
     print(f"{page.serve(built, options.port)} (end with Ctrl+C)", flush=True)
     built.block_thread()
@@ -59,10 +56,3 @@ def _name(source: str) -> str:
     """On the page: the path without the `export` of a run folder."""
     path = Path(source)
     return str(path.parent if path.name == "export" else path)
-
-
-def _load(source: str, expected: type[Loaded], scorer: str | None = None) -> Loaded:
-    loaded = load(source, scorer=scorer)
-    if not isinstance(loaded, expected):
-        raise ValueError(f"{source} holds no {expected.__name__.lower()} but a {type(loaded).__name__.lower()}")
-    return loaded
