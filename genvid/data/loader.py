@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate, count
 from typing import Any, Protocol
@@ -264,6 +266,7 @@ def load_batches(
         pin_memory=cuda,
         multiprocessing_context=context,
         prefetch_factor=2 if workers else None,
+        worker_init_fn=_end_with_parent,
     )
     iterator = iter(loader)
     while True:
@@ -277,6 +280,19 @@ def load_batches(
         if "video" in moved and not moved["video"].is_floating_point():
             moved["video"] = to_float(moved["video"])
         yield moved
+
+
+def _end_with_parent(_: int) -> None:
+    """End this worker when the process that started it ends, killed too: torch looks at the fork server alone, which
+    lives as long as a worker does."""
+
+    def wait() -> None:
+        parent = multiprocessing.parent_process()
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def _in_one_sentence(error: Exception) -> Exception:

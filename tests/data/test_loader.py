@@ -2,6 +2,8 @@
 
 import itertools
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,6 +184,24 @@ class Deadly:
 def test_a_worker_that_dies_is_an_error_in_words() -> None:
     with pytest.raises(RuntimeError, match=r"a data worker died.*fewer workers"):
         next(step_batches(Deadly(), batch_size=2, seed=0, workers=1))
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "killed.py"
+    script.write_text(
+        "import os, torch\n"
+        "from genvid.data import step_batches\n"
+        "class Workers:\n"
+        "    def __len__(self): return 8\n"
+        "    def __getitem__(self, item): return {'pid': torch.tensor(os.getpid())}\n"
+        "if __name__ == '__main__':\n"
+        "    batches = step_batches(Workers(), batch_size=1, seed=0, workers=2)\n"
+        "    print(*{int(next(batches)[0]['pid']) for _ in range(4)}, flush=True)\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    # Workers hold the output open: without their end it would time out.
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=60)
+    assert len(ended.stdout.split()) == 2, ended.stderr
 
 
 @pytest.mark.parametrize("workers", [0, 1])
