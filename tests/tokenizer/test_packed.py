@@ -200,7 +200,8 @@ def test_the_kernel_attends_as_padded_spans_do(triton_device, channels):
 @pytest.mark.parametrize("channels", [24, 64, 128])
 @pytest.mark.parametrize("tokens", ["all", "pixel queries", "causal"])
 def test_the_kernels_give_the_gradients_of_padded_spans(triton_device, channels, tokens):
-    from genvid.tokenizer.adaptok.packed_kernels import attend, gradients
+    from genvid.tokenizer.adaptok.packed_gradients import gradients
+    from genvid.tokenizer.adaptok.packed_kernels import attend
 
     torch.manual_seed(0)
     keep, pixels, spare = torch.arange(150) < torch.tensor([[0, 149, 7], [66, 0, 130]])[..., None], 70, 9

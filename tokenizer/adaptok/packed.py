@@ -6,8 +6,8 @@ queries also attend to those of their own block, a second span. So no key is cop
 
 `packed_past.py` has the scorer's pass, by the same spans.
 
-On a GPU in half precision Triton kernels attend, and compute gradients (`packed_kernels.py`). Elsewhere spans are
-gathered, padded, for the attention alone: exact in any precision, and slow.
+On a GPU in half precision Triton kernels attend (`packed_kernels.py`) and compute gradients (`packed_gradients.py`).
+Elsewhere spans are gathered, padded, for the attention alone: exact in any precision, and slow.
 
 Symbols: B clips, G blocks, L latents and P pixel queries of a block, N tokens, R spans, H heads, D channels of a head.
 """
@@ -212,7 +212,7 @@ def gradients_of_spans(
     causal: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Of queries, keys and values."""
-    from genvid.tokenizer.adaptok.packed_kernels import gradients
+    from genvid.tokenizer.adaptok.packed_gradients import gradients
 
     tensors = gradient, query, key, value, attended, sums
     return gradients(*tensors, places, longest, readers, longest_reader, causal=causal)

@@ -1,5 +1,5 @@
 # mypy: ignore-errors
-"""Triton kernels: attention of spans of queries, each to a span of past keys and one of its own, and its gradients."""
+"""Triton kernel: attention of spans of queries, each to a span of past keys and one of its own."""
 
 from __future__ import annotations
 
@@ -12,9 +12,6 @@ from torch import Tensor
 
 _QUERIES, _KEYS = 128, 64
 """Of a tile: the fastest of eleven sizes, at 64 channels on an H200."""
-_LOG2_E = tl.constexpr(math.log2(math.e))
-_GRADIENT_TILE = 64
-"""Queries, and keys, of a tile of the gradients."""
 
 
 def attend(
@@ -43,7 +40,7 @@ def attend(
         *tensors,
         sums,
         places,
-        *_strides(*tensors),
+        *strides(*tensors),
         math.log2(math.e) / math.sqrt(channels),
         tiles,
         heads,
@@ -58,51 +55,7 @@ def attend(
     return attended, sums
 
 
-def gradients(
-    gradient: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attended: Tensor,
-    sums: Tensor,
-    places: Tensor,
-    longest: int,
-    readers: Tensor,
-    longest_reader: int,
-    *,
-    causal: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of queries, keys and values by that of `attended`, where past keys were own ones.
-
-    `readers` (R, 3, 2): spans of keys, and for each two spans of queries that attend to it.
-    """
-    _, heads, channels = query.shape
-    of_queries, of_keys, of_values = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (query, key, value))
-    products = torch.empty_like(sums)
-    tiles, key_tiles = (triton.cdiv(count, _GRADIENT_TILE) for count in (longest, longest_reader))
-    tensors = query, key, value, gradient
-    shape = {
-        "CHANNELS": channels,
-        "PADDED": max(16, triton.next_power_of_2(channels)),
-        "QUERIES": _GRADIENT_TILE,
-        "KEYS": _GRADIENT_TILE,
-        "CAUSAL": causal,
-        "num_warps": 4,
-        "num_stages": 3 if channels <= 64 else 2,
-    }
-    scale = 1 / math.sqrt(channels)
-    _query_gradient_tile[(tiles * heads * len(places),)](
-        *tensors, attended, of_queries, sums, products, places,
-        *_strides(*tensors, attended, of_queries), scale, tiles, heads, **shape,
-    )  # fmt: skip
-    _key_gradient_tile[(key_tiles * heads * len(readers),)](
-        *tensors, of_keys, of_values, sums, products, readers,
-        *_strides(*tensors, of_keys, of_values), scale, key_tiles, heads, **shape,
-    )  # fmt: skip
-    return of_queries, of_keys, of_values
-
-
-def _strides(*tensors: Tensor) -> list[int]:
+def strides(*tensors: Tensor) -> list[int]:
     """Of tokens and of heads."""
     return [stride for tensor in tensors for stride in tensor.stride()[:2]]
 
@@ -146,7 +99,7 @@ def _attend_tile(
     end = tl.load(span + 1)
     if start < end:
         row = (start + tl.arange(0, QUERIES)).to(tl.int64)
-        query = _rows(queries + head * query_head, row, query_stride, end, CHANNELS, PADDED, True)
+        query = rows(queries + head * query_head, row, query_stride, end, CHANNELS, PADDED, True)
         highest = tl.full([QUERIES], -1e30, tl.float32)
         weight = tl.full([QUERIES], 0.0, tl.float32)
         summed = tl.full([QUERIES, PADDED], 0.0, tl.float32)
@@ -160,7 +113,7 @@ def _attend_tile(
         )  # fmt: skip
         weight = tl.where(weight > 0, weight, 1.0)
         summed /= weight[:, None]
-        _store_rows(attended + head * attended_head, row, attended_stride, end, summed, CHANNELS, PADDED)
+        store_rows(attended + head * attended_head, row, attended_stride, end, summed, CHANNELS, PADDED)
         tl.store(sums + row * heads + head, highest + tl.log2(weight), mask=row < end)
 
 
@@ -185,7 +138,7 @@ def _attend_span(
     CAUSAL: tl.constexpr,
 ):
     """One head of the keys between the first and the end at `span`."""
-    begin, whole, count = _keys_of_tile(span, start, QUERIES, KEYS, CAUSAL)
+    begin, whole, count = keys_of_tile(span, start, QUERIES, KEYS, CAUSAL)
     keys += begin.to(tl.int64) * key_stride
     values += begin.to(tl.int64) * value_stride
     for first in range(0, whole, KEYS):
@@ -202,7 +155,7 @@ def _attend_span(
 
 
 @triton.jit
-def _keys_of_tile(span, start, QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr):
+def keys_of_tile(span, start, QUERIES: tl.constexpr, KEYS: tl.constexpr, CAUSAL: tl.constexpr):
     """The first key at `span`; how many from it on are whole tiles of which no query from `start` on is without a key;
     and how many these queries attend to."""
     begin = tl.load(span)
@@ -236,8 +189,8 @@ def _attend_keys(
 ):
     """A tile of keys from `first` on, of a span of `count`; if `PARTIAL`, the span may end within it."""
     other = first + tl.arange(0, KEYS)
-    key = _rows(keys, other, key_stride, count, CHANNELS, PADDED, PARTIAL)
-    value = _rows(values, other, value_stride, count, CHANNELS, PADDED, PARTIAL)
+    key = rows(keys, other, key_stride, count, CHANNELS, PADDED, PARTIAL)
+    value = rows(values, other, value_stride, count, CHANNELS, PADDED, PARTIAL)
     score = tl.dot(query, tl.trans(key))
     if PARTIAL:
         score = tl.where((other < count)[None, :], score, -float("inf"))
@@ -251,180 +204,7 @@ def _attend_keys(
 
 
 @triton.jit
-def _query_gradient_tile(
-    queries,
-    keys,
-    values,
-    gradients,
-    attended,
-    of_queries,
-    sums,
-    products,
-    places,
-    query_stride,
-    query_head,
-    key_stride,
-    key_head,
-    value_stride,
-    value_head,
-    gradient_stride,
-    gradient_head,
-    attended_stride,
-    attended_head,
-    result_stride,
-    result_head,
-    scale,
-    tiles,
-    heads,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-):
-    """The gradients of one head of a tile of queries of one span; and the products of what they attended with its
-    gradient, which those of the keys need too."""
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    span = places + 6 * (tl.program_id(0) // (tiles * heads))
-    start = tl.load(span) + QUERIES * tile
-    end = tl.load(span + 1)
-    if start < end:
-        row = (start + tl.arange(0, QUERIES)).to(tl.int64)
-        query = _rows(queries + head * query_head, row, query_stride, end, CHANNELS, PADDED, True)
-        gradient = _rows(gradients + head * gradient_head, row, gradient_stride, end, CHANNELS, PADDED, True)
-        result = _rows(attended + head * attended_head, row, attended_stride, end, CHANNELS, PADDED, True)
-        product = tl.sum(gradient.to(tl.float32) * result.to(tl.float32), axis=1)
-        tl.store(products + row * heads + head, product, mask=row < end)
-        total = tl.load(sums + row * heads + head, mask=row < end, other=0.0)
-        found = tl.full([QUERIES, PADDED], 0.0, tl.float32)
-        keys += head * key_head
-        values += head * value_head
-        for part in tl.static_range(2):
-            begin, whole, count = _keys_of_tile(span + 2 + 2 * part, start, QUERIES, KEYS, CAUSAL and part == 1)
-            of_keys = keys + begin.to(tl.int64) * key_stride
-            of_values = values + begin.to(tl.int64) * value_stride
-            for first in range(0, whole, KEYS):
-                found = _add_query_gradient(
-                    found, query, gradient, total, product, row - begin, of_keys, of_values, key_stride, value_stride,
-                    first, count, scale, CHANNELS, PADDED, KEYS, False, False,
-                )  # fmt: skip
-            for first in range(whole, count, KEYS):
-                found = _add_query_gradient(
-                    found, query, gradient, total, product, row - begin, of_keys, of_values, key_stride, value_stride,
-                    first, count, scale, CHANNELS, PADDED, KEYS, True, CAUSAL and part == 1,
-                )  # fmt: skip
-        _store_rows(of_queries + head * result_head, row, result_stride, end, found * scale, CHANNELS, PADDED)
-
-
-@triton.jit
-def _add_query_gradient(
-    found,
-    query,
-    gradient,
-    total,
-    product,
-    place,
-    keys,
-    values,
-    key_stride,
-    value_stride,
-    first,
-    count,
-    scale,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    KEYS: tl.constexpr,
-    PARTIAL: tl.constexpr,
-    CAUSAL: tl.constexpr,
-):
-    """The part of a tile of keys from `first` on, of a span of `count`; if `PARTIAL`, the span may end within it."""
-    other = first + tl.arange(0, KEYS)
-    key = _rows(keys, other, key_stride, count, CHANNELS, PADDED, PARTIAL)
-    value = _rows(values, other, value_stride, count, CHANNELS, PADDED, PARTIAL)
-    share = tl.exp2(tl.dot(query, tl.trans(key)) * (scale * _LOG2_E) - total[:, None])
-    if PARTIAL:
-        share = tl.where((other < count)[None, :], share, 0.0)
-    if CAUSAL:
-        share = tl.where(other[None, :] <= place[:, None], share, 0.0)
-    of_scores = share * (tl.dot(gradient, tl.trans(value)) - product[:, None])
-    return tl.dot(of_scores.to(key.dtype), key, found)
-
-
-@triton.jit
-def _key_gradient_tile(
-    queries,
-    keys,
-    values,
-    gradients,
-    of_keys,
-    of_values,
-    sums,
-    products,
-    readers,
-    query_stride,
-    query_head,
-    key_stride,
-    key_head,
-    value_stride,
-    value_head,
-    gradient_stride,
-    gradient_head,
-    key_result_stride,
-    key_result_head,
-    value_result_stride,
-    value_result_head,
-    scale,
-    tiles,
-    heads,
-    CHANNELS: tl.constexpr,
-    PADDED: tl.constexpr,
-    QUERIES: tl.constexpr,
-    KEYS: tl.constexpr,
-    CAUSAL: tl.constexpr,
-):
-    """The gradients of one head of a tile of keys of one span, and of its values."""
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    span = readers + 6 * (tl.program_id(0) // (tiles * heads))
-    start = tl.load(span) + KEYS * tile
-    end = tl.load(span + 1)
-    if start < end:
-        place = (start + tl.arange(0, KEYS)).to(tl.int64)
-        key = _rows(keys + head * key_head, place, key_stride, end, CHANNELS, PADDED, True)
-        value = _rows(values + head * value_head, place, value_stride, end, CHANNELS, PADDED, True)
-        of_key = tl.full([KEYS, PADDED], 0.0, tl.float32)
-        of_value = tl.full([KEYS, PADDED], 0.0, tl.float32)
-        queries += head * query_head
-        gradients += head * gradient_head
-        for part in tl.static_range(2):
-            begin = tl.load(span + 2 + 2 * part)
-            count = tl.load(span + 3 + 2 * part) - begin
-            of_span = begin.to(tl.int64)
-            skipped = 0
-            if CAUSAL:
-                skipped = tl.maximum(start - begin, 0)
-            for first in range(skipped, count, QUERIES):
-                row = first + tl.arange(0, QUERIES)
-                query = _rows(queries + of_span * query_stride, row, query_stride, count, CHANNELS, PADDED, True)
-                gradient = _rows(
-                    gradients + of_span * gradient_stride, row, gradient_stride, count, CHANNELS, PADDED, True
-                )
-                numbers = (begin + row) * heads + head
-                total = tl.load(sums + numbers, mask=row < count, other=0.0)
-                product = tl.load(products + numbers, mask=row < count, other=0.0)
-                share = tl.exp2(tl.dot(key, tl.trans(query)) * (scale * _LOG2_E) - total[None, :])
-                if CAUSAL:
-                    share = tl.where((place - begin)[:, None] <= row[None, :], share, 0.0)
-                of_value = tl.dot(share.to(gradient.dtype), gradient, of_value)
-                of_scores = share * (tl.dot(value, tl.trans(gradient)) - product[None, :])
-                of_key = tl.dot(of_scores.to(query.dtype), query, of_key)
-        _store_rows(of_keys + head * key_result_head, place, key_result_stride, end, of_key * scale, CHANNELS, PADDED)
-        _store_rows(of_values + head * value_result_head, place, value_result_stride, end, of_value, CHANNELS, PADDED)
-
-
-@triton.jit
-def _rows(tokens, place, stride, count, CHANNELS: tl.constexpr, PADDED: tl.constexpr, PARTIAL: tl.constexpr):
+def rows(tokens, place, stride, count, CHANNELS: tl.constexpr, PADDED: tl.constexpr, PARTIAL: tl.constexpr):
     """One head of the tokens at `place`: zeros from `count` on and beyond its channels, masked only where needed."""
     channel = tl.arange(0, PADDED)[None, :]
     cells = tokens + place[:, None] * stride + channel
@@ -437,7 +217,7 @@ def _rows(tokens, place, stride, count, CHANNELS: tl.constexpr, PADDED: tl.const
 
 
 @triton.jit
-def _store_rows(tokens, place, stride, count, rows, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
+def store_rows(tokens, place, stride, count, rows, CHANNELS: tl.constexpr, PADDED: tl.constexpr):
     """Store one head of the tokens at `place`, up to `count`."""
     channel = tl.arange(0, PADDED)[None, :]
     cells = tokens + place[:, None] * stride + channel
