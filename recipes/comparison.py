@@ -12,7 +12,8 @@ from genvid.ar.row_model import RowModel
 from genvid.checkpoint import load_model
 from genvid.eval.report import Report, write_table
 from genvid.generation.budget import BudgetConfig
-from genvid.recipes.generate import GenerationRun, Samples, generate
+from genvid.recipes.generate import GenerationRun, generate
+from genvid.recipes.samples_page import Samples
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ from genvid.eval.metrics.fidelity import ClipPSNR
 from genvid.eval.pages.page import Clip, Page, Section, Value
 from genvid.eval.pages.rate_distortion import curves, quality_chart, split_title
 from genvid.eval.report import Report
-from genvid.recipes import generate
 from genvid.recipes.compare_allocators import ORACLES
-from genvid.recipes.generate import Samples
+from genvid.recipes.samples_page import Samples, add_samples
 from genvid.recipes.training_curves import loss_chart
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.train.run import read_journal
@@ -134,7 +133,7 @@ def fill(page: Page, results: Results, folder: Path) -> None:
     _add_summary(page.section("In short"), results)
     _add_reconstruction(page.section("Reconstruction of generated clips"), results)
     for title, samples in (("Samples of each class", results.samples), ("Frame prediction", results.predictions)):
-        generate.add_to_page(page.section(title), samples, per_class=SHOWN, fps=FPS, capacity=results.capacity)
+        add_samples(page.section(title), samples, per_class=SHOWN, fps=FPS, capacity=results.capacity)
     section = page.section("Training")
     runs = [name for name in results.seconds if (folder / name / "export").is_dir()]
     section.charts(*(loss_chart(name.replace("_", " "), {"": read_journal(folder / name)}) for name in runs))

@@ -23,17 +23,15 @@ from genvid.ar.row_model import RowModel
 from genvid.batch import Batch
 from genvid.checkpoint import fingerprint, load_model, resolve
 from genvid.command import command
-from genvid.data.clips import to_uint8
 from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
-from genvid.data.video import video_bytes
 from genvid.device import device
 from genvid.eval.evaluation import Candidate, Evaluation, Execution, Measures, Output
 from genvid.eval.features.base import FeatureNetwork
 from genvid.eval.features.classifier import VideoClassifier
 from genvid.eval.features.loading import ClassifierFeatures, load_features
 from genvid.eval.metrics.frechet import FEWEST_REAL, frechet_name
-from genvid.eval.pages.page import Clip, Page, Section
+from genvid.eval.pages.page import Page
 from genvid.eval.protocols import check_held_out, data_protocol
 from genvid.eval.report import Number, Provenance, Report
 from genvid.eval.selection import ClassRequests, EvaluationClips, Selection
@@ -46,6 +44,7 @@ from genvid.generation.pipeline import Generated, Job, check_match, class_job, p
 from genvid.generation.sampler import SamplingConfig
 from genvid.precision import PRECISIONS, Precision
 from genvid.provenance import class_numbers
+from genvid.recipes.samples_page import Samples, add_samples
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens import BlockTokens, TokenizerSpec
 from genvid.tokens.coding import decode
@@ -102,19 +101,6 @@ CONTINUED = "generated tokens per clip"
 """Name of the number of `continued`."""
 FEATURES = "video classifier of the same data"
 """Name of the feature network of the distance."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The first generated clips, with the real ones that they continue, and the report of all."""
-
-    generated: Generated
-    labels: Tensor
-    real: Tensor
-    """Empty where the model generates classes."""
-    classes: list[str]
-    context_frames: int
-    report: Report
 
 
 class GenerationSession:
@@ -366,28 +352,6 @@ def agreement(session: GenerationSession, summary: Summary) -> list[Number]:
     ]
 
 
-def add_to_page(section: Section, samples: Samples, *, per_class: int, fps: float, capacity: int) -> None:
-    """Samples per class, or predictions beside the truth."""
-    scale = max(1, 128 // samples.generated.videos.shape[-1])
-    section.numbers([samples.report])
-
-    def clip(row: int) -> Clip:
-        video = video_bytes(to_uint8(samples.generated.videos[row]), fps, scale=scale)
-        return Clip(video, "", samples.generated.tokens.lengths[row].tolist(), capacity)
-
-    if samples.context_frames:
-        rows = {}
-        for row in range(min(per_class, len(samples.labels))):
-            truth = Clip(video_bytes(to_uint8(samples.real[row]), fps, scale=scale))
-            rows[f"{samples.classes[int(samples.labels[row])]} ({row})"] = [truth, clip(row)]
-        section.comparison(["truth", f"predicted from {samples.context_frames} frames"], rows)
-        return
-    for label, name in enumerate(samples.classes):
-        chosen = (samples.labels == label).nonzero().flatten()[:per_class].tolist()
-        if chosen:
-            section.heading(name).clips([clip(row) for row in chosen])
-
-
 @command
 def main(argv: Sequence[str]) -> None:
     usage = "accelerate launch recipes/generate.py CONFIG.yaml [--key value ...]"
@@ -399,7 +363,7 @@ def main(argv: Sequence[str]) -> None:
     samples.report.save(folder / "report.json")
     page = Page("Samples", lead=run.protocol)
     capacity = samples.generated.tokens.keep.shape[-1]
-    add_to_page(page.section(samples.report.title), samples, per_class=8, fps=run.fps, capacity=capacity)
+    add_samples(page.section(samples.report.title), samples, per_class=8, fps=run.fps, capacity=capacity)
     print(f"wrote {page.write(folder / 'page.html')}")
 
 

@@ -16,7 +16,8 @@ from genvid.batch import Batch
 from genvid.command import command
 from genvid.config import ConfigError
 from genvid.data.loader import SizedDataset, step_batches
-from genvid.recipes.runs import RUNS, Run
+from genvid.recipes.run import Run
+from genvid.recipes.runs import RUNS
 from genvid.train.start import start_from
 from genvid.train.trainer import BatchStream, HeldOut, Shard, Trainer
 

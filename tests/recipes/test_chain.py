@@ -25,8 +25,9 @@ from genvid.eval.report import Number, Provenance, Report
 from genvid.provenance import ProvenanceError
 from genvid.recipes import calibrate, compare_allocators
 from genvid.recipes.compare_allocators import ALLOCATORS
-from genvid.recipes.generate import GenerationRun, Samples, generate
+from genvid.recipes.generate import GenerationRun, generate
 from genvid.recipes.package_model import CODE_COUNTS, PackageRun, package
+from genvid.recipes.samples_page import Samples
 from genvid.tokenizer.adaptok.loading import AllocatedTokenizer
 from genvid.tokens.cache import TokenCache
 from genvid.tokens.cache_info import CacheError

@@ -17,7 +17,8 @@ from genvid.generation.folder import SampleFolder, SampleFolderError
 from genvid.generation.guidance import ByBlock
 from genvid.recipes import compare_budgets, compare_guidance, comparison
 from genvid.recipes import generate as recipe
-from genvid.recipes.generate import GenerationRun, Samples, generate
+from genvid.recipes.generate import GenerationRun, generate
+from genvid.recipes.samples_page import Samples
 
 pytestmark = pytest.mark.gpu
 TOTAL = {"total": 160, "group_size": 4, "forecast_rows": 4}

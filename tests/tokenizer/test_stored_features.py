@@ -15,7 +15,8 @@ from genvid.data.dataset import VideoData
 from genvid.data.loader import load_batches
 from genvid.recipes import cache_features
 from genvid.recipes.cache_features import FeatureRun
-from genvid.recipes.runs import AdapTokRun, HeldOutClips
+from genvid.recipes.run import HeldOutClips
+from genvid.recipes.runs import AdapTokRun
 from genvid.tokenizer.adaptok.config import RotaryGeometry
 from genvid.tokenizer.adaptok.semantic import DecoderAlignmentConfig, SemanticConfig, SemanticLoss
 from genvid.tokenizer.adaptok.tasks import ObjectiveConfig
