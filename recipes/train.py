@@ -6,7 +6,7 @@ The same command resumes a run that was interrupted.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 from accelerate.utils import set_seed
@@ -51,7 +51,7 @@ def train(run: Run) -> Path:
 def _batches(run: Run, dataset: SizedDataset) -> BatchStream:
     """The batches of a run from a dataset."""
 
-    def batches(shard: Shard) -> Iterator[list[Batch]]:
+    def batches(shard: Shard) -> Generator[list[Batch]]:
         return step_batches(
             dataset,
             batch_size=run.train.batch_size,

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from itertools import accumulate, count
 from typing import Any, Protocol
 
@@ -157,8 +157,8 @@ def step_batches(
     workers: int = 0,
     device: torch.device | str = "cpu",
     micro_batches: int = 1,
-) -> Iterator[list[Batch]]:
-    """For each training step, this process's micro-batches on `device`, without end.
+) -> Generator[list[Batch]]:
+    """For each training step, this process's micro-batches on `device`, without end. Closing it ends the workers.
 
     `batch_size` is global: clips of a step over all processes and micro-batches; of `BucketedClips` as many as do the
     same work. uint8 "video" becomes float in
@@ -268,18 +268,22 @@ def load_batches(
         prefetch_factor=2 if workers else None,
         worker_init_fn=_end_with_parent,
     )
-    iterator = iter(loader)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except Exception as error:
-            raise _in_one_sentence(error) from error
-        moved = {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
-        if "video" in moved and not moved["video"].is_floating_point():
-            moved["video"] = to_float(moved["video"])
-        yield moved
+    iterator: Any = iter(loader)
+    try:
+        while True:
+            try:
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except Exception as error:
+                raise _in_one_sentence(error) from error
+            moved = {name: value.to(device, non_blocking=cuda) for name, value in batch.items()}
+            if "video" in moved and not moved["video"].is_floating_point():
+                moved["video"] = to_float(moved["video"])
+            yield moved
+    finally:
+        if workers:  # else they live as long as the traceback of an error, which holds `iterator`
+            iterator._shutdown_workers()
 
 
 def _end_with_parent(_: int) -> None:

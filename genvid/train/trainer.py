@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -29,8 +29,9 @@ from genvid.train.validation import Validation
 
 logger = logging.getLogger(__name__)
 
-BatchStream = Callable[["Shard"], Iterator[list[Batch]]]
-"""The part of a process -> an endless iterator of its micro-batches of each step, on its device."""
+BatchStream = Callable[["Shard"], Generator[list[Batch]]]
+"""The part of a process -> its micro-batches of each step, without end, on its device. Closing them ends the data
+workers, which the signals at the end of a process do not reach (`StopRequest.shield`)."""
 
 
 @dataclass(frozen=True)
@@ -118,11 +119,11 @@ class Trainer:
         config, shard = self.config, self._shard(start)
         with self.stop.shield():
             validation = self._validation()
-            needed = islice(batches(shard), config.steps - start)
-            upcoming = LookAhead(needed, 0 if self.stop.alone else self.stop.LAG + 1)
+            stream = batches(shard)
+            upcoming = LookAhead(islice(stream, config.steps - start), 0 if self.stop.alone else self.stop.LAG + 1)
         self.step.model.train()
         journal = Journal(self.accelerator, self.folder, start=start, steps=config.steps, every=config.log_every)
-        with closing(journal):
+        with closing(stream), closing(journal):
             for step in range(start, config.steps):
                 with journal.waiting_for_data():
                     micro_batches = upcoming.take()

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import multiprocessing
 import os
 import re
 import shutil
@@ -220,6 +221,7 @@ def test_a_folder_that_is_renamed_under_data_workers_costs_no_step(tmp_path):
     assert re.fullmatch(
         r".*No such file or directory: .*\.txt'; step \d+ is saved in .*goes on from it", str(ended.value)
     )
+    assert not multiprocessing.active_children()  # the end of this process would wait for them forever
     (tmp_path / "moved").rename(tmp_path / "clips")
     assert newest_complete(tmp_path / "run").name > "step_00000003"
     train(tmp_path / "run", ToyTask, loaded, steps=24)
