@@ -122,3 +122,9 @@ class BucketRun(ClipRun):
         """ValueError for clips that a tokenizer does not take."""
         for clip in self.clip_rules:
             model.check_clip(clip.frames, clip.resolution)
+        longest = max(clip.frames for clip in self.clip_rules)
+        if model.window is None and longest < model.frames and self.init_from is None:
+            raise ValueError(
+                f"clips of at most {longest} frames leave the last blocks of a tokenizer of {model.frames} frames "
+                "untrained (its geometry is absolute): change data.clip.frames or model.frames"
+            )

@@ -131,6 +131,7 @@ SEMANTIC = "{teacher: {type: module, source: a:b}, decoder: {weight: -1}}"
         ("tokenizer", "--model.encoder.heads=0", "width, depth and heads are at least 1, got 384, 4 and 0"),
         ("tokenizer", "--model.encoder.depth=0", "width, depth and heads are at least 1, got 384, 0 and"),
         ("tokenizer", "--data.clip.resolution=32", r"data\.clip\.resolution must be a list \[a, b\], got '32'"),
+        ("tokenizer", "--data.clip.frames=12", "12 frames leave the last blocks of a tokenizer of 16 frames untrained"),
         ("tokenizer", f"--seed={2**70}", "seed must be an integer of 64 bits"),
         ("ar", "--model.kv_heads=0", "model.kv_heads must be at least 1, got 0"),
         ("ar", "--model.depth=0", "model.depth must be at least 1, got 0"),
