@@ -38,6 +38,8 @@ MODELS = {
 
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+EXPORT = "export"
+"""Folder in a run folder: the model of the run."""
 SHIPPED = Path(__file__).parent / "models"
 """Folder of the model folders that are installed with genvid, each under its name."""
 T = TypeVar("T")
@@ -212,7 +214,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder as a dict."""
     file = folder / CONFIG
     if not file.is_file():
-        raise CheckpointError(f"{folder} is not a model folder: it has no config.json")
+        export = folder / EXPORT
+        way_out = f"give that of the run, {export}" if (export / CONFIG).is_file() else f"it has no {CONFIG}"
+        raise CheckpointError(f"{folder} is not a model folder: {way_out}")
     try:
         return configuration.read_json(file)
     except ConfigError as error:

@@ -161,6 +161,8 @@ def test_info(models, video, tmp_path, capsys):
     assert "3 frames at 24 a second" in capsys.readouterr().out
     refused(capsys, "holds neither a model", "info", models)
     refused(capsys, "no model folder", "info", "./nothing")
+    continued = ("sample", "--model", models / "run", "--tokenizer", models / "tokenizer", "--output", tmp_path / "out")
+    refused(capsys, f"give that of the run, {models / 'run' / 'export'}", *continued, "--class", 1)
     (tmp_path / "unfinished.json").write_text("{}")
     refused(capsys, "not a finished token cache", "info", tmp_path)
 

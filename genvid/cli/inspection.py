@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from genvid.ar.config import is_published
-from genvid.checkpoint import MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
+from genvid.checkpoint import EXPORT, MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
 from genvid.config import dotted
 from genvid.data.images import list_images
 from genvid.data.video import probe
@@ -93,7 +93,7 @@ def _training_run(path: Path) -> dict[str, Any]:
             return {"run": path, "task": task}
         case _:
             return {"run": path, "task": "not a training run"}
-    records, export = read_journal(path), path / "export"
+    records, export = read_journal(path), path / EXPORT
     last = records[-1] if records else {}
     done = last.get("step", 0)
     finished = export.is_dir() and done >= steps

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from genvid.checkpoint import Model
+from genvid.checkpoint import EXPORT, Model
 from genvid.train.ema import ExponentialAverage
 from genvid.train.sharding import gathered_state
 
@@ -24,7 +24,7 @@ def export(
 
     In bf16 the file has half the size. Buffers keep their precision: whitening inverts a covariance.
     """
-    folder = run / "export"
+    folder = run / EXPORT
     state = gathered_state(model) if average is None else average.state_dict()
     if accelerator.is_main_process:
         with torch.random.fork_rng():
