@@ -210,6 +210,12 @@ def check_free(destination: Path) -> None:
         raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
 
 
+def model_name(source: str | Path) -> str:
+    """Name of the model of a folder or Hub id: that of the folder, and of the run where it is the export of one."""
+    folder = Path(source).absolute()
+    return (folder.parent if folder.name == EXPORT else folder).name
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """`config.json` of a model folder as a dict."""
     file = folder / CONFIG

@@ -21,7 +21,7 @@ from genvid.ar.classes import class_names
 from genvid.ar.draft import DraftHeads
 from genvid.ar.row_model import RowModel
 from genvid.batch import Batch
-from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.checkpoint import fingerprint, load_model, model_name, resolve
 from genvid.command import command
 from genvid.data.dataset import VideoData
 from genvid.data.loader import one_pass
@@ -137,7 +137,8 @@ class GenerationSession:
         self.fingerprint = fingerprint(resolve(run.tokens.tokenizer))
         self.about = self._about()
         self.folder = SampleFolder(Path(run.output_dir) / "samples", self.about, part=self.state.process_index)
-        self.writer = SampleWriter(self.fingerprint, self.tokenizer.spec, run.fps, run.format)
+        maker = model_name(run.tokens.tokenizer), self.fingerprint
+        self.writer = SampleWriter(maker, self.tokenizer.spec, run.fps, run.format)
 
     def _about(self) -> dict[str, Any]:
         """Settings that the samples depend on."""

@@ -419,6 +419,17 @@ def watch(monkeypatch, method, most):
     monkeypatch.setattr(AdapTok, method, counted)
 
 
+def test_token_files_name_their_tokenizer_by_its_run(models, video, tmp_path, capsys):
+    export = tmp_path / "mine" / "export"
+    shutil.copytree(models / "tokenizer", export)
+    run("encode", video, tmp_path / "a.tok", "--tokenizer", export)
+    sampled = ("sample", "--model", models / "run" / "export", "--tokenizer", export, "--class", 1)
+    run(*sampled, "--output", tmp_path / "out")
+    for file in (tmp_path / "a.tok", tmp_path / "out" / "tokens" / "00000.tok"):
+        decode = ("decode", file, tmp_path / "b.mp4", "--tokenizer", models / "other")
+        refused(capsys, "decode with 'mine', the tokenizer that it was encoded with", *decode)
+
+
 def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
     asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
     run(*asked, "--count", 3, "--guidance", 1.5, "--output", tmp_path / "whole")

@@ -22,7 +22,7 @@ from genvid.allocation import Allocator, Budget
 from genvid.api import Generator, Tokenizer, load
 from genvid.ar.coding import ARCodes
 from genvid.ar.row_model import RowModel
-from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.checkpoint import fingerprint, load_model, model_name, resolve
 from genvid.data.audio import AudioError, audio_file
 from genvid.data.clips import read_clips, to_uint8
 from genvid.data.video import VideoInfo, frame_rate, probe, video_sha256, video_writer
@@ -262,7 +262,7 @@ def _header(options: EncodeOptions, tokenizer: Tokenizer, info: VideoInfo, codes
         tokenizer.model.spec,
         info.frames,
         frame_rate(info.fps),
-        tokenizer=(Path(options.tokenizer).name, fingerprint(resolve(options.tokenizer))),
+        tokenizer=(model_name(options.tokenizer), fingerprint(resolve(options.tokenizer))),
         codes=codes or {},
         latents=tokenizer.model.latent_steps if isinstance(tokenizer.model, ContinuousTokenizer) else None,
     )

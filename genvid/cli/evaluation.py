@@ -11,7 +11,7 @@ from genvid import config as configuration
 from genvid.allocation import Allocator
 from genvid.allocation.budget import GROUP_SIZE
 from genvid.ar.row_model import RowModel
-from genvid.checkpoint import load_model
+from genvid.checkpoint import load_model, model_name
 from genvid.cli.coding import BudgetOptions, open_tokenizer
 from genvid.cli.evaluation_options import EvaluateOptions, ReportOptions
 from genvid.cli.video_models import PredictedTokens, Sampling, codebook_of, hashes
@@ -111,7 +111,7 @@ def _evaluation(
 
 def _candidate(options: EvaluateOptions, tokens: int | None, model: VideoModel) -> Candidate:
     source = options.tokenizer if isinstance(model, PredictedTokens) else options.model or options.tokenizer
-    title = options.title or Path(source or str(options.videos)).name
+    title = options.title or model_name(source or str(options.videos))
     if options.refine:
         title = f"{title}, refined by {options.refine} steps"
     if tokens is None:

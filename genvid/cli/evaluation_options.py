@@ -68,7 +68,7 @@ class EvaluateOptions:
     workers: int = 2
     """Processes that decode videos."""
     title: str | None = None
-    """Title of the report (default: the name of the model's folder)."""
+    """Title of the report (default: the name of the model's folder, or of its run)."""
     html: bool = False
     """Also write page.html."""
 

@@ -20,7 +20,7 @@ from genvid.allocation import Allocator
 from genvid.ar.classes import class_number
 from genvid.ar.draft import DraftHeads
 from genvid.ar.row_model import RowModel
-from genvid.checkpoint import fingerprint, load_model, resolve
+from genvid.checkpoint import fingerprint, load_model, model_name, resolve
 from genvid.cli.coding import BudgetOptions, new_output, open_tokenizer
 from genvid.data.clips import read_frames, to_float
 from genvid.data.video import probe, video_bytes, video_sha256
@@ -151,7 +151,8 @@ def sample(options: SampleOptions) -> None:
     condition = _condition(options, model)
     about = _about(options, condition)
     fps = options.fps or (FPS if options.prompt is None else probe(options.prompt).fps)
-    writer = SampleWriter(about["tokenizer"], tokenizer.spec, fps, options.format)
+    maker = model_name(options.tokenizer), about["tokenizer"]
+    writer = SampleWriter(maker, tokenizer.spec, fps, options.format)
     samples = SampleFolder(options.output, about)
     if len(samples.samples()) < options.count:
         make = _sample if options.frames is None else _continue

@@ -101,8 +101,8 @@ class SampleFolderError(ValueError):
 class SampleWriter:
     """Writes samples as files of one format."""
 
-    tokenizer: str
-    """Fingerprint of the tokenizer's folder."""
+    tokenizer: tuple[str, str]
+    """Name and fingerprint of the tokenizer."""
     spec: TokenizerSpec
     fps: float
     format: str = "mp4"
@@ -139,8 +139,8 @@ class SampleWriter:
 
     def write_tokens(self, folder: Path, number: int, frames: int, tokens: BlockTokens) -> None:
         """Write the file of the tokens of a video of so many frames."""
-        model, maker = UniformCodes(self.spec), ("sampled", self.tokenizer)
-        header = Header.of(self.spec, frames, frame_rate(self.fps), tokenizer=maker, codes=model.record)
+        model = UniformCodes(self.spec)
+        header = Header.of(self.spec, frames, frame_rate(self.fps), tokenizer=self.tokenizer, codes=model.record)
         with write_atomically(folder / "tokens" / f"{number:05d}.tok") as temporary, temporary.open("wb") as stream:
             TokenWriter(stream, header, model).append(tokens, frames)
 

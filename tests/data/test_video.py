@@ -502,5 +502,5 @@ def test_what_is_no_frame_rate(tmp_path: Path, fps: float) -> None:
         with pytest.raises(ValueError, match="a frame rate is"):
             write(tmp_path / "a", torch.zeros(3, 4, 32, 32, dtype=torch.uint8), fps)
     with pytest.raises(ValueError, match="a frame rate is"):
-        SampleWriter("tokenizer", TokenizerSpec(2, (32, 32), 8, 4, 8), fps)
+        SampleWriter(("tokenizer", "0123"), TokenizerSpec(2, (32, 32), 8, 4, 8), fps)
     assert not list(tmp_path.iterdir())

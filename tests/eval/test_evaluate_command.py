@@ -173,7 +173,7 @@ def test_of_more_samples_than_are_compared_not_the_first_classes_are_taken(tmp_p
 
 def test_samples_in_png_folders_are_read_bit_for_bit(tmp_path: Path) -> None:
     made = torch.randint(256, (3, 3, 16, 128, 128), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    writer = SampleWriter("tokenizer", TokenizerSpec(4, (128, 128), 8, 4, 512), fps=8, format="png")
+    writer = SampleWriter(("tokenizer", "0123"), TokenizerSpec(4, (128, 128), 8, 4, 512), fps=8, format="png")
     for number, video in enumerate(made):
         writer.write_video(tmp_path / "made", number, to_float(video))
     (tmp_path / "made" / "tokens").mkdir()
