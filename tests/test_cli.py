@@ -430,6 +430,15 @@ def test_token_files_name_their_tokenizer_by_its_run(models, video, tmp_path, ca
         refused(capsys, "decode with 'mine', the tokenizer that it was encoded with", *decode)
 
 
+def test_info_describes_a_folder_of_samples(models, tmp_path, capsys):
+    sampled = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 1)
+    run(*sampled, "--count", 2, "--output", tmp_path / "out")
+    capsys.readouterr()
+    run("info", tmp_path / "out")
+    lines = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (lines["samples"], lines["videos"], lines["condition.class"]) == (str(tmp_path / "out"), "2", "1")
+
+
 def test_sampled_classes_do_not_depend_on_the_batch(models, tmp_path, capsys):
     asked = ("sample", "--model", models / "run" / "export", "--tokenizer", models / "tokenizer", "--class", 2)
     run(*asked, "--count", 3, "--guidance", 1.5, "--output", tmp_path / "whole")

@@ -10,7 +10,7 @@ import yaml
 
 from genvid.ar.config import is_published
 from genvid.checkpoint import EXPORT, MODELS, CheckpointError, fingerprint, read_config, read_weights, resolve
-from genvid.config import dotted
+from genvid.config import dotted, read_json
 from genvid.data.images import list_images
 from genvid.data.video import probe
 from genvid.tokenizer.adaptok import published as published_adaptok
@@ -28,7 +28,8 @@ class InfoOptions:
 
 
 def info(options: InfoOptions) -> None:
-    """Describe a model folder, run folder, token cache, token file, or video (a file, or a folder of pictures)."""
+    """Describe a model folder, run folder, token cache, token file, folder of samples, or video (a file, or a folder
+    of pictures)."""
     path = Path(options.source)
     if path.is_file():
         tokens = path.name.removesuffix(".unfinished").endswith((".tok", ".npz"))
@@ -39,11 +40,14 @@ def info(options: InfoOptions) -> None:
         lines = _cache(path)
     elif (path / "config.json").is_file() or not path.is_dir():
         lines = _model(resolve(options.source))
+    elif (path / "about.json").is_file():
+        lines = _samples(path)
     elif list_images(path):
         lines = _video(path)
     else:
         raise ValueError(
-            f"{path} holds neither a model (config.json), a run (config.yaml), a token cache nor pictures of a video"
+            f"{path} holds neither a model (config.json), a run (config.yaml), a token cache, samples nor pictures of "
+            "a video"
         )
     width = max(map(len, lines))
     for name, value in lines.items():
@@ -78,6 +82,13 @@ def _cache(path: Path) -> dict[str, Any]:
 
     cache = TokenCache.open(path)
     return {"token cache": path, "clips": len(cache), **dotted(vars(cache.info))}
+
+
+def _samples(path: Path) -> dict[str, Any]:
+    from genvid.generation.folder import SampleFolder  # seconds for the libraries of the engine
+
+    about = read_json(path / "about.json")
+    return {"samples": path, "videos": len(SampleFolder(path, about).samples()), **dotted(about)}
 
 
 def _training_run(path: Path) -> dict[str, Any]:
