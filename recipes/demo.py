@@ -20,6 +20,7 @@ import yaml
 from genvid import config as configuration
 from genvid.command import command
 from genvid.data import ClipConfig, FolderConfig
+from genvid.eval.metrics.frechet import FEWEST_REAL
 from genvid.recipes import compare_allocators, generate
 from genvid.recipes.cache_tokens import CacheRun, cache_tokens
 from genvid.recipes.calibrate import CalibrationRun, run_calibration
@@ -70,10 +71,22 @@ class Demo:
     def config(self, cls: type[Any], name: str) -> Any:
         return configuration.load(cls, CONFIGS / f"{name}.yaml", self.overrides(name))
 
+    def check_data(self, folder: str) -> None:
+        """ValueError, before anything is trained, for videos of which the last stages cannot make their numbers."""
+        if len(FolderConfig(folder).open(ClipConfig()).classes) < 2:
+            raise ValueError(f"{folder} must hold two class folders or more: the demo samples by class")
+        clips = self.config(GenerationRun, "generation").data.open()
+        if len(clips) < FEWEST_REAL:
+            raise ValueError(
+                f"{folder} has {len(clips)} held-out clips of {clips.clip.frames} frames, and the demo compares with "
+                f"at least {FEWEST_REAL}: give it more videos, or longer ones (the last eighth of each class is held "
+                "out)"
+            )
+
     def run(self) -> Path:
         """All stages; returns the page."""
-        if self.data is not None and len(FolderConfig(self.data).open(ClipConfig()).classes) < 2:
-            raise ValueError(f"{self.data} must hold two class folders or more: the demo samples by class")
+        if self.data is not None:
+            self.check_data(self.data)
         page = self.stage("real video", lambda: first_page(SHIPPED_TOKENIZER))
         page.write(self.page)
         print(f"open {self.page.resolve()}: the first section is there, the others follow")

@@ -186,7 +186,7 @@ class GenerationSession:
         if real < FEWEST_REAL or made < 2:
             raise ValueError(
                 f"a Frechet distance and its floor need at least {FEWEST_REAL} real clips and 2 samples, "
-                f"got {real} and {made}"
+                f"got {real} and {made}: hold out more videos, or raise count"
             )
 
     def _evaluation(self, features: FeatureNetwork) -> Evaluation:

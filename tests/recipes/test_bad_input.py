@@ -1,8 +1,10 @@
 """Bad input ends a script with one sentence on stderr and exit status 2."""
 
 import pytest
+import torch
 
-from genvid.recipes import cache_tokens, calibrate, compare_allocators, generate, train
+from genvid.data.video import write_video
+from genvid.recipes import cache_tokens, calibrate, compare_allocators, demo, generate, train
 
 
 def complaint(capsys, run) -> str:
@@ -28,6 +30,15 @@ def test_a_folder_without_videos(stages, capsys, tmp_path):
     (tmp_path / "empty").mkdir()
     data = folder_of(stages, tmp_path / "empty")
     assert str(tmp_path / "empty") in complaint(capsys, lambda: stages.run("tokenizer", "bad_empty", data=data))
+
+
+def test_a_demo_of_too_few_videos(capsys, tmp_path):
+    for name in ("a/1.mp4", "a/2.mp4", "b/1.mp4", "b/2.mp4"):
+        (tmp_path / "videos" / name).parent.mkdir(parents=True, exist_ok=True)
+        write_video(tmp_path / "videos" / name, torch.zeros(3, 16, 32, 32, dtype=torch.uint8), 8)
+    asked = ["--data", str(tmp_path / "videos"), "--output", str(tmp_path / "demo")]
+    assert "2 held-out clips of 16 frames" in complaint(capsys, lambda: demo.main(asked))
+    assert not (tmp_path / "demo").exists()
 
 
 @pytest.mark.parametrize("stage", ["tokenizer", "cache", "calibration", "evaluation", "generation"])
