@@ -19,7 +19,7 @@ from genvid.ar.draft import DraftConfig, DraftHeads
 from genvid.ar.model import BlockTransformer
 from genvid.ar.published import PublishedConfig, PublishedTransformer
 from genvid.ar.row_model import RowModel
-from genvid.checkpoint import load_model
+from genvid.checkpoint import SHIPPED, load_model
 from genvid.cli import main, sampling
 from genvid.cli.coding import EncodeOptions, encode
 from genvid.cli.evaluation_options import EvaluateOptions
@@ -428,6 +428,11 @@ def test_token_files_name_their_tokenizer_by_its_run(models, video, tmp_path, ca
     for file in (tmp_path / "a.tok", tmp_path / "out" / "tokens" / "00000.tok"):
         decode = ("decode", file, tmp_path / "b.mp4", "--tokenizer", models / "other")
         refused(capsys, "decode with 'mine', the tokenizer that it was encoded with", *decode)
+
+
+def test_a_budget_without_a_scorer_is_refused_with_that_of_the_tokenizer(video, tmp_path, capsys):
+    asked = ("reconstruct", video, tmp_path / "a.mp4", "--tokenizer", "genvid-tiny", "--tokens", 256)
+    refused(capsys, f"needs both --scorer (that of this tokenizer is {SHIPPED / 'genvid-tiny' / 'scorer'})", *asked)
 
 
 def test_info_describes_a_folder_of_samples(models, tmp_path, capsys):

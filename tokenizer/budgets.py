@@ -52,7 +52,9 @@ def token_budget(tokenizer: VideoTokenizer, tokens: int | None, scorer: str | No
 @token_budget.register
 def _(tokenizer: AdapTok, tokens: int | None, scorer: str | None, *, published: bool) -> Budget:
     if scorer is None or tokens is None:
-        raise ValueError("a token budget needs both --scorer and --tokens")
+        own = tokenizer.folder / "scorer" if tokenizer.folder and scorer is None else None
+        hint = f" (that of this tokenizer is {own})" if own and own.is_dir() else ""
+        raise ValueError(f"a token budget needs both --scorer{hint} and --tokens")
     predictor = load_predictor(tokenizer, scorer)
     if published:
         return PublishedBudget(predictor, tokens, tokenizer.spec)
