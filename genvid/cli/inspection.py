@@ -106,13 +106,14 @@ def _training_run(path: Path) -> dict[str, Any]:
             return {"run": path, "task": "not a training run"}
     records, export = read_journal(path), path / EXPORT
     last = records[-1] if records else {}
-    done = last.get("step", 0)
+    complete = newest_complete(path)
+    done = max(last.get("step", 0), checkpoint_step(complete) if complete else 0)
     finished = export.is_dir() and done >= steps
     about = {
         "run": path,
         "trains": f"{task}, in batches of {batch_size}",
         "steps": f"{done} of {steps} ({done / steps:.0%})",
-        "newest checkpoint": _checkpoint(path),
+        "newest checkpoint": _checkpoint(path, complete),
         "export": export if export.is_dir() else "none",
         "to go on": "it is complete" if finished else f"accelerate launch recipes/train.py {file}",
     }
@@ -122,9 +123,8 @@ def _training_run(path: Path) -> dict[str, Any]:
     return about | {f"last {name}": f"{value:.6g}" for name, value in last.items() if name != "step"}
 
 
-def _checkpoint(run: Path) -> str:
+def _checkpoint(run: Path, complete: Path | None) -> str:
     """The newest complete checkpoint, and the damage of newer ones."""
-    complete = newest_complete(run)
     known = f"{complete} (step {checkpoint_step(complete)}, whole)" if complete else "none"
     newer = [c for c in list_checkpoints(run) if complete is None or c.name > complete.name]
     return "; ".join([known, *(f"{c.name} is damaged: {damage(c)}" for c in newer)])

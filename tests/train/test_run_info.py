@@ -34,6 +34,9 @@ def test_a_run_folder_explains_itself(tmp_path, capsys):
     assert "(step 4, whole); step_00000008 is damaged: state.safetensors has 4 bytes, but" in about["newest checkpoint"]
     assert about["to go on"] == f"accelerate launch recipes/train.py {run / 'config.yaml'}"
 
+    (run / "metrics.jsonl").write_text("")  # a stop before the first record
+    assert told(capsys, run)["steps"] == "4 of 100 (4%)"
+
 
 @pytest.mark.parametrize("text", ["", "- 1", "train: {}", "train: {steps: 5}", "{task: x, train: {steps: many}}"])
 def test_a_folder_of_another_program_is_no_training_run(tmp_path, capsys, text):
