@@ -131,7 +131,7 @@ def add_real_video(section: Section, shipped: str) -> None:
 def fill(page: Page, results: Results, folder: Path) -> None:
     """All other sections."""
     _add_summary(page.section("In short"), results)
-    _add_reconstruction(page.section("Reconstruction of generated clips"), results)
+    _add_reconstruction(page.section("Reconstruction of held-out clips"), results)
     for title, samples in (("Samples of each class", results.samples), ("Frame prediction", results.predictions)):
         add_samples(page.section(title), samples, per_class=SHOWN, fps=FPS, capacity=results.capacity)
     section = page.section("Training")
@@ -157,8 +157,8 @@ def _add_summary(section: Section, results: Results) -> None:
 
 def _add_reconstruction(section: Section, results: Results) -> None:
     section.text(
-        "Held-out clips. The joint program spends one budget over all of them: more where it predicts that tokens "
-        "help, equal shares where it predicts nothing better."
+        "The joint program spends one budget over all of them: more where it predicts that tokens help, equal shares "
+        "where it predicts nothing better."
     )
     clips = [replace(example, name=f"clip {number}") for number, example in enumerate(results.examples, 1)]
     add_examples(section, clips, results.capacity, FPS)

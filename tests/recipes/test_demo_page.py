@@ -10,7 +10,10 @@ from browser import browser
 
 from genvid.eval.protocols import EvaluationProtocol
 from genvid.eval.report import Number, Provenance, Report
+from genvid.recipes.compare_allocators import EvaluationRun
+from genvid.recipes.demo import Demo
 from genvid.recipes.demo_page import first_page, generation_table, reconstruction_table
+from genvid.recipes.generate import GenerationRun
 from genvid.tokenizer.adaptok.config import AdapTokConfig
 from genvid.tokenizer.adaptok.model import AdapTok
 from genvid.tokenizer.layers import StackConfig
@@ -22,6 +25,14 @@ PROTOCOL = EvaluationProtocol("toy", "reconstruction", "generated clips", "all",
 def report(title: str, **values: float) -> Report:
     numbers = [Number(name.replace("_", " "), value, PROTOCOL, 4) for name, value in values.items()]
     return Report(title, numbers, Provenance.now({}))
+
+
+@pytest.mark.parametrize("data", [None, "videos"])
+def test_numbers_of_ones_own_videos_are_not_called_those_of_generated_clips(tmp_path: Path, data: str | None) -> None:
+    demo = Demo(tmp_path, data, quick=True)
+    runs = {"evaluation": EvaluationRun, "generation": GenerationRun, "prediction": GenerationRun}
+    for name, cls in runs.items():
+        assert demo.config(cls, name).protocol.endswith("held-out clips")
 
 
 def test_tables_have_headings_and_aligned_columns() -> None:
