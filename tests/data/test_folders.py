@@ -96,6 +96,13 @@ def test_missing_and_empty_folders(tmp_path: Path) -> None:
         FolderConfig(str(tmp_path), split="val")
 
 
+def test_a_class_without_a_usable_video_is_named(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (folder / "fly").mkdir()
+    (folder / "fly" / "garbage.mp4").write_bytes(b"no video" * 500)
+    ClipDataset(FolderConfig(str(folder)), CLIP)
+    assert "They are left out, and no video of fly remains" in caplog.text
+
+
 def test_unusable_files_are_named_counted_and_left_out(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     (folder / "run" / "garbage.mp4").write_bytes(b"no video" * 500)
     cut_short(make_video(folder / "run" / "half.avi", codec="mpeg4"), frames=20)
@@ -108,6 +115,7 @@ def test_unusable_files_are_named_counted_and_left_out(folder: Path, caplog: pyt
     assert "garbage.mp4 cannot be decoded" in caplog.text
     assert "half.avi is cut short: 20 of its 40 frames" in caplog.text
     assert "brief.mp4 has 5 frames but a clip needs 8" in caplog.text
+    assert "remains" not in caplog.text
     with pytest.raises(ValueError, match="3 of 6 video files cannot be used"):
         ClipDataset(FolderConfig(str(folder)), CLIP, strict=True)
     with pytest.raises(ValueError, match=r"6 of 6 .* has 20 frames but a clip needs 31"):

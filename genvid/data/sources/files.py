@@ -78,7 +78,8 @@ class FileSource(Source):
         self.videos, self.left_out, self.prepared = len(digests), problems, bool(prepared)
         self.contents = hashlib.sha256(" ".join(digests).encode()).hexdigest()
         if problems:
-            _report(problems, total=len(files) + len(missing), strict=strict)
+            without = [classes[label] for label in sorted({file.label for file in files} - set(self.labels))]
+            _report(problems, total=len(files) + len(missing), strict=strict, without=without)
 
     def listing(self) -> dict[str, VideoInfo]:
         """The usable videos: path below the root -> properties of the file."""
@@ -196,9 +197,11 @@ def _window_starts(info: VideoInfo, clip: ClipConfig) -> list[int | None]:
     return [*range(0, info.frames - clip.span + 1, clip.span)] if clip.window == "all" else [0]
 
 
-def _report(problems: list[str], *, total: int, strict: bool) -> None:
+def _report(problems: list[str], *, total: int, strict: bool, without: list[str]) -> None:
+    """`without`: classes of which no video is left."""
     named = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
     message = f"{len(problems)} of {total} video files cannot be used: {named}"
     if strict or len(problems) == total:
         raise ValueError(message)
-    logger.warning("%s. They are left out", message)
+    emptied = f", and no video of {', '.join(map(readable, without))} remains" if without else ""
+    logger.warning("%s. They are left out%s", message, emptied)
