@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from genvid.allocation import FixedCurves, UniformAllocator
 from genvid.ar.config import ARConfig, TransformerConfig
@@ -120,7 +121,8 @@ def shipped(helpers: Helpers) -> dict[str, Any]:
 
 def demo_models(helpers: Helpers) -> dict[str, Any]:
     readme(helpers)
-    transformer(context_blocks=1).save("demo/frame_prediction/export")
+    recipe = yaml.safe_load((ROOT / "recipes" / "configs" / "demo" / "frame_prediction.yaml").read_text())
+    transformer(recipe["context_blocks"]).save("demo/frame_prediction/export")
     return {}
 
 
