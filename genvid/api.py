@@ -109,7 +109,7 @@ class Tokenizer:
         """Tokens -> the videos, in the form of those that were encoded."""
         if tokens.tokenizer is not None and (own := self._fingerprint()) is not None:
             way_out = "decode them with the tokenizer that encoded them"
-            check_made_from("these tokens", {"tokenizer": tokens.tokenizer}, {"tokenizer": own}, way_out)
+            check_made_from("the set of tokens", {"tokenizer": tokens.tokenizer}, {"tokenizer": own}, way_out)
         model = fitted(self.model, tokens.resolution)
         decoder = video_decoder(model, self._shared_graphs(model))
         with on(self.device):
