@@ -145,7 +145,7 @@ def encode(options: EncodeOptions) -> None:
         limit = TokenRate(Fraction(options.tokens_per_second), frame_rate(info.fps))
     segments = spec.clips(info.frames)
     if model is not None:
-        kept = 0 if limit else spec.block_capacity  # under a limit the content decides
+        kept = 0 if limit else spec.block_capacity  # under a limit lengths depend on the content
         _check_segments(model, max(part.blocks for part in segments), kept)
     encode_next = coder.encoder(limit, [part.frames + part.filling for part in segments], options.refine)
     header = _header(options, tokenizer, info, None if model is None else model.record)
