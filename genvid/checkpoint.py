@@ -210,10 +210,15 @@ def check_free(destination: Path) -> None:
         raise CheckpointError(f"{destination} exists already; choose another destination or remove it first")
 
 
+def without_export(source: str | Path) -> Path:
+    """A model folder; where it is the export of a run, the folder of the run."""
+    folder = Path(source)
+    return folder.parent if folder.name == EXPORT else folder
+
+
 def model_name(source: str | Path) -> str:
     """Name of the model of a folder or Hub id: that of the folder, and of the run where it is the export of one."""
-    folder = Path(source).absolute()
-    return (folder.parent if folder.name == EXPORT else folder).name
+    return without_export(Path(source).absolute()).name
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def fill(page: Page, results: Results, folder: Path) -> None:
     for title, samples in (("Samples of each class", results.samples), ("Frame prediction", results.predictions)):
         add_samples(page.section(title), samples, per_class=SHOWN, fps=FPS, capacity=results.capacity)
     section = page.section("Training")
-    runs = [name for name in results.seconds if (folder / name / "export").is_dir()]
+    runs = [name for name in results.seconds if (folder / name / checkpoint.EXPORT).is_dir()]
     section.charts(*(loss_chart(name.replace("_", " "), {"": read_journal(folder / name)}) for name in runs))
     Table("Seconds of each stage", ["stage", "seconds"], [[k, round(v, 1)] for k, v in results.seconds.items()]).add_to(
         section

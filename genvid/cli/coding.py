@@ -285,10 +285,11 @@ def _code_model(tokenizer: VideoTokenizer, source: str, model: str | None) -> Co
 
 def _check_segments(model: CodeModel, blocks: int, tokens: int) -> None:
     """ValueError for segments of more blocks, or blocks of more tokens, than a model codes."""
-    for needed, most, what in ((blocks, model.most_blocks, "blocks"), (tokens, model.most_tokens, "tokens of a block")):
+    limits = (blocks, model.most_blocks, "blocks together"), (tokens, model.most_tokens, "tokens of a block")
+    for needed, most, what in limits:
         if most is not None and needed > most:
             raise ValueError(
-                f"--code-model codes at most {most} {what} together, and this video needs {needed}: give another model"
+                f"--code-model codes at most {most} {what}, and this video needs {needed}: give another model"
             )
 
 

@@ -39,7 +39,7 @@ from genvid.eval.samples import VideoFiles, open_samples
 from genvid.eval.selection import protocol_clips
 from genvid.eval.sources import protocol_source, unseen_source
 from genvid.eval.summary import Summary
-from genvid.generation.pipeline import check_match, trained_cut
+from genvid.generation.pipeline import check_match, trained_allocator, trained_cut
 from genvid.perceptual import LPIPS
 from genvid.tokenizer.refinement import check_refined, refine_clips
 from genvid.tokens import ResizableTokenizer, VideoTokenizer
@@ -239,7 +239,7 @@ def _context(
         raise ValueError("published models read their prompt uncut: leave out --scorer, --tokens and --published")
     if cut is None:
         return trained_cut(model, None)
-    tokens = model.origin.made_from.get("cache", {}).get("allocator", {}).get("tokens_per_video")
+    tokens = trained_allocator(model).get("tokens_per_video")
     if tokens is not None and budget.tokens is not None and abs(budget.tokens - tokens) >= 1:
         raise ValueError(f"{options.model} was trained on clips of {tokens:g} tokens: give --tokens {tokens:g}")
     return cut.allocator(model.config.context_blocks)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import KW_ONLY, dataclass
-from pathlib import Path
 
 from genvid.api import Generator, Tokenizer
+from genvid.checkpoint import without_export
 from genvid.cli.coding import DEFAULT_TOKENIZER, load_as
 
 
@@ -43,16 +43,10 @@ def studio(options: StudioOptions) -> None:
 
     scorers = options.scorer or [None] * len(options.tokenizer)
     tokenizers = {
-        _name(source): load_as(Tokenizer, source, scorer)
+        str(without_export(source)): load_as(Tokenizer, source, scorer)
         for source, scorer in zip(options.tokenizer, scorers, strict=True)
     }
-    generators = {_name(source): load_as(Generator, source) for source in options.model}
+    generators = {str(without_export(source)): load_as(Generator, source) for source in options.model}
     built = page.build(tokenizers, generators)
     print(f"{page.serve(built, options.port)} (end with Ctrl+C)", flush=True)
     built.block_thread()
-
-
-def _name(source: str) -> str:
-    """On the page: the path without the `export` of a run folder."""
-    path = Path(source)
-    return str(path.parent if path.name == "export" else path)

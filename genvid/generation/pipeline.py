@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -84,10 +85,16 @@ def prediction_job(
     return Job(requests, prompt.unpack)
 
 
+def trained_allocator(model: RowModel) -> dict[str, Any]:
+    """The allocator of the token cache that a model was trained on, as recorded; empty where none is."""
+    recorded: dict[str, Any] = model.origin.made_from.get("cache", {}).get("allocator", {})
+    return recorded
+
+
 def trained_cut(model: RowModel, predictor: DistortionPredictor | None) -> Allocator | None:
     """The allocator of a prompt, as the rows that the model was trained on were cut: evenly, or each prompt to its
     share of their mean tokens by `predictor`; None: all tokens are kept. ValueError where that needs a predictor."""
-    layout, trained = model.layout, model.origin.made_from.get("cache", {}).get("allocator", {})
+    layout, trained = model.layout, trained_allocator(model)
     tokens = trained.get("tokens_per_video", layout.largest * layout.num_blocks)
     if trained.get("type") == "uniform":
         return UniformAllocator(max(size for size in layout.sizes if size <= tokens / layout.num_blocks))

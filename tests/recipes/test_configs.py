@@ -162,6 +162,13 @@ def test_impossible_values_of_recipes_are_one_sentence(recipe, override, words):
         config.load(RUNS[task] if task else BY_NAME[recipe], path, [override])
 
 
+def test_shorter_clips_train_a_tokenizer_whose_last_blocks_come_from_another():
+    run = config.load(
+        RUNS["adaptok"], CONFIGS / "folder64" / "tokenizer.yaml", ["--data.clip.frames=12", "--init_from=a"]
+    )
+    assert (run.data.clip.frames, run.model.frames) == (12, 16)
+
+
 FOLDERS = [path for path in RECIPES if "type: folder" in path.read_text()]
 
 

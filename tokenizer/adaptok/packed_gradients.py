@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from genvid.tokenizer.adaptok.packed_kernels import keys_of_tile, rows, store_rows, strides
+from genvid.tokenizer.adaptok.packed_kernels import keys_of_tile, rows, store_rows, strides, tile_of_span
 
 _LOG2_E = tl.constexpr(math.log2(math.e))
 _TILE = 64
@@ -95,11 +95,7 @@ def _query_gradient_tile(
 ):
     """The gradients of one head of a tile of queries of one span; and the products of what they attended with its
     gradient, which those of the keys need too."""
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    span = places + 6 * (tl.program_id(0) // (tiles * heads))
-    start = tl.load(span) + QUERIES * tile
-    end = tl.load(span + 1)
+    head, span, start, end = tile_of_span(places, tiles, heads, QUERIES)
     if start < end:
         row = (start + tl.arange(0, QUERIES)).to(tl.int64)
         query = rows(queries + head * query_head, row, query_stride, end, CHANNELS, PADDED, True)
@@ -195,11 +191,7 @@ def _key_gradient_tile(
     CAUSAL: tl.constexpr,
 ):
     """The gradients of one head of a tile of keys of one span, and of its values."""
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    span = readers + 6 * (tl.program_id(0) // (tiles * heads))
-    start = tl.load(span) + KEYS * tile
-    end = tl.load(span + 1)
+    head, span, start, end = tile_of_span(readers, tiles, heads, KEYS)
     if start < end:
         place = (start + tl.arange(0, KEYS)).to(tl.int64)
         key = rows(keys + head * key_head, place, key_stride, end, CHANNELS, PADDED, True)

@@ -92,11 +92,7 @@ def _attend_tile(
     CAUSAL: tl.constexpr,
 ):
     """One head of a tile of queries of one span, with a running softmax (FlashAttention, arXiv 2205.14135)."""
-    tile = tl.program_id(0) % tiles
-    head = tl.program_id(0) // tiles % heads
-    span = places + 6 * (tl.program_id(0) // (tiles * heads))
-    start = tl.load(span) + QUERIES * tile
-    end = tl.load(span + 1)
+    head, span, start, end = tile_of_span(places, tiles, heads, QUERIES)
     if start < end:
         row = (start + tl.arange(0, QUERIES)).to(tl.int64)
         query = rows(queries + head * query_head, row, query_stride, end, CHANNELS, PADDED, True)
@@ -115,6 +111,14 @@ def _attend_tile(
         summed /= weight[:, None]
         store_rows(attended + head * attended_head, row, attended_stride, end, summed, CHANNELS, PADDED)
         tl.store(sums + row * heads + head, highest + tl.log2(weight), mask=row < end)
+
+
+@triton.jit
+def tile_of_span(places, tiles, heads, ROWS: tl.constexpr):
+    """Of this program: its head; its row of `places`; the first token of its tile, and the end of the span."""
+    program = tl.program_id(0)
+    span = places + 6 * (program // (tiles * heads))
+    return program // tiles % heads, span, tl.load(span) + ROWS * (program % tiles), tl.load(span + 1)
 
 
 @triton.jit
